@@ -1,0 +1,43 @@
+"""How a person sees a long training: a bar on a terminal, sparse lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import NoReturn, Self
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Shows step, loss, rate and time left on stderr."""
+
+    def __init__(self, name: str, total: int, start: int) -> None:
+        self._name, self._total, self._start = name, total, start
+        self._began = self._last_line = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._bar: tqdm[NoReturn] = tqdm(total=total, initial=start, desc=name, unit="step", disable=not self._terminal)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+    def tell(self, message: str) -> None:
+        """Print one line that must not be missed."""
+        self._bar.clear()
+        print(f"{self._name}: {message}", file=sys.stderr, flush=True)
+
+    def show(self, step: int, loss: float, images_per_second: float) -> None:
+        """Report that `step` steps are done."""
+        if self._terminal:
+            self._bar.set_postfix(loss=f"{loss:.4g}", images=f"{images_per_second:.0f}/s", refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if step == self._total or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            left = (now - self._began) / max(1, step - self._start) * (self._total - step)
+            self.tell(f"step {step}/{self._total} loss {loss:.4g} {images_per_second:.0f} images/s, {left:.0f} s left")
