@@ -1,0 +1,402 @@
+"""Every value of an experiment, typed and checked before any compute. `params.yaml` holds them all: no hidden defaults.
+
+The groups of `Params` are the stages of `dvc.yaml`; `variants` names the denoisers that are trained and compared.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sfd_core.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
+
+ExtractorName = Literal["inception", "dinov2", "efficientnet_lite2", "efficientnet_lite0"]
+SizeName = Literal["tiny", "S", "B", "L", "XL", "XXL", "1p6B"]
+
+
+class Group(BaseModel):
+    """Base of all groups: immutable, strictly typed, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSize(Group):
+    """Depth, width and number of heads of a transformer."""
+
+    depth: Positive
+    width: Positive
+    heads: Positive
+
+
+MODEL_SIZES: dict[SizeName, ModelSize] = {
+    "tiny": ModelSize(depth=4, width=128, heads=4),
+    "S": ModelSize(depth=12, width=384, heads=6),
+    "B": ModelSize(depth=12, width=768, heads=12),
+    "L": ModelSize(depth=24, width=1024, heads=16),
+    "XL": ModelSize(depth=28, width=1152, heads=16),
+    "XXL": ModelSize(depth=24, width=1536, heads=24),
+    "1p6B": ModelSize(depth=28, width=1792, heads=28),
+}
+"""Denoiser sizes (METHOD: LightningDiT sizes of the paper; `tiny` is the embedded preset's)."""
+
+
+class Optimisation(Group):
+    """How one network is optimised with AdamW."""
+
+    steps: Positive
+    """Optimiser steps."""
+    batch_size: Positive
+    """Images a step."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """Linear warm-up from zero."""
+    decay_steps: Annotated[int, Field(ge=0)]
+    """Length of the cosine decay at the end of training; 0 keeps the rate constant."""
+    final_rate: Fraction
+    """Rate at the end of the decay, as a share of the learning rate."""
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    weight_decay: NonNegative
+    clip_norm: NonNegative
+    """Largest gradient norm; 0 leaves gradients alone."""
+    precision: Literal["float32", "bfloat16"]
+    checkpoint_every: Positive
+    """Steps between resumable checkpoints."""
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}; shorten them"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+        return self
+
+
+class PrepareParams(Group):
+    """Images: where they come from, their size, their classes and the held-out split."""
+
+    source: Literal["twemoji", "folder"]
+    path: str | None
+    """Root of the class folders for `source: folder`; null for twemoji."""
+    labels: Literal["category", "subcategory", "folder"]
+    """What a class is: an emoji's category or subcategory, or the folder an image lies in."""
+    resolution: Positive
+    """Side of the square images in pixels."""
+    copies: Positive
+    """Renderings of each training image; the first is plain, the others are shifted and scaled (twemoji only)."""
+    held_out: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the images, chosen by a hash of their names, that no training sees."""
+    skip_unreadable: bool
+    """Skip (and name) files that are no readable image instead of stopping."""
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.source == "folder") != (self.path is not None):
+            raise ValueError(f"source {self.source!r} with path {self.path!r}: a folder needs a path, twemoji none")
+        if (self.source == "folder") != (self.labels == "folder"):
+            raise ValueError(f"labels {self.labels!r} do not exist for source {self.source!r}")
+        if self.source == "folder" and self.copies != 1:
+            raise ValueError(f"copies is {self.copies}, but only twemoji can be rendered more than once; set it to 1")
+        return self
+
+
+class TextureVAEParams(Group):
+    """The image VAE: pixels to the texture latent and back."""
+
+    channels: Positive
+    """Channels of the texture latent."""
+    downsampling: Literal[4, 8, 16, 32]
+    """Pixels per latent position along one side."""
+    width: Positive
+    """Channels of the convolutional residual."""
+    depth: Positive
+    """Residual blocks on the latent grid, in the encoder and in the decoder."""
+    kl_weight: NonNegative
+    learning_rate: PositiveFloat
+    optimisation: Optimisation
+
+
+class FeaturesParams(Group):
+    """Patch tokens of the frozen semantic encoder."""
+
+    encoder: str
+    """A timm model name."""
+    weights: str
+    """`package` (weights shipped by an installed package), `hub`, or the path of a local file."""
+    input_size: Positive
+    """Side in pixels that images are resized to before the encoder."""
+    grid: Positive
+    """Side of the token grid."""
+    batch_size: Positive
+
+
+class SemanticVAEParams(Group):
+    """The compressor of patch tokens (section 3 of METHOD), and the PCA that ReDi uses in its place."""
+
+    channels: Positive
+    width: Positive
+    depth: Positive
+    heads: Positive
+    kl_weight: NonNegative
+    pca_channels: Positive
+    learning_rate: PositiveFloat
+    optimisation: Optimisation
+
+
+class EncodeParams(Group):
+    """Latents of all images, frozen on disk."""
+
+    dtype: Literal["float16", "float32"]
+    batch_size: Positive
+    seed: Seed
+    """Seed of the posterior sample that is frozen."""
+
+
+class TrainParams(Group):
+    """What all variants' trainings share."""
+
+    optimisation: Optimisation
+    """Each variant names its own learning rate."""
+    snapshots: Positive
+    """EMA snapshots kept, evenly spaced over the training; the last is the final one."""
+    ema_decay: Fraction
+    ema_warmup: bool
+    """Decay min(ema_decay, (1 + step) / (10 + step)) instead of ema_decay from the start."""
+    class_dropout: Fraction
+    """Share of labels replaced by the null class."""
+    flips: bool
+    """Choose between an image and its mirror image at load."""
+
+
+class RepaParams(Group):
+    """Alignment of a hidden state with the encoder's patch tokens (REPA)."""
+
+    weight: NonNegative
+    """0 switches it off."""
+    mode: Literal["cosine", "cosine+mse"]
+    block: Positive
+    """The hidden state after this block is projected."""
+    width: Positive
+    """Hidden width of the three-layer projector."""
+
+
+class VariantParams(Group):
+    """One denoiser and how it is trained and sampled."""
+
+    model: Literal["lightningdit", "dit"]
+    size: SizeName
+    patch: Positive
+    """Latent positions per token along one side."""
+    semantic: Literal["none", "vae", "pca"]
+    """The semantic latent generated beside the texture latent: none, the Semantic VAE's, or PCA (ReDi)."""
+    delta_t: Fraction
+    """By how much global time semantics lead texture."""
+    semantic_weight: NonNegative
+    """beta: factor of the semantic channels in the mse term."""
+    cosine_weight: NonNegative
+    repa: RepaParams
+    mask_clamped: bool
+    """Ablation: leave a part out of the loss where its time is clamped."""
+    learning_rate: PositiveFloat
+    seed: Seed
+
+    @property
+    def family(self) -> Literal["gaussian", "flow"]:
+        """`gaussian`: DiT's discrete noise levels, epsilon and learned variance; `flow`: velocity."""
+        return "gaussian" if self.model == "dit" else "flow"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.semantic == "none" and self.delta_t > 0:
+            raise ValueError(
+                f"delta_t is {self.delta_t} but there is no semantic latent to lead; set semantic to vae or pca, or delta_t to 0"
+            )
+        if self.model == "dit" and (self.semantic != "none" or self.repa.weight > 0):
+            raise ValueError("model dit is the texture-only DiT baseline: set semantic to none and repa.weight to 0")
+        depth = MODEL_SIZES[self.size].depth
+        if self.repa.weight > 0 and self.repa.block > depth:
+            raise ValueError(f"repa.block {self.repa.block} is beyond the {depth} blocks of size {self.size}")
+        return self
+
+
+class GuidanceParams(Group):
+    """Guidance of one part: v = v_ref + scale (v_main - v_ref) while the part's own time is inside the interval."""
+
+    scale: NonNegative
+    """1 leaves the velocity alone."""
+    interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"interval {self.interval} must be two times with 0 <= first < second <= 1")
+        return self
+
+
+class SamplerParams(Group):
+    """How images are drawn from a denoiser."""
+
+    solver: Literal["euler", "heun", "dopri5"]
+    """For velocity models."""
+    gaussian_solver: Literal["ddpm", "ddim"]
+    """For DiT."""
+    evaluations: Positive
+    """Network evaluations along the grid (dopri5 chooses its own number and reports it)."""
+    shift: PositiveFloat
+    """Timestep shift s: t' = s t / (1 + (s - 1) t); 1 leaves the grid alone."""
+    guidance: Literal["none", "cfg", "autoguidance"]
+    guide: str | None
+    """Folder of the weak model's training output, for autoguidance."""
+    texture: GuidanceParams
+    semantic: GuidanceParams
+    batch_size: Positive
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.guidance == "autoguidance") != (self.guide is not None):
+            raise ValueError(f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide, nothing else does")
+        if self.solver == "heun" and self.evaluations < 2:
+            raise ValueError(f"heun takes two evaluations a step, but evaluations is {self.evaluations}; use at least 2")
+        return self
+
+
+class ReferenceParams(Group):
+    """The judges, and the statistics of real images they compare with."""
+
+    extractors: Annotated[list[ExtractorName], Field(min_length=1)]
+    inception_weights: str | None
+    """Path of torch-fidelity's Inception weights; null downloads them when `inception` is asked for."""
+    batch_size: Positive
+
+
+class EvaluateParams(Group):
+    """How many samples are judged, when, and by what."""
+
+    snapshot_samples: Positive
+    """Images drawn at every snapshot but the last."""
+    final_samples: Positive
+    """Images drawn at the last snapshot."""
+    kid_subset_size: Positive
+    neighbours: Positive
+    """Samples whose nearest training image is shown, and k of precision and recall is fixed at 3."""
+    oracle: bool
+    """Also generate texture from real semantic latents."""
+    sampler: SamplerParams
+
+
+class ReportParams(Group):
+    """What the report shows."""
+
+    title: str
+    baseline: str
+    """The variant that convergence is compared with."""
+    grid_images: Positive
+    """Samples of each variant in the grid, same seeds side by side."""
+
+
+class Params(Group):
+    """The whole experiment: one group a stage."""
+
+    prepare: PrepareParams
+    texture_vae: TextureVAEParams
+    features: FeaturesParams
+    semantic_vae: SemanticVAEParams
+    encode: EncodeParams
+    train: TrainParams
+    reference: ReferenceParams
+    evaluate: EvaluateParams
+    report: ReportParams
+    active: Annotated[list[str], Field(min_length=1)]
+    """The variants that are trained and compared."""
+    variants: dict[str, VariantParams]
+
+    @property
+    def latent_grid(self) -> int:
+        """Side of the latent grid."""
+        return self.prepare.resolution // self.texture_vae.downsampling
+
+    def semantic_channels(self, variant: VariantParams) -> int:
+        """Channels of the semantic latent that `variant` generates."""
+        sizes = {"none": 0, "vae": self.semantic_vae.channels, "pca": self.semantic_vae.pca_channels}
+        return sizes[variant.semantic]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_grids()
+        self._check_variants()
+        return self
+
+    def _check_grids(self) -> None:
+        resolution, factor = self.prepare.resolution, self.texture_vae.downsampling
+        if resolution % factor:
+            raise ValueError(f"prepare.resolution {resolution} is not a multiple of texture_vae.downsampling {factor}")
+        if self.features.grid != self.latent_grid:
+            raise ValueError(
+                f"features.grid {self.features.grid} differs from the texture latent's grid {self.latent_grid} "
+                f"(resolution {resolution} / downsampling {factor}); both latents must lie on one grid"
+            )
+        if self.semantic_vae.width % self.semantic_vae.heads:
+            raise ValueError(f"semantic_vae.width {self.semantic_vae.width} is not a multiple of its {self.semantic_vae.heads} heads")
+
+    def _check_variants(self) -> None:
+        for name in [*self.active, self.report.baseline]:
+            if name not in self.variants:
+                raise ValueError(f"unknown variant {name!r}; variants defines {', '.join(self.variants)}")
+        if len(set(self.active)) != len(self.active):
+            raise ValueError(f"active names a variant twice: {', '.join(self.active)}")
+        for name, variant in self.variants.items():
+            if self.latent_grid % variant.patch:
+                raise ValueError(f"variants.{name}.patch {variant.patch} does not divide the latent grid {self.latent_grid}")
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check a parameter file.
+
+    Raises `ConfigError` that names every bad value, why it is bad, and what to do.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; run in the project's folder or name a parameter file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    return parse_params(loaded, source=str(path))
+
+
+def parse_params(values: Any, source: str = "params") -> Params:
+    """Check already loaded values; see `load_params`."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
+        raise ConfigError(f"{source} is not a valid experiment:\n{lines}") from error
+
+
+def fingerprint(*values: Any) -> str:
+    """Return a short hash of groups or plain values; equal values give equal hashes."""
+    plain = [value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _explain(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "the file"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key; check its spelling or remove it"
+    if detail["type"] == "missing":
+        return f"{where}: missing; every value of an experiment must be given"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
+    return f"{where}: {message}{given}"

@@ -1,0 +1,48 @@
+"""Errors a user can act on: what is wrong with which value, why, and what to do. They exit with code 2."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+USER_ERROR_EXIT_CODE = 2
+
+
+class SFDError(Exception):
+    """Base of every error that the user can mend; the message names the value, the reason and the remedy."""
+
+
+class ConfigError(SFDError):
+    """A value of `params.yaml` or of the command line cannot be used."""
+
+
+class DataError(SFDError):
+    """An input file is missing, unreadable, truncated, empty or not what its manifest says."""
+
+
+class IdentityError(SFDError):
+    """Two artifacts that must share an encoder, VAE or set of latents do not."""
+
+
+class ResourceError(SFDError):
+    """The machine lacks what the next step needs: disk, memory, a device, a file of weights."""
+
+
+class NumericsError(SFDError):
+    """A tensor that must be finite is not."""
+
+
+def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
+    """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except SFDError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(USER_ERROR_EXIT_CODE)
+
+    return guarded

@@ -1,0 +1,99 @@
+"""Where things lie in a project, and how they are written: whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sfd_core.errors import ResourceError
+
+OUTPUTS = Path("outputs")
+REPORT = Path("report")
+STATE = Path(".sfd")
+"""Local state that is no artifact: resumable checkpoints, the embedded MLflow store, feature caches."""
+
+
+def stage_dir(stage: str, variant: str | None = None) -> Path:
+    """Return the output folder of a stage, for a matrix stage that of one variant."""
+    return OUTPUTS / stage if variant is None else OUTPUTS / stage / variant
+
+
+def resume_dir(stage: str, key: str) -> Path:
+    """Return the folder of resumable checkpoints of a stage whose inputs, parameters and code hash to `key`."""
+    return STATE / "resume" / stage / key
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success fsync it and rename it to `path`, else delete it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`; on success it replaces `path`, else it is deleted.
+
+    What an earlier, interrupted write left beside `path` is deleted first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+        shutil.rmtree(leftover)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _fsync(file)
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinity are refused."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
+    """Raise `ResourceError` unless the disk under `path` has `needed_bytes` free."""
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise ResourceError(
+            f"{purpose} needs {needed_bytes / 1e9:.2f} GB under {existing}, but only {free / 1e9:.2f} GB are free; "
+            "free some space or move the project to a larger disk"
+        )
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

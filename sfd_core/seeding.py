@@ -1,0 +1,22 @@
+"""Random numbers that depend on names, never on batch size, process count or history."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part and on their order."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by `derive_seed(*parts)`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def sample_noise(seed: int, indices: list[int], shape: tuple[int, ...], purpose: str = "sample") -> Tensor:
+    """Return standard normal noise (N, *shape), row k depending on `seed`, `purpose` and `indices[k]` only."""
+    return torch.stack([torch.randn(shape, generator=generator(seed, purpose, index)) for index in indices])
