@@ -1,0 +1,39 @@
+"""The diagonal normal distribution that a VAE's encoder gives for each image."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+"""Outside it exp() loses all meaning in float32 (the range of the latent-diffusion VAEs)."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and log-variance (N, C, g, g) of a latent."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> Self:
+        """Split an encoder's output (N, 2 C, g, g) into mean and clamped log-variance."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        return cls(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
+
+    def sample(self, source: torch.Generator | Tensor) -> Tensor:
+        """Draw latents (N, C, g, g) with noise from a generator, or with the standard normal noise given (reparametrised)."""
+        noise = source if isinstance(source, Tensor) else _noise_like(self.mean, source)
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+    def kl(self) -> Tensor:
+        """Return the divergence from a standard normal (N,) in nats, summed over each latent."""
+        terms = self.mean.square() + self.log_variance.exp() - 1 - self.log_variance
+        return 0.5 * terms.flatten(1).sum(1)
+
+
+def _noise_like(mean: Tensor, generator: torch.Generator) -> Tensor:
+    # Drawn where the generator lives, so that a CPU seed gives the same latents on every device.
+    return torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype).to(mean.device)
