@@ -1,0 +1,1 @@
+"""Where images come from, and the one format in which arrays lie on disk."""

@@ -1,0 +1,286 @@
+"""The one on-disk format: a folder of memory-mapped `.npy` files, described and hashed by `manifest.json`.
+
+Rows are appended batch by batch and may outgrow memory; a field continues in a further file every `rows_per_file` rows.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfd_core.errors import DataError, NumericsError
+from sfd_core.paths import atomic_dir
+
+VERSION = 1
+MANIFEST = "manifest.json"
+FINITE_CHECK_BYTES = 1 << 26
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """Type and shape of one row of a field."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one row takes on disk."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One `.npy` file of a field."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class ShardWriter:
+    """Write a shard folder atomically: it appears whole when the `with` block ends, or not at all.
+
+    `append` takes every field, rows first. Raises `DataError` if fields, types or shapes differ from `fields`.
+    """
+
+    def __init__(
+        self, path: Path, fields: Mapping[str, FieldSpec], meta: Mapping[str, Any], rows_per_file: int = 65536
+    ) -> None:
+        self.path = path
+        self.meta: dict[str, Any] = dict(meta)
+        """Travels in the manifest; may be completed until the `with` block ends."""
+        self._fields = dict(fields)
+        self._rows_per_file = rows_per_file
+        self._length = 0
+        self._done: dict[str, list[ShardFile]] = {name: [] for name in fields}
+        self._open: dict[str, io.BufferedRandom] = {}
+        self._open_rows = 0
+        self._stack = ExitStack()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __enter__(self) -> Self:
+        self._folder = self._stack.enter_context(atomic_dir(self.path))
+        # Runs before the folder is renamed, so that a failure in it leaves nothing behind either.
+        self._stack.push(self._complete)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def append(self, **arrays: Array) -> None:
+        """Append rows: one array (N, *shape) for every field, with one N."""
+        if set(arrays) != set(self._fields):
+            raise DataError(f"{self.path}: got fields {sorted(arrays)}, but the shard holds {sorted(self._fields)}")
+        rows = len(next(iter(arrays.values())))
+        for name, array in arrays.items():
+            self._check(name, array, rows)
+        start = 0
+        while start < rows:
+            if not self._open:
+                self._open_files()
+            stop = min(rows, start + self._rows_per_file - self._open_rows)
+            for name, array in arrays.items():
+                self._open[name].write(np.ascontiguousarray(array[start:stop]).data)
+            self._open_rows += stop - start
+            start = stop
+            if self._open_rows == self._rows_per_file:
+                self._close_files()
+        self._length += rows
+
+    def _check(self, name: str, array: Array, rows: int) -> None:
+        spec = self._fields[name]
+        if array.dtype != np.dtype(spec.dtype) or array.shape != (rows, *spec.shape):
+            raise DataError(
+                f"{self.path}: rows of {name!r} are {array.dtype} {array.shape}, but the shard holds {spec.dtype} "
+                f"{(rows, *spec.shape)}; convert them before appending"
+            )
+
+    def _open_files(self) -> None:
+        for name, files in self._done.items():
+            handle = (self._folder / f"{name}-{len(files):05d}.npy").open("w+b")
+            handle.write(_header(self._fields[name], 0))
+            self._open[name] = handle
+        self._open_rows = 0
+
+    def _close_files(self) -> None:
+        for name, handle in self._open.items():
+            handle.seek(0)
+            handle.write(_header(self._fields[name], self._open_rows))
+            handle.seek(0)
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            handle.close()
+            self._done[name].append(ShardFile(Path(handle.name).name, self._open_rows, digest))
+        self._open.clear()
+
+    def _complete(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._close_files()
+                self._write_manifest()
+        finally:
+            for handle in self._open.values():
+                handle.close()
+
+    def _write_manifest(self) -> None:
+        fields = {
+            name: {**asdict(spec), "files": [asdict(file) for file in self._done[name]]} for name, spec in self._fields.items()
+        }
+        manifest = {"version": VERSION, "length": self._length, "fields": fields, "meta": self.meta}
+        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+
+
+class ShardArray:
+    """All rows of one field, (N, *shape), read through memory maps."""
+
+    def __init__(self, spec: FieldSpec, parts: list[Array]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self.dtype = np.dtype(spec.dtype)
+        self.shape = (int(self._ends[-1]) if parts else 0, *spec.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def array(self) -> Array:
+        """All rows as one array: the memory map itself when there is one file, else a copy in memory."""
+        if len(self._parts) == 1:
+            return self._parts[0]
+        return np.concatenate(self._parts) if self._parts else np.empty(self.shape, self.dtype)
+
+    def __getitem__(self, index: int | slice | Array) -> Array:
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self))))
+        if isinstance(index, int | np.integer):
+            return np.asarray(self.take(np.asarray([index]))[0])
+        return self.take(index)
+
+    def take(self, indices: Array | list[int]) -> Array:
+        """Return a copy of the rows at `indices` (N,), in their order; negative indices count from the end."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and not (-len(self) <= wanted.min() and wanted.max() < len(self)):
+            raise IndexError(f"row {int(wanted[np.abs(wanted).argmax()])} of an array with {len(self)} rows")
+        wanted = np.where(wanted < 0, wanted + len(self), wanted)
+        if len(self._parts) == 1:
+            return np.asarray(self._parts[0][wanted])
+        rows = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        owner = np.searchsorted(self._ends, wanted, side="right")
+        for part in np.unique(owner):
+            mine = owner == part
+            start = int(self._ends[part]) - len(self._parts[part])
+            rows[mine] = self._parts[part][wanted[mine] - start]
+        return rows
+
+    def blocks(self, rows: int) -> Iterator[Array]:
+        """Yield all rows in order, at most `rows` at a time."""
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+
+class ShardReader:
+    """Read a shard folder; `reader[field]` is a `ShardArray`.
+
+    With `verify` the content of every file is compared with its sha256. Raises `DataError` that names the file if the
+    folder is missing, incomplete, of another version or changed since it was written.
+    """
+
+    def __init__(self, path: Path, verify: bool = True) -> None:
+        self.path = path
+        text = _read_manifest(path)
+        manifest = _parse_manifest(path, text)
+        self._length: int = manifest["length"]
+        self.meta: dict[str, Any] = manifest["meta"]
+        self.digest = hashlib.sha256(text).hexdigest()
+        """Identity of the content: the manifest names the hash of every file."""
+        self.fields: dict[str, ShardArray] = {}
+        for name, field in manifest["fields"].items():
+            spec = FieldSpec(field["dtype"], tuple(field["shape"]))
+            files = [ShardFile(**file) for file in field["files"]]
+            self.fields[name] = ShardArray(spec, [_open_file(path / file.file, file, spec, verify) for file in files])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __contains__(self, field: str) -> bool:
+        return field in self.fields
+
+    def __getitem__(self, field: str) -> ShardArray:
+        if field not in self.fields:
+            raise DataError(f"{self.path} has no field {field!r}, only {', '.join(self.fields)}; run its stage again")
+        return self.fields[field]
+
+    def require_finite(self, field: str) -> None:
+        """Raise `NumericsError` that names the first row of `field` that holds NaN or infinity."""
+        array = self[field]
+        row_bytes = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:])))
+        size = max(1, FINITE_CHECK_BYTES // row_bytes)
+        for number, block in enumerate(array.blocks(size)):
+            finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+            if not finite.all():
+                row = number * size + int(np.argmin(finite))
+                raise NumericsError(
+                    f"{self.path}: row {row} of {field!r} holds NaN or infinity ({int((~finite).sum())} such rows in its "
+                    "block); the stage that wrote it diverged: check its losses, then run it again"
+                )
+
+
+def _header(spec: FieldSpec, rows: int) -> bytes:
+    """Return the `.npy` header; NumPy pads it so that its length does not depend on the number of rows."""
+    buffer = io.BytesIO()
+    description = {"descr": np.dtype(spec.dtype).str, "fortran_order": False, "shape": (rows, *spec.shape)}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()
+
+
+def _read_manifest(path: Path) -> bytes:
+    try:
+        return (path / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path / MANIFEST} does not exist; run the stage that writes {path} (`dvc repro`)") from error
+
+
+def _parse_manifest(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        version = manifest["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path / MANIFEST} is no shard manifest ({error}); delete {path} and run its stage again") from error
+    if version != VERSION:
+        raise DataError(f"{path / MANIFEST} has format version {version}, this program reads {VERSION}; run its stage again")
+    return manifest
+
+
+def _open_file(path: Path, file: ShardFile, spec: FieldSpec, verify: bool) -> Array:
+    try:
+        if verify:
+            with path.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            if digest != file.sha256:
+                raise DataError(
+                    f"{path} has sha256 {digest[:12]}..., its manifest says {file.sha256[:12]}...: the file was changed or "
+                    f"damaged after it was written; delete {path.parent} and run its stage again"
+                )
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing, but its manifest lists it; run its stage again") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is no array file ({error}); delete {path.parent} and run its stage again") from error
+    if array.shape != (file.rows, *spec.shape) or array.dtype != np.dtype(spec.dtype):
+        raise DataError(
+            f"{path} holds {array.dtype} {array.shape}, its manifest says {spec.dtype} {(file.rows, *spec.shape)}; "
+            f"delete {path.parent} and run its stage again"
+        )
+    return array

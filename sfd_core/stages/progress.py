@@ -1,0 +1,39 @@
+"""How a long wait shows: a bar on a terminal, one line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def with_progress(items: Iterable[T], total: int, what: str, unit: str = "images", step: int = 1) -> Iterator[T]:
+    """Yield `items` and show how far they are, with rate and time left; `step` units an item, `total` units in all."""
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=what, unit=f" {unit}") as bar:
+            for item in items:
+                yield item
+                bar.update(step)
+    else:
+        yield from _with_lines(items, total, what, unit, step)
+
+
+def _with_lines(items: Iterable[T], total: int, what: str, unit: str, step: int) -> Iterator[T]:
+    start = said = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done = min(total, done + step)
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES:
+            said = now
+            rate = done / (now - start)
+            left = (total - done) / rate
+            print(f"{what}: {done} of {total} {unit}, {rate:.0f} {unit}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+    seconds = max(time.monotonic() - start, 1e-9)
+    print(f"{what}: {done} {unit} in {seconds:.1f} s, {done / seconds:.0f} {unit}/s", file=sys.stderr, flush=True)
