@@ -1,0 +1,101 @@
+# `make` lists the targets. Everything runs in .venv, which the first call makes from the hashed lock file.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+SET_UP := $(VENV)/.set-up
+
+# dvc starts the stages with the `python` it finds first
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# no tool of this project reports its use to anyone
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+# Values to give on the command line, such as `make seeds SEEDS="0 1 2 3 4"`
+SEEDS ?= 0 1 2
+RATES ?= 0.001 0.002 0.004
+LONG_STEPS ?= 12000
+MLFLOW_PORT ?= 5000
+PYTEST ?=
+
+.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu bench check format lock serve-mlflow clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(SET_UP)  ## make .venv from requirements.lock, hashes checked, and install this project into it
+
+repro: setup  ## data to report/index.html as params.yaml says; runs only what is not up to date
+	$(BIN)/dvc repro
+	$(BIN)/sfd track
+	$(BIN)/sfd results
+
+repro-long: setup  ## the same with LONG_STEPS training steps for every variant, beside the project in .sfd/experiments/long
+	$(BIN)/sfd experiment long --set train.optimisation.steps=$(LONG_STEPS)
+
+seeds: setup  ## every active variant trained and judged with each of SEEDS, in .sfd/experiments/seeds
+	$(BIN)/sfd experiment seeds --vary seed $(SEEDS)
+
+learning-rates: setup  ## every active variant trained and judged at each of RATES, in .sfd/experiments/learning-rates
+	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES)
+
+# Tests run in as many processes as there are cores, each with one thread
+test: setup  ## all quick tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(PYTEST)
+
+test-slow: setup  ## the tests that take minutes: kills at random moments, long trainings
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow $(PYTEST)
+
+test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromium)
+	$(BIN)/pytest -m browser $(PYTEST)
+
+test-gpu: setup  ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu $(PYTEST)
+
+bench: setup  ## measure training, data loading, sampling and an idle dvc repro
+	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,ops --benchmark-sort=name $(PYTEST)
+
+check: setup  ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup  ## write what pyproject.toml needs, with hashes, into requirements.lock
+	UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+		--generate-hashes --quiet -o requirements.lock
+
+serve-mlflow: setup  ## the MLflow pages of the embedded store on http://127.0.0.1:MLFLOW_PORT (5000)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
+		--backend-store-uri sqlite:///$(CURDIR)/.sfd/mlflow.db --serve-artifacts --artifacts-destination $(CURDIR)/.sfd/mlartifacts
+
+clean:  ## delete outputs, the report and tools' caches; DVC's cache stays, so `make repro` restores them
+	rm -rf outputs report build dist .benchmarks .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The first Python of 3.11 to 3.13 makes .venv; uv comes by pip at the version and with the hashes of the lock, and installs the rest
+$(SET_UP): requirements.lock pyproject.toml
+	@if [ ! -x $(BIN)/python ]; then \
+		for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+				echo "making $(VENV) with $$("$$python" --version)"; "$$python" -m venv $(VENV); break; \
+			fi; \
+		done; \
+	fi
+	@[ -x $(BIN)/python ] || { echo "error: no Python from 3.11 to 3.13 was found; install one or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@if [ ! -x $(BIN)/uv ]; then \
+		awk '/^[^ ]/ {wanted = /^uv==/} wanted' requirements.lock > $(VENV)/uv.lock; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.lock; \
+	fi
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
+	@touch $(SET_UP)
