@@ -11,6 +11,8 @@ from sfd_core.errors import DataError
 
 Pixels = NDArray[np.uint8]
 
+_REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to go on without such files"
+
 
 def read_image(path: Path) -> Image.Image:
     """Return the image of a file as RGB, transparency on white.
@@ -31,9 +33,6 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(f"{path} does not exist; run again so that the folder is listed anew") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} cannot be read as an image ({error}); {_REMEDY}") from error
-
-
-_REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to go on without such files"
 
 
 def on_white(image: Image.Image) -> Image.Image:
