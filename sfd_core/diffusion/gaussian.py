@@ -1,0 +1,220 @@
+"""DiT's process: 1000 discrete noise levels, epsilon prediction with a learned range of variances, ancestral and DDIM sampling.
+
+Level s runs from 0 (almost data) to S - 1 (almost noise); alpha_bar[s] is the share of the data's variance that is left.
+Sources: DDPM (arXiv 2006.11239), Improved DDPM (arXiv 2102.09672), DDIM (arXiv 2010.02502), DiT (arXiv 2212.09748).
+
+diffusers' schedulers are the reference of the tests, not the engine: DDIMScheduler takes wrong steps when the number of steps
+does not divide 1000, DDPMScheduler draws its own noise, both lose digits of the small betas in float32, and the training loss
+needs the same posterior anyway.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sfd_core.config import GuidanceParams
+from sfd_core.diffusion.solver import ObserveFn, Solution
+from sfd_core.errors import ConfigError
+
+TRAINING_LEVELS = 1000
+FIRST_BETA, LAST_BETA = 1e-4, 0.02
+
+DenoiseFn = Callable[[Tensor, Tensor], Tensor]
+"""x (N, C, H, W) and training levels (N,) float32 in 0..999 to (N, 2C, H, W): epsilon, then place in the variance range."""
+
+StepNoiseFn = Callable[[int], Tensor]
+"""Number of a step to fresh standard normal noise (N, C, H, W); row k must depend on image k's own index and the step only."""
+
+
+@dataclass(frozen=True)
+class GaussianTerms:
+    """The hybrid loss and its terms, scalars, float32: mse of epsilon, vlb in bits per dimension."""
+
+    total: Tensor
+    mse: Tensor
+    vlb: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """Return all of them by name, the total as `loss`."""
+        return {"loss": self.total, "mse": self.mse, "vlb": self.vlb}
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Mean and log-variance (N, C, H, W) of a diagonal normal distribution."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """The noise levels that are used, ascending, out of the 1000 of training; all of them by default."""
+
+    levels: tuple[int, ...] = tuple(range(TRAINING_LEVELS))
+
+    def respaced(self, steps: int) -> "GaussianProcess":
+        """Return the process over `steps` levels evenly spaced from the first to the last (Improved DDPM, section 4).
+
+        Raises `ConfigError` for fewer than 1 or more steps than levels.
+        """
+        count = len(self.levels)
+        if not 1 <= steps <= count:
+            raise ConfigError(f"{steps} sampling steps are asked of a process with {count} noise levels; use 1 to {count}")
+        # from the top down, so that a single step starts at the last level, which is pure noise
+        chosen = torch.linspace(count - 1, 0, steps, dtype=torch.float64).round().long()
+        return GaussianProcess(tuple(self.levels[index] for index in chosen.flip(0).tolist()))
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """Share of data variance left at each used level (S,), float64."""
+        betas = torch.linspace(FIRST_BETA, LAST_BETA, TRAINING_LEVELS, dtype=torch.float64)
+        return torch.cumprod(1 - betas, dim=0)[list(self.levels)]
+
+    @cached_property
+    def alpha_bar_below(self) -> Tensor:
+        """alpha_bar of the next lower used level (S,), 1 below the first."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+
+    @cached_property
+    def beta(self) -> Tensor:
+        """Variance added between neighbouring used levels (S,)."""
+        return 1 - self.alpha_bar / self.alpha_bar_below
+
+    @cached_property
+    def posterior_log_variance(self) -> Tensor:
+        """Log of beta-tilde (S,) (DDPM, eq. 7); the first, which is log 0, takes the value of the second."""
+        variance = self.beta * (1 - self.alpha_bar_below) / (1 - self.alpha_bar)
+        variance[0] = variance[1] if len(variance) > 1 else self.beta[0]
+        return variance.log()
+
+    def sample_steps(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw training steps (n,) uniformly, int64."""
+        return torch.randint(len(self.levels), (n,), generator=generator)
+
+    def model_levels(self, steps: Tensor) -> Tensor:
+        """Return the training levels (N,) float32 that the network is told at `steps` (N,)."""
+        return torch.tensor(self.levels, device=steps.device)[steps].float()
+
+    def add_noise(self, data: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Return data (N, C, H, W) at `steps` (N,): sqrt(alpha_bar) data + sqrt(1 - alpha_bar) noise (DDPM, eq. 4)."""
+        return _rows(self.alpha_bar.sqrt(), steps, data) * data + _rows((1 - self.alpha_bar).sqrt(), steps, data) * noise
+
+    def predict_data(self, x: Tensor, epsilon: Tensor, steps: Tensor) -> Tensor:
+        """Return the data that `epsilon` in `x` points to (DDPM, eq. 15)."""
+        return (x - _rows((1 - self.alpha_bar).sqrt(), steps, x) * epsilon) / _rows(self.alpha_bar.sqrt(), steps, x)
+
+    def posterior(self, data: Tensor, x: Tensor, steps: Tensor) -> Normal:
+        """Return q(x one level below | x, data) (DDPM, eq. 6 and 7)."""
+        of_data = self.beta * self.alpha_bar_below.sqrt() / (1 - self.alpha_bar)
+        of_x = (1 - self.alpha_bar_below) * (1 - self.beta).sqrt() / (1 - self.alpha_bar)
+        mean = _rows(of_data, steps, x) * data + _rows(of_x, steps, x) * x
+        return Normal(mean, _rows(self.posterior_log_variance, steps, x).expand_as(x))
+
+    def reverse(self, output: Tensor, x: Tensor, steps: Tensor) -> Normal:
+        """Return p(x one level below | x) of a network's `output` (N, 2C, H, W) (Improved DDPM, eq. 15)."""
+        epsilon, position = output.float().chunk(2, dim=1)
+        # -1 is the smallest variance, beta-tilde, 1 the largest, beta
+        share = (position + 1) / 2
+        low, high = _rows(self.posterior_log_variance, steps, x), _rows(self.beta.log(), steps, x)
+        mean = self.posterior(self.predict_data(x, epsilon, steps), x, steps).mean
+        return Normal(mean, share * high + (1 - share) * low)
+
+    def hybrid_loss(self, output: Tensor, data: Tensor, noise: Tensor, steps: Tensor) -> GaussianTerms:
+        """Return mse + vlb of a network's `output` (N, 2C, H, W) for data, noise (N, C, H, W) and steps (N,), in float32.
+
+        The vlb trains the variance only: epsilon is detached there. Its weight is 1 as in DiT's code, which equals the 0.001 of
+        Improved DDPM (eq. 16) over the sum of 1000 levels. Level 0 is scored as 8-bit values, as DiT does on latents too.
+        """
+        output, data, noise = output.float(), data.float(), noise.float()
+        x = self.add_noise(data, noise, steps)
+        epsilon, position = output.chunk(2, dim=1)
+        mse = (epsilon - noise).square().mean()
+        truth = self.posterior(data, x, steps)
+        model = self.reverse(torch.cat([epsilon.detach(), position], dim=1), x, steps)
+        scored = torch.where((steps == 0)[:, None, None, None], _negative_log_likelihood(data, model), _kl(truth, model))
+        vlb = scored.mean() / math.log(2)
+        return GaussianTerms(mse + vlb, mse, vlb)
+
+
+@torch.no_grad()
+def sample_gaussian(
+    denoise: DenoiseFn,
+    noise: Tensor,
+    solver: Literal["ddpm", "ddim"],
+    evaluations: int,
+    step_noise: StepNoiseFn,
+    observe: ObserveFn | None = None,
+) -> Solution:
+    """Turn `noise` (N, C, H, W) into data in `evaluations` steps, one network evaluation each.
+
+    `ddpm` draws every step from the learned distribution with `step_noise`; `ddim` (eta 0) is deterministic and asks for none.
+    `observe` is given the share of steps done as its time: 0 is noise, 1 data.
+    Raises `ConfigError` for more steps than noise levels.
+    """
+    process = GaussianProcess().respaced(evaluations)
+    x = noise
+    for done, step in enumerate(reversed(range(evaluations))):
+        steps = torch.full((x.shape[0],), step, device=x.device)
+        output = denoise(x, process.model_levels(steps)).float()
+        epsilon = output.chunk(2, dim=1)[0]
+        data = process.predict_data(x, epsilon, steps)
+        if observe is not None:
+            observe(done / evaluations, x, data)
+        if solver == "ddim":
+            below = process.alpha_bar_below
+            x = _rows(below.sqrt(), steps, x) * data + _rows((1 - below).sqrt(), steps, x) * epsilon
+        else:
+            reverse = process.reverse(output, x, steps)
+            x = reverse.mean if step == 0 else reverse.mean + (reverse.log_variance / 2).exp() * step_noise(done)
+    if observe is not None:
+        observe(1.0, x, x)
+    return Solution(x, evaluations)
+
+
+def guide_denoiser(main: DenoiseFn, reference: DenoiseFn, guidance: GuidanceParams) -> DenoiseFn:
+    """Return epsilon_ref + w (epsilon_main - epsilon_ref) with the main network's variance.
+
+    `reference` is the unconditional network (CFG) or a weak one (AutoGuidance).
+    The interval is on 1 - level / 999: 0 is noise, 1 data.
+    """
+    low, high = guidance.interval
+
+    def guided(x: Tensor, levels: Tensor) -> Tensor:
+        output = main(x, levels)
+        time = 1 - levels / (TRAINING_LEVELS - 1)
+        inside = (time >= low) & (time <= high)
+        if guidance.scale == 1 or not bool(inside.any()):
+            return output
+        epsilon, position = output.chunk(2, dim=1)
+        start = reference(x, levels).chunk(2, dim=1)[0]
+        led = torch.where(inside[:, None, None, None], start + guidance.scale * (epsilon - start), epsilon)
+        return torch.cat([led, position], dim=1)
+
+    return guided
+
+
+def _rows(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
+    """Look up a float64 table (S,) at steps (N,), which lie on the device of `like`, and shape the result (N, 1, 1, 1)."""
+    return table.to(like.dtype).to(like.device)[steps][:, None, None, None]
+
+
+def _kl(p: Normal, q: Normal) -> Tensor:
+    """Return KL(p || q) in nats, element by element."""
+    ratio = (p.log_variance - q.log_variance).exp()
+    return (q.log_variance - p.log_variance - 1 + ratio + (p.mean - q.mean).square() * (-q.log_variance).exp()) / 2
+
+
+def _negative_log_likelihood(data: Tensor, model: Normal) -> Tensor:
+    """Return -log P in nats of `data` in [-1, 1] under `model`, integrated over bins of 1/255 to either side (DDPM, eq. 13)."""
+    precision = (-model.log_variance / 2).exp()
+    above = torch.special.ndtr((data - model.mean + 1 / 255) * precision)
+    below = torch.special.ndtr((data - model.mean - 1 / 255) * precision)
+    # the outermost bins reach to infinity
+    mass = torch.where(data > 0.999, 1 - below, torch.where(data < -0.999, above, above - below))
+    return -mass.clamp(min=1e-12).log()

@@ -1,0 +1,91 @@
+"""The training loss of velocity models, in float32: mse + cosine_weight * cosine + repa_weight * repa."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfd_core.diffusion.schedule import Active
+
+RepaMode = Literal["cosine", "cosine+mse"]
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """beta of the semantic channels in the mse, and the factors of the cosine and REPA terms."""
+
+    semantic: float
+    cosine: float
+    repa: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The loss and its unweighted terms, scalars, float32; REPA is zero where it is off."""
+
+    total: Tensor
+    mse: Tensor
+    cosine: Tensor
+    repa: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """Return all of them by name, the total as `loss`."""
+        return {"loss": self.total, "mse": self.mse, "cosine": self.cosine, "repa": self.repa}
+
+
+def flow_loss(
+    prediction: Tensor,
+    target: Tensor,
+    n_texture: int,
+    weights: LossWeights,
+    active: Active | None = None,
+    repa: Tensor | None = None,
+) -> LossTerms:
+    """Return the loss of predicted velocities (N, C, H, W).
+
+    mse: mean over N, C, H, W of the squared error, the semantic channels' first multiplied by beta. cosine: mean over positions
+    of 1 - cosine similarity over all channels jointly (in the public code, not in the paper). `active` (the ablation
+    `mask_clamped`) leaves a part out of both terms where its time is clamped; the mean still runs over all elements, so that
+    the other part keeps its weight. `repa` is the term of `repa_loss`. Raises `ValueError` if it is missing while
+    its weight is positive, so that it can never be dropped in silence.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction has shape {tuple(prediction.shape)} but the target {tuple(target.shape)}")
+    if weights.repa > 0 and repa is None:
+        raise ValueError(f"the REPA weight is {weights.repa} but no REPA term was given; compute it with repa_loss")
+    prediction, target = prediction.float(), target.float()
+    if active is not None:
+        keep = _channel_mask(active, n_texture, target)
+        prediction, target = prediction * keep, target * keep
+    squared = (prediction - target).square()
+    mse = torch.cat([squared[:, :n_texture], weights.semantic * squared[:, n_texture:]], dim=1).mean()
+    cosine = (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
+    repa = torch.zeros_like(mse) if repa is None else repa.float()
+    return LossTerms(mse + weights.cosine * cosine + weights.repa * repa, mse, cosine, repa)
+
+
+def repa_loss(projected: Tensor, tokens: Tensor, mode: RepaMode) -> Tensor:
+    """Return the misalignment of projected hidden states (N, T, D) with the encoder's raw tokens (N, D, g, g), a scalar.
+
+    `cosine`: mean over tokens of 1 - cosine similarity (REPA, arXiv 2410.06940, eq. 8, up to the constant);
+    `cosine+mse`: the average of that and the mean squared error. Where the denoiser sees fewer, coarser tokens
+    (patch > 1), the encoder's are averaged over each patch. Raises `ValueError` for shapes that cannot be matched.
+    """
+    side = math.isqrt(projected.shape[1])
+    if side**2 != projected.shape[1] or tokens.shape[-1] % side or projected.shape[2] != tokens.shape[1]:
+        raise ValueError(f"hidden states {tuple(projected.shape)} cannot be aligned with tokens {tuple(tokens.shape)}")
+    projected = projected.float()
+    target = F.adaptive_avg_pool2d(tokens.float(), side).flatten(2).transpose(1, 2)
+    cosine = (1 - F.cosine_similarity(projected, target, dim=-1)).mean()
+    if mode == "cosine":
+        return cosine
+    return (cosine + (projected - target).square().mean()) / 2
+
+
+def _channel_mask(active: Active, n_texture: int, like: Tensor) -> Tensor:
+    texture = active.texture.to(like)[:, None].expand(-1, n_texture)
+    semantic = active.semantic.to(like)[:, None].expand(-1, like.shape[1] - n_texture)
+    return torch.cat([texture, semantic], dim=1)[:, :, None, None]

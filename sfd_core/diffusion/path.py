@@ -1,0 +1,46 @@
+"""The linear path from noise x0 to data x1, each part at its own time. N images, C channels (texture, then semantic)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfd_core.diffusion.schedule import LocalTimes
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """A point x_t on the path and the velocity there, both (N, C, H, W)."""
+
+    x_t: Tensor
+    velocity: Tensor
+
+
+def channel_times(times: LocalTimes, n_texture: int, channels: int) -> Tensor:
+    """Return the time of every channel (N, C, 1, 1): t_tex for the first `n_texture`, t_sem for the rest."""
+    n = times.t_tex.shape[0]
+    texture = times.t_tex[:, None].expand(n, n_texture)
+    semantic = times.t_sem[:, None].expand(n, channels - n_texture)
+    return torch.cat([texture, semantic], dim=1)[:, :, None, None]
+
+
+def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+    """Return x_t = t x1 + (1 - t) x0 for (N, C, H, W) ends; t is (N,) or broadcasts to them. Exact at both ends."""
+    t = t[:, None, None, None] if t.dim() == 1 else t
+    return t * x1 + (1 - t) * x0
+
+
+def velocity(x0: Tensor, x1: Tensor) -> Tensor:
+    """Return the velocity x1 - x0, constant along the path."""
+    return x1 - x0
+
+
+def predict_data(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """Return the data x1 = x_t + (1 - t) v that velocity `v` at `x_t` points to; t is (N,) or broadcasts."""
+    t = t[:, None, None, None] if t.dim() == 1 else t
+    return x_t + (1 - t) * v
+
+
+def sample_path(x0: Tensor, x1: Tensor, times: LocalTimes, n_texture: int) -> PathSample:
+    """Return the composite point with texture at t_tex (N,) and semantics at t_sem (N,), and the velocity target."""
+    return PathSample(interpolate(x0, x1, channel_times(times, n_texture, x1.shape[1])), velocity(x0, x1))

@@ -1,0 +1,169 @@
+"""The asynchronous schedule: the one place that knows the offset delta_t.
+
+Global time u runs from 0 to 1 + delta_t. Semantics move while u is in [0, 1), texture while u is in [delta_t, 1 + delta_t);
+a part's own time t goes from 0 (noise) to 1 (data) meanwhile and is clamped outside.
+Source: "Semantics Lead the Way" (arXiv 2512.04926), section on asynchronous denoising.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sfd_core.errors import ConfigError
+
+
+class Phase(Enum):
+    """What moves: semantics alone (initialisation), both (asynchronous generation), texture alone (completion)."""
+
+    SEMANTIC = "semantic"
+    BOTH = "both"
+    TEXTURE = "texture"
+
+    @property
+    def texture_acts(self) -> bool:
+        """Whether the texture velocity acts in this phase."""
+        return self is not Phase.SEMANTIC
+
+    @property
+    def semantic_acts(self) -> bool:
+        """Whether the semantic velocity acts in this phase."""
+        return self is not Phase.TEXTURE
+
+
+@dataclass(frozen=True)
+class PhaseSpan:
+    """A phase and its part [start, stop) of global time."""
+
+    phase: Phase
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class LocalTimes:
+    """Each part's own time in [0, 1], same shape, usually (N,)."""
+
+    t_tex: Tensor
+    t_sem: Tensor
+
+
+@dataclass(frozen=True)
+class Times(LocalTimes):
+    """Local times with the global time u (N,) they come from."""
+
+    u: Tensor
+
+
+@dataclass(frozen=True)
+class Active:
+    """Where each part's velocity acts: boolean, same shape as the global time asked for."""
+
+    texture: Tensor
+    semantic: Tensor
+
+
+@dataclass(frozen=True)
+class AsyncSchedule:
+    """Semantics lead texture by `delta_t` in [0, 1] of global time; 0 is ordinary synchronous flow matching.
+
+    Raises `ConfigError` for another `delta_t`.
+    """
+
+    delta_t: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delta_t <= 1:
+            raise ConfigError(f"delta_t is {self.delta_t}, but semantics can lead by 0 to 1; choose a value in [0, 1]")
+
+    @property
+    def end(self) -> float:
+        """Global time at which both parts are data."""
+        return 1 + self.delta_t
+
+    def local_times(self, u: Tensor) -> LocalTimes:
+        """Return each part's own time at global times `u` (any shape): t_tex = max(u - delta_t, 0), t_sem = min(u, 1)."""
+        return LocalTimes(t_tex=(u - self.delta_t).clamp(0, 1), t_sem=u.clamp(0, 1))
+
+    def active(self, u: Tensor) -> Active:
+        """Return which velocities act at global times `u` (any shape)."""
+        return Active(texture=(u >= self.delta_t) & (u < self.end), semantic=(u >= 0) & (u < 1))
+
+    def sample(self, n: int, generator: torch.Generator) -> Times:
+        """Draw training times (n,), float32: u = t (1 + delta_t) with t logit-normal(0, 1).
+
+        The paper's equation draws t uniformly, its appendix and code logit-normally; this follows the latter.
+        """
+        t = torch.sigmoid(torch.randn(n, generator=generator))
+        u = t * self.end
+        local = self.local_times(u)
+        return Times(t_tex=local.t_tex, t_sem=local.t_sem, u=u)
+
+    def phases(self) -> tuple[PhaseSpan, ...]:
+        """Return the phases that are not empty, in order; together they cover [0, 1 + delta_t) without gaps."""
+        spans = (
+            PhaseSpan(Phase.SEMANTIC, 0.0, float(self.delta_t)),
+            PhaseSpan(Phase.BOTH, float(self.delta_t), 1.0),
+            PhaseSpan(Phase.TEXTURE, 1.0, float(self.end)),
+        )
+        return tuple(span for span in spans if span.start < span.stop)
+
+    def phase(self, u: float) -> Phase:
+        """Return the phase that holds global time `u`; the end 1 + delta_t counts to the last one."""
+        spans = self.phases()
+        return next((span.phase for span in spans if span.start <= u < span.stop), spans[-1].phase)
+
+    def phase_shares(self) -> dict[Phase, float]:
+        """Return the exact share of training samples in each phase.
+
+        With t logit-normal, P(u < delta_t) = Phi(logit(delta_t / (1 + delta_t))) = Phi(ln delta_t), and P(u >= 1) is the same.
+        """
+        lead = 0.0 if self.delta_t == 0 else 0.5 * math.erfc(-math.log(self.delta_t) / math.sqrt(2))
+        return {Phase.SEMANTIC: lead, Phase.BOTH: 1 - 2 * lead, Phase.TEXTURE: lead}
+
+    def grid(self, intervals: int, shift: float = 1.0) -> Tensor:
+        """Return `intervals` + 1 increasing global times, float64, from 0 to 1 + delta_t, phase boundaries exactly on it.
+
+        The timestep shift s maps the grid, rescaled to [0, 1], by t' = s t / (1 + (s - 1) t). The public code's plain linspace
+        misses delta_t and 1, so its parts integrate more or less than their interval. Raises `ConfigError` if there are fewer
+        intervals than phases or the shift is not positive.
+        """
+        spans = self.phases()
+        if intervals < len(spans):
+            raise ConfigError(
+                f"{intervals} intervals cannot cover the {len(spans)} phases of delta_t {self.delta_t}; "
+                f"allow {len(spans)} or more (heun makes two evaluations an interval)"
+            )
+        if not (shift > 0 and math.isfinite(shift)):
+            raise ConfigError(f"timestep shift is {shift}, but it must be positive and finite; 1 leaves the grid alone")
+        # before the shift is applied, points are evenly spaced; a phase is as wide there as it deserves points
+        knots = [0.0, *(span.stop for span in spans)]
+        positions = [_unshift(knot / self.end, shift) for knot in knots]
+        widths = [right - left for left, right in pairwise(positions)]
+        pieces = [torch.zeros(1, dtype=torch.float64)]
+        for index, count in enumerate(_apportion(intervals, widths)):
+            even = torch.linspace(positions[index], positions[index + 1], count + 1, dtype=torch.float64)[1:]
+            piece = _shift(even, shift) * self.end
+            piece[-1] = knots[index + 1]
+            pieces.append(piece)
+        return torch.cat(pieces)
+
+
+def _shift(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _unshift(t: float, shift: float) -> float:
+    return t / (shift - (shift - 1) * t)
+
+
+def _apportion(intervals: int, widths: list[float]) -> list[int]:
+    """Deal intervals out to phases, at least one each, every further one to the phase whose steps are then longest."""
+    counts = [1] * len(widths)
+    for _ in range(intervals - len(widths)):
+        longest = max(range(len(widths)), key=lambda index: widths[index] / counts[index])
+        counts[longest] += 1
+    return counts

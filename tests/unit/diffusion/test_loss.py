@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+
+from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss
+from sfd_core.diffusion.schedule import Active, AsyncSchedule
+
+N, TEXTURE, SEMANTIC, SIDE = 5, 3, 2, 4
+PLAIN = LossWeights(semantic=2.0, cosine=1.0)
+
+
+def pair(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    prediction, target = torch.randn(2, N, TEXTURE + SEMANTIC, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return prediction, target
+
+
+def test_a_perfect_prediction_costs_nothing() -> None:
+    _, target = pair()
+    terms = flow_loss(target, target, TEXTURE, PLAIN)
+    assert terms.mse == 0
+    assert terms.cosine.item() == pytest.approx(0, abs=1e-6)
+    assert terms.total == terms.mse + terms.cosine
+
+
+def test_terms_agree_with_sums_written_out() -> None:
+    prediction, target = pair()
+    terms = flow_loss(prediction, target, TEXTURE, LossWeights(semantic=2.0, cosine=0.5))
+    squares = cosines = 0.0
+    for n in range(N):
+        for i in range(SIDE):
+            for j in range(SIDE):
+                p, q = prediction[n, :, i, j].tolist(), target[n, :, i, j].tolist()
+                squares += sum((2.0 if c >= TEXTURE else 1.0) * (p[c] - q[c]) ** 2 for c in range(len(p)))
+                dot = sum(a * b for a, b in zip(p, q, strict=True))
+                cosines += 1 - dot / (math.hypot(*p) * math.hypot(*q))
+    assert terms.mse.item() == pytest.approx(squares / prediction.numel(), rel=1e-5)
+    assert terms.cosine.item() == pytest.approx(cosines / (N * SIDE * SIDE), rel=1e-5)
+    assert terms.total.item() == pytest.approx(terms.mse.item() + 0.5 * terms.cosine.item(), rel=1e-6)
+    assert terms.named()["loss"] is terms.total
+
+
+def test_beta_weighs_the_squared_error_of_semantics_only() -> None:
+    prediction, target = pair()
+    base, doubled = (flow_loss(prediction, target, TEXTURE, LossWeights(beta, 0.0)).mse for beta in (1.0, 2.0))
+    semantic = (prediction - target)[:, TEXTURE:].square().sum() / target.numel()
+    assert torch.allclose(doubled - base, semantic)
+    alone = flow_loss(prediction[:, :TEXTURE], target[:, :TEXTURE], TEXTURE, PLAIN)
+    assert torch.allclose(alone.mse, (prediction - target)[:, :TEXTURE].square().mean())
+
+
+def test_the_cosine_is_joint_over_both_parts() -> None:
+    _, target = pair()
+    flipped = torch.cat([target[:, :TEXTURE], -target[:, TEXTURE:]], dim=1)
+    share = target[:, TEXTURE:].square().sum(1) / target.square().sum(1)
+    assert flow_loss(flipped, target, TEXTURE, PLAIN).cosine.item() == pytest.approx((2 * share).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_is_computed_in_float32_inside_and_outside_autocast(dtype: torch.dtype) -> None:
+    prediction, target = pair(dtype)
+    expected = flow_loss(prediction.float(), target.float(), TEXTURE, PLAIN)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = flow_loss(prediction, target, TEXTURE, PLAIN)
+    assert all(term.dtype == torch.float32 for term in terms.named().values())
+    assert torch.equal(terms.total, expected.total)
+
+
+def test_masking_leaves_out_the_clamped_part_and_nothing_else() -> None:
+    prediction, target = pair()
+    prediction.requires_grad_()
+    u = torch.tensor([0.1, 0.5, 1.1, 0.29, 1.0])
+    terms = flow_loss(prediction, target, TEXTURE, PLAIN, active=AsyncSchedule(0.3).active(u))
+    (gradient,) = torch.autograd.grad(terms.total, prediction)
+    texture, semantic = gradient[:, :TEXTURE].abs().amax((1, 2, 3)), gradient[:, TEXTURE:].abs().amax((1, 2, 3))
+    assert (texture > 0).tolist() == [False, True, True, False, True]
+    assert (semantic > 0).tolist() == [True, True, False, True, False]
+    # the part that is left keeps the weight it has unmasked
+    only = Active(texture=torch.ones(N, dtype=torch.bool), semantic=torch.zeros(N, dtype=torch.bool))
+    kept = flow_loss(prediction, target, TEXTURE, PLAIN, active=only)
+    assert torch.allclose(kept.mse, flow_loss(prediction, target, TEXTURE, LossWeights(0.0, 1.0)).mse)
+    alone = flow_loss(prediction[:, :TEXTURE], target[:, :TEXTURE], TEXTURE, PLAIN)
+    assert torch.allclose(kept.cosine, alone.cosine)
+
+
+def test_masking_nothing_is_no_masking() -> None:
+    prediction, target = pair()
+    everything = AsyncSchedule(0.0).active(torch.linspace(0.1, 0.9, N))
+    assert torch.equal(
+        flow_loss(prediction, target, TEXTURE, PLAIN, active=everything).total,
+        flow_loss(prediction, target, TEXTURE, PLAIN).total,
+    )
+
+
+@pytest.mark.parametrize("cosine", [0.0, 1.0])
+def test_repa_is_never_dropped_in_silence(cosine: float) -> None:
+    prediction, target = pair()
+    weights = LossWeights(semantic=2.0, cosine=cosine, repa=0.5)
+    with pytest.raises(ValueError, match="REPA"):
+        flow_loss(prediction, target, TEXTURE, weights)
+    repa = torch.tensor(3.0)
+    with_repa = flow_loss(prediction, target, TEXTURE, weights, repa=repa)
+    without = flow_loss(prediction, target, TEXTURE, LossWeights(2.0, cosine))
+    assert with_repa.repa == repa
+    assert torch.allclose(with_repa.total, without.total + 1.5)
+
+
+def test_repa_modes() -> None:
+    tokens = torch.randn(N, 7, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    rows = tokens.flatten(2).transpose(1, 2)
+    assert repa_loss(rows, tokens, "cosine").item() == pytest.approx(0, abs=1e-6)
+    assert repa_loss(-rows, tokens, "cosine").item() == pytest.approx(2)
+    assert repa_loss(3 * rows, tokens, "cosine").item() == pytest.approx(0, abs=1e-6)
+    both = repa_loss(3 * rows, tokens, "cosine+mse")
+    assert both.item() == pytest.approx(4 * tokens.square().mean().item() / 2, rel=1e-5)
+    assert repa_loss(rows.bfloat16(), tokens.half(), "cosine").dtype == torch.float32
+
+
+def test_repa_compares_each_patch_with_the_mean_of_its_tokens() -> None:
+    tokens = torch.randn(N, 7, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    first = tokens[:, :, :2, :2].mean((2, 3))
+    rows = torch.nn.functional.avg_pool2d(tokens, 2).flatten(2).transpose(1, 2)
+    assert torch.allclose(rows[:, 0], first, atol=1e-6)
+    assert repa_loss(rows, tokens, "cosine+mse").item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(N, 9, 7), (N, 16, 6), (N, 15, 7)])
+def test_repa_refuses_shapes_that_do_not_match(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="aligned"):
+        repa_loss(torch.zeros(shape), torch.zeros(N, 7, SIDE, SIDE), "cosine")
+
+
+def test_shapes_are_not_broadcast() -> None:
+    prediction, target = pair()
+    with pytest.raises(ValueError, match="shape"):
+        flow_loss(prediction[:, :1], target, TEXTURE, PLAIN)

@@ -1,0 +1,129 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sfd_core.diffusion.schedule import AsyncSchedule, Phase
+from sfd_core.errors import ConfigError
+
+OFFSETS = [0.0, 0.1, 0.3, 0.5, 0.7, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("delta_t", "alone", "both"),
+    [(0.3, 11.4, 77.1), (0.1, 1.1, 97.9), (0.5, 24.4, 51.2), (1.0, 50.0, 0.0), (0.0, 0.0, 100.0)],
+)
+def test_phase_shares_are_those_of_the_method_exactly_and_when_drawn(delta_t: float, alone: float, both: float) -> None:
+    schedule = AsyncSchedule(delta_t)
+    exact = schedule.phase_shares()
+    # the method rounds to a tenth of a percent, its 77.1 being 77.14 and its two 11.4s 11.43
+    assert 100 * exact[Phase.SEMANTIC] == pytest.approx(alone, abs=0.051)
+    assert 100 * exact[Phase.BOTH] == pytest.approx(both, abs=0.051)
+    assert sum(exact.values()) == pytest.approx(1)
+
+    active = schedule.active(schedule.sample(200_000, torch.Generator().manual_seed(0)).u)
+    drawn = {
+        Phase.SEMANTIC: active.semantic & ~active.texture,
+        Phase.BOTH: active.semantic & active.texture,
+        Phase.TEXTURE: active.texture & ~active.semantic,
+    }
+    for phase, rows in drawn.items():
+        assert rows.double().mean().item() == pytest.approx(exact[phase], abs=0.004)
+
+
+def test_without_an_offset_training_times_are_plain_logit_normal_flow_matching() -> None:
+    times = AsyncSchedule(0.0).sample(1000, torch.Generator().manual_seed(1))
+    expected = torch.sigmoid(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(times.t_tex, expected)
+    assert torch.equal(times.t_sem, expected)
+
+
+@pytest.mark.parametrize("delta_t", OFFSETS)
+def test_local_times_start_at_noise_end_at_data_and_keep_the_lead(delta_t: float) -> None:
+    schedule = AsyncSchedule(delta_t)
+    u = torch.linspace(0, schedule.end, 500, dtype=torch.float64)
+    times = schedule.local_times(u)
+    assert times.t_tex[0] == times.t_sem[0] == 0
+    assert times.t_sem[-1] == 1
+    assert times.t_tex[-1].item() == pytest.approx(1, abs=1e-15)
+    assert bool((times.t_tex.diff() >= 0).all())
+    assert bool((times.t_sem.diff() >= 0).all())
+    moving = schedule.active(u)
+    both = moving.texture & moving.semantic
+    assert torch.allclose((times.t_sem - times.t_tex)[both], torch.tensor(delta_t, dtype=torch.float64))
+    assert bool((times.t_tex[~moving.texture & moving.semantic] == 0).all())
+    assert bool((times.t_sem[~moving.semantic] == 1).all())
+
+
+def test_drawing_depends_on_the_generator_alone() -> None:
+    schedule = AsyncSchedule(0.3)
+    first, second = (schedule.sample(64, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(first.u, second.u)
+    assert first.u.min() > 0
+    assert first.u.max() < schedule.end
+
+
+@pytest.mark.parametrize("delta_t", [*OFFSETS, 0.37, 1e-6])
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("intervals", [3, 4, 7, 25, 50, 101])
+def test_grid_rises_and_holds_every_boundary_exactly(delta_t: float, shift: float, intervals: int) -> None:
+    schedule = AsyncSchedule(delta_t)
+    grid = schedule.grid(intervals, shift)
+    assert len(grid) == intervals + 1
+    assert bool((grid.diff() > 0).all())
+    points = grid.tolist()
+    assert points[0] == 0
+    assert points[-1] == schedule.end
+    assert {delta_t, 1.0} <= set(points)
+    # each phase is therefore integrated over exactly its own length
+    for span in schedule.phases():
+        inside = [b - a for a, b in pairwise(points) if schedule.phase(a) is span.phase]
+        assert inside
+        assert sum(inside) == pytest.approx(span.stop - span.start, abs=1e-12)
+
+
+def test_grid_is_even_without_a_shift_and_follows_the_formula_with_one() -> None:
+    assert torch.allclose(AsyncSchedule(0.0).grid(10), torch.linspace(0, 1, 11, dtype=torch.float64))
+    even = AsyncSchedule(0.3).grid(52).diff()
+    assert even.max() / even.min() < 1.1
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    assert torch.allclose(AsyncSchedule(0.0).grid(10, shift=3.0), 3 * t / (1 + 2 * t))
+    # a cascade's boundary lies where the shift puts it: s = 3 maps 1/4 of the points to the first half
+    shifted = AsyncSchedule(1.0).grid(40, shift=3.0)
+    assert shifted.tolist().index(1.0) == 10
+    assert torch.allclose(shifted, 2 * 3 * (t := torch.linspace(0, 1, 41, dtype=torch.float64)) / (1 + 2 * t))
+
+
+@pytest.mark.parametrize(
+    ("delta_t", "expected"),
+    [
+        (0.0, [Phase.BOTH]),
+        (0.3, [Phase.SEMANTIC, Phase.BOTH, Phase.TEXTURE]),
+        (1.0, [Phase.SEMANTIC, Phase.TEXTURE]),
+    ],
+)
+def test_empty_phases_do_not_exist(delta_t: float, expected: list[Phase]) -> None:
+    schedule = AsyncSchedule(delta_t)
+    spans = schedule.phases()
+    assert [span.phase for span in spans] == expected
+    assert spans[0].start == 0
+    assert spans[-1].stop == schedule.end
+    assert schedule.phase(schedule.end) is expected[-1]
+
+
+@pytest.mark.parametrize(("delta_t", "intervals"), [(0.3, 2), (1.0, 1), (0.0, 0)])
+def test_too_few_intervals_are_refused(delta_t: float, intervals: int) -> None:
+    with pytest.raises(ConfigError, match="cannot cover"):
+        AsyncSchedule(delta_t).grid(intervals)
+
+
+@pytest.mark.parametrize("delta_t", [-0.1, 1.01, float("nan")])
+def test_an_offset_outside_its_range_is_refused(delta_t: float) -> None:
+    with pytest.raises(ConfigError, match="delta_t"):
+        AsyncSchedule(delta_t)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_bad_shift_is_refused(shift: float) -> None:
+    with pytest.raises(ConfigError, match="shift"):
+        AsyncSchedule(0.3).grid(10, shift)
