@@ -129,7 +129,11 @@ def run(
     """
     cuda = [torch.cuda.current_device()] if training_device().type == "cuda" else []
     with resume.locked(), torch.random.fork_rng(devices=cuda):
-        return _Run(task, plan, resume, ema, report, on_snapshot).finish()
+        training = _Run(task, plan, resume, ema, report, on_snapshot)
+        try:
+            return training.finish()
+        finally:
+            training.history.close()
 
 
 class _Run:
@@ -169,7 +173,6 @@ class _Run:
                 self._update(step)
                 self.at.step = step + 1
                 self._keep()
-        self.history.close()
         images = self.at.step * self.optimisation.batch_size
         rate = images / max(self.at.seconds, 1e-9)
         return TrainingResult(self.at.step, images, self.at.seconds, rate, self.at.skipped, self.resume.snapshots())

@@ -1,0 +1,144 @@
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sfd_core.config import Optimisation
+from sfd_core.errors import NumericsError
+from sfd_core.models.ema import EMA
+from sfd_core.seeding import generator
+from sfd_core.training.checkpoint import ResumeFolder
+from sfd_core.training.history import Record, read_history
+from sfd_core.training.loop import TrainingPlan, run
+
+TIMINGS = {"seconds", "images_per_second"}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Denoise:
+    """Learn to predict a 4-vector from its noisy version; dropout draws from the global generator."""
+
+    def __init__(self, broken: frozenset[int] = frozenset(), killed_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Dropout(0.1), nn.BatchNorm1d(32), nn.Linear(32, 4))
+        self.broken, self.killed_at = broken, killed_at
+
+    def loss(self, step: int) -> Mapping[str, Tensor]:
+        if step == self.killed_at:
+            raise Killed
+        draw = generator(0, step)
+        clean, noise = torch.randn(8, 4, generator=draw), torch.randn(8, 4, generator=draw)
+        mse = (self.model(clean + 0.1 * noise) - clean).square().mean()
+        size = self.model[0].weight.square().mean()
+        return {"loss": mse + 0.1 * size + (math.nan if step in self.broken else 0.0), "mse": mse, "size": size}
+
+
+def plan(**changes: Any) -> TrainingPlan:
+    values: dict[str, Any] = {
+        "steps": 40, "batch_size": 8, "warmup_steps": 5, "decay_steps": 10, "final_rate": 0.1, "betas": [0.9, 0.95],
+        "weight_decay": 0.01, "clip_norm": 0.5, "precision": "float32", "checkpoint_every": 7, "seed": 3,
+    }  # fmt: skip
+    return TrainingPlan("test", Optimisation.model_validate(values | changes), 1e-2, snapshot_steps=(10, 40), log_every=4)
+
+
+def curve(folder: ResumeFolder) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in read_history(folder.history_path)]
+
+
+def test_a_run_lowers_the_loss_and_says_what_it_took(tmp_path: Path) -> None:
+    folder, heard = ResumeFolder(tmp_path / "resume"), list[Record]()
+    result = run(Denoise(), plan(), folder, report=heard.append)
+    assert (result.steps, result.images_seen, result.skipped_steps) == (40, 320, 0)
+    assert result.images_per_second == pytest.approx(320 / result.seconds)
+    assert [record.step for record in heard] == list(range(4, 41, 4))
+    assert heard[-1].terms["loss"] < heard[0].terms["loss"]
+    assert heard[-1].learning_rate == pytest.approx(1e-3)
+    assert [record.row() for record in heard] == read_history(folder.history_path)
+
+
+def test_logged_terms_are_means_over_the_interval_and_add_up(tmp_path: Path) -> None:
+    folder = ResumeFolder(tmp_path / "resume")
+    run(Denoise(), plan(), folder)
+    for row in curve(folder):
+        assert row["loss"] == pytest.approx(row["mse"] + 0.1 * row["size"], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("killed_at", [3, 12, 39])
+def test_a_run_broken_off_and_resumed_equals_the_unbroken_one(tmp_path: Path, killed_at: int, precision: str) -> None:
+    unbroken, folder = Denoise(broken=frozenset({8})), ResumeFolder(tmp_path / "unbroken")
+    ema = EMA(unbroken.model, 0.99, warmup=True)
+    expected = run(unbroken, plan(precision=precision), folder, ema)
+
+    again, broken = ResumeFolder(tmp_path / "again"), Denoise(frozenset({8}), killed_at)
+    with pytest.raises(Killed):
+        run(broken, plan(precision=precision), again, EMA(broken.model, 0.99, warmup=True))
+    resumed = Denoise(broken=frozenset({8}))
+    resumed_ema = EMA(resumed.model, 0.99, warmup=True)
+    result = run(resumed, plan(precision=precision), again, resumed_ema)
+
+    weights = resumed.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in unbroken.model.state_dict().items())
+    assert all(torch.equal(value, resumed_ema.weights()[name]) for name, value in ema.weights().items())
+    assert curve(folder) == curve(again)
+    assert result.skipped_steps == expected.skipped_steps == 1
+    assert [kept.step for kept in result.snapshots] == [10, 40]
+    for one, other in zip(expected.snapshots, result.snapshots, strict=True):
+        first, second = load_file(one.path), load_file(other.path)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_finished_run_started_again_does_nothing_and_returns_the_same(tmp_path: Path) -> None:
+    folder = ResumeFolder(tmp_path / "resume")
+    first = run(Denoise(), plan(), folder)
+    assert run(Denoise(killed_at=0), plan(), folder) == first
+
+
+def test_snapshots_hold_the_average_where_there_is_one(tmp_path: Path) -> None:
+    task, heard = Denoise(), dict[int, dict[str, Tensor]]()
+    ema = EMA(task.model, 0.9, warmup=False)
+    keep = lambda step, weights, _: heard.update({step: {name: value.clone() for name, value in weights.items()}})  # noqa: E731
+    result = run(task, plan(), ResumeFolder(tmp_path / "resume"), ema, on_snapshot=keep)
+    for snapshot in result.snapshots:
+        stored = load_file(snapshot.path)
+        assert all(torch.equal(stored[name], value) for name, value in heard[snapshot.step].items())
+    assert not torch.equal(heard[40]["0.weight"], task.model[0].weight)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(Denoise(frozenset({4, 5, 20})), plan(), ResumeFolder(tmp_path / "resume"))
+    assert result.skipped_steps == 3
+    assert "step 5 skipped" in capsys.readouterr().err
+    assert all(math.isfinite(value) for row in curve(ResumeFolder(tmp_path / "resume")) for value in row.values())
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
+    run(Denoise(frozenset(range(6, 15))), plan(), ResumeFolder(tmp_path / "nine"))
+    with pytest.raises(NumericsError, match=r"step 16; lower learning_rate 0\.01"):
+        run(Denoise(frozenset(range(6, 16))), plan(), ResumeFolder(tmp_path / "ten"))
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
+    free, tight = Denoise(), Denoise()
+    run(free, plan(clip_norm=0.0), ResumeFolder(tmp_path / "free"))
+    run(tight, plan(clip_norm=1e-12), ResumeFolder(tmp_path / "tight"))
+    start = Denoise().model[0].weight
+    # Adam's epsilon is far above a gradient of 1e-12, so such a step moves next to nothing but its weight decay
+    assert (tight.model[0].weight - start).norm() < 0.05 * (free.model[0].weight - start).norm()
+
+
+def test_global_random_numbers_are_left_as_they_were(tmp_path: Path) -> None:
+    task = Denoise()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    run(task, plan(steps=15), ResumeFolder(tmp_path / "resume"))
+    assert torch.equal(torch.rand(3), expected)

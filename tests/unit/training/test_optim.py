@@ -1,0 +1,47 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sfd_core.config import Optimisation
+from sfd_core.training.optim import build_optimizer, learning_rate_at
+
+
+def optimisation(**changes: Any) -> Optimisation:
+    values = {
+        "steps": 100, "batch_size": 1, "warmup_steps": 10, "decay_steps": 20, "final_rate": 0.1, "betas": [0.9, 0.95],
+        "weight_decay": 0.01, "clip_norm": 0.0, "precision": "float32", "checkpoint_every": 10, "seed": 0,
+    }  # fmt: skip
+    return Optimisation.model_validate(values | changes)
+
+
+def test_the_rate_warms_up_stays_and_decays_to_its_final_share() -> None:
+    rates = [learning_rate_at(step, 2.0, optimisation()) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9:80] == [2.0] * 71
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[79:] == sorted(rates[79:], reverse=True)
+    assert rates[89] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert rates[99] == pytest.approx(0.2)
+
+
+def test_without_warm_up_and_decay_the_rate_is_constant() -> None:
+    flat = optimisation(warmup_steps=0, decay_steps=0)
+    assert {learning_rate_at(step, 0.5, flat) for step in range(100)} == {0.5}
+
+
+def test_the_optimizer_leaves_frozen_parameters_out_and_takes_the_given_values() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    group = build_optimizer(model.parameters(), 0.1, optimisation()).param_groups[0]
+    assert group["params"] == [model.weight]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.9, 0.95), 0.01)
+
+
+def test_one_step_without_decay_moves_every_weight_by_the_learning_rate() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = build_optimizer([weight], 0.1, optimisation(weight_decay=0.0))
+    weight.grad = torch.tensor([1.0, -2.0, 30.0])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.1, 0.1, -0.1]))
