@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,9 +40,9 @@ def times(t_tex: float, t_sem: float) -> LocalTimes:
 
 
 @pytest.mark.parametrize("build", [cfg, autoguidance])
-def test_scale_one_is_the_main_velocity_to_the_last_bit_and_costs_nothing(build: object) -> None:
+def test_scale_one_is_the_main_velocity_to_the_last_bit_and_costs_nothing(build: Callable[..., VelocityFn]) -> None:
     main = field(0)
-    guided = (cfg if build is cfg else autoguidance)(main, refuses, OFF, OFF, TEXTURE)
+    guided = build(main, refuses, OFF, OFF, TEXTURE)
     assert torch.equal(guided(state(), times(0.3, 0.6)), main(state(), times(0.3, 0.6)))
 
 
@@ -101,11 +104,13 @@ def test_guided_sampling_with_scale_one_equals_unguided_sampling(delta_t: float)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
-def test_the_oracle_brings_semantics_to_the_real_latent_and_leaves_texture_to_the_model(solver: str) -> None:
+def test_the_oracle_brings_semantics_to_the_real_latent_and_leaves_texture_to_the_model(
+    solver: Literal["euler", "heun"],
+) -> None:
     x0 = state()
     real = torch.randn(N, SEMANTIC, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
     seen = []
-    settings = SolverSettings("heun" if solver == "heun" else "euler", 40)
+    settings = SolverSettings(solver, 40)
     solution = integrate(
         oracle(field(0), x0, real, TEXTURE), x0, AsyncSchedule(0.3), TEXTURE, settings, lambda u, x, data: seen.append(data)
     )
