@@ -39,14 +39,14 @@ repro-long: setup  ## the same with LONG_STEPS training steps for every variant,
 	$(BIN)/sfd experiment long --set train.optimisation.steps=$(LONG_STEPS)
 
 seeds: setup  ## every active variant trained and judged with each of SEEDS, in .sfd/experiments/seeds
-	$(BIN)/sfd experiment seeds --vary seed $(SEEDS)
+	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table results/seeds.csv
 
 learning-rates: setup  ## every active variant trained and judged at each of RATES, in .sfd/experiments/learning-rates
-	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES)
+	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table results/learning_rates.csv
 
 # Tests run in as many processes as there are cores, each with one thread
 test: setup  ## all quick tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST)
 
 test-slow: setup  ## the tests that take minutes: kills at random moments, long trainings
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow $(PYTEST)

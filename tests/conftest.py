@@ -1,0 +1,16 @@
+"""Fixtures that several kinds of tests share."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from projects import Project, make_project
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A tiny project on which `dvc repro` ran once; a test that changes its parameters restores them."""
+    project = make_project(tmp_path_factory.mktemp("projects") / "tiny", ["dit", "sfd", "redi", "repa"])
+    project.run("dvc", "repro")
+    yield project
+    shutil.rmtree(project.path, ignore_errors=True)

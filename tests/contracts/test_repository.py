@@ -1,0 +1,103 @@
+"""What is true of the tracked files as a whole: the lock, the addresses they hold, the commands they name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfd_core.cli import build_parser
+
+ROOT = Path(__file__).parents[2]
+TRACKED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[
+    :-1
+]
+SEP = "/"
+FOREIGN = re.compile(
+    "|".join(
+        (f"{SEP}simple{SEP}", "pypi" + r"\.org", "pythonhosted" + r"\.org", f"(?<![.\\w]){SEP}(?:root|home|work|Users){SEP}")
+    )
+)
+"""Package indexes and folders of one machine."""
+FENCED = re.compile(r"^```(?:bash|console|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def requirements() -> list[str]:
+    """Return every pinned requirement of the lock with its hashes."""
+    text = (ROOT / "requirements.lock").read_text()
+    return [block for block in re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE) if block and not block.startswith("#")]
+
+
+def test_every_package_of_the_lock_is_pinned_and_hashed() -> None:
+    blocks = requirements()
+    assert len(blocks) > 100
+    for block in blocks:
+        assert re.match(r"[A-Za-z0-9._\[\],-]+==[^\s;]+", block), block
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", block), block
+
+
+def test_the_lock_names_no_index() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    assert "--index" not in text
+    assert "--find-links" not in text
+
+
+def test_the_lock_covers_what_the_project_asks_for() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = {
+        re.split(r"[\[<>=]", line.strip().strip('",'))[0]
+        for line in project.splitlines()
+        if re.match(r'  "[a-z].*[<>=].*",$', line)
+    }
+    locked = {re.split(r"[\[=]", block)[0] for block in requirements()}
+    assert wanted
+    assert wanted <= locked
+
+
+def test_no_tracked_file_names_a_package_index_or_a_folder_of_one_machine() -> None:
+    for path in filter(Path.is_file, (ROOT / name for name in TRACKED)):
+        content = path.read_bytes()
+        if b"\0" not in content[:8000]:
+            found = FOREIGN.search(content.decode())
+            assert found is None, f"{path}: {found}"
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def commands(text: str) -> list[str]:
+    """Return the lines of a document's shell blocks, and its inline commands."""
+    lines = [line.removeprefix("$ ").strip() for block in FENCED.findall(text) for line in block.splitlines()]
+    return [*lines, *re.findall(r"`((?:make|sfd|dvc) [^`]+)`", text)]
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    named = commands((ROOT / "README.md").read_text())
+    makes = {match[1] for line in named if (match := re.match(r"make ([a-z-]+)", line))}
+    assert {"repro", "test"} <= makes <= make_targets()
+    for line in named:
+        if match := re.match(r"sfd ([a-z-]+)", line):
+            with pytest.raises(SystemExit) as ended:
+                build_parser().parse_args([match[1], "--help"])
+            assert ended.value.code == 0
+
+
+def test_make_help_lists_every_target_but_no_other() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^make ([a-z-]+)", shown, re.MULTILINE)) == make_targets()
+
+
+def test_continuous_integration_runs_the_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert re.search(r"^make test$", script.read_text(), re.MULTILINE)
+
+
+def test_the_command_and_the_module_are_one() -> None:
+    for command in ([str(Path(sys.executable).parent / "sfd")], [sys.executable, "-m", "sfd_core.cli"]):
+        ended = subprocess.run([*command, "validate"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.startswith("params.yaml is a valid experiment")

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sfd_core.config import load_params, parse_params
+from sfd_core.errors import ConfigError
+from sfd_core.experiments import Axis, origin_values, plan_experiment, run_experiment
+
+ROOT = Path(__file__).parents[2]
+VALUES = load_params(ROOT / "params.yaml").model_dump(mode="json")
+
+
+def test_changes_are_set_and_the_given_values_stay_as_they_are() -> None:
+    plan = plan_experiment(VALUES, {"train.optimisation.steps": 7_000, "prepare.seed": 3})
+    params = parse_params(plan.values)
+    assert (params.train.optimisation.steps, params.prepare.seed) == (7_000, 3)
+    assert load_params(ROOT / "params.yaml").model_dump(mode="json") == VALUES
+    assert plan.origins == {name: name for name in VALUES["active"]}
+
+
+@pytest.mark.parametrize("key", ["train.optimisation.step", "trian", "train.optimisation.steps.more", "prepare.seed.x"])
+def test_an_unknown_key_is_an_error_that_names_it(key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        plan_experiment(VALUES, {key: 1})
+
+
+def test_every_active_variant_takes_every_value_and_keeps_its_name_where_it_has_it_already() -> None:
+    plan = plan_experiment(VALUES | {"active": ["sync", "sfd"]}, {}, Axis("seed", (0, 1, 2)))
+    params = parse_params(plan.values)
+    assert params.active == ["sync", "sync-seed-1", "sync-seed-2", "sfd", "sfd-seed-1", "sfd-seed-2"]
+    assert params.variants["sfd"] == load_params(ROOT / "params.yaml").variants["sfd"]
+    assert params.variants["sfd-seed-2"].model_copy(update={"seed": 0}) == params.variants["sfd"]
+    assert origin_values(plan, ["seed"])["sync-seed-1"] == {"variant": "sync", "seed": 1}
+
+
+def test_names_of_variants_hold_no_dot_since_dvc_would_take_it_for_nesting() -> None:
+    plan = plan_experiment(VALUES, {}, Axis("learning_rate", (0.0005, 0.25)))
+    assert not any("." in name for name in plan.origins)
+    assert len(plan.origins) == 2 * len(VALUES["active"])
+
+
+def test_an_impossible_experiment_writes_nothing(tmp_path: Path) -> None:
+    plan = plan_experiment(VALUES, {"prepare.resolution": 63})
+    with pytest.raises(ConfigError, match="63"):
+        run_experiment(plan, tmp_path / "experiment", ROOT)
+    assert not (tmp_path / "experiment").exists()
+    assert yaml.safe_load((ROOT / "params.yaml").read_text())["prepare"]["resolution"] != 63
