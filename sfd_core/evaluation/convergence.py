@@ -1,0 +1,115 @@
+"""When each variant reaches another's final distance: the speed-up in steps, images, FLOPs and wall time.
+
+Between two snapshots the distance is taken to fall linearly in the logarithm of the cost, as convergence curves do over a short
+span; beyond the snapshots nothing is extrapolated: a target that was not reached is said to be not reached.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from sfd_core.errors import ConfigError, DataError
+
+COSTS = ("step", "images_seen", "flops", "seconds")
+COLUMNS = ("step", "images_seen", "seconds", "flops", "samples")
+DISTANCES = ("fid", "fd_", "sfid", "kid")
+"""Beginnings of the names of numbers that fall while a model learns."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The cost at which `variant` first reached the final distance of `target`; None where it never did."""
+
+    number: str
+    target: str
+    target_value: float
+    variant: str
+    steps: float | None
+    images_seen: float | None
+    flops: float | None
+    seconds: float | None
+    at_most: bool
+    """The first snapshot was already there, so the true cost is this or less."""
+
+
+def read_curves(folder: Path, variants: Sequence[str]) -> pd.DataFrame:
+    """Return the curves of `variants` from `<folder>/<variant>/curve.csv` below one another, with a column `variant`.
+
+    Raises `DataError` if a file is missing, unreadable, empty or lacks a column.
+    """
+    return pd.concat(
+        [_read_curve(folder / variant / "curve.csv").assign(variant=variant) for variant in variants], ignore_index=True
+    )
+
+
+def speed_up(curves: pd.DataFrame, number: str, targets: Sequence[str] | None = None) -> list[Reach]:
+    """Return for each of `targets` (default: all variants) and each variant when it first reached the target's final value.
+
+    The target's own entry follows the same rule, so a curve that bottoms out early gives its own earlier cost. Raises
+    `ConfigError` for a number that is no distance or an unknown target, `DataError` if distances of different sample
+    counts would be compared.
+    """
+    if not number.startswith(DISTANCES) or number not in curves:
+        raise ConfigError(f"{number!r} is no distance in the curves; they have {', '.join(distances(curves))}")
+    names = [str(name) for name in curves["variant"].unique()]
+    unknown = [target for target in targets or [] if target not in names]
+    if unknown:
+        raise ConfigError(f"no curve of variant {unknown[0]!r}; there are {', '.join(names)}")
+    if curves["samples"].nunique() > 1:
+        counts = ", ".join(str(count) for count in sorted(curves["samples"].unique()))
+        raise DataError(
+            f"the curves mix {number} of {counts} samples, which do not compare (fewer samples, larger distance); "
+            "evaluate every snapshot with evaluate.snapshot_samples"
+        )
+    reaches = []
+    for target in targets or names:
+        final = float(_curve(curves, target)[number].iloc[-1])
+        reaches += [_reach(_curve(curves, name), number, target, final) for name in names]
+    return reaches
+
+
+def distances(curves: pd.DataFrame) -> list[str]:
+    """Return the names of the distances among the columns."""
+    return [str(column) for column in curves.columns if str(column).startswith(DISTANCES)]
+
+
+def speed_up_frame(reaches: Sequence[Reach]) -> pd.DataFrame:
+    """Return one row per entry, with `NaN` where a target was not reached."""
+    return pd.DataFrame([asdict(reach) for reach in reaches])
+
+
+def _curve(curves: pd.DataFrame, variant: str) -> pd.DataFrame:
+    return curves[curves["variant"] == variant].sort_values("step", ignore_index=True)
+
+
+def _reach(curve: pd.DataFrame, number: str, target: str, final: float) -> Reach:
+    values = [float(value) for value in curve[number]]
+    first = next((index for index, value in enumerate(values) if value <= final), None)
+    costs: list[float | None] = [None] * len(COSTS)
+    if first is not None:
+        costs = [_cost(curve[column].astype(float).tolist(), values, first, final) for column in COSTS]
+    steps, images_seen, flops, seconds = costs
+    variant = str(curve["variant"].iloc[0])
+    return Reach(number, target, final, variant, steps, images_seen, flops, seconds, at_most=first == 0)
+
+
+def _cost(costs: list[float], values: list[float], first: int, final: float) -> float:
+    """Return the cost at which the distance crossed `final` just before snapshot `first`."""
+    if first == 0 or not math.isfinite(values[first - 1]) or costs[first - 1] <= 0:
+        return costs[first]
+    share = (values[first - 1] - final) / (values[first - 1] - values[first])
+    return math.exp((1 - share) * math.log(costs[first - 1]) + share * math.log(costs[first]))
+
+
+def _read_curve(path: Path) -> pd.DataFrame:
+    try:
+        curve = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable curve ({error}); run its evaluate stage again") from error
+    absent = [name for name in COLUMNS if name not in curve]
+    if absent or curve.empty:
+        raise DataError(f"{path} has no rows or lacks columns {', '.join(absent)}; run its evaluate stage again")
+    return curve

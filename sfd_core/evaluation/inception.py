@@ -1,0 +1,106 @@
+"""The Inception network of FID, with torch-fidelity's standard weights, and the spatial feature that sFID needs."""
+
+import hashlib
+import io
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from sfd_core.errors import DataError, ResourceError
+from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL, ExtractorIdentity, JudgeNetwork, weights_folder
+from sfd_core.paths import atomic_path
+
+WEIGHTS_URL: str = URL_INCEPTION_V3
+WEIGHTS_FILE = WEIGHTS_URL.rsplit("/", 1)[-1]
+STANDARD_DIGEST = WEIGHTS_FILE.removesuffix(".pth").rsplit("-", 1)[-1]
+"""First digits of the sha256 of the file that every published FID rests on."""
+SPATIAL_CHANNELS = 7
+
+
+class Inception(JudgeNetwork):
+    """Inception v3 of 2015: pooled 2048-d features, 1008 logits without bias, and sFID's 7 x 17 x 17 = 2023 spatial values.
+
+    The spatial feature is what ADM's evaluator takes (TensorFlow's `mixed_6/conv:0`, first 7 channels, after ReLU; Nash et al.
+    2021): torch-fidelity's `Mixed_6d`, whose first channels come from that convolution. Weights: the file given, else
+    torch-fidelity's, downloaded once to torch.hub's checkpoint folder.
+    """
+
+    provided: ClassVar[tuple[str, ...]] = (FEATURES, LOGITS, SPATIAL)
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        path = Path(feature_extractor_weights_path) if feature_extractor_weights_path else _fetch_weights()
+        content = _read(path)
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            # torch-fidelity unpickles what it is given; it is given tensors that were read without executing anything.
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], _safe_copy(path, content)
+            )
+        except RuntimeError as error:
+            raise DataError(f"{path} holds weights of another network ({error}); fetch {WEIGHTS_URL}") from error
+        standard = digest.startswith(STANDARD_DIGEST)
+        self.identity = ExtractorIdentity(
+            "inception" if standard else "inception_custom",
+            digest,
+            FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE,
+            "torch-fidelity's bilinear of TensorFlow 1, (x - 128) / 128",
+        )
+        self._spatial = torch.empty(0)
+        self.network.Mixed_6d.register_forward_hook(self._keep_spatial)
+
+    def layers(self, images: Tensor) -> dict[str, Tensor]:
+        pooled, logits = self.network(images)
+        return {FEATURES: pooled, LOGITS: logits, SPATIAL: self._spatial}
+
+    def _keep_spatial(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._spatial = output[:, :SPATIAL_CHANNELS].flatten(1).float()
+
+
+def _fetch_weights() -> Path:
+    path = weights_folder() / WEIGHTS_FILE
+    if path.is_file():
+        return path
+    try:
+        with atomic_path(path) as temporary:
+            torch.hub.download_url_to_file(WEIGHTS_URL, str(temporary), STANDARD_DIGEST, progress=sys.stderr.isatty())
+    except (OSError, RuntimeError) as error:
+        raise ResourceError(
+            f"extractor inception has no weights: {WEIGHTS_URL} cannot be fetched ({error}); fetch that file elsewhere and put "
+            f"it at {path}, or name it in reference.inception_weights"
+        ) from error
+    return path
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ResourceError(
+            f"Inception weights {path} cannot be read ({error.strerror}); fetch {WEIGHTS_URL} and name it in "
+            "reference.inception_weights, or set that to null to download it"
+        ) from error
+
+
+def _safe_copy(path: Path, content: bytes) -> io.BytesIO:
+    """Return a torch file of the tensors of `content`, safetensors or a torch file, read without executing anything in it."""
+    try:
+        state = load(content) if path.suffix == ".safetensors" else torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    except Exception as error:
+        if not isinstance(error, SafetensorError | RuntimeError | ValueError | EOFError | KeyError | OSError) and (
+            type(error).__name__ != "UnpicklingError"
+        ):
+            raise
+        raise DataError(f"{path} is no plain file of weights ({error}); fetch {WEIGHTS_URL}") from error
+    copy = io.BytesIO()
+    torch.save(state, copy)
+    copy.seek(0)
+    return copy

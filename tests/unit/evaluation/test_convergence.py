@@ -1,0 +1,84 @@
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sfd_core.errors import ConfigError, DataError
+from sfd_core.evaluation.convergence import distances, read_curves, speed_up, speed_up_frame
+
+
+def write_curve(folder: Path, variant: str, values: list[float], samples: int = 500) -> None:
+    steps = [100 * 2**index for index in range(len(values))]
+    table = {"step": steps, "images_seen": [64 * s for s in steps], "seconds": [s / 10 for s in steps]}
+    table |= {"flops": [1e9 * s for s in steps], "samples": [samples] * len(steps), "fd_x": values, "precision_x": values}
+    (folder / variant).mkdir(parents=True)
+    pd.DataFrame(table).to_csv(folder / variant / "curve.csv", index=False)
+
+
+@pytest.fixture
+def curves(tmp_path: Path) -> pd.DataFrame:
+    write_curve(tmp_path, "slow", [100.0, 80.0, 60.0])
+    write_curve(tmp_path, "fast", [90.0, 50.0, 20.0])
+    write_curve(tmp_path, "instant", [10.0, 9.0, 8.0])
+    return read_curves(tmp_path, ["slow", "fast", "instant"])
+
+
+def reach(curves: pd.DataFrame, variant: str, target: str):
+    return next(entry for entry in speed_up(curves, "fd_x", [target]) if entry.variant == variant)
+
+
+def test_costs_are_interpolated_in_their_logarithm(curves: pd.DataFrame) -> None:
+    found = reach(curves, "fast", "slow")
+    share = (90 - 60) / (90 - 50)
+    assert found.target_value == 60
+    assert found.steps == pytest.approx(100 * 2**share)
+    assert found.images_seen == pytest.approx(64 * found.steps)
+    assert found.flops == pytest.approx(1e9 * found.steps)
+    assert found.seconds == pytest.approx(found.steps / 10)
+    assert not found.at_most
+
+
+def test_a_target_that_was_never_reached_has_no_cost(curves: pd.DataFrame) -> None:
+    found = reach(curves, "slow", "fast")
+    assert (found.steps, found.images_seen, found.flops, found.seconds) == (None, None, None, None)
+    assert math.isnan(speed_up_frame([found, reach(curves, "fast", "slow")])["steps"].iloc[0])
+
+
+def test_a_target_reached_by_the_first_snapshot_is_an_upper_bound(curves: pd.DataFrame) -> None:
+    found = reach(curves, "instant", "slow")
+    assert (found.steps, found.at_most) == (100, True)
+
+
+def test_a_variant_reaches_its_own_final_distance_where_its_curve_first_does(curves: pd.DataFrame, tmp_path: Path) -> None:
+    assert reach(curves, "slow", "slow").steps == pytest.approx(400)
+    write_curve(tmp_path / "more", "bounces", [100.0, 20.0, 60.0])
+    assert reach(read_curves(tmp_path / "more", ["bounces"]), "bounces", "bounces").steps == pytest.approx(100 * 2**0.5)
+
+
+def test_all_pairs_are_reported(curves: pd.DataFrame) -> None:
+    assert len(speed_up(curves, "fd_x")) == 9
+    assert distances(curves) == ["fd_x"]
+
+
+def test_numbers_that_do_not_fall_and_unknown_variants_are_refused(curves: pd.DataFrame) -> None:
+    with pytest.raises(ConfigError, match="'precision_x' is no distance in the curves; they have fd_x"):
+        speed_up(curves, "precision_x")
+    with pytest.raises(ConfigError, match="no curve of variant 'sdf'; there are slow, fast, instant"):
+        speed_up(curves, "fd_x", ["sdf"])
+
+
+def test_distances_of_different_sample_counts_are_not_compared(tmp_path: Path) -> None:
+    write_curve(tmp_path, "a", [3.0, 2.0], samples=500)
+    write_curve(tmp_path, "b", [3.0, 2.0], samples=1500)
+    with pytest.raises(DataError, match="mix fd_x of 500, 1500 samples"):
+        speed_up(read_curves(tmp_path, ["a", "b"]), "fd_x")
+
+
+def test_missing_and_incomplete_curves_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a/curve.csv is no readable curve"):
+        read_curves(tmp_path, ["a"])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "curve.csv").write_text("step,seconds\n1,2\n")
+    with pytest.raises(DataError, match="lacks columns images_seen, flops, samples"):
+        read_curves(tmp_path, ["a"])

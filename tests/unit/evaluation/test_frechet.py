@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+from sfd_core.errors import DataError, NumericsError
+from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
+
+
+def correlated(count: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(width, width, generator=torch.Generator().manual_seed(99)) * torch.logspace(0, -2, width)
+    return torch.relu(torch.randn(count, width, generator=generator) @ mix + 0.1 * seed)
+
+
+def reference_of(features: Tensor) -> FrechetReference:
+    moments = FeatureMoments()
+    for batch in torch.split(features, 64):
+        moments.update(batch)
+    return FrechetReference.of(moments)
+
+
+def numpy_distance(a: Tensor, b: Tensor) -> float:
+    """Heusel et al. 2017, eq. 6, with the matrix root by diagonalising the first covariance."""
+    x, y = a.double().numpy(), b.double().numpy()
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    values, vectors = np.linalg.eigh(s)
+    root = vectors @ np.diag(np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ t @ root), 0, None)).sum()
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * cross)
+
+
+@pytest.mark.parametrize("samples", [20, 90, 300])
+def test_distance_equals_torch_fidelity_and_numpy(samples: int) -> None:
+    real, drawn = correlated(400, 48, seed=1), correlated(samples, 48, seed=2)
+    mine = reference_of(real).distance(drawn)
+    theirs = fid_statistics_to_metric(fid_features_to_statistics(drawn), fid_features_to_statistics(real), verbose=False)
+    assert mine == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
+    assert mine == pytest.approx(numpy_distance(real, drawn), rel=1e-6)
+
+
+def test_distance_equals_torch_fidelity_where_the_reference_has_fewer_images_than_features() -> None:
+    real, drawn = correlated(30, 48, seed=1), correlated(40, 48, seed=2)
+    theirs = fid_statistics_to_metric(fid_features_to_statistics(drawn), fid_features_to_statistics(real), verbose=False)
+    assert reference_of(real).distance(drawn) == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
+
+
+def test_distance_to_itself_is_zero() -> None:
+    real = correlated(200, 32, seed=3)
+    assert abs(reference_of(real).distance(real)) < 1e-6
+
+
+def test_distance_of_a_shift_is_its_square() -> None:
+    real = correlated(200, 8, seed=3)
+    assert reference_of(real).distance(real + 2.0) == pytest.approx(8 * 4.0, rel=1e-4)
+
+
+def test_moments_do_not_depend_on_batches_and_survive_a_large_offset() -> None:
+    features = correlated(150, 16, seed=4).double() + 1e6
+    moments = FeatureMoments()
+    for batch in torch.split(features, 7):
+        moments.update(batch)
+    np.testing.assert_allclose(moments.mean.numpy(), features.numpy().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.covariance.numpy(), np.cov(features.numpy(), rowvar=False), rtol=1e-6, atol=1e-8)
+
+
+def test_factor_gives_the_covariance_back() -> None:
+    features = correlated(150, 16, seed=5)
+    np.testing.assert_allclose(
+        reference_of(features).covariance.numpy(), np.cov(features.double().numpy(), rowvar=False), atol=1e-9
+    )
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(DataError, match="no features"):
+        _ = FeatureMoments().mean
+    with pytest.raises(DataError, match="0 images have no covariance"):
+        _ = FeatureMoments().covariance
+    with pytest.raises(DataError, match="at least two images, got 1"):
+        reference_of(correlated(9, 4, seed=1)).distance(torch.zeros(1, 4))
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    features = torch.zeros(5, 4)
+    features[2, 1] = torch.nan
+    with pytest.raises(NumericsError, match="image 2 and 0 others"):
+        FeatureMoments().update(features)

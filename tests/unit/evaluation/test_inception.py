@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from sfd_core.errors import DataError, ResourceError
+from sfd_core.evaluation import inception
+from sfd_core.evaluation.judge import load_extractor
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """Random weights of the standard file's names and shapes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "unused")
+    return network.state_dict()
+
+
+@pytest.fixture(scope="module")
+def weights(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_layers_are_torch_fidelitys_and_the_spatial_feature_has_2023_values(weights: Path) -> None:
+    extractor = load_extractor("inception", str(weights)).cpu()
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features, logits, spatial = extractor(images)
+    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))(images)
+    torch.testing.assert_close((features, logits), theirs)
+    assert features.shape == (2, 2048)
+    assert logits.shape == (2, 1008)
+    assert spatial.shape == (2, 2023)
+    assert spatial.min() >= 0
+    assert not torch.equal(spatial[0], spatial[1])
+
+
+def test_other_than_the_standard_weights_are_no_fid(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    custom = load_extractor("inception", str(weights)).identity
+    assert custom.name == "inception_custom"
+    assert custom.key.startswith("inception_custom-")
+    monkeypatch.setattr(inception, "STANDARD_DIGEST", custom.weights[:8])
+    assert load_extractor("inception", str(weights)).identity.name == "inception"
+
+
+def test_safetensors_are_read_too(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "inception.safetensors"
+    save_file(state, path)
+    extractor = load_extractor("inception", str(path))
+    torch.testing.assert_close(extractor.network.fc.weight.cpu(), state["fc.weight"])
+
+
+class Payload:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_file_that_would_execute_code_is_refused_unexecuted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"fc.weight": Payload()}, tmp_path / "bad.pth")
+    with pytest.raises(DataError, match="no plain file of weights"):
+        load_extractor("inception", str(tmp_path / "bad.pth"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match="weights of another network"):
+        load_extractor("inception", str(tmp_path / "other.pth"))
+
+
+def test_a_missing_file_says_what_to_fetch(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"fetch https://.*6726825d\.pth and name it in reference.inception_weights"):
+        load_extractor("inception", str(tmp_path / "gone.pth"))
+
+
+def test_without_network_the_error_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(inception, "WEIGHTS_URL", "http://127.0.0.1:9/weights.pth")
+    monkeypatch.setattr(inception, "weights_folder", lambda: tmp_path)
+    with pytest.raises(ResourceError, match=f"put it at {tmp_path}/weights-inception-2015-12-05-6726825d.pth"):
+        load_extractor("inception")
+    assert not list(tmp_path.iterdir())

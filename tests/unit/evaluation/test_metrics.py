@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sfd_core.errors import DataError, NumericsError
+from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
+from sfd_core.evaluation.metrics import KID_SUBSETS, SUBSET_SEED, Reference, number_name, score, settings
+
+
+def cloud(count: int, seed: int, width: int = 12, offset: float = 0.0) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) + offset
+
+
+def reference_of(features: Tensor, spatial: Tensor | None = None) -> Reference:
+    def fitted(values: Tensor) -> FrechetReference:
+        moments = FeatureMoments()
+        moments.update(values)
+        return FrechetReference.of(moments)
+
+    return Reference(features, fitted(features), None if spatial is None else fitted(spatial))
+
+
+def numpy_kid(x: np.ndarray, y: np.ndarray, size: int) -> float:
+    """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4), mean over the seeded subsets."""
+    rng = np.random.RandomState(SUBSET_SEED)
+    estimates = []
+    for _ in range(KID_SUBSETS):
+        a = x[rng.choice(len(x), size, replace=False)]
+        b = y[rng.choice(len(y), size, replace=False)]
+        total = 0.0
+        for first, second, sign in ((a, a, 1), (b, b, 1), (a, b, -2)):
+            kernel = (first @ second.T / x.shape[1] + 1) ** 3
+            if sign == 1:
+                total += (kernel.sum() - np.trace(kernel)) / (size * (size - 1))
+            else:
+                total -= 2 * kernel.mean()
+        estimates.append(total)
+    return float(np.mean(estimates))
+
+
+def numpy_coverage(centres: np.ndarray, judged: np.ndarray, k: int = 3) -> float:
+    """Share of `judged` inside the ball of some centre that reaches to its k-th neighbour (Kynkaanniemi et al. 2019, eq. 1)."""
+
+    def between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(a[:, None] - b[None], axis=2)
+
+    radii = np.sort(between(centres, centres), axis=1)[:, k]
+    return float((between(judged, centres) <= radii).any(axis=1).mean())
+
+
+def test_kid_equals_numpy() -> None:
+    real, drawn = cloud(60, 0), cloud(40, 1, offset=0.3)
+    mine = score({"features": drawn}, reference_of(real), kid_subset_size=25)["kid"]
+    assert mine == pytest.approx(numpy_kid(drawn.double().numpy(), real.double().numpy(), 25), rel=1e-9)
+
+
+def test_precision_and_recall_equal_numpy() -> None:
+    real, drawn = cloud(80, 0, width=3), cloud(50, 1, width=3, offset=0.7)
+    values = score({"features": drawn}, reference_of(real), kid_subset_size=20)
+    assert values["precision"] == pytest.approx(numpy_coverage(real.numpy(), drawn.numpy()))
+    assert values["recall"] == pytest.approx(numpy_coverage(drawn.numpy(), real.numpy()))
+    assert 0 < values["precision"] < 1
+
+
+def test_the_reference_judged_by_itself_is_perfect() -> None:
+    real = cloud(80, 0)
+    values = score({"features": real}, reference_of(real), kid_subset_size=40)
+    assert abs(values["fd"]) < 1e-6
+    assert values["precision"] == values["recall"] == 1.0
+    assert abs(values["kid"]) < 0.05 * score({"features": real + 1.0}, reference_of(real), 40)["kid"]
+
+
+def test_far_images_have_neither_precision_nor_recall() -> None:
+    values = score({"features": cloud(30, 1, offset=50.0)}, reference_of(cloud(80, 0)), kid_subset_size=20)
+    assert values["precision"] == values["recall"] == 0.0
+
+
+def test_inception_score_of_uniform_and_of_certain_logits() -> None:
+    real = cloud(40, 0)
+    even = score({"features": real, "logits": torch.zeros(40, 10)}, reference_of(real), 20)
+    certain = score({"features": real, "logits": 100 * torch.eye(2).repeat(20, 1)}, reference_of(real), 20)
+    assert even["is"] == pytest.approx(1.0)
+    assert 1.0 < certain["is"] <= 2.0
+
+
+def test_spatial_distance_is_scored_where_there_is_a_spatial_layer() -> None:
+    real, spatial = cloud(40, 0), cloud(40, 5, width=7)
+    values = score({"features": real, "spatial": spatial + 1.0}, reference_of(real, spatial), 20)
+    assert values["sfd"] == pytest.approx(7.0, rel=1e-4)
+    assert "sfd" not in score({"features": real}, reference_of(real), 20)
+
+
+def test_kid_is_the_same_twice_and_subsets_shrink_to_what_there_is() -> None:
+    real, drawn = cloud(60, 0), cloud(40, 1)
+    first, second = (score({"features": drawn}, reference_of(real), kid_subset_size=1000) for _ in range(2))
+    assert first == second
+    assert "subsets of 40" in settings("kid", 40, 60, 1000)
+
+
+def test_only_standard_inception_measures_fid() -> None:
+    assert [number_name(kind, "inception") for kind in ("fd", "sfd", "is", "kid")] == ["fid", "sfid", "is", "kid_inception"]
+    assert number_name("fd", "inception_custom") == "fd_inception_custom"
+    assert number_name("sfd", "inception_custom") == "sfid_inception_custom"
+    assert number_name("fd", "efficientnet_lite2") == "fd_efficientnet_lite2"
+    assert number_name("precision", "dinov2") == "precision_dinov2"
+
+
+def test_too_few_images_and_nan_are_refused() -> None:
+    reference = reference_of(cloud(40, 0))
+    with pytest.raises(DataError, match="4 images cannot be judged"):
+        score({"features": cloud(4, 1)}, reference, 20)
+    broken = cloud(10, 1)
+    broken[3] = torch.inf
+    with pytest.raises(NumericsError, match="image 3"):
+        score({"features": broken}, reference, 20)
