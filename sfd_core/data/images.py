@@ -52,20 +52,18 @@ def split(images: ImageSet, share: float, seed: int) -> Split:
 
     Raises `DataError` if nothing at all would be held out.
     """
-    scores = [_score(name, seed) for name in images.names]
-    last: dict[int, int] = {}
-    for index, label in enumerate(images.labels):
-        if label not in last or scores[index] > scores[last[label]]:
-            last[label] = index
-    always_train = set(last.values())
-    held_out = [index for index, score in enumerate(scores) if score < share and index not in always_train]
+    always_train: dict[int, tuple[float, int]] = {}
+    for index, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
+        always_train[label] = max(always_train.get(label, (-1.0, -1)), (_score(name, seed), index))
+    kept = {index for _, index in always_train.values()}
+    held_out = [index for index, name in enumerate(images.names) if index not in kept and is_held_out(name, share, seed)]
     if not held_out:
         raise DataError(
-            f"none of the {len(scores)} images is held out with prepare.held_out {share} and prepare.seed {seed}; "
+            f"none of the {len(images.names)} images is held out with prepare.held_out {share} and prepare.seed {seed}; "
             "raise the share, change the seed or add images"
         )
     away = set(held_out)
-    return Split(train=[index for index in range(len(scores)) if index not in away], held_out=held_out)
+    return Split(train=[index for index in range(len(images.names)) if index not in away], held_out=held_out)
 
 
 def _score(name: str, seed: int) -> float:

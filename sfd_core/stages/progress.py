@@ -18,7 +18,7 @@ def with_progress(items: Iterable[T], total: int, what: str, unit: str = "images
         with tqdm(total=total, desc=what, unit=f" {unit}") as bar:
             for item in items:
                 yield item
-                bar.update(step)
+                bar.update(min(step, total - bar.n))
     else:
         yield from _with_lines(items, total, what, unit, step)
 

@@ -1,0 +1,224 @@
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from sfd_core.config import FeaturesParams
+from sfd_core.data.twemoji import Placement, render
+from sfd_core.errors import ConfigError, DataError, ResourceError
+from sfd_core.models import encoders
+from sfd_core.models.encoders import efficientnet_lite, load_encoder, weights_digest
+
+
+def params(**changes: object) -> FeaturesParams:
+    values = {"encoder": "tf_efficientnet_lite0", "weights": "package", "input_size": 128, "grid": 8, "batch_size": 4}
+    return FeaturesParams.model_validate(values | changes)
+
+
+def some_images(side: int = 64, count: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def random_model(name: str, size: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=size)
+    # Fresh vision transformers have zero biases and unit norms; other values make a mix-up visible.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def test_efficientnet_lite0_gives_the_last_map_of_stride_16() -> None:
+    encoder = load_encoder(params())
+    tokens = encoder.tokens(some_images())
+    assert (encoder.channels, tokens.shape, tokens.dtype) == (112, (3, 112, 8, 8), torch.float32)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not encoder.training
+
+
+def test_its_tokens_are_what_timms_own_feature_extractor_gives() -> None:
+    images = some_images(128)
+    plain = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(3,)).eval()
+    plain.load_state_dict(efficientnet_lite("tf_efficientnet_lite0").state_dict(), strict=False)
+    with torch.no_grad():
+        expected = plain(images / 127.5 - 1)[0]
+    torch.testing.assert_close(load_encoder(params()).tokens(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_smaller_images_are_resized_with_a_bicubic_filter_and_stay_in_range() -> None:
+    images = (some_images(64) > 127).to(torch.uint8) * 255
+    encoder = load_encoder(params())
+    resized = F.interpolate(images.float(), (128, 128), mode="bicubic", antialias=True)
+    assert resized.max() > 255.5
+    rounded = resized.clamp(0, 255).round().to(torch.uint8)
+    expected = encoder.tokens(rounded)
+    assert (encoder.tokens(images) - expected).norm() < 0.01 * expected.norm()
+
+
+def test_a_token_does_not_depend_on_the_rest_of_the_batch() -> None:
+    encoder, images = load_encoder(params()), some_images()
+    torch.testing.assert_close(encoder.tokens(images)[1:2], encoder.tokens(images[1:2]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "side"), [("tf_efficientnet_lite0", 224), ("tf_efficientnet_lite2", 260)])
+def test_packaged_weights_recognise_drawings(name: str, side: int) -> None:
+    """The right class of ImageNet is among the first 20 of 1,000: tensors matched by order are the right ones."""
+    drawings = {"1f993": 340, "1f3b8": 402, "1f3bb": 889, "2602": 879, "1f353": 949, "1f34a": 950}
+    pixels = [torch.from_numpy(render(emoji, side, Placement(0.8, 0.1, 0.1))).permute(2, 0, 1) for emoji in drawings]
+    with torch.no_grad():
+        logits = efficientnet_lite(name)(torch.stack(pixels) / 127.5 - 1)
+    for row, label in zip(logits, drawings.values(), strict=True):
+        assert int((row > row[label]).sum()) < 20
+
+
+VISION_TRANSFORMERS = {
+    "class token": ("test_vit", 160, 10),
+    "registers and pooling by attention": ("test_vit3", 160, 10),
+    "normalised after pooling": ("test_vit2", 160, 10),
+    "DINOv2's layer scale and registers": ("vit_small_patch14_reg4_dinov2.lvd142m", 56, 4),
+}
+
+
+@pytest.mark.parametrize(("name", "size", "grid"), VISION_TRANSFORMERS.values(), ids=VISION_TRANSFORMERS.keys())
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_vision_transformers_give_normalised_patch_tokens_in_raster_order(
+    tmp_path: Path, name: str, size: int, grid: int, kind: str
+) -> None:
+    model, file = random_model(name, size), tmp_path / f"weights.{kind}"
+    if kind == "pth":
+        torch.save(model.state_dict(), file)
+    else:
+        save_file(model.state_dict(), file)
+    encoder = load_encoder(params(encoder=name, weights=str(file), input_size=size, grid=grid))
+    images = some_images(size, count=1)
+    cfg = timm.get_pretrained_cfg(name)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (cfg.mean, cfg.std))
+    with torch.no_grad():
+        sequence = model.forward_features((images / 255 - mean) / std)
+    patches = sequence[:, -grid * grid :]
+    assert patches.shape[1] + model.num_prefix_tokens == sequence.shape[1]
+    expected = patches.transpose(1, 2).reshape(1, -1, grid, grid)
+    assert encoder.channels == expected.shape[1]
+    torch.testing.assert_close(encoder.tokens(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("vit_base_patch14_reg4_dinov2.lvd142m", 0.485),
+        ("vit_base_patch16_224.mae", 0.485),
+        ("vit_base_patch16_clip_224.openai", 0.48145466),
+        ("vit_base_patch16_siglip_256.webli", 0.5),
+    ],
+)
+def test_the_papers_encoders_give_a_16x16_grid_with_their_own_normalisation(tmp_path: Path, name: str, mean: float) -> None:
+    patch = 14 if "patch14" in name else 16
+    native = timm.get_pretrained_cfg(name).input_size[-1]
+    torch.save(timm.create_model(name, img_size=native).state_dict(), tmp_path / "weights.pth")
+    encoder = load_encoder(params(encoder=name, weights=str(tmp_path / "weights.pth"), input_size=16 * patch, grid=16))
+    assert encoder.tokens(some_images(256, count=1)).shape == (1, 768, 16, 16)
+    assert encoder.get_buffer("mean").flatten()[0].item() == pytest.approx(mean)
+
+
+def test_position_embeddings_are_resized_to_another_input_size(tmp_path: Path) -> None:
+    torch.save(random_model("test_vit", 160).state_dict(), tmp_path / "weights.pth")
+    encoder = load_encoder(params(encoder="test_vit", weights=str(tmp_path / "weights.pth"), input_size=128, grid=8))
+    assert encoder.tokens(some_images(128, count=1)).shape == (1, 64, 8, 8)
+
+
+def test_identity_names_model_weights_size_and_grid_and_not_the_file_format(tmp_path: Path) -> None:
+    state = efficientnet_lite("tf_efficientnet_lite0").state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    save_file(state, tmp_path / "weights.safetensors")
+    packaged = load_encoder(params()).identity
+    assert packaged["name"] == "tf_efficientnet_lite0"
+    assert (packaged["input_size"], packaged["grid"]) == (128, 8)
+    for file in ("weights.pth", "weights.safetensors"):
+        assert load_encoder(params(weights=str(tmp_path / file))).identity == packaged
+    state["conv_stem.weight"][0, 0, 0, 0] += 1e-6
+    torch.save(state, tmp_path / "other.pth")
+    assert load_encoder(params(weights=str(tmp_path / "other.pth"))).identity["weights"] != packaged["weights"]
+
+
+def test_the_digest_covers_names_types_and_values() -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert weights_digest(first) != weights_digest(second)
+    second.load_state_dict(first.state_dict())
+    assert weights_digest(first) == weights_digest(second)
+    assert weights_digest(first) != weights_digest(second.half())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"encoder": "resnet_of_dreams"}, ConfigError, "'resnet_of_dreams' is no timm model"),
+        ({"grid": 7}, ConfigError, r"no 7x7 grid at features\.input_size 128; .* must be one of 14, 28, 56, 112, 224"),
+        ({"encoder": "test_resnet"}, ConfigError, r"no package ships weights of 'test_resnet' .* set features\.weights"),
+        ({"weights": "nowhere.safetensors"}, ResourceError, r"file of weights nowhere\.safetensors does not exist"),
+    ],
+)
+def test_bad_choices_say_what_to_do(changes: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_encoder(params(**changes))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(encoders.PACKAGED, "tf_efficientnet_lite0", ("no_such_package", "File"))
+    with pytest.raises(ResourceError, match=r"package no-such-package, .* is not installed; install requirements\.lock"):
+        efficientnet_lite("tf_efficientnet_lite0")
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 half a zip file"])
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes, kind: str) -> None:
+    file = tmp_path / f"weights.{kind}"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"weights\.{kind} is no "):
+        load_encoder(params(weights=str(file)))
+
+
+def test_a_truncated_file_of_weights_is_named(tmp_path: Path) -> None:
+    state = efficientnet_lite("tf_efficientnet_lite0").state_dict()
+    for file, save in ((tmp_path / "cut.pth", torch.save), (tmp_path / "cut.safetensors", save_file)):
+        save(state, file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(DataError, match=rf"{file.name} is no readable file of weights"):
+            load_encoder(params(weights=str(file)))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    torch.save(efficientnet_lite("tf_efficientnet_lite2").state_dict(), tmp_path / "lite2.pth")
+    with pytest.raises(DataError, match=r"lite2\.pth holds weights of another model"):
+        load_encoder(params(weights=str(tmp_path / "lite2.pth")))
+    torch.save({}, tmp_path / "empty.pth")
+    with pytest.raises(DataError, match=r"empty\.pth holds weights of another model: \d+ tensors are missing"):
+        load_encoder(params(weights=str(tmp_path / "empty.pth")))
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "nested.pth")
+    with pytest.raises(DataError, match=r"nested\.pth is no plain dictionary of tensors"):
+        load_encoder(params(weights=str(tmp_path / "nested.pth")))
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("created-by-a-pickle",)
+
+
+def test_code_in_a_file_of_weights_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": Payload()}, tmp_path / "hostile.pth")
+    with pytest.raises(DataError, match=r"hostile\.pth is no plain file of weights"):
+        load_encoder(params(weights=str(tmp_path / "hostile.pth")))
+    assert not (tmp_path / "created-by-a-pickle").exists()
+
+
+def test_the_hub_out_of_reach_says_to_give_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ResourceError, match=r"weights of test_vit\.r160_in1k could not be fetched from the hub .* local file"):
+        load_encoder(params(encoder="test_vit.r160_in1k", weights="hub", input_size=160, grid=10))

@@ -1,0 +1,181 @@
+import json
+import shutil
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from sfd_core.config import PrepareParams
+from sfd_core.data.images import load_images, split
+from sfd_core.data.shards import ShardReader
+from sfd_core.errors import DataError, ResourceError
+from sfd_core.stages.prepare import main, prepare
+
+ROOT = Path(__file__).parents[3]
+
+
+def params(path: Path | None, **changes: object) -> PrepareParams:
+    values = {
+        "source": "folder", "path": str(path), "labels": "folder", "resolution": 16, "copies": 1, "held_out": 0.3,
+        "skip_unreadable": False, "seed": 0,
+    }  # fmt: skip
+    return PrepareParams.model_validate(values | changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    chance = np.random.default_rng(0)
+    for name, count in (("ant", 8), ("cat", 6)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = chance.integers(0, 256, (20, 18, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+def test_all_images_are_written_once_with_their_labels_and_names(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prepare"
+    prepare(params(folder), out)
+    loaded = load_images(params(folder))
+    shards = {part: ShardReader(out / part) for part in ("train", "held_out")}
+    assert sorted(name for shard in shards.values() for name in shard.meta["names"]) == sorted(loaded.names)
+    for shard in shards.values():
+        assert (shard.meta["classes"], shard.meta["resolution"], shard.meta["source"]) == (["ant", "cat"], 16, "folder")
+        for row, name in enumerate(shard.meta["names"]):
+            index = loaded.names.index(name)
+            np.testing.assert_array_equal(shard["image"][row], loaded.render(index, 0).transpose(2, 0, 1))
+            assert shard["label"][row] == loaded.labels[index]
+    expected = split(loaded, 0.3, 0)
+    assert shards["held_out"].meta["names"] == [loaded.names[index] for index in expected.held_out]
+
+
+def test_metrics_count_images_and_classes(folder: Path, tmp_path: Path) -> None:
+    prepare(params(folder), tmp_path / "prepare")
+    metrics = json.loads((tmp_path / "prepare" / "metrics.json").read_text())
+    assert metrics["classes"] == 2
+    assert sum(metrics["images"].values()) == 14
+    assert {name: metrics["per_class"]["train"][name] + metrics["per_class"]["held_out"][name] for name in ("ant", "cat")} == {
+        "ant": 8,
+        "cat": 6,
+    }
+
+
+def test_the_contact_sheet_shows_the_images(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prepare"
+    prepare(params(folder), out)
+    train = ShardReader(out / "train")
+    with Image.open(out / "contact_sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    first = train["image"][0].transpose(1, 2, 0)
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (16, 16, 3)).reshape(-1, 16, 16, 3)
+    assert (windows == first).all(axis=(1, 2, 3)).any()
+
+
+def test_two_runs_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        prepare(params(folder), tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
+    assert len(files) == 8
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_twemoji_copies_follow_the_plain_training_images(tmp_path: Path) -> None:
+    prepare(params(None, source="twemoji", path=None, labels="category", copies=2), tmp_path / "prepare")
+    train, held_out = (ShardReader(tmp_path / "prepare" / part) for part in ("train", "held_out"))
+    names = train.meta["names"]
+    half = len(names) // 2
+    assert names[half:] == [f"{name}#1" for name in names[:half]]
+    np.testing.assert_array_equal(train["label"][:half], train["label"][half:])
+    assert (train["image"][:half] != train["image"][half:]).any(axis=(1, 2, 3)).mean() > 0.99
+    assert half + len(held_out) == 1898
+    assert not any("#" in name for name in held_out.meta["names"])
+    assert not set(held_out.meta["names"]) & set(names)
+
+
+BAD_FILES = {
+    "not an image": b"this is text",
+    "truncated": None,
+    "empty file": b"",
+}
+
+
+def spoil(folder: Path, content: bytes | None) -> Path:
+    file = folder / "ant" / "3.png"
+    file.write_bytes(file.read_bytes()[:200] if content is None else content)
+    return file
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_file_that_is_no_readable_image_stops_and_is_named(folder: Path, tmp_path: Path, content: bytes | None) -> None:
+    file = spoil(folder, content)
+    with pytest.raises(DataError, match=str(file)):
+        prepare(params(folder), tmp_path / "out" / "prepare")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_it_is_skipped_and_named_only_when_told_so(
+    folder: Path, tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = spoil(folder, content)
+    prepare(params(folder, skip_unreadable=True), tmp_path / "prepare")
+    shards = [ShardReader(tmp_path / "prepare" / part) for part in ("train", "held_out")]
+    assert sum(len(shard) for shard in shards) == 13
+    assert "ant/3.png" not in [name for shard in shards for name in shard.meta["names"]]
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert "skipped 1 of" in said
+
+
+def test_a_class_whose_files_are_all_unreadable_is_an_error_even_when_skipping(folder: Path, tmp_path: Path) -> None:
+    for file in (folder / "cat").iterdir():
+        file.write_text("text")
+    with pytest.raises(DataError, match="no readable training image in 1 of 2 classes: cat"):
+        prepare(params(folder, skip_unreadable=True), tmp_path / "out" / "prepare")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_earlier_result_survives_a_failure_and_an_interrupted_write_is_cleaned(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "prepare"
+    prepare(params(folder), out)
+    before = ShardReader(out / "train").digest
+    leftover = out.parent / ".prepare.abc.partial"
+    (leftover / "train").mkdir(parents=True)
+    spoil(folder, b"text")
+    with pytest.raises(DataError):
+        prepare(params(folder), out)
+    assert ShardReader(out / "train").digest == before
+    assert [entry.name for entry in out.parent.iterdir()] == ["prepare"]
+
+
+def test_a_nearly_full_disk_is_told_before_any_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, (1 << 40) - 9000, 9000))
+    spoil(folder, b"would be an error if it were read")
+    with pytest.raises(ResourceError, match=r"stage prepare needs 0\.00 GB .* free some space"):
+        prepare(params(folder), tmp_path / "out" / "prepare")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "data/ant/0.png"])
+def test_the_command_ends_with_code_2_and_one_line_for_bad_input(
+    folder: Path, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["prepare"] |= {"source": "folder", "path": missing, "labels": "folder", "copies": 1}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: prepare.path {missing} is no folder; give the folder that holds one folder per class\n"
+    )
+    assert not (tmp_path / "outputs").exists()
