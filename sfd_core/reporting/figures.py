@@ -1,0 +1,166 @@
+"""Pictures for the README, drawn from the outputs: convergence, sample grid, film strip of a denoising run, phases."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
+
+from sfd_core.config import Params
+from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.reporting import text
+from sfd_core.reporting.palette import PHASE_COLOURS, VariantStyle
+from sfd_core.reporting.phases import BAND_NAMES, phases_svg
+from sfd_core.reporting.pictures import Pixels, sheet
+from sfd_core.reporting.sources import REFERENCES, Outputs, VariantOutputs
+from sfd_core.reporting.tables import primary_number
+
+INK, MUTED, RULE = "#15181c", "#59626c", "#dfe1e0"
+DPI = 160
+STRIP_FRAMES = 11
+STRIP_SAMPLES = 2
+STRIP_TILE = 128
+
+
+def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantStyle], folder: Path) -> None:
+    """Write convergence.png and phases.svg, and, where their data exist, samples.png and denoising.png."""
+    _save(convergence_figure(params, outputs, styles), folder / "convergence.png")
+    (folder / "phases.svg").write_text(phases_svg(outputs.largest_offset, background="#ffffff"), encoding="utf-8")
+    if any(variant.grids is not None for variant in outputs.variants.values()):
+        _save(samples_figure(outputs, styles, params.report.grid_images), folder / "samples.png")
+    runs = [variant for variant in outputs.variants.values() if variant.trajectory and variant.trajectory.semantics is not None]
+    if runs:
+        _save(denoising_figure(max(runs, key=lambda variant: variant.params.delta_t)), folder / "denoising.png")
+
+
+def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, VariantStyle]) -> Figure:
+    """Draw the leading distance of every variant against images seen, with floor, ceiling and oracle, on logarithmic axes."""
+    number = primary_number(outputs, params.features.encoder)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    ends: list[tuple[float, str, str]] = []
+    for name, variant in outputs.variants.items():
+        if number.name not in variant.curve:
+            continue
+        x, y = variant.curve["images_seen"].to_numpy(float), variant.curve[number.name].to_numpy(float)
+        seen = (x > 0) & (y > 0)
+        style = styles[name]
+        (line,) = axes.plot(x[seen], y[seen], linewidth=2, color=style.light, marker=style.matplotlib_marker)
+        line.set_linestyle(style.matplotlib_dash)
+        ends.append((float(y[seen][-1]), f"{name}  {text.number(y[seen][-1])}", style.light))
+    references = [
+        (REFERENCES[kind], numbers) for kind, numbers in outputs.snapshot_references.items() if kind != "train_subset"
+    ]
+    references += [(f"oracle ({name})", variant.snapshot_oracle) for name, variant in outputs.variants.items()]
+    for title, value in [(title, numbers[number.name].value) for title, numbers in references if number.name in numbers]:
+        axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        ends.append((value, f"{title}  {text.number(value)}", MUTED))
+    judged = f"{number.title}, {text.extractor_title(number.extractor)}"
+    axes.set(xscale="log", yscale="log", xlabel="training images seen", ylabel=judged)
+    axes.set_title(params.report.title, loc="left", fontsize=12, fontweight="bold", color=INK)
+    _label_ends(axes, ends)
+    _quiet(axes)
+    return figure
+
+
+def samples_figure(outputs: Outputs, styles: dict[str, VariantStyle], count: int) -> Figure:
+    """Draw the samples of the last snapshot: one row per variant, the same seeds in each column."""
+    rows = [(variant.name, variant.grids) for variant in outputs.variants.values() if variant.grids is not None]
+    figure = Figure(figsize=(10, 0.72 * len(rows) + 0.1), layout="constrained")
+    for axes, (name, grids) in zip(np.ravel(figure.subplots(len(rows), 1, squeeze=False)), rows, strict=True):
+        axes.imshow(sheet(grids.images[-1:, :count]), interpolation="lanczos")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", color=styles[name].light, fontweight="bold")
+    return figure
+
+
+def denoising_figure(variant: VariantOutputs) -> Figure:
+    """Draw a film strip of one denoising run: semantic latent above texture, frames over global time, framed by phase.
+
+    What stands still in a phase is faded.
+    """
+    run, schedule = variant.trajectory, AsyncSchedule(variant.params.delta_t)
+    if run is None or run.semantics is None:
+        raise ValueError(f"variant {variant.name} has no denoising run with semantics")
+    frames = [int(np.abs(run.u - time).argmin()) for time in np.linspace(0, schedule.end, STRIP_FRAMES)]
+    samples = min(STRIP_SAMPLES, run.textures.shape[1])
+    pitch = STRIP_TILE + 8
+    canvas = np.full((2 * samples * pitch, STRIP_FRAMES * pitch, 3), 255, np.uint8)
+    figure = Figure(figsize=(11, 11 * (2 * samples + 0.65) / (STRIP_FRAMES + 0.5)), layout="constrained")
+    axes = figure.add_subplot()
+    before = None
+    for column, frame in enumerate(frames):
+        phase = schedule.phase(float(run.u[frame]))
+        colour = PHASE_COLOURS[phase.value]
+        for row in range(2 * samples):
+            source, acts = ((run.semantics, phase.semantic_acts), (run.textures, phase.texture_acts))[row % 2]
+            picture = _tile(source[frame, row // 2], smooth=row % 2 == 1)
+            _place(canvas[row * pitch :, column * pitch :], picture if acts else 128 + picture // 2, colour)
+        title = "\n".join(BAND_NAMES[phase]) + "\n" if phase != before else ""
+        before = phase
+        axes.text(column * pitch, -8, f"{title}u = {run.u[frame]:.2f}", fontsize=8.5, color=colour, va="bottom")
+    axes.imshow(canvas, interpolation="none")
+    axes.set_yticks([(row + 0.5) * pitch for row in range(2 * samples)], ["semantic", "texture"] * samples)
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelcolor=MUTED, labelsize=8.5)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _place(corner: Pixels, picture: Pixels, colour: str) -> None:
+    """Put a picture with a frame of 2 pixels into the upper left corner of a canvas."""
+    corner[: STRIP_TILE + 4, : STRIP_TILE + 4] = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
+    corner[2 : STRIP_TILE + 2, 2 : STRIP_TILE + 2] = picture
+
+
+def _tile(picture: Pixels, smooth: bool) -> Pixels:
+    image = Image.fromarray(picture.transpose(1, 2, 0))
+    return np.asarray(image.resize((STRIP_TILE, STRIP_TILE), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST))
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Write labels right of the axes at their values, pushed apart where they would overlap."""
+    low, high = np.log(axes.get_ylim())
+    places = [float((np.log(value) - low) / (high - low)) for value, _, _ in ends]
+    for at, (_, words, colour) in zip(spread_apart(places, 0.054), ends, strict=True):
+        weight = "normal" if colour == MUTED else "bold"
+        axes.text(1.015, at, words, transform=axes.transAxes, color=colour, va="center", fontsize=9.5, fontweight=weight)
+
+
+def spread_apart(places: list[float], gap: float) -> list[float]:
+    """Move places apart until neighbours are at least `gap` away, each group staying centred; order is kept."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    groups: list[list[int]] = []
+
+    def centre(group: list[int]) -> float:
+        return sum(places[index] for index in group) / len(group)
+
+    for index in order:
+        groups.append([index])
+        while len(groups) > 1 and centre(groups[-1]) - centre(groups[-2]) < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+            last = groups.pop()
+            groups[-1] += last
+    moved = list(places)
+    for group in groups:
+        for rank, index in enumerate(group):
+            moved[index] = centre(group) + (rank - (len(group) - 1) / 2) * gap
+    return moved
+
+
+def _quiet(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+        axis.label.set_color(MUTED)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.tick_params(which="both", colors=MUTED, length=0)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})

@@ -1,0 +1,183 @@
+"""Writes the report folder: `index.html` (one file that asks for nothing else), the final table, and figures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from sfd_core.config import Params
+from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.paths import atomic_dir, write_json
+from sfd_core.reporting import figures, studies, tables, text
+from sfd_core.reporting.palette import VariantStyle, variant_styles
+from sfd_core.reporting.payload import NO_TERMS, build_payload
+from sfd_core.reporting.phases import phase_words, phases_svg
+from sfd_core.reporting.pictures import file_uri
+from sfd_core.reporting.sources import REFERENCES, Number, Outputs, class_names
+from sfd_core.reporting.tables import Reach
+from sfd_core.reporting.text import number_name
+
+PAGE = files("sfd_core.reporting") / "page"
+SCRIPTS = ("chart.js", "curves.js", "samples.js", "page.js")
+LAST_TERMS = frozenset({"gradient_norm", "learning_rate", "images_per_second"})
+"""Columns of a training curve that are no part of the loss; they are drawn last."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One variant's headline: its distance and a bar relative to the worst."""
+
+    variant: str
+    says: str
+    value: str
+    share: float
+    best: bool
+
+
+def write_report(params: Params, outputs: Outputs, reaches: Sequence[Reach], out: Path) -> Path:
+    """Write the report of `outputs` to the folder `out`, replacing it whole, and return the path of its page.
+
+    `reaches` are the rows of the speed-up table.
+    """
+    styles = variant_styles(list(outputs.variants))
+    with atomic_dir(out) as folder:
+        figures.write_figures(params, outputs, styles, folder)
+        write_json(folder / "metrics.json", tables.flat_numbers(outputs))
+        results_table(outputs).to_csv(folder / "results.csv", index=False)
+        (folder / "index.html").write_text(render_page(params, outputs, reaches, styles), encoding="utf-8")
+    return out / "index.html"
+
+
+def results_table(outputs: Outputs) -> pd.DataFrame:
+    """Return one row per variant: cost of training and every final number."""
+    rows = []
+    for name, variant in outputs.variants.items():
+        cost = {**variant.cost, "samples": variant.samples}
+        rows.append({"variant": name, **cost, **{key: number.value for key, number in variant.numbers.items()}})
+    return pd.DataFrame(rows)
+
+
+def render_page(params: Params, outputs: Outputs, reaches: Sequence[Reach], styles: dict[str, VariantStyle]) -> str:
+    """Render the page as one HTML document with styles, scripts, data and pictures inside."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((PAGE / "index.html.jinja").read_text(encoding="utf-8"))
+    encoder = params.features.encoder
+    primary = tables.primary_number(outputs, encoder)
+    payload = build_payload(params, outputs, styles, params.report.grid_images)
+    return template.render(
+        title=params.report.title,
+        params=params,
+        missing=outputs.missing,
+        colours={name: f"var(--v{index})" for index, name in enumerate(outputs.variants)},
+        style=(PAGE / "style.css").read_text(encoding="utf-8") + _variant_rules(styles),
+        scripts="\n".join((PAGE / script).read_text(encoding="utf-8") for script in SCRIPTS),
+        payload=json.dumps(payload, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        tiles=_tiles(outputs, primary.name),
+        primary=primary,
+        finding=tables.finding(outputs, primary, encoder),
+        result=tables.result_table(outputs),
+        speed=tables.speed_tables(reaches, outputs),
+        measures=[(kind, text.KINDS[kind]) for kind in payload["measures"]],
+        judges=_judges(payload["measures"]),
+        samples=_samples(params, outputs),
+        runs=[name for name in reversed(params.active) if name in payload["trajectories"]],
+        neighbours={name: file_uri(variant.neighbours) for name, variant in outputs.variants.items() if variant.neighbours},
+        reconstructions=file_uri(outputs.reconstructions) if outputs.reconstructions else None,
+        offset=outputs.largest_offset,
+        phases=_phases(outputs.largest_offset),
+        phases_figure=phases_svg(outputs.largest_offset),
+        terms=_terms(outputs),
+        studies=_studies(outputs),
+        protocols=_protocols(outputs),
+        parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        text=text,
+        number_name=number_name,
+    )
+
+
+def _variant_rules(styles: dict[str, VariantStyle]) -> str:
+    light = ";".join(f"--v{index}:{style.light}" for index, style in enumerate(styles.values()))
+    dark = ";".join(f"--v{index}:{style.dark}" for index, style in enumerate(styles.values()))
+    return f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
+
+
+def _tiles(outputs: Outputs, number: str) -> list[Tile]:
+    values = outputs.final_values(number)
+    worst, best = max(values.values()), min(values, key=lambda name: values[name])
+    says = {name: tables.describe(outputs.variants[name].params) for name in values}
+    return [Tile(name, says[name], text.number(value), value / worst, name == best) for name, value in values.items()]
+
+
+def _judges(measures: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
+    judges = dict.fromkeys(judge for names in measures.values() for judge in names)
+    return [(judge, text.extractor_title(judge)) for judge in judges]
+
+
+def _samples(params: Params, outputs: Outputs) -> dict[str, Any] | None:
+    grids = {name: variant.grids for name, variant in outputs.variants.items() if variant.grids is not None}
+    if not grids:
+        return None
+    labels = next(iter(grids.values())).labels[: params.report.grid_images]
+    return {
+        "variants": list(grids),
+        "count": len(labels),
+        "labels": class_names(labels, outputs.classes),
+        "snapshots": max(len(grid.steps) for grid in grids.values()),
+    }
+
+
+def _phases(delta_t: float) -> list[dict[str, Any]]:
+    schedule = AsyncSchedule(delta_t)
+    shares = schedule.phase_shares()
+    return [
+        phase_words(span.phase, True, delta_t)
+        | {"key": span.phase.value, "start": span.start, "stop": span.stop, "share": shares[span.phase]}
+        for span in schedule.phases()
+    ]
+
+
+def _terms(outputs: Outputs) -> dict[str, list[str]]:
+    denoisers = [variant.history for variant in outputs.variants.values() if variant.history is not None]
+    groups = {"denoisers": denoisers, **{stage: [table] for stage, table in outputs.vae_histories.items()}}
+
+    def terms(histories: list[pd.DataFrame]) -> list[str]:
+        columns = dict.fromkeys(str(column) for table in histories for column in table.columns)
+        return sorted((column for column in columns if column not in NO_TERMS), key=LAST_TERMS.__contains__)
+
+    return {group: terms(histories) for group, histories in groups.items() if histories}
+
+
+def _studies(outputs: Outputs) -> dict[str, Any]:
+    def distances(table: pd.DataFrame) -> list[str]:
+        names = [number_name(str(column)) for column in table.columns]
+        return [name.name for name in names if name is not None and name.kind == "fd"]
+
+    rates, seeds = outputs.learning_rates, outputs.seeds
+    return {
+        "rates": {} if rates is None else {name: studies.learning_rate_table(rates, name) for name in distances(rates)},
+        "seeds": {} if seeds is None else {name: studies.seed_table(seeds, name) for name in distances(seeds)},
+    }
+
+
+def _protocols(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
+    groups = {name: variant.numbers for name, variant in outputs.variants.items()}
+    groups |= {f"{name}, real semantics (oracle)": variant.oracle for name, variant in outputs.variants.items()}
+    groups |= {REFERENCES[kind]: numbers for kind, numbers in outputs.references.items()}
+
+    def entry(name: str, number: Number) -> dict[str, Any]:
+        lines = {key: _plain(value) for key, value in number.protocol.items() if value is not None}
+        return {"name": name, "value": text.number(number.value), "protocol": lines}
+
+    return {group: [entry(name, number) for name, number in numbers.items()] for group, numbers in groups.items() if numbers}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)

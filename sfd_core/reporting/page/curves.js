@@ -1,0 +1,69 @@
+"use strict";
+// Convergence curves with their switches, and the training curves by loss term.
+
+function colour(variant) {
+  return `var(--v${DATA.variants.findIndex((v) => v.name === variant)})`;
+}
+
+function styled(variant) {
+  const style = DATA.variants.find((v) => v.name === variant);
+  return { name: variant, colour: colour(variant), dash: style.dash, marker: style.marker };
+}
+
+function picked(form, name) {
+  const input = form.querySelector(`input[name="${name}"]:checked`);
+  return input ? input.value : null;
+}
+
+function legend(box, names, redraw) {
+  const hidden = new Set();
+  for (const name of names) {
+    const style = styled(name);
+    const button = html("button", { type: "button", "aria-pressed": "true" }, box);
+    const key = svg("svg", { viewBox: "0 0 26 12", "aria-hidden": "true" }, button);
+    svg("line", { x1: 0, x2: 26, y1: 6, y2: 6, stroke: style.colour, "stroke-width": 2.4, "stroke-dasharray": style.dash || "none" }, key);
+    marker(style.marker, 13, 6, style.colour, key);
+    button.append(name);
+    button.addEventListener("click", () => {
+      hidden.has(name) ? hidden.delete(name) : hidden.add(name);
+      button.setAttribute("aria-pressed", String(!hidden.has(name)));
+      redraw();
+    });
+  }
+  return hidden;
+}
+
+function convergence() {
+  const form = document.getElementById("convergence-controls"), box = document.getElementById("convergence-chart");
+  if (!form || !box) return;
+  const names = Object.keys(DATA.curves);
+  const draw = () => {
+    const axis = picked(form, "axis"), number = (DATA.measures[picked(form, "measure")] || {})[picked(form, "judge")];
+    const lines = picked(form, "lines") === "on" ? DATA.lines[number] || [] : [];
+    lineChart(box, {
+      series: names.filter((n) => !hidden.has(n) && DATA.curves[n].numbers[number])
+        .map((n) => ({ ...styled(n), x: DATA.curves[n][axis], y: DATA.curves[n].numbers[number] })),
+      lines: lines.map((l) => ({ name: l.name, y: l.value })),
+      xAxis: axis, xLog: picked(form, "xscale") === "log", yLog: picked(form, "yscale") === "log",
+      height: box.clientWidth < 620 ? 340 : 440, markers: true, endLabels: true, keyboard: true,
+      label: `${number} of ${names.join(", ")} against ${AXES[axis].label}`,
+    });
+  };
+  const hidden = legend(document.getElementById("convergence-legend"), names, draw);
+  form.addEventListener("change", draw);
+  new ResizeObserver(draw).observe(box);
+}
+
+function training() {
+  for (const box of document.querySelectorAll("[data-term]")) {
+    const group = DATA.training[box.dataset.group], term = box.dataset.term;
+    const draw = () => lineChart(box, {
+      series: Object.entries(group).filter(([, h]) => h.terms[term]).map(([name, h]) => ({
+        ...(DATA.variants.some((v) => v.name === name) ? styled(name) : { name, colour: "var(--accent)", dash: "", marker: "circle" }),
+        x: h.images_seen, y: h.terms[term],
+      })),
+      xAxis: "images_seen", xLog: false, yLog: box.dataset.log === "true", height: 210, label: `${term} while training`,
+    });
+    new ResizeObserver(draw).observe(box);
+  }
+}

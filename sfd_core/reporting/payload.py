@@ -1,0 +1,129 @@
+"""What the page's scripts draw: curves, reference lines, sprite sheets and denoising runs, as one JSON object."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sfd_core.config import Params
+from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.reporting import text
+from sfd_core.reporting.palette import VariantStyle
+from sfd_core.reporting.phases import phase_words
+from sfd_core.reporting.pictures import data_uri, sheet, thinned, thumbnails
+from sfd_core.reporting.sources import Grids, Outputs, Trajectory, VariantOutputs, class_names
+from sfd_core.reporting.text import number_name
+
+HISTORY_POINTS = 160
+"""Training curves are averaged down to this many points."""
+NO_TERMS = frozenset({"step", "images_seen", "seconds"})
+
+
+def build_payload(params: Params, outputs: Outputs, styles: dict[str, VariantStyle], grid_images: int) -> dict[str, Any]:
+    """Collect everything the scripts of the page need; every value is JSON without NaN."""
+    variants = outputs.variants.values()
+    return {
+        "variants": [{"name": v.name, "marker": styles[v.name].marker, "dash": styles[v.name].dash} for v in variants],
+        "measures": _measures(outputs),
+        "curves": {v.name: _curve(v) for v in variants},
+        "lines": _lines(outputs),
+        "training": {
+            "denoisers": {v.name: _history(v.history) for v in variants if v.history is not None and len(v.history)},
+            **{stage: {stage: _history(table)} for stage, table in outputs.vae_histories.items() if len(table)},
+        },
+        "grids": {v.name: _grid(v, v.grids, grid_images, params) for v in variants if v.grids is not None},
+        "trajectories": {v.name: _trajectory(v, v.trajectory, outputs.classes) for v in variants if v.trajectory is not None},
+    }
+
+
+def _curve(variant: VariantOutputs) -> dict[str, Any]:
+    curve = variant.curve
+    names = [str(column) for column in curve.columns if number_name(str(column))]
+    return {
+        "steps": _plain(curve["step"]),
+        **{axis: _plain(curve[axis]) for axis in ("images_seen", "seconds", "flops")},
+        "numbers": {name: _plain(curve[name]) for name in names},
+    }
+
+
+def _measures(outputs: Outputs) -> dict[str, dict[str, str]]:
+    """Kind -> judge -> column, for what the curves hold."""
+    columns = dict.fromkeys(str(column) for variant in outputs.variants.values() for column in variant.curve.columns)
+    names = [name for name in map(number_name, columns) if name is not None]
+    return {
+        kind: {name.extractor: name.name for name in names if name.kind == kind}
+        for kind in text.KINDS
+        if any(name.kind == kind for name in names)
+    }
+
+
+def _lines(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
+    named = [(kind, outputs.snapshot_references[kind]) for kind in ("floor", "ceiling") if kind in outputs.snapshot_references]
+    named += [(f"oracle {name}", variant.snapshot_oracle) for name, variant in outputs.variants.items()]
+    return {
+        number: [{"name": title, "value": numbers[number].value} for title, numbers in named if number in numbers]
+        for number in outputs.number_names()
+    }
+
+
+def _history(table: pd.DataFrame) -> dict[str, Any]:
+    thin = table.groupby(np.arange(len(table)) * min(HISTORY_POINTS, len(table)) // len(table)).mean(numeric_only=True)
+    images = thin["images_seen"] if "images_seen" in thin else thin["step"]
+    return {"images_seen": _plain(images), "terms": {str(name): _plain(thin[name]) for name in thin if name not in NO_TERMS}}
+
+
+def _grid(variant: VariantOutputs, grids: Grids, count: int, params: Params) -> dict[str, Any]:
+    shown = thumbnails(grids.images[:, :count])
+    at_step = variant.curve.set_index("step")
+    first = next(iter(name for name in variant.numbers if name in at_step), None)
+    notes = [text.number(float(at_step.loc[step, first])) if first and step in at_step.index else "" for step in grids.steps]
+    return {
+        "sheets": [data_uri(sheet(images[None]), "webp") for images in shown],
+        "images_seen": [int(step) * params.train.optimisation.batch_size for step in grids.steps],
+        "notes": notes,
+    }
+
+
+def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) -> dict[str, Any]:
+    schedule = AsyncSchedule(variant.params.delta_t)
+    textures = thumbnails(run.textures)
+    frames = thinned(len(run.u), textures.shape[-1])
+    u = run.u[frames]
+    local = schedule.local_times(torch.from_numpy(u))
+    composite = variant.params.semantic != "none"
+    spans = schedule.phases()
+    return {
+        "u": _plain(u),
+        "t_tex": _plain(local.t_tex.numpy()),
+        "t_sem": _plain(local.t_sem.numpy()) if composite else None,
+        "phase": [schedule.phase(float(time)).value for time in u],
+        "phases": [
+            {
+                **phase_words(span.phase, composite, schedule.delta_t),
+                "key": span.phase.value,
+                "from": span.start,
+                "to": span.stop,
+                "texture": span.phase.texture_acts,
+                "semantic": span.phase.semantic_acts,
+            }
+            for span in spans
+        ],
+        "lanes": {
+            "texture": {"from": schedule.delta_t, "to": schedule.end},
+            "semantic": {"from": 0.0, "to": 1.0} if composite else None,
+        },
+        "end": schedule.end,
+        "count": textures.shape[1],
+        "size": textures.shape[-1],
+        "grid": run.semantics.shape[-1] if run.semantics is not None else 0,
+        "textures": data_uri(sheet(textures[frames]), "webp"),
+        "semantics": data_uri(sheet(run.semantics[frames]), "png") if run.semantics is not None else None,
+        "labels": [] if run.labels is None else class_names(run.labels, classes),
+    }
+
+
+def _plain(values: Any) -> list[float | None]:
+    """Return finite numbers with six significant digits; what is not finite becomes null."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in (float(item) for item in values)]

@@ -1,0 +1,272 @@
+"""Reads what other stages wrote under `outputs/`. Required parts raise `DataError`; optional parts are named in `missing`.
+
+Legend: S snapshots, N images, T time steps of one denoising run, R side of an image, g side of the latent grid.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sfd_core.config import Params, VariantParams
+from sfd_core.errors import DataError
+from sfd_core.reporting.pictures import Pixels
+from sfd_core.reporting.text import number_name
+
+COSTS = ("step", "images_seen", "seconds", "flops")
+REFERENCES = {
+    "ceiling": "VAE reconstructions (ceiling)",
+    "floor": "held-out images (floor)",
+    "train_subset": "training images themselves",
+}
+"""Real images beside the variants: the least a perfect denoiser reaches through the VAE, unseen images, and the reference."""
+CURVE_COLUMNS = (*COSTS, "samples")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured value and the protocol it was measured by."""
+
+    value: float
+    protocol: Mapping[str, Any]
+
+
+Numbers = Mapping[str, Number]
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Samples of the same seeds at every snapshot."""
+
+    images: Pixels
+    """(S, N, 3, R, R)"""
+    steps: NDArray[np.int64]
+    """(S,)"""
+    labels: NDArray[np.int64]
+    """(N,) class indices."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One denoising run: what the model predicts as the final image, over global time."""
+
+    u: NDArray[np.float64]
+    """(T,) global time."""
+    textures: Pixels
+    """(T, N, 3, R, R) decoded texture."""
+    semantics: Pixels | None
+    """(T, N, 3, g, g) semantic latent, its three principal components as colours; None for texture-only variants."""
+    labels: NDArray[np.int64] | None
+    """(N,) class indices."""
+
+
+@dataclass(frozen=True)
+class VariantOutputs:
+    """All that is known of one variant."""
+
+    name: str
+    params: VariantParams
+    curve: pd.DataFrame
+    """`CURVE_COLUMNS` and one column per number, one row per snapshot, by step."""
+    numbers: Numbers
+    """Final numbers."""
+    oracle: Numbers
+    """Final numbers with real semantic latents; empty where that was not asked for."""
+    snapshot_oracle: Numbers
+    """The same for as many samples as the curve's; empty where only the final number of samples was drawn."""
+    history: pd.DataFrame | None
+    grids: Grids | None
+    trajectory: Trajectory | None
+    neighbours: Path | None
+
+    @property
+    def cost(self) -> Mapping[str, float]:
+        """Step, images seen, seconds and FLOPs of the last snapshot."""
+        return {name: float(self.curve[name].iloc[-1]) for name in COSTS}
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the final numbers are of, if their protocol says so."""
+        return next((int(number.protocol["samples"]) for number in self.numbers.values() if "samples" in number.protocol), None)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """All that the report shows."""
+
+    variants: Mapping[str, VariantOutputs]
+    classes: list[str]
+    references: Mapping[str, Numbers]
+    """Numbers of real images by kind (`REFERENCES`), for as many images as the final numbers; absent kinds are left out."""
+    snapshot_references: Mapping[str, Numbers]
+    """The same for as many images as the curves' snapshots."""
+    vae_histories: Mapping[str, pd.DataFrame]
+    reconstructions: Path | None
+    learning_rates: pd.DataFrame | None
+    seeds: pd.DataFrame | None
+    missing: Mapping[str, str]
+    """Absent optional part -> which file is missing and how to get it."""
+
+    def final_values(self, number: str) -> dict[str, float]:
+        """Return the final value of one number for every variant that has it."""
+        return {name: variant.numbers[number].value for name, variant in self.variants.items() if number in variant.numbers}
+
+    @property
+    def largest_offset(self) -> float:
+        """By how much semantics lead in the variant where they lead most."""
+        return max(variant.params.delta_t for variant in self.variants.values())
+
+    def number_names(self) -> list[str]:
+        """Return every number that some variant has, in the order of the files."""
+        return list(dict.fromkeys(name for variant in self.variants.values() for name in variant.numbers))
+
+
+def class_names(labels: NDArray[np.int64], classes: list[str]) -> list[str]:
+    """Return the name of every class index."""
+    return [classes[label] if label < len(classes) else f"class {label}" for label in labels]
+
+
+def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
+    """Read the outputs of all active variants under `outputs` and the committed tables under `results`.
+
+    Raises `DataError` if an active variant was not evaluated or a file is not what it should be.
+    """
+    missing: dict[str, str] = {}
+    variants = {name: _read_variant(params, outputs, name, missing) for name in params.active}
+    vae = outputs / "texture_vae"
+    reference = _optional(outputs / "reference" / "metrics.json", "reference", "dvc repro reference", missing)
+    real = _read_json(reference) if reference else {}
+    return Outputs(
+        variants=variants,
+        classes=_classes(outputs, params.active),
+        references=_references(real, reference),
+        snapshot_references=_references(real.get("snapshot", {}), reference),
+        vae_histories={
+            stage: _read_table(path, ["step"])
+            for stage in ("texture_vae", "semantic_vae")
+            if (path := _optional(outputs / stage / "history.csv", f"history.{stage}", f"dvc repro {stage}", missing))
+        },
+        reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
+        learning_rates=_results(results / "learning_rates.csv", "learning_rates", missing),
+        seeds=_results(results / "seeds.csv", "seeds", missing),
+        missing=missing,
+    )
+
+
+def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, str]) -> VariantOutputs:
+    folder, remedy = outputs / "evaluate" / name, f"dvc repro evaluate@{name}"
+    for file in ("curve.csv", "metrics.json"):
+        if not (folder / file).is_file():
+            raise DataError(f"active variant {name!r} has no {folder / file}; run `{remedy}` or take it out of `active`")
+    curve = _read_table(folder / "curve.csv", list(CURVE_COLUMNS)).sort_values("step", ignore_index=True)
+    metrics = _read_json(folder / "metrics.json")
+    numbers = _numbers(metrics.get("numbers"), folder / "metrics.json")
+    if curve.empty or not numbers:
+        raise DataError(f"{folder} holds no snapshot or no final number; delete the folder and run `{remedy}`")
+    history = _optional(outputs / "train" / name / "history.csv", f"history.{name}", f"dvc repro train@{name}", missing)
+    grids = _optional(folder / "samples.npz", f"grids.{name}", remedy, missing)
+    trajectory = _optional(folder / "trajectory.npz", f"trajectory.{name}", remedy, missing)
+    return VariantOutputs(
+        name=name,
+        params=params.variants[name],
+        curve=curve,
+        numbers=numbers,
+        oracle=_numbers(metrics.get("oracle") or {}, folder / "metrics.json"),
+        snapshot_oracle=_numbers(metrics.get("snapshot_oracle") or {}, folder / "metrics.json"),
+        history=_read_table(history, ["step", "images_seen"]) if history else None,
+        grids=_read_grids(grids) if grids else None,
+        trajectory=_read_trajectory(trajectory) if trajectory else None,
+        neighbours=_optional(folder / "neighbours.png", f"neighbours.{name}", remedy, missing),
+    )
+
+
+def _read_grids(path: Path) -> Grids:
+    arrays = _read_arrays(path, ("images", "steps", "labels"))
+    images, steps, labels = arrays["images"], arrays["steps"], arrays["labels"]
+    if images.ndim != 5 or images.dtype != np.uint8 or images.shape[:2] != (len(steps), len(labels)):
+        wanted = f"uint8 (snapshots {len(steps)}, labels {len(labels)}, 3, R, R)"
+        raise DataError(f"{path}: images {images.shape} {images.dtype} are not {wanted}; run the evaluate stage again")
+    return Grids(images, steps.astype(np.int64), labels.astype(np.int64))
+
+
+def _read_trajectory(path: Path) -> Trajectory:
+    arrays = _read_arrays(path, ("u", "textures"))
+    u, textures, semantics = arrays["u"].astype(np.float64), arrays["textures"], arrays.get("semantics")
+    if textures.ndim != 5 or textures.dtype != np.uint8 or len(textures) != len(u):
+        raise DataError(
+            f"{path}: textures {textures.shape} {textures.dtype} are not uint8 ({len(u)}, N, 3, R, R); evaluate again"
+        )
+    shown = semantics if semantics is not None and semantics.size else None
+    if shown is not None and (shown.shape[:2] != textures.shape[:2] or shown.dtype != np.uint8):
+        raise DataError(f"{path}: semantics {shown.shape} {shown.dtype} do not fit textures {textures.shape}; evaluate again")
+    return Trajectory(u, textures, shown, arrays.get("labels"))
+
+
+def _read_arrays(path: Path, required: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is no readable archive of arrays ({error}); run the evaluate stage again") from error
+    absent = [name for name in required if name not in arrays]
+    if absent:
+        raise DataError(f"{path} lacks the arrays {', '.join(absent)}; run the evaluate stage again")
+    return arrays
+
+
+def _read_table(path: Path, required: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable table ({error}); run its stage again") from error
+    absent = [name for name in required if name not in table]
+    if absent:
+        raise DataError(f"{path} lacks the columns {', '.join(absent)}; run its stage again")
+    return table
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable JSON ({error}); run its stage again") from error
+    if not isinstance(loaded, dict):
+        raise DataError(f"{path} holds no JSON object; run its stage again")
+    return loaded
+
+
+def _references(stored: Mapping[str, Any], path: Path | None) -> dict[str, Numbers]:
+    return {kind: _numbers(stored[kind], path) for kind in REFERENCES if stored.get(kind)}
+
+
+def _numbers(stored: Any, path: Path | None) -> dict[str, Number]:
+    try:
+        named = {name: entry for name, entry in stored.items() if number_name(name) is not None}
+        return {name: Number(float(entry["value"]), dict(entry["protocol"])) for name, entry in named.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: numbers must be objects with value and protocol ({error!r}); run its stage again") from error
+
+
+def _classes(outputs: Path, active: list[str]) -> list[str]:
+    for name in active:
+        path = outputs / "train" / name / "model.json"
+        if path.is_file():
+            return [str(label) for label in _read_json(path).get("classes", [])]
+    return []
+
+
+def _results(path: Path, part: str, missing: dict[str, str]) -> pd.DataFrame | None:
+    present = _optional(path, part, "make learning-rates" if part == "learning_rates" else "make seeds", missing)
+    return _read_table(present, ["variant", "learning_rate", "seed"]) if present else None
+
+
+def _optional(path: Path, part: str, remedy: str, missing: dict[str, str]) -> Path | None:
+    if path.is_file():
+        return path
+    missing[part] = f"{path} does not exist; `{remedy}` writes it"
+    return None

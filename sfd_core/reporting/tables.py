@@ -1,0 +1,210 @@
+"""The tables of the report, as rows of text ready for the template, and the finding in one sentence."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sfd_core.config import VariantParams
+from sfd_core.reporting import text
+from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs
+from sfd_core.reporting.text import KINDS, NumberName, number_name
+
+
+@dataclass(frozen=True)
+class Reach:
+    """When `variant` first reached the final distance of `target`; None where it never did."""
+
+    number: str
+    target: str
+    target_value: float
+    variant: str
+    steps: float | None
+    images_seen: float | None
+    flops: float | None
+    seconds: float | None
+    at_most: bool
+    """The first snapshot was already there, so the true cost is this or less."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what it says and how it stands out."""
+
+    text: str
+    best: bool = False
+    edge: bool = False
+    """First column of a group."""
+    factor: str = ""
+    faster: bool = False
+    absent: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; `variant` gives it that variant's colour, a `reference` row is set apart."""
+
+    title: str
+    cells: list[Cell]
+    variant: str | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with grouped columns."""
+
+    caption: str
+    note: str
+    groups: list[tuple[str, int]]
+    columns: list[str]
+    rows: list[Row] = field(default_factory=list)
+
+
+def primary_number(outputs: Outputs, encoder: str) -> NumberName:
+    """Return the distance that leads the report: the first judge's that is not the semantic encoder, else the first."""
+    names = _distances(outputs)
+    judges = [name for name in names if name.extractor != encoder.removeprefix("tf_")]
+    return (judges or names)[0]
+
+
+def result_table(outputs: Outputs) -> Table:
+    """Lay out variants against judges, with floor, ceiling and oracle rows beneath."""
+    judges = list(dict.fromkeys(name.extractor for name in _names(outputs)))
+    columns = [name for judge in judges for name in _ordered(_names(outputs)) if name.extractor == judge]
+    first = {judge: next(name for name in columns if name.extractor == judge) for judge in judges}
+    best = {column: _best(column, outputs) for column in columns}
+
+    def cells(numbers: Numbers, variant: str | None) -> list[Cell]:
+        return [
+            Cell(
+                text.number(numbers[column.name].value) if column.name in numbers else "-",
+                best=variant is not None and variant == best[column],
+                edge=first[column.extractor] == column,
+            )
+            for column in columns
+        ]
+
+    rows = [Row(name, cells(variant.numbers, name), name) for name, variant in outputs.variants.items()]
+    rows += [
+        Row(f"{name}, real semantics (oracle)", cells(variant.oracle, None), reference=True)
+        for name, variant in outputs.variants.items()
+        if variant.oracle
+    ]
+    rows += [Row(REFERENCES[kind], cells(numbers, None), reference=True) for kind, numbers in outputs.references.items()]
+    samples = {variant.samples for variant in outputs.variants.values() if variant.samples is not None}
+    images = {int(variant.cost["images_seen"]) for variant in outputs.variants.values()}
+    return Table(
+        caption="Distance to the training images at the last snapshot",
+        note=f"{_listed(samples)} samples a variant after {_listed(images)} training images; best of each column in bold. "
+        "Distances and KID: lower is better; precision and recall: higher.",
+        groups=[(text.extractor_title(judge), sum(column.extractor == judge for column in columns)) for judge in judges],
+        columns=[column.title + (" ↑" if column.higher_is_better else " ↓") for column in columns],
+        rows=rows,
+    )
+
+
+def speed_tables(reaches: Sequence[Reach], outputs: Outputs) -> dict[str, list[Table]]:
+    """Lay out, for every distance, when each variant reached each target's final distance."""
+    tables: dict[str, list[Table]] = {}
+    for number, target in dict.fromkeys((reach.number, reach.target) for reach in reaches):
+        chosen = [reach for reach in reaches if (reach.number, reach.target) == (number, target)]
+        own = next((reach for reach in chosen if reach.variant == target), None)
+        samples = _listed({int(variant.curve["samples"].iloc[-1]) for variant in outputs.variants.values()})
+        table = Table(
+            caption=f"Until {text.number(chosen[0].target_value)}, the last distance on the curve of {target}",
+            note=f"{_in_words(number)}, {samples} samples a snapshot; factors are against {target} itself.",
+            groups=[],
+            columns=["Steps", "Images", "FLOPs", "Wall time"],
+            rows=[Row(reach.variant, _reach_cells(reach, own), reach.variant) for reach in chosen],
+        )
+        tables.setdefault(number, []).append(table)
+    return tables
+
+
+def finding(outputs: Outputs, primary: NumberName, encoder: str) -> str:
+    """Say in one sentence who leads at the last snapshot and by how much, as measured by `primary`."""
+    values = outputs.final_values(primary.name)
+    ranked = sorted(values, key=lambda name: values[name])
+    leader = ranked[0]
+    cost = outputs.variants[leader].cost
+    role = "the semantic encoder itself" if primary.extractor == encoder.removeprefix("tf_") else "not the semantic encoder"
+    gaps = [f"{1 - values[leader] / values[name]:.1%} below {name} ({text.number(values[name])})" for name in ranked[1:]]
+    sentence = (
+        f"After {text.count(cost['images_seen'])} training images {leader} is closest to the real images: {primary.title} "
+        f"{text.number(values[leader])} as {text.extractor_title(primary.extractor)} ({role}) judges it"
+    )
+    return sentence + (", " + ", ".join(gaps) if gaps else "") + "."
+
+
+def describe(variant: VariantParams) -> str:
+    """Say what a variant is, from its parameters."""
+    if variant.model == "dit":
+        return "texture only, ε-prediction with learned variance"
+    latents = {"none": "texture only, velocity", "vae": "texture and semantics", "pca": "texture and PCA of encoder tokens"}
+    words = latents[variant.semantic]
+    if variant.semantic != "none":
+        words += f", semantics lead by {variant.delta_t:g}" if variant.delta_t > 0 else ", denoised at the same time"
+    return words + (f", REPA {variant.repa.weight:g}" if variant.repa.weight > 0 else "")
+
+
+def flat_numbers(outputs: Outputs) -> dict[str, dict[str, float]]:
+    """Return the final table as plain numbers: variant (or floor, ceiling) -> number -> value."""
+    table = {name: {key: number.value for key, number in variant.numbers.items()} for name, variant in outputs.variants.items()}
+    table |= {f"{name}_oracle": {k: n.value for k, n in v.oracle.items()} for name, v in outputs.variants.items() if v.oracle}
+    table |= {kind: {key: number.value for key, number in numbers.items()} for kind, numbers in outputs.references.items()}
+    return {name: values for name, values in table.items() if values}
+
+
+def _reach_cells(reach: Reach, own: Reach | None) -> list[Cell]:
+    costs = (
+        (reach.steps, own and own.steps, text.count),
+        (reach.images_seen, own and own.images_seen, text.count),
+        (reach.flops, own and own.flops, text.flops),
+        (reach.seconds, own and own.seconds, text.duration),
+    )
+    cells = []
+    for value, reference, write in costs:
+        if value is None:
+            cells.append(Cell("not reached", absent=True))
+            continue
+        ratio = reference / value if reference and value and reach.variant != reach.target else None
+        cells.append(
+            Cell(("≤ " if reach.at_most else "") + write(value), factor=_factor(ratio), faster=ratio is not None and ratio > 1)
+        )
+    return cells
+
+
+def _factor(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    if ratio == 1:
+        return "the same"
+    return f"{ratio:.3g} times less" if ratio > 1 else f"{1 / ratio:.3g} times more"
+
+
+def _in_words(number: str) -> str:
+    name = number_name(number)
+    return number if name is None else f"{name.title}, {text.extractor_title(name.extractor)}"
+
+
+def _names(outputs: Outputs) -> list[NumberName]:
+    return [name for name in map(number_name, outputs.number_names()) if name is not None]
+
+
+def _ordered(names: Iterable[NumberName]) -> list[NumberName]:
+    order = list(KINDS)
+    return sorted(names, key=lambda name: order.index(name.kind))
+
+
+def _distances(outputs: Outputs) -> list[NumberName]:
+    return [name for name in _names(outputs) if name.kind == "fd"] or _names(outputs)
+
+
+def _best(column: NumberName, outputs: Outputs) -> str | None:
+    values = outputs.final_values(column.name)
+    if len(values) < 2:
+        return None
+    return (max if column.higher_is_better else min)(values, key=lambda name: values[name])
+
+
+def _listed(values: set[int]) -> str:
+    return " or ".join(text.count(value) for value in sorted(values))

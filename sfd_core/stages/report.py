@@ -1,0 +1,60 @@
+"""Stage `report`: one self-contained page, the final table and figures of everything that was trained and judged.
+
+    python -m sfd_core.stages.report
+
+writes `report/index.html`, `metrics.json`, `results.csv` and figures, and prints where the page is.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from sfd_core.config import Params, load_params
+from sfd_core.errors import exits_cleanly
+from sfd_core.evaluation.convergence import distances, read_curves, speed_up
+from sfd_core.paths import OUTPUTS, REPORT
+from sfd_core.reporting.html import write_report
+from sfd_core.reporting.sources import read_outputs
+from sfd_core.reporting.tables import Reach, primary_number
+from sfd_core.reporting.text import number_name
+
+RESULTS = Path("docs/results")
+"""Committed tables of longer studies, which no stage repeats."""
+
+
+def report(params: Params, outputs: Path, results: Path, out: Path) -> Path:
+    """Write the report to `out`, replacing it whole, and return the path of its page.
+
+    Raises `DataError` if an active variant was not evaluated or a file is damaged; what is optional and absent is named in
+    the page.
+    """
+    read = read_outputs(params, outputs, results)
+    curves = read_curves(outputs / "evaluate", params.active)
+    primary = primary_number(read, params.features.encoder).name
+    # the leading distance comes first; KID and sFID have curves but no speed-up table
+    numbers = sorted(_frechet_distances(distances(curves)), key=lambda number: number != primary)
+    reaches = [reach for number in numbers for reach in speed_up(curves, number, _targets(params))]
+    return write_report(params, read, [Reach(**asdict(reach)) for reach in reaches], out)
+
+
+def _frechet_distances(numbers: list[str]) -> list[str]:
+    names = [number_name(number) for number in numbers]
+    return [name.name for name in names if name is not None and name.kind == "fd"]
+
+
+def _targets(params: Params) -> list[str]:
+    """Return the variants whose final distance the others are timed to: the baseline and what has no semantic latent."""
+    plain = [name for name in params.active if params.variants[name].semantic == "none"]
+    baseline = params.report.baseline
+    return [*([baseline] if baseline in params.active else []), *(name for name in plain if name != baseline)]
+
+
+@exits_cleanly
+def main() -> None:
+    """Run the stage in the project's folder."""
+    argparse.ArgumentParser(description="Everything that was measured, as one page (report/index.html).").parse_args()
+    print(report(load_params(), OUTPUTS, RESULTS, REPORT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from synthetic_outputs import FINAL, write_outputs, write_studies
+
+from sfd_core.config import Params
+from sfd_core.errors import DataError
+from sfd_core.stages.report import report
+
+
+@pytest.fixture(scope="module")
+def tree(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    write_outputs(root / "outputs", params)
+    write_studies(root / "results")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(params: Params, tree: Path) -> Path:
+    return report(params, tree / "outputs", tree / "results", tree / "report")
+
+
+def payload(html: str) -> dict[str, object]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    loaded: dict[str, object] = json.loads(found[1])
+    return loaded
+
+
+def test_page_refers_to_nothing_outside_itself(page: Path) -> None:
+    html = page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#|\{)[^"]*"', html)
+    assert not re.findall(r"url\((?!\"\$|data:)", html)
+    assert "default-src 'none'" in html
+
+
+def test_every_section_has_content(page: Path) -> None:
+    html = page.read_text()
+    assert 'class="missing"' not in html.replace('<noscript><p class="missing">', "")
+    assert "2512.04926" in html
+    assert "CC-BY 4.0" in html
+    assert html.count("alt=") >= html.count("<img")
+
+
+def test_payload_holds_every_curve_grid_and_run(params: Params, page: Path) -> None:
+    data = payload(page.read_text())
+    for part in ("curves", "grids", "trajectories"):
+        assert set(data[part]) == set(params.active)
+    run = data["trajectories"]["sfd"]
+    assert run["phase"][0] == "semantic"
+    assert run["phase"][-1] == "texture"
+    assert len(run["u"]) == len(run["t_tex"]) == len(run["t_sem"])
+    assert data["trajectories"]["dit"]["semantics"] is None
+
+
+def test_metrics_and_results_hold_the_final_table(params: Params, page: Path) -> None:
+    metrics = json.loads((page.parent / "metrics.json").read_text())
+    assert metrics["sfd"]["fd_efficientnet_lite2"] == FINAL["sfd"]
+    results = pd.read_csv(page.parent / "results.csv").set_index("variant")
+    assert list(results.index) == params.active
+    assert results.loc["dit", "fd_efficientnet_lite2"] == FINAL["dit"]
+    assert results.loc["dit", "samples"] == 1500
+
+
+def test_figures_are_pictures(page: Path) -> None:
+    for name in ("convergence", "samples", "denoising"):
+        with Image.open(page.parent / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+    assert (page.parent / "phases.svg").read_text().startswith("<svg")
+
+
+def test_report_survives_without_optional_parts(params: Params, tree: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    for name in params.active:
+        (outputs / "evaluate" / name).mkdir(parents=True)
+        for file in ("curve.csv", "metrics.json"):
+            shutil.copy(tree / "outputs" / "evaluate" / name / file, outputs / "evaluate" / name / file)
+    html = report(params, outputs, tmp_path / "none", tmp_path / "report").read_text()
+    assert html.count('class="missing"') > 10
+    assert "dvc repro evaluate@sfd" in html
+    assert not list((tmp_path / "report").glob("samples.png"))
+
+
+def test_missing_variant_leaves_the_old_report_alone(params: Params, tree: Path, page: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    shutil.copytree(tree / "outputs", outputs)
+    shutil.rmtree(outputs / "evaluate" / "dit")
+    with pytest.raises(DataError, match="dit"):
+        report(params, outputs, tree / "results", page.parent)
+    assert page.exists()
+
+
+def test_same_inputs_give_the_same_page(params: Params, tree: Path, page: Path, tmp_path: Path) -> None:
+    again = report(params, tree / "outputs", tree / "results", tmp_path / "report")
+    for file in sorted(page.parent.iterdir()):
+        assert file.read_bytes() == (again.parent / file.name).read_bytes(), file.name
+
+
+def test_text_from_outside_cannot_become_markup(params: Params, tree: Path, tmp_path: Path) -> None:
+    hostile = params.model_copy(update={"report": params.report.model_copy(update={"title": "<script>alert(1)</script>"})})
+    html = report(hostile, tree / "outputs", tree / "results", tmp_path / "report").read_text()
+    assert "<script>alert(1)" not in html

@@ -1,0 +1,68 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_outputs import write_outputs, write_studies
+
+from sfd_core.config import Params
+from sfd_core.errors import DataError
+from sfd_core.reporting.sources import read_outputs
+
+
+@pytest.fixture
+def tree(params: Params, tmp_path: Path) -> Path:
+    return write_outputs(tmp_path / "outputs", params)
+
+
+def test_complete_tree_misses_only_the_studies(params: Params, tree: Path, tmp_path: Path) -> None:
+    assert set(read_outputs(params, tree, tmp_path / "none").missing) == {"learning_rates", "seeds"}
+    assert read_outputs(params, tree, write_studies(tmp_path / "results")).missing == {}
+
+
+@pytest.mark.parametrize("file", ["curve.csv", "metrics.json"])
+def test_variant_that_was_not_evaluated_is_an_error_that_names_it(params: Params, tree: Path, file: str) -> None:
+    (tree / "evaluate" / "sync" / file).unlink()
+    with pytest.raises(DataError, match=r"'sync'.*dvc repro evaluate@sync"):
+        read_outputs(params, tree, tree)
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("evaluate/sfd/samples.npz", "grids.sfd"),
+        ("evaluate/sfd/trajectory.npz", "trajectory.sfd"),
+        ("evaluate/sfd/neighbours.png", "neighbours.sfd"),
+        ("train/sfd/history.csv", "history.sfd"),
+        ("texture_vae/reconstructions.png", "reconstructions"),
+        ("semantic_vae/history.csv", "history.semantic_vae"),
+        ("reference/metrics.json", "reference"),
+    ],
+)
+def test_optional_part_is_named_with_its_remedy(params: Params, tree: Path, file: str, part: str) -> None:
+    (tree / file).unlink()
+    missing = read_outputs(params, tree, tree).missing
+    assert file in missing[part]
+    assert "dvc repro" in missing[part]
+
+
+@pytest.mark.parametrize("file", ["evaluate/sfd/samples.npz", "evaluate/sfd/trajectory.npz", "evaluate/sfd/metrics.json"])
+def test_damaged_file_is_named(params: Params, tree: Path, file: str) -> None:
+    (tree / file).write_bytes(b"not what it should be")
+    with pytest.raises(DataError, match=re.escape(file)):
+        read_outputs(params, tree, tree)
+
+
+def test_number_without_protocol_is_refused(params: Params, tree: Path) -> None:
+    path = tree / "evaluate" / "dit" / "metrics.json"
+    path.write_text(json.dumps({"numbers": {"fd_efficientnet_lite2": 3098.0}}))
+    with pytest.raises(DataError, match="value and protocol"):
+        read_outputs(params, tree, tree)
+
+
+def test_samples_of_another_shape_are_refused(params: Params, tree: Path) -> None:
+    path = tree / "evaluate" / "dit" / "samples.npz"
+    np.savez(path, images=np.zeros((2, 3, 3, 8, 8), np.uint8), steps=np.arange(2), labels=np.arange(5))
+    with pytest.raises(DataError, match=r"samples\.npz"):
+        read_outputs(params, tree, tree)

@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from synthetic_outputs import FINAL, write_outputs
+
+from sfd_core.config import Params
+from sfd_core.reporting import studies, tables
+from sfd_core.reporting.sources import Outputs, read_outputs
+from sfd_core.reporting.tables import Reach
+
+
+@pytest.fixture(scope="module")
+def outputs(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    root = write_outputs(tmp_path_factory.mktemp("outputs"), params)
+    return read_outputs(params, root, root / "no-results")
+
+
+def reach(variant: str, target: str, steps: float | None, at_most: bool = False) -> Reach:
+    costs = (None,) * 4 if steps is None else (steps, steps * 64, steps * 64e8, steps * 0.15)
+    return Reach("fd_efficientnet_lite2", target, FINAL[target], variant, *costs, at_most=at_most)
+
+
+def test_leading_judge_is_not_the_semantic_encoder(outputs: Outputs) -> None:
+    assert tables.primary_number(outputs, "tf_efficientnet_lite0").name == "fd_efficientnet_lite2"
+    assert tables.primary_number(outputs, "tf_efficientnet_lite2").name == "fd_efficientnet_lite0"
+
+
+def test_result_table_marks_the_best_of_every_column(outputs: Outputs) -> None:
+    table = tables.result_table(outputs)
+    rows = {row.title: row for row in table.rows}
+    assert all(cell.best for cell in rows["sfd"].cells)
+    assert not any(cell.best for title, row in rows.items() if title != "sfd" for cell in row.cells)
+    assert [row.title for row in table.rows if row.reference][-3:] == [
+        "VAE reconstructions (ceiling)",
+        "held-out images (floor)",
+        "training images themselves",
+    ]
+    assert "1,500 samples" in table.note
+    assert sum(span for _, span in table.groups) == len(table.columns) == len(rows["dit"].cells)
+
+
+def test_every_flat_number_is_in_the_table(params: Params, outputs: Outputs) -> None:
+    flat = tables.flat_numbers(outputs)
+    assert flat["sfd"]["fd_efficientnet_lite2"] == FINAL["sfd"]
+    assert set(flat) == {*params.active, "sync_oracle", "sfd_oracle", "floor", "ceiling", "train_subset"}
+
+
+def test_speed_table_says_when_a_target_was_not_reached(outputs: Outputs) -> None:
+    reaches = [
+        reach("dit", "lightningdit", None),
+        reach("lightningdit", "lightningdit", 1500),
+        reach("sfd", "lightningdit", 1000),
+    ]
+    [table] = tables.speed_tables(reaches, outputs)["fd_efficientnet_lite2"]
+    rows = {row.title: row.cells for row in table.rows}
+    assert all(cell.absent and cell.text == "not reached" for cell in rows["dit"])
+    assert rows["sfd"][0].factor == "1.5 times less"
+    assert rows["sfd"][0].faster
+    assert rows["lightningdit"][0].factor == ""
+
+
+def test_slower_variant_is_said_to_be_slower(outputs: Outputs) -> None:
+    reaches = [reach("dit", "dit", 1000), reach("sfd", "dit", 1500), reach("sync", "dit", 300, at_most=True)]
+    [table] = tables.speed_tables(reaches, outputs)["fd_efficientnet_lite2"]
+    rows = {row.title: row.cells for row in table.rows}
+    assert rows["sfd"][0].factor == "1.5 times more"
+    assert not rows["sfd"][0].faster
+    assert rows["sync"][0].text == "≤ 300"
+
+
+def test_finding_names_whoever_leads(outputs: Outputs) -> None:
+    primary = tables.primary_number(outputs, "tf_efficientnet_lite0")
+    assert "sfd is closest" in tables.finding(outputs, primary, "tf_efficientnet_lite0")
+    beaten = dict(outputs.variants["dit"].numbers)
+    beaten[primary.name] = replace(beaten[primary.name], value=100.0)
+    upset = replace(outputs, variants={**outputs.variants, "dit": replace(outputs.variants["dit"], numbers=beaten)})
+    assert "dit is closest" in tables.finding(upset, primary, "tf_efficientnet_lite0")
+
+
+def test_learning_rate_table_marks_the_best_of_each_variant() -> None:
+    table = pd.DataFrame(
+        {
+            "variant": ["sfd"] * 3 + ["dit"] * 2,
+            "learning_rate": [1e-3, 2e-3, 4e-3, 1e-3, 2e-3],
+            "seed": 0,
+            "fd_dinov2": [3.0, 1.0, 2.0, 5.0, 6.0],
+        }
+    )
+    rates, rows = studies.learning_rate_table(table, "fd_dinov2")
+    assert rates == ["0.001", "0.002", "0.004"]
+    assert [[best for _, _, best in row.cells] for row in rows] == [[False, True, False], [True, False, False]]
+    assert rows[1].cells[2][0] == "-"
+
+
+def test_seed_table_shows_mean_and_spread() -> None:
+    table = pd.DataFrame({"variant": "sfd", "learning_rate": 1e-3, "seed": [0, 1, 2], "fd_dinov2": [200.0, 210.0, 190.0]})
+    [row] = studies.seed_table(table, "fd_dinov2")
+    assert (row.mean, row.spread, row.values) == ("200", "20.0", ["200", "210", "190"])
+    assert min(row.places) >= 0
+    assert max(row.places) <= 100

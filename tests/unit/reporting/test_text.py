@@ -1,0 +1,43 @@
+import pytest
+
+from sfd_core.reporting import text
+from sfd_core.reporting.text import number_name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "extractor", "title"),
+    [
+        ("fid", "fd", "inception", "FID"),
+        ("kid_inception", "kid", "inception", "KID"),
+        ("fd_efficientnet_lite2", "fd", "efficientnet_lite2", "Fréchet distance"),
+        ("precision_dinov2", "precision", "dinov2", "Precision"),
+    ],
+)
+def test_only_inception_is_called_fid(name: str, kind: str, extractor: str, title: str) -> None:
+    parsed = number_name(name)
+    assert parsed is not None
+    assert (parsed.kind, parsed.extractor, parsed.title) == (kind, extractor, title)
+
+
+@pytest.mark.parametrize("name", ["step", "images_seen", "seconds", "flops", "samples", "fd_", "loss"])
+def test_other_columns_are_no_numbers(name: str) -> None:
+    assert number_name(name) is None
+
+
+def test_precision_recall_and_inception_score_rise() -> None:
+    higher = {
+        name for name in ("fid", "is", "kid_dinov2", "precision_dinov2", "recall_dinov2") if number_name(name).higher_is_better
+    }
+    assert higher == {"is", "precision_dinov2", "recall_dinov2"}
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(2155.6, "2,156"), (12.34, "12.3"), (0.1, "0.100"), (0.00002, "2.0e-05"), (0, "0")]
+)
+def test_numbers_keep_three_digits(value: float, written: str) -> None:
+    assert text.number(value) == written
+
+
+def test_costs_have_units() -> None:
+    assert text.flops(1.63e13) == "16.3 TFLOP"
+    assert [text.duration(seconds) for seconds in (12.3, 225, 7200)] == ["12.3 s", "3 min 45 s", "2 h"]
