@@ -88,8 +88,8 @@ def score(layers: Mapping[str, Tensor], reference: Reference, kid_subset_size: i
 def _kid(features: Tensor, reference: Tensor, subset_size: int) -> float:
     size = _subset_size(len(features), len(reference), subset_size)
     metric = kid_features_to_metric(
-        features.double(),
-        reference.double(),
+        features,
+        reference,
         kid_subsets=KID_SUBSETS,
         kid_subset_size=size,
         rng_seed=SUBSET_SEED,

@@ -52,7 +52,7 @@ def numpy_coverage(centres: np.ndarray, judged: np.ndarray, k: int = 3) -> float
 def test_kid_equals_numpy() -> None:
     real, drawn = cloud(60, 0), cloud(40, 1, offset=0.3)
     mine = score({"features": drawn}, reference_of(real), kid_subset_size=25)["kid"]
-    assert mine == pytest.approx(numpy_kid(drawn.double().numpy(), real.double().numpy(), 25), rel=1e-9)
+    assert mine == pytest.approx(numpy_kid(drawn.double().numpy(), real.double().numpy(), 25), rel=1e-5)
 
 
 def test_precision_and_recall_equal_numpy() -> None:
