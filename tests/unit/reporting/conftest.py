@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from synthetic_outputs import write_outputs
 
 from sfd_core.config import Params, load_params
 
@@ -8,3 +9,9 @@ from sfd_core.config import Params, load_params
 @pytest.fixture(scope="session")
 def params() -> Params:
     return load_params(Path(__file__).parents[3] / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def written(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete tree of outputs, to be read only."""
+    return write_outputs(tmp_path_factory.mktemp("written") / "outputs", params)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from synthetic_outputs import FINAL, write_outputs, write_studies
+from synthetic_outputs import FINAL, write_studies
 
 from sfd_core.config import Params
 from sfd_core.errors import DataError
@@ -14,16 +14,23 @@ from sfd_core.stages.report import report
 
 
 @pytest.fixture(scope="module")
-def tree(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("project")
-    write_outputs(root / "outputs", params)
-    write_studies(root / "results")
-    return root
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project")
 
 
 @pytest.fixture(scope="module")
-def page(params: Params, tree: Path) -> Path:
-    return report(params, tree / "outputs", tree / "results", tree / "report")
+def page(params: Params, written: Path, folder: Path) -> Path:
+    return report(params, written, write_studies(folder / "results"), folder / "report")
+
+
+@pytest.fixture
+def bare(params: Params, written: Path, tmp_path: Path) -> Path:
+    """Outputs without anything optional."""
+    for name in params.active:
+        (tmp_path / "outputs" / "evaluate" / name).mkdir(parents=True)
+        for file in ("curve.csv", "metrics.json"):
+            shutil.copy(written / "evaluate" / name / file, tmp_path / "outputs" / "evaluate" / name / file)
+    return tmp_path / "outputs"
 
 
 def payload(html: str) -> dict[str, object]:
@@ -75,34 +82,28 @@ def test_figures_are_pictures(page: Path) -> None:
     assert (page.parent / "phases.svg").read_text().startswith("<svg")
 
 
-def test_report_survives_without_optional_parts(params: Params, tree: Path, tmp_path: Path) -> None:
-    outputs = tmp_path / "outputs"
-    for name in params.active:
-        (outputs / "evaluate" / name).mkdir(parents=True)
-        for file in ("curve.csv", "metrics.json"):
-            shutil.copy(tree / "outputs" / "evaluate" / name / file, outputs / "evaluate" / name / file)
-    html = report(params, outputs, tmp_path / "none", tmp_path / "report").read_text()
+def test_report_survives_without_optional_parts(params: Params, bare: Path, tmp_path: Path) -> None:
+    html = report(params, bare, tmp_path / "none", tmp_path / "report").read_text()
     assert html.count('class="missing"') > 10
     assert "dvc repro evaluate@sfd" in html
     assert not list((tmp_path / "report").glob("samples.png"))
 
 
-def test_missing_variant_leaves_the_old_report_alone(params: Params, tree: Path, page: Path, tmp_path: Path) -> None:
-    outputs = tmp_path / "outputs"
-    shutil.copytree(tree / "outputs", outputs)
-    shutil.rmtree(outputs / "evaluate" / "dit")
+def test_missing_variant_leaves_the_old_report_alone(params: Params, bare: Path, page: Path) -> None:
+    shutil.rmtree(bare / "evaluate" / "dit")
+    before = page.read_bytes()
     with pytest.raises(DataError, match="dit"):
-        report(params, outputs, tree / "results", page.parent)
-    assert page.exists()
+        report(params, bare, bare, page.parent)
+    assert page.read_bytes() == before
 
 
-def test_same_inputs_give_the_same_page(params: Params, tree: Path, page: Path, tmp_path: Path) -> None:
-    again = report(params, tree / "outputs", tree / "results", tmp_path / "report")
-    for file in sorted(page.parent.iterdir()):
-        assert file.read_bytes() == (again.parent / file.name).read_bytes(), file.name
+def test_same_inputs_give_the_same_files(params: Params, bare: Path, tmp_path: Path) -> None:
+    first, again = (report(params, bare, tmp_path / "none", tmp_path / name).parent for name in ("one", "two"))
+    for file in sorted(first.iterdir()):
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
 
 
-def test_text_from_outside_cannot_become_markup(params: Params, tree: Path, tmp_path: Path) -> None:
+def test_text_from_outside_cannot_become_markup(params: Params, bare: Path, tmp_path: Path) -> None:
     hostile = params.model_copy(update={"report": params.report.model_copy(update={"title": "<script>alert(1)</script>"})})
-    html = report(hostile, tree / "outputs", tree / "results", tmp_path / "report").read_text()
+    html = report(hostile, bare, tmp_path / "none", tmp_path / "report").read_text()
     assert "<script>alert(1)" not in html

@@ -1,10 +1,11 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_outputs import write_outputs, write_studies
+from synthetic_outputs import write_studies
 
 from sfd_core.config import Params
 from sfd_core.errors import DataError
@@ -12,8 +13,9 @@ from sfd_core.reporting.sources import read_outputs
 
 
 @pytest.fixture
-def tree(params: Params, tmp_path: Path) -> Path:
-    return write_outputs(tmp_path / "outputs", params)
+def tree(written: Path, tmp_path: Path) -> Path:
+    """Outputs that a test may damage."""
+    return Path(shutil.copytree(written, tmp_path / "outputs"))
 
 
 def test_complete_tree_misses_only_the_studies(params: Params, tree: Path, tmp_path: Path) -> None:

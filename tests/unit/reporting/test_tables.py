@@ -1,8 +1,9 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic_outputs import FINAL, write_outputs
+from synthetic_outputs import FINAL
 
 from sfd_core.config import Params
 from sfd_core.reporting import studies, tables
@@ -11,9 +12,8 @@ from sfd_core.reporting.tables import Reach
 
 
 @pytest.fixture(scope="module")
-def outputs(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
-    root = write_outputs(tmp_path_factory.mktemp("outputs"), params)
-    return read_outputs(params, root, root / "no-results")
+def outputs(params: Params, written: Path) -> Outputs:
+    return read_outputs(params, written, written / "no-results")
 
 
 def reach(variant: str, target: str, steps: float | None, at_most: bool = False) -> Reach:
