@@ -60,7 +60,7 @@ def split(images: ImageSet, share: float, seed: int) -> Split:
     if not held_out:
         raise DataError(
             f"none of the {len(images.names)} images is held out with prepare.held_out {share} and prepare.seed {seed}; "
-            "raise the share, change the seed or add images"
+            "every class keeps one image for training, so add images, raise the share or change the seed"
         )
     away = set(held_out)
     return Split(train=[index for index in range(len(images.names)) if index not in away], held_out=held_out)
