@@ -6,19 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
-from boto3.exceptions import S3UploadFailedError
-from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,  # noqa: A004 - botocore's own, not the built-in
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-
 from sfd_core.errors import DataError, ResourceError
 from sfd_core.paths import atomic_path, require_disk
 
@@ -44,6 +31,11 @@ class Storage:
 
     def __init__(self, bucket: str) -> None:
         self.bucket = bucket
+        import boto3
+        from boto3.s3.transfer import TransferConfig
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
         config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"total_max_attempts": ATTEMPTS})
         try:
             self._client: Any = boto3.Session().client("s3", config=config)
@@ -97,21 +89,25 @@ class Storage:
 
     @contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
+        from boto3.exceptions import S3UploadFailedError
+        from botocore import exceptions
+
         failed = f"cannot {verb} {self._name(key)} at {self.endpoint}"
         try:
             yield
-        except (NoCredentialsError, PartialCredentialsError) as error:
+        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
             raise ResourceError(f"{failed}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-        except (ConnectionError, HTTPClientError) as error:
+        except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
             raise ResourceError(f"{failed}: it does not answer ({error}); check AWS_ENDPOINT_URL and that it runs") from error
-        except (ClientError, S3UploadFailedError) as error:
-            raise self._refusal(failed, error) from error
-        except BotoCoreError as error:
+        except S3UploadFailedError as error:
+            raise self._refusal(failed, error, error.__context__) from error
+        except exceptions.ClientError as error:
+            raise self._refusal(failed, error, error) from error
+        except exceptions.BotoCoreError as error:
             raise ResourceError(f"{failed}: {error}; try again") from error
 
-    def _refusal(self, failed: str, error: ClientError | S3UploadFailedError) -> DataError | ResourceError:
-        cause = error.__context__ if isinstance(error, S3UploadFailedError) else error
-        code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
+    def _refusal(self, failed: str, error: Exception, cause: Any) -> DataError | ResourceError:
+        code = getattr(cause, "response", {}).get("Error", {}).get("Code", "")
         if code == "NoSuchBucket" or (code in _ABSENT and not self._bucket_exists()):
             return ResourceError(f"{failed}: there is no bucket {self.bucket!r}; create it or name another")
         if code in _ABSENT:
@@ -121,6 +117,8 @@ class Storage:
         return ResourceError(f"{failed}: {error}; try again")
 
     def _bucket_exists(self) -> bool:
+        from botocore.exceptions import ClientError
+
         try:
             self._client.head_bucket(Bucket=self.bucket)
         except ClientError:

@@ -24,6 +24,13 @@ from sfd_core import config, paths
 from sfd_core.errors import ResourceError
 
 KEPT = 2
+SHAPES_NO_WEIGHTS = (
+    "sfd_core.cli",
+    "sfd_core.reporting",
+    "sfd_core.storage",
+    "sfd_core.tracking",
+    "sfd_core.training.progress",
+)
 STATE_FILE, MANIFEST_FILE = "state.pt", "manifest.json"
 
 
@@ -40,13 +47,14 @@ class Snapshot:
 
 
 def code_fingerprint() -> str:
-    """Hash the source of every imported `sfd_core` module, of the running script if it is one, and torch's version."""
+    """Hash torch's version and the source of every imported `sfd_core` module that may shape weights, the script among them."""
     digest = hashlib.sha256(torch.__version__.encode())
     sources = {}
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
         real_name = spec.name if spec is not None else name
-        if real_name.split(".")[0] == "sfd_core" and getattr(module, "__file__", None):
+        ours = real_name.split(".")[0] == "sfd_core" and not real_name.startswith(SHAPES_NO_WEIGHTS)
+        if ours and getattr(module, "__file__", None):
             sources[real_name] = Path(str(module.__file__))
     for real_name in sorted(sources):
         digest.update(real_name.encode() + b"\0" + sources[real_name].read_bytes() + b"\0")
@@ -88,7 +96,7 @@ class ResumeFolder:
         target = self.path / f"step-{step:08d}"
         with paths.atomic_dir(target) as temporary:
             torch.save(dict(state), temporary / STATE_FILE)
-            manifest = {"step": step, "sha256": _sha256(temporary / STATE_FILE)}
+            manifest = {"step": step, "sha256": paths.file_digest(temporary / STATE_FILE)}
             (temporary / MANIFEST_FILE).write_text(json.dumps(manifest))
         for old in self._checkpoints()[:-KEPT]:
             shutil.rmtree(old)
@@ -135,7 +143,7 @@ class ResumeFolder:
 
 def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    if _sha256(folder / STATE_FILE) != manifest["sha256"]:
+    if paths.file_digest(folder / STATE_FILE) != manifest["sha256"]:
         raise ValueError("its content does not match its hash")
     return int(manifest["step"]), torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
 
@@ -144,8 +152,3 @@ def _read_snapshot(file: Path) -> Snapshot:
     with safe_open(file, framework="pt") as handle:
         header = handle.metadata()
     return Snapshot(int(header["step"]), int(header["images_seen"]), float(header["seconds"]), file)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

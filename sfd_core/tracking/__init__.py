@@ -1,0 +1,27 @@
+"""What was measured, in MLflow: the only package that imports mlflow, and only when there is something to send.
+
+Every curve is on disk first. Runs are completed from there, so a server that is down or slow costs no point and no time.
+"""
+
+from sfd_core.tracking.address import store_uri
+from sfd_core.tracking.curves import Curve
+from sfd_core.tracking.live import follow
+from sfd_core.tracking.project import Tracked, track_project
+from sfd_core.tracking.runs import RunSpec, training_run, vae_run, variant_run
+from sfd_core.tracking.store import Evidence, Store, Synced, sync_run
+
+__all__ = [
+    "Curve",
+    "Evidence",
+    "RunSpec",
+    "Store",
+    "Synced",
+    "Tracked",
+    "follow",
+    "store_uri",
+    "sync_run",
+    "track_project",
+    "training_run",
+    "vae_run",
+    "variant_run",
+]

@@ -1,0 +1,110 @@
+"""A run that grows on a server while its training goes on.
+
+A background thread reads the curve that the training wrote to disk. The training neither waits for it nor hears of its
+failures; what it could not send is sent later from the same file.
+"""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sfd_core.paths import STATE, atomic_path, file_digest
+from sfd_core.tracking.address import is_embedded, is_reachable, store_uri
+from sfd_core.tracking.curves import Curve
+from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import Store
+
+SECONDS_BETWEEN_SENDINGS = 10.0
+SECONDS_AT_THE_END = 30.0
+"""How long a finished training lets the last sending take."""
+LINKS = STATE / "tracking"
+
+
+@contextmanager
+def follow(spec: RunSpec, history: Path, resume_key: str, every: float = SECONDS_BETWEEN_SENDINGS) -> Iterator[None]:
+    """Send the curve in `history` to the server of MLFLOW_TRACKING_URI while the block runs.
+
+    A killed and resumed training goes on in the run of its `resume_key`. The embedded store needs no following: it gets
+    everything at the end, and the training keeps the seconds that importing mlflow takes.
+    """
+    uri = store_uri()
+    if is_embedded(uri):
+        yield
+        return
+    follower = _Follower(uri, spec, Curve(history, "train"), resume_key, every)
+    follower.start()
+    try:
+        yield
+    except BaseException:
+        follower.end("FAILED", None)
+        raise
+    key = history_key(history)
+    with atomic_path(LINKS / key) as link:
+        link.write_text(resume_key)
+    follower.end("FINISHED", key)
+
+
+def history_key(history: Path) -> str:
+    """Return what identifies a finished training: the hash of its curve, timings included."""
+    return file_digest(history)[:16]
+
+
+def linked_resume_key(key: str) -> str | None:
+    """Return the resume key of a training that ended here with the curve of `key`, if it was followed."""
+    link = LINKS / key
+    return link.read_text() if link.is_file() else None
+
+
+class _Follower(threading.Thread):
+    def __init__(self, uri: str, spec: RunSpec, curve: Curve, resume_key: str, every: float) -> None:
+        super().__init__(name=f"follow {spec.name}", daemon=True)
+        self._uri, self._spec, self._curve, self._resume_key, self._every = uri, spec, curve, resume_key, every
+        self._ended = threading.Event()
+        self._status, self._key = "FAILED", ""
+        self._store: Store | None = None
+        self._run_id = ""
+        self._known: set[tuple[str, int]] | None = None
+        self._told = False
+
+    def run(self) -> None:
+        """Send what is new, again and again, and once more after the end."""
+        while not self._ended.wait(self._every):
+            self._try(last=False)
+        self._try(last=True)
+
+    def end(self, status: str, key: str | None) -> None:
+        """Send the rest and give up after a while; the rest of the rest is sent by `sync_run`."""
+        self._status, self._key = status, key or ""
+        self._ended.set()
+        self.join(SECONDS_AT_THE_END)
+
+    def _try(self, last: bool) -> None:
+        try:
+            if is_reachable(self._uri):
+                self._send(last)
+                self._told = False
+                return
+            reason = "it does not answer"
+        except Exception as error:  # noqa: BLE001 - whatever happens to the server, the training goes on
+            self._known = None  # a request may have arrived although its answer did not
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if not self._told:
+            self._told = True
+            print(f"{self._spec.name}: MLflow at {self._uri}: {reason}; the curve is on disk and sent later", file=sys.stderr)
+
+    def _send(self, last: bool) -> None:
+        if self._store is None:
+            self._store = Store(self._uri)
+        store, tags = self._store, {"sfd.resume_key": self._resume_key}
+        if not self._run_id:
+            found = store.find(tags)
+            self._run_id = found[0][0] if found else store.create(self._spec, tags)
+        points = list(self._curve.points())
+        if self._known is None:
+            self._known = store.known(self._run_id, {point.key for point in points})
+        store.send(self._run_id, points, self._known)
+        if last:
+            store.tag(self._run_id, {"sfd.key": self._key} if self._key else {})
+            store.finish(self._run_id, self._status)

@@ -1,0 +1,193 @@
+"""Everything under `outputs/` that MLflow does not have yet: one run for each VAE and each variant, cached or new."""
+
+import fcntl
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfd_core.config import Params, fingerprint
+from sfd_core.paths import OUTPUTS, STATE, file_digest, write_json
+from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, is_reachable, store_uri
+from sfd_core.tracking.curves import Curve, metric_name
+from sfd_core.tracking.live import history_key, linked_resume_key
+from sfd_core.tracking.runs import RunSpec, VAEName, vae_run, variant_run
+from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
+from sfd_core.tracking.store import Evidence, Store, sync_run
+
+MARKER = STATE / "tracked.json"
+"""Store -> run -> hash of what it was last completed with, so that nothing new means not even importing mlflow."""
+VAES: tuple[VAEName, ...] = ("texture_vae", "semantic_vae")
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What `track_project` did."""
+
+    uri: str
+    completed: Mapping[str, str]
+    """Name -> run id of the runs that were made or completed now."""
+    failed: Mapping[str, str]
+    """Name -> why its run is not complete."""
+    unchanged: tuple[str, ...]
+    """Names of the runs that were complete already."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    spec: RunSpec
+    key: str
+    evidence: Evidence
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything the run shows."""
+        files = [file for files in self.evidence.files.values() for file in files]
+        files += [*self.evidence.step_images.values(), *(curve.path for curve in self.evidence.curves)]
+        return fingerprint(self.key, [file_digest(file) for file in files], sorted(self.evidence.model))
+
+
+def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
+    """Make sure that every finished VAE and variant has a complete run in the store of MLFLOW_TRACKING_URI.
+
+    Nothing new costs no import of mlflow. A store that does not answer or fails is told on stderr and raises nothing: the
+    next call sends what is missing.
+    """
+    uri = store_uri()
+    finished = [*_finished_vaes(params, outputs), *_finished_variants(params, outputs)]
+    with _locked():
+        markers = _read_markers(uri)
+        done = markers.get(uri, {})
+        pending = [run for run in finished if done.get(run.spec.name) != run.digest]
+        unchanged = tuple(run.spec.name for run in finished if run not in pending)
+        if not pending:
+            return Tracked(uri, {}, {}, unchanged)
+        if not is_reachable(uri):
+            return _told(Tracked(uri, {}, {run.spec.name: "the store does not answer" for run in pending}, unchanged))
+        completed, failed = _complete(uri, pending)
+        done |= {run.spec.name: run.digest for run in pending if run.spec.name in completed}
+        write_json(MARKER, markers | {uri: done})
+        return _told(Tracked(uri, completed, failed, unchanged))
+
+
+def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[str, str]]:
+    completed: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    store: Store | None = None
+    for run in pending:
+        try:
+            store = store or Store(uri)
+            completed[run.spec.name] = sync_run(store, run.spec, run.key, run.evidence, linked_resume_key(run.key)).run_id
+        except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
+            failed[run.spec.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return completed, failed
+
+
+def _told(tracked: Tracked) -> Tracked:
+    for name in tracked.completed:
+        print(f"{name}: run complete in MLflow at {tracked.uri}", file=sys.stderr)
+    for name, reason in tracked.failed.items():
+        print(f"warning: {name}: not in MLflow at {tracked.uri} ({reason}); `sfd track` sends it again", file=sys.stderr)
+    return tracked
+
+
+def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
+    for name in VAES:
+        folder = outputs / name
+        if not (folder / "history.csv").is_file():
+            continue
+        evidence = Evidence(
+            curves=[Curve(folder / "history.csv", "train")],
+            finals=_numbers(_read_json(folder / "metrics.json"), "final"),
+            files={
+                "figures": sorted(folder.glob("*.png")),
+                "records": _present(folder, "history.csv", "metrics.json", "model.json"),
+                "weights": sorted(folder.glob("*.safetensors")),
+            },
+        )
+        yield _Finished(vae_run(params, name), history_key(folder / "history.csv"), evidence)
+
+
+def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
+    for name in params.active:
+        train, evaluate = outputs / "train" / name, outputs / "evaluate" / name
+        if (train / "history.csv").is_file():
+            yield _Finished(variant_run(params, name), history_key(train / "history.csv"), _variant_evidence(train, evaluate))
+
+
+def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
+    results = _read_json(evaluate / "metrics.json")
+    finals = _numbers(_read_json(train / "metrics.json"), "final")
+    finals |= _numbers(_values(results.get("numbers")), "final") | _numbers(_values(results.get("oracle")), "oracle")
+    protocols = {name: number["protocol"] for name, number in (results.get("numbers") or {}).items() if "protocol" in number}
+    tags = {"sfd.protocol": json.dumps(protocols, sort_keys=True)} if protocols else {}
+    if results:
+        tags["sfd.evaluation"] = fingerprint([file_digest(file) for file in _present(evaluate, "curve.csv", "metrics.json")])
+    grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
+    return Evidence(
+        curves=[Curve(train / "history.csv", "train"), Curve(evaluate / "curve.csv", "evaluate")],
+        finals=finals,
+        files={
+            "figures": sorted(evaluate.glob("*.png")),
+            "records": [*_present(train, "history.csv", "model.json"), *_present(evaluate, "curve.csv", "metrics.json")],
+        },
+        step_images=grids,
+        tags=tags,
+        model=_model(train, train.parent.parent / "texture_vae"),
+    )
+
+
+def _model(train: Path, texture_vae: Path) -> dict[str, Path]:
+    """Return what sampling needs, of the snapshots the last; empty if something is missing."""
+    snapshots = sorted(train.glob("snapshots/*.safetensors"))
+    needed = [(TRAIN_PART, train, name) for name in ("model.json", "statistics.safetensors")]
+    needed += [(TRAIN_PART, train, f"snapshots/{file.name}") for file in snapshots[-1:]]
+    needed += [(TEXTURE_VAE_PART, texture_vae, name) for name in ("model.json", "model.safetensors")]
+    parts = {f"{part}/{name}": folder / name for part, folder, name in needed}
+    return parts if snapshots and all(file.is_file() for file in parts.values()) else {}
+
+
+def _values(numbers: Any) -> dict[str, Any]:
+    return {name: number.get("value") for name, number in (numbers or {}).items() if isinstance(number, Mapping)}
+
+
+def _numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Return the plain numbers of a metrics file as metrics."""
+    return {
+        metric_name(prefix, name): float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _present(folder: Path, *names: str) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _read_markers(uri: str) -> dict[str, dict[str, str]]:
+    """Read what is complete where; an embedded store that was deleted has nothing."""
+    markers = _read_json(MARKER)
+    if is_embedded(uri) and not Path(uri.removeprefix(EMBEDDED_SCHEME)).is_file():
+        markers.pop(uri, None)
+    return markers
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Let one process of the project track at a time, so that no run is made twice."""
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "tracking.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,77 @@
+"""What a run is called, which parameters shaped it, and where it came from."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sfd_core.config import Group, Params, fingerprint
+from sfd_core.paths import file_digest
+
+LOCK_FILE = Path("requirements.lock")
+VAEName = Literal["texture_vae", "semantic_vae"]
+
+UPSTREAM: Mapping[VAEName, tuple[str, ...]] = {
+    "texture_vae": ("prepare", "texture_vae"),
+    "semantic_vae": ("prepare", "features", "semantic_vae"),
+}
+"""Groups of parameters that shape a VAE."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: a variant or a VAE."""
+
+    name: str
+    params: Mapping[str, str]
+    """Flat, such as `train.optimisation.steps`."""
+    tags: Mapping[str, str]
+
+
+def variant_run(params: Params, variant: str) -> RunSpec:
+    """Describe the run of a denoiser; its own parameters are flattened under `variant`."""
+    groups = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "train", "evaluate")
+    values = {name: getattr(params, name).model_dump(mode="json") for name in groups}
+    values["variant"] = params.variants[variant].model_dump(mode="json")
+    return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}")
+
+
+def vae_run(params: Params, name: VAEName) -> RunSpec:
+    """Describe the run of a VAE."""
+    values = {group: getattr(params, group).model_dump(mode="json") for group in UPSTREAM[name]}
+    return _spec(name, "vae", values, f"dvc repro {name}")
+
+
+def training_run(name: str, group: Group) -> RunSpec:
+    """Describe the run of a training that is under way; what is not known inside its stage is added when it is complete."""
+    return _spec(name, "training", {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv]))
+
+
+def _spec(name: str, kind: str, values: Mapping[str, Any], command: str) -> RunSpec:
+    tags = {"sfd.kind": kind, "sfd.name": name, "sfd.params": fingerprint(values), "sfd.command": command}
+    tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
+    tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
+    return RunSpec(name, dict(_flatten(values)), tags)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _commit() -> str:
+    """Return the commit checked out, marked if files differ from it; empty outside a repository."""
+    try:
+        answers = [
+            subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answers[0] + ("-modified" if answers[1] else "")

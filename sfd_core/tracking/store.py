@@ -1,0 +1,226 @@
+"""The MLflow store and what goes into it: each run once, each point once, however often it is sent.
+
+A point's time stamp follows from the run's start and the training seconds on disk, so that a server which took a point and
+lost the answer recognises it when it comes again.
+"""
+
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import sfd_core
+from sfd_core.paths import STATE
+from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, store_uri
+from sfd_core.tracking.curves import Curve, Point
+from sfd_core.tracking.runs import RunSpec
+
+EXPERIMENT = "semantic-first-diffusion"
+POINTS_A_CALL, PARAMS_A_CALL, TAG_LENGTH = 1000, 100, 5000
+"""Limits of MLflow's interface."""
+SAMPLING_NEEDS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "diffusers",
+    "torchdiffeq",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "pyyaml",
+)
+"""Packages that sampling from the model imports."""
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""Unless the user says otherwise: the default client blocks for minutes when a server is down."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a finished run has to show."""
+
+    curves: Sequence[Curve] = ()
+    finals: Mapping[str, float] = field(default_factory=dict)
+    """Numbers without a curve, by metric name."""
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    """Folder of the run's artifacts -> files."""
+    step_images: Mapping[int, Path] = field(default_factory=dict)
+    """Sample grid of each snapshot."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    model: Mapping[str, Path] = field(default_factory=dict)
+    """Place in the model's folder -> file that the model is loaded from; empty for no model."""
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What completing a run took."""
+
+    run_id: str
+    points_sent: int
+
+
+class Store:
+    """One experiment of one MLflow store. Methods raise what mlflow raises."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or store_uri()
+        self._mlflow = _import_mlflow()
+        if is_embedded(self.uri):
+            Path(self.uri.removeprefix(EMBEDDED_SCHEME)).parent.mkdir(parents=True, exist_ok=True)
+        self._mlflow.set_tracking_uri(self.uri)
+        self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
+        self.experiment_id = self._experiment()
+
+    def find(self, tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+        """Return (id, tags) of the runs that carry all of `tags`, oldest first."""
+        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self._client.search_runs([self.experiment_id], query, order_by=["attributes.start_time ASC"])
+        return [(run.info.run_id, dict(run.data.tags)) for run in runs]
+
+    def create(self, spec: RunSpec, tags: Mapping[str, str]) -> str:
+        """Make a run with the parameters and tags of `spec` and return its id."""
+        run_id: str = self._client.create_run(self.experiment_id, tags={**spec.tags, **tags}, run_name=spec.name).info.run_id
+        self.describe(run_id, spec)
+        return run_id
+
+    def describe(self, run_id: str, spec: RunSpec) -> None:
+        """Log the parameters of `spec` that a run lacks."""
+        present = self._client.get_run(run_id).data.params
+        param = self._mlflow.entities.Param
+        missing = [param(name, value) for name, value in spec.params.items() if name not in present]
+        for chunk in _chunks(missing, PARAMS_A_CALL):
+            self._client.log_batch(run_id, params=chunk)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags, cut to the length MLflow takes."""
+        for name, value in tags.items():
+            self._client.set_tag(run_id, name, value[:TAG_LENGTH])
+
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        """Mark a run as ended."""
+        self._client.set_terminated(run_id, status)
+
+    def known(self, run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
+        """Return which (key, step) of `keys` a run has."""
+        return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
+
+    def send(self, run_id: str, points: Iterable[Point], known: set[tuple[str, int]]) -> int:
+        """Log the points that are not `known`, add them there, and return how many were sent."""
+        new = {(point.key, point.step): point for point in points if (point.key, point.step) not in known}
+        start: int = self._client.get_run(run_id).info.start_time
+        metric = self._mlflow.entities.Metric
+        for chunk in _chunks(list(new.values()), POINTS_A_CALL):
+            metrics = [metric(point.key, point.value, start + round(point.seconds * 1000), point.step) for point in chunk]
+            self._client.log_batch(run_id, metrics=metrics)
+            known.update((point.key, point.step) for point in chunk)
+        return len(new)
+
+    def send_files(self, run_id: str, evidence: Evidence) -> None:
+        """Upload files, and the sample grids of steps that the run has none of."""
+        for folder, files in evidence.files.items():
+            for file in files:
+                self._client.log_artifact(run_id, str(file), folder)
+        present = {
+            int(match[1])
+            for artifact in self._client.list_artifacts(run_id, "images")
+            if (match := re.search(r"samples[%+]step[%+](\d+)", artifact.path))
+        }
+        for step, file in evidence.step_images.items():
+            if step not in present:
+                self._client.log_image(run_id, np.asarray(Image.open(file).convert("RGB")), key="samples", step=step)
+
+    def send_model(self, run_id: str, parts: Mapping[str, Path]) -> None:
+        """Log the denoiser as a model that `mlflow.pyfunc.load_model` loads and that samples images."""
+        STATE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=STATE) as staging:
+            for name, source in parts.items():
+                target = Path(staging) / "denoiser" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+            with self._mlflow.start_run(run_id=run_id):
+                self._mlflow.pyfunc.log_model(
+                    name="denoiser",
+                    loader_module="sfd_core.tracking.served",
+                    data_path=str(Path(staging) / "denoiser"),
+                    code_paths=[str(Path(sfd_core.__file__).parent)],
+                    pip_requirements=[f"{name}=={version(name)}" for name in SAMPLING_NEEDS],
+                )
+
+    def _experiment(self) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        location = None
+        if is_embedded(self.uri):
+            location = (Path(self.uri.removeprefix(EMBEDDED_SCHEME)).parent / "mlartifacts").absolute().as_uri()
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except self._mlflow.exceptions.MlflowException:  # another process was faster
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+
+def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_key: str | None = None) -> Synced:
+    """Complete the run of what `key` identifies, or make it; what the store has already is not sent again.
+
+    A run started while the training went on is known by its `resume_key`. Evidence of another evaluation of the same
+    training makes a run of its own, so that no curve mixes two protocols.
+    """
+    run_id, tags = _run_of(store, spec, key, evidence.tags.get("sfd.evaluation", ""), resume_key)
+    points = [point for curve in evidence.curves for point in curve.points()]
+    last = max(points, key=lambda point: point.step, default=Point("", 0, 0.0, 0.0))
+    points += [Point(name, last.step, value, last.seconds) for name, value in evidence.finals.items() if math.isfinite(value)]
+    sent = store.send(run_id, points, store.known(run_id, {point.key for point in points}))
+    if "sfd.complete" not in tags:
+        store.describe(run_id, spec)
+        store.send_files(run_id, evidence)
+        if evidence.model:
+            store.send_model(run_id, evidence.model)
+        store.tag(run_id, {**spec.tags, **evidence.tags, "sfd.key": key, "sfd.complete": "true"})
+        store.finish(run_id)
+    return Synced(run_id, sent)
+
+
+def _run_of(store: Store, spec: RunSpec, key: str, evaluation: str, resume_key: str | None) -> tuple[str, dict[str, str]]:
+    candidates = store.find({"sfd.key": key})
+    if not candidates and resume_key is not None:
+        candidates = store.find({"sfd.resume_key": resume_key})
+    for run_id, tags in candidates:
+        if tags.get("sfd.evaluation", evaluation) == evaluation:
+            if "sfd.evaluation" not in tags and evaluation:  # it was complete as a training only
+                tags.pop("sfd.complete", None)
+            return run_id, tags
+    return store.create(spec, {"sfd.key": key}), {}
+
+
+def _import_mlflow() -> ModuleType:
+    """Import mlflow, which takes seconds, with bounded waits and without its chatter."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,173 @@
+"""Following a training on a real server that dies in the middle of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfd_core.config import Optimisation
+from sfd_core.seeding import generator
+from sfd_core.tracking import Curve, Evidence, RunSpec, Store, follow, sync_run
+from sfd_core.tracking.live import history_key, linked_resume_key
+from sfd_core.training.checkpoint import ResumeFolder
+from sfd_core.training.history import read_history
+from sfd_core.training.loop import TrainingPlan, run
+
+STEPS, KILLED_AT = 200, 60
+SPEC = RunSpec("sfd", {"train.seed": "0"}, {"sfd.kind": "variant"})
+OPTIMISATION = Optimisation(
+    steps=STEPS, batch_size=4, warmup_steps=0, decay_steps=0, final_rate=1.0, betas=[0.9, 0.99], weight_decay=0.0,
+    clip_norm=0.0, precision="float32", checkpoint_every=50, seed=0,
+)  # fmt: skip
+PLAN = TrainingPlan("live", OPTIMISATION, 1e-3, snapshot_steps=(KILLED_AT,), log_every=1)
+
+
+class Server:
+    """A real MLflow server that can be killed and started again on the same database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--serve-artifacts",
+            "--artifacts-destination", str(self.folder / "artifacts"),
+        ]  # fmt: skip
+        switches = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | switches
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        pytest.fail(f"the MLflow server did not start:\n{(self.folder / 'log').read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+class Wait:
+    """A tiny model whose steps take a few milliseconds."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(4, 4)
+
+    def loss(self, step: int) -> Mapping[str, Tensor]:
+        time.sleep(0.005)
+        batch = torch.randn(4, 4, generator=generator(0, step))
+        return {"loss": (self.model(batch) - batch).square().mean()}
+
+
+@pytest.fixture
+def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    folder = project / "server"
+    folder.mkdir()
+    server = Server(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    return server
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_a_server_killed_during_training_costs_no_time_and_no_point(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    server.start()
+    seen: list[int] = []
+
+    def kill(step: int, weights: Mapping[str, Tensor], seconds: float) -> None:
+        store = Store(server.uri)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not seen:
+            for run_id, _ in store.find({"sfd.resume_key": "resume"}):
+                seen.extend(point_step for _, point_step in store.known(run_id, ["train/loss"]))
+            time.sleep(0.2)
+        server.kill()
+
+    try:
+        resume = ResumeFolder(Path("resume"))
+        with follow(SPEC, resume.history_path, "resume", every=0.2):
+            result = run(Wait(), PLAN, resume, on_snapshot=kill)
+            assert threads_named("follow sfd") == 1
+        assert seen
+        assert result.steps == STEPS
+        # 200 steps of some 6 ms; a training that waited for the dead server would take minutes
+        assert result.seconds < 20
+        assert "the curve is on disk and sent later" in capfd.readouterr().err
+        server.start()
+        complete(resume.history_path, server)
+    finally:
+        server.kill()
+
+
+def complete(history: Path, server: Server) -> None:
+    """Send the rest, twice, and look at what the server has."""
+    from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
+
+    key, store = history_key(history), Store(server.uri)
+    evidence = Evidence(curves=[Curve(history, "train")])
+    first = sync_run(store, SPEC, key, evidence, linked_resume_key(key))
+    again = sync_run(store, SPEC, key, evidence, linked_resume_key(key))
+    assert first.points_sent > 0
+    assert (again.run_id, again.points_sent) == (first.run_id, 0)
+    assert store.find({"sfd.resume_key": "resume"})[0][0] == first.run_id
+    rows = read_history(history)
+    for column in ("loss", "images_seen", "gradient_norm", "learning_rate", "images_per_second"):
+        logged = MlflowClient(server.uri).get_metric_history(first.run_id, f"train/{column}")
+        assert set(Counter(metric.step for metric in logged).values()) == {1}
+        assert sorted((metric.step, metric.value) for metric in logged) == [(row["step"], row[column]) for row in rows]
+
+
+def threads_named(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_the_embedded_store_is_not_followed(project: Path) -> None:
+    with follow(SPEC, project / "history.csv", "resume", every=0.01):
+        assert threads_named("follow sfd") == 0
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_a_server_that_never_was_there_is_told_once_and_does_not_disturb(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    history = project / "history.csv"
+    history.write_text("step,seconds,loss\n1,1,1\n")
+    with follow(SPEC, history, "resume", every=0.01):
+        time.sleep(0.2)
+    assert capfd.readouterr().err.count("it does not answer") == 1
+    assert linked_resume_key(history_key(history)) == "resume"
+
+
+def test_the_error_of_a_training_passes_through(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ZeroDivisionError), follow(SPEC, project / "history.csv", "resume"):
+        _ = 1 / 0

@@ -1,0 +1,99 @@
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from synthetic_outputs import write_outputs
+
+from sfd_core.config import Params, load_params
+from sfd_core.paths import OUTPUTS
+from sfd_core.tracking import Store, track_project
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+
+ALL = {"texture_vae", "semantic_vae", "dit", "lightningdit", "sync", "sfd"}
+
+
+@pytest.fixture
+def params() -> Params:
+    return load_params(Path(__file__).parents[3] / "params.yaml")
+
+
+def test_every_finished_vae_and_variant_gets_one_run(embedded: Path, params: Params) -> None:
+    write_outputs(OUTPUTS, params)
+    first = track_project(params)
+    assert (set(first.completed), first.failed) == (ALL, {})
+    second = track_project(params)
+    assert (second.completed, second.failed, set(second.unchanged)) == ({}, {}, ALL)
+    (embedded / ".sfd" / "tracked.json").unlink()
+    assert track_project(params).completed == first.completed
+    assert len(Store().find({"sfd.kind": "variant"})) == 4
+
+
+def test_curves_and_final_numbers_of_the_evaluation_are_in_the_run(embedded: Path, params: Params) -> None:
+    from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
+
+    write_outputs(OUTPUTS, params)
+    run_id = track_project(params).completed["sfd"]
+    client = MlflowClient(Store().uri)
+    history = client.get_metric_history(run_id, "evaluate/fd_efficientnet_lite2")
+    assert [metric.step for metric in history] == [300, 600, 900, 1200, 1500]
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["evaluate/images_seen"] == 1500 * 64
+    assert metrics["final/fd_efficientnet_lite2"] < metrics["evaluate/fd_efficientnet_lite2"] * 2
+    assert "oracle/fd_efficientnet_lite2" in metrics
+    assert (
+        "protocol" in client.get_run(run_id).data.tags["sfd.protocol"]
+        or "solver" in client.get_run(run_id).data.tags["sfd.protocol"]
+    )
+    assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/neighbours.png"]
+
+
+def test_only_what_changed_is_sent_again(embedded: Path, params: Params) -> None:
+    write_outputs(OUTPUTS, params)
+    first = track_project(params)
+    with (OUTPUTS / "evaluate" / "sfd" / "metrics.json").open("a") as file:
+        file.write("\n")
+    second = track_project(params)
+    assert set(second.completed) == {"sfd"}
+    assert second.completed["sfd"] != first.completed["sfd"]
+
+
+def test_a_deleted_store_is_filled_again(embedded: Path, params: Params, empty_store: Path) -> None:
+    write_outputs(OUTPUTS, params)
+    track_project(params)
+    shutil.copyfile(empty_store, embedded / "other.db")
+    (embedded / ".sfd" / "mlflow.db").unlink()
+    shutil.rmtree(OUTPUTS / "evaluate")
+    shutil.rmtree(OUTPUTS / "train")
+    (embedded / "other.db").replace(embedded / ".sfd" / "fresh.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{embedded / '.sfd' / 'fresh.db'}")
+        assert set(track_project(params).completed) == {"texture_vae", "semantic_vae"}
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_nothing_finished_needs_no_mlflow(project: Path, params: Params) -> None:
+    tracked = track_project(params)
+    assert (tracked.completed, tracked.failed, tracked.unchanged) == ({}, {}, ())
+
+
+def test_nothing_new_needs_no_mlflow(embedded: Path, params: Params, request: pytest.FixtureRequest) -> None:
+    write_outputs(OUTPUTS, params)
+    track_project(params)
+    request.getfixturevalue("no_mlflow")
+    assert set(track_project(params).unchanged) == ALL
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_a_server_that_is_down_is_told_at_once_and_raises_nothing(
+    project: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_outputs(OUTPUTS, params)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.monotonic()
+    tracked = track_project(params)
+    assert time.monotonic() - started < 4
+    assert set(tracked.failed) == ALL
+    assert "`sfd track` sends it again" in capsys.readouterr().err
+    assert not (project / ".sfd" / "tracked.json").exists()

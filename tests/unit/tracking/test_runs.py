@@ -1,0 +1,53 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sfd_core.config import load_params
+from sfd_core.tracking import vae_run, variant_run
+from sfd_core.tracking.runs import training_run
+
+PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+
+
+def test_every_parameter_that_shapes_a_variant_is_there_under_its_own_name() -> None:
+    spec = variant_run(PARAMS, "sfd")
+    assert spec.name == "sfd"
+    assert spec.params["variant.delta_t"] == "0.3"
+    assert spec.params["train.optimisation.betas"] == "[0.9, 0.95]"
+    assert spec.params["prepare.source"] == "twemoji"
+    assert spec.params["prepare.path"] == "null"
+    assert spec.params["variant.repa.mode"] == "cosine"
+    assert not any(name.startswith(("report", "variants")) for name in spec.params)
+
+
+def test_variants_differ_in_their_tags_and_vaes_carry_their_own_groups() -> None:
+    assert variant_run(PARAMS, "sfd").tags["sfd.params"] != variant_run(PARAMS, "sync").tags["sfd.params"]
+    groups = {name.split(".")[0] for name in vae_run(PARAMS, "semantic_vae").params}
+    assert groups == {"prepare", "features", "semantic_vae"}
+
+
+def test_a_training_under_way_carries_its_group() -> None:
+    assert training_run("sfd", PARAMS.train).params["training.snapshots"] == str(PARAMS.train.snapshots)
+
+
+def test_the_commit_is_named_and_marked_when_files_differ(project: Path) -> None:
+    assert "sfd.commit" not in vae_run(PARAMS, "texture_vae").tags
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    (project / "requirements.lock").write_text("torch==1\n")
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", "add", "."], check=True)
+    subprocess.run(["git", *identity, "commit", "-qm", "first"], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    tags = vae_run(PARAMS, "texture_vae").tags
+    assert tags["sfd.commit"] == head
+    assert len(tags["sfd.lock"]) == 16
+    (project / "requirements.lock").write_text("torch==2\n")
+    changed = vae_run(PARAMS, "texture_vae").tags
+    assert changed["sfd.commit"] == f"{head}-modified"
+    assert changed["sfd.lock"] != tags["sfd.lock"]
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_describing_a_run_needs_no_mlflow() -> None:
+    assert variant_run(PARAMS, "dit").tags["sfd.command"] == "dvc repro evaluate@dit"

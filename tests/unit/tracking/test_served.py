@@ -1,0 +1,86 @@
+"""The denoiser as an MLflow model, with a real (untrained) denoiser and texture VAE."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sfd_core.artifact import STATISTICS_FILE, DenoiserManifest, LatentIdentity, SnapshotRecord
+from sfd_core.composite import ChannelStatistics, LatentStatistics
+from sfd_core.config import load_params
+from sfd_core.errors import ConfigError
+from sfd_core.models.factory import LatentSpec, build_denoiser
+from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.paths import OUTPUTS, file_digest
+from sfd_core.tracking import Store, track_project
+from sfd_core.tracking.served import _load_pyfunc
+
+PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+CLASSES = ("a", "b", "c")
+LATENT = LatentSpec(texture_channels=4, semantic_channels=2, grid=4, token_channels=0)
+
+
+def write_project(outputs: Path) -> None:
+    """Write an untrained texture VAE and denoiser `sfd` as their stages would."""
+    vae_dir, train = outputs / "texture_vae", outputs / "train" / "sfd"
+    vae_dir.mkdir(parents=True)
+    (train / "snapshots").mkdir(parents=True)
+    TextureVAE(TextureVAEShape(LATENT.texture_channels, 8, 16, 1)).save(vae_dir)
+    variant = PARAMS.variants["sfd"]
+    save_file(build_denoiser(variant, LATENT, len(CLASSES)).state_dict(), train / "snapshots" / "step-00000010.safetensors")
+    channels = [ChannelStatistics(torch.zeros(n), torch.ones(n)) for n in (LATENT.texture_channels, LATENT.semantic_channels)]
+    LatentStatistics(*channels).save(train / STATISTICS_FILE)
+    texture_vae = json.loads((vae_dir / "model.json").read_text())["identity"]
+    identity = LatentIdentity(texture_vae, {}, {}, file_digest(train / STATISTICS_FILE), "latents")
+    snapshots = [SnapshotRecord(10, 640, 1.0, "snapshots/step-00000010.safetensors")]
+    DenoiserManifest("sfd", variant, LATENT, CLASSES, identity, 1, 1, snapshots).write(train)
+    for folder in (vae_dir, train):
+        (folder / "history.csv").write_text("step,images_seen,seconds,loss\n10,640,1.0,0.5\n")
+
+
+def test_rows_are_images_that_depend_on_their_own_label_and_seed(project: Path) -> None:
+    write_project(OUTPUTS)
+    model = _load_pyfunc(str(as_model_folder(project)))
+    images = model.predict(pd.DataFrame({"label": [0, 2, 0], "seed": [5, 5, 6]}))
+    assert (images.shape, images.dtype) == ((3, 3, 32, 32), np.uint8)
+    assert np.array_equal(model.predict(pd.DataFrame({"label": [0], "seed": [5]})), images[:1])
+    assert not np.array_equal(images[0], images[2])
+
+
+def as_model_folder(project: Path) -> Path:
+    folder = project / "model"
+    folder.mkdir()
+    (folder / "train").symlink_to((OUTPUTS / "train" / "sfd").absolute())
+    (folder / "texture_vae").symlink_to((OUTPUTS / "texture_vae").absolute())
+    return folder
+
+
+def test_a_table_without_its_columns_is_told(project: Path) -> None:
+    write_project(OUTPUTS)
+    with pytest.raises(ConfigError, match="lacks the columns seed"):
+        _load_pyfunc(str(as_model_folder(project))).predict(pd.DataFrame({"label": [0]}))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+def test_the_logged_model_loads_and_samples(embedded: Path) -> None:
+    import mlflow  # noqa: PLC0415 - only the tests that run pay for it
+
+    write_project(OUTPUTS)
+    tracked = track_project(PARAMS.model_copy(update={"active": ["sfd"]}))
+    assert tracked.failed == {}
+    store = Store()
+    models = mlflow.MlflowClient(store.uri).search_logged_models([store.experiment_id])
+    assert [model.name for model in models] == ["denoiser"]
+    assert models[0].source_run_id == tracked.completed["sfd"]
+    loaded = mlflow.pyfunc.load_model(models[0].model_uri)
+    table = pd.DataFrame({"label": [0, 1], "seed": [3, 3]})
+    images = loaded.predict(table)
+    assert (images.shape, images.dtype) == ((2, 3, 32, 32), np.uint8)
+    assert np.array_equal(images, _load_pyfunc(str(as_model_folder(embedded))).predict(table))
