@@ -19,7 +19,7 @@ NO_RESULT_DEPENDS_ON = {
     "sfd_core/errors.py",
     "sfd_core/paths.py",
     "sfd_core/stages/progress.py",
-    "sfd_core/tracking.py",
+    *(path.relative_to(ROOT).as_posix() for path in (ROOT / "sfd_core" / "tracking").glob("*.py")),
     "sfd_core/training/progress.py",
 }
 """Checks, messages, places and progress: a change there leaves every result as it is."""
