@@ -220,7 +220,7 @@ class VariantParams(Group):
     def _check(self) -> Self:
         if self.semantic == "none" and self.delta_t > 0:
             raise ValueError(
-                f"delta_t is {self.delta_t} but there is no semantic latent to lead; set semantic to vae or pca, or delta_t to 0"
+                f"delta_t is {self.delta_t} but no semantic latent can lead; set semantic to vae or pca, or delta_t to 0"
             )
         if self.model == "dit" and (self.semantic != "none" or self.repa.weight > 0):
             raise ValueError("model dit is the texture-only DiT baseline: set semantic to none and repa.weight to 0")
@@ -267,7 +267,9 @@ class SamplerParams(Group):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.guidance == "autoguidance") != (self.guide is not None):
-            raise ValueError(f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide, nothing else does")
+            raise ValueError(
+                f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide, nothing else does"
+            )
         if self.solver == "heun" and self.evaluations < 2:
             raise ValueError(f"heun takes two evaluations a step, but evaluations is {self.evaluations}; use at least 2")
         return self
@@ -349,7 +351,9 @@ class Params(Group):
                 f"(resolution {resolution} / downsampling {factor}); both latents must lie on one grid"
             )
         if self.semantic_vae.width % self.semantic_vae.heads:
-            raise ValueError(f"semantic_vae.width {self.semantic_vae.width} is not a multiple of its {self.semantic_vae.heads} heads")
+            raise ValueError(
+                f"semantic_vae.width {self.semantic_vae.width} is not a multiple of its {self.semantic_vae.heads} heads"
+            )
 
     def _check_variants(self) -> None:
         for name in [*self.active, self.report.baseline]:

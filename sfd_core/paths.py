@@ -1,5 +1,6 @@
 """Where things lie in a project, and how they are written: whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -72,6 +73,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN and infinity are refused."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:

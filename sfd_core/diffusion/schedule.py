@@ -57,6 +57,10 @@ class Times(LocalTimes):
 
     u: Tensor
 
+    def to(self, device: torch.device) -> "Times":
+        """Return the same times on `device`."""
+        return Times(t_tex=self.t_tex.to(device), t_sem=self.t_sem.to(device), u=self.u.to(device))
+
 
 @dataclass(frozen=True)
 class Active:

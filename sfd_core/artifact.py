@@ -1,0 +1,193 @@
+"""A trained denoiser on disk: weights, shapes, statistics and the identity of the latents it was trained on.
+
+Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (averaged weights), `history.csv`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sfd_core.composite import Composite, LatentStatistics
+from sfd_core.config import VariantParams
+from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.errors import DataError, IdentityError
+from sfd_core.models.dit import DiT
+from sfd_core.models.factory import LatentSpec, build_denoiser
+from sfd_core.models.lightningdit import LightningDiT
+from sfd_core.paths import file_digest, write_json
+
+MODEL_FILE, STATISTICS_FILE = "model.json", "statistics.safetensors"
+
+
+@dataclass(frozen=True)
+class LatentIdentity:
+    """Where latents come from: name and hash of the weights of all that made them. Equal identities, equal latents."""
+
+    texture_vae: Mapping[str, Any]
+    semantic_vae: Mapping[str, Any]
+    encoder: Mapping[str, Any]
+    statistics: str
+    """Hash of the file of normalisation statistics."""
+    latents: str
+    """Digest of the shards of training latents."""
+
+    def require(self, other: "LatentIdentity", purpose: str) -> None:
+        """Raise `IdentityError` that names what differs unless `other` is the same."""
+        mine, theirs = asdict(self), asdict(other)
+        differing = [name for name in mine if mine[name] != theirs[name]]
+        if differing:
+            details = "; ".join(f"{name} {_short(mine[name])} against {_short(theirs[name])}" for name in differing)
+            raise IdentityError(
+                f"{purpose}: these were made from different latents ({details}); train or encode again so that both share "
+                "one texture VAE, one semantic encoder and one set of statistics"
+            )
+
+
+@dataclass(frozen=True)
+class SnapshotRecord:
+    """Averaged weights kept at one step."""
+
+    step: int
+    images_seen: int
+    seconds: float
+    """Seconds of pure training."""
+    file: str
+    """Relative to the artifact's folder."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A trained denoiser, ready to sample: weights of one snapshot in evaluation mode."""
+
+    model: LightningDiT | DiT
+    variant: VariantParams
+    latent: LatentSpec
+    composite: Composite
+    classes: Sequence[str]
+    identity: LatentIdentity
+    snapshot: SnapshotRecord
+    flops_per_image: int
+    """Of one forward pass."""
+
+    @property
+    def schedule(self) -> AsyncSchedule:
+        """The asynchronous schedule it was trained with."""
+        return AsyncSchedule(self.variant.delta_t)
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for no class."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class DenoiserManifest:
+    """What `model.json` holds."""
+
+    variant_name: str
+    variant: VariantParams
+    latent: LatentSpec
+    classes: Sequence[str]
+    identity: LatentIdentity
+    parameters: int
+    flops_per_image: int
+    snapshots: Sequence[SnapshotRecord]
+
+    def write(self, folder: Path) -> None:
+        """Write `model.json` into `folder`."""
+        plain = {name: getattr(self, name) for name in ("variant_name", "classes", "parameters", "flops_per_image")}
+        plain |= {
+            "variant": self.variant.model_dump(mode="json"),
+            "latent": asdict(self.latent),
+            "identity": asdict(self.identity),
+            "snapshots": [asdict(snapshot) for snapshot in self.snapshots],
+        }
+        write_json(folder / MODEL_FILE, plain)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read `model.json` of `folder`. Raises `DataError` if there is none or it is damaged."""
+        try:
+            plain = json.loads((folder / MODEL_FILE).read_text())
+            return cls(
+                variant_name=plain["variant_name"],
+                variant=VariantParams.model_validate(plain["variant"]),
+                latent=LatentSpec(**plain["latent"]),
+                classes=plain["classes"],
+                identity=LatentIdentity(**plain["identity"]),
+                parameters=plain["parameters"],
+                flops_per_image=plain["flops_per_image"],
+                snapshots=[SnapshotRecord(**snapshot) for snapshot in plain["snapshots"]],
+            )
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder} holds no trained denoiser ({MODEL_FILE} is missing); run `dvc repro` or name another"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder / MODEL_FILE} is damaged ({error}); restore it with `dvc checkout`") from error
+
+
+def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
+    """Load the snapshot of `step`, by default the last, of the artifact in `folder`.
+
+    Raises `DataError` for missing or damaged files or a step without a snapshot, `IdentityError` if the statistics are not
+    those that the denoiser was trained with.
+    """
+    manifest = DenoiserManifest.read(folder)
+    snapshot = _snapshot(manifest, folder, step)
+    statistics = folder / STATISTICS_FILE
+    composite = Composite(LatentStatistics.load(statistics))
+    if composite.channels != manifest.latent.channels:
+        raise IdentityError(f"{statistics} has {composite.channels} channels, but the denoiser {manifest.latent.channels}")
+    model = build_denoiser(manifest.variant, manifest.latent, len(manifest.classes))
+    _load_weights(model, folder / snapshot.file)
+    model.eval().requires_grad_(False)
+    return Denoiser(
+        model=model,
+        variant=manifest.variant,
+        latent=manifest.latent,
+        composite=composite,
+        classes=manifest.classes,
+        identity=manifest.identity,
+        snapshot=snapshot,
+        flops_per_image=manifest.flops_per_image,
+    )
+
+
+def read_latent_identity(encode_dir: Path) -> LatentIdentity:
+    """Read the identity that the `encode` stage wrote, and check that the statistics beside it are the ones it names."""
+    path = encode_dir / "identity.json"
+    try:
+        identity = LatentIdentity(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is missing or damaged ({error}); run `dvc repro encode`") from error
+    if file_digest(encode_dir / STATISTICS_FILE) != identity.statistics:
+        raise DataError(f"{encode_dir / STATISTICS_FILE} does not match its recorded hash; run `dvc repro encode`")
+    return identity
+
+
+def _snapshot(manifest: DenoiserManifest, folder: Path, step: int | None) -> SnapshotRecord:
+    if step is None:
+        return manifest.snapshots[-1]
+    for snapshot in manifest.snapshots:
+        if snapshot.step == step:
+            return snapshot
+    kept = ", ".join(str(snapshot.step) for snapshot in manifest.snapshots)
+    raise DataError(f"{folder} has no snapshot of step {step}; it kept steps {kept}")
+
+
+def _load_weights(model: LightningDiT | DiT, path: Path) -> None:
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DataError(f"{path} holds no weights of this denoiser ({error}); restore it with `dvc checkout`") from error
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else f"{value.get('name', '?')}:{value.get('weights', '?')[:12]}"
+    return text[:60]

@@ -1,0 +1,163 @@
+"""Stage `encode`: images and tokens to latents, frozen on disk.
+
+    python -m sfd_core.stages.encode
+
+writes `outputs/encode/{train,held_out}/` (z_tex, z_sem, z_pca (2, C, g, g): image and mirror image; label),
+`statistics.safetensors` (exact, over train) and `identity.json`, all of it or nothing.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfd_core.artifact import STATISTICS_FILE, LatentIdentity
+from sfd_core.composite import StreamingMoments, save_statistics
+from sfd_core.compressors import SemanticCompressors
+from sfd_core.config import EncodeParams, load_params
+from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.errors import IdentityError, NumericsError, exits_cleanly
+from sfd_core.models.texture_vae import TextureVAE
+from sfd_core.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
+from sfd_core.seeding import sample_noise
+from sfd_core.stages.progress import with_progress
+
+PARTS = ("train", "held_out")
+FIELDS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
+"""Field of the shard -> name of its statistics."""
+SPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class EncodeInputs:
+    """The folders that `encode` reads."""
+
+    prepare: Path
+    features: Path
+    texture_vae: Path
+    semantic_vae: Path
+
+
+class LatentEncoder:
+    """All that turns a block of images and their tokens into latents."""
+
+    def __init__(self, params: EncodeParams, vae: TextureVAE, compressors: SemanticCompressors, device: torch.device) -> None:
+        self.params, self.device = params, device
+        self.vae, self.compressors = vae.to(device), compressors.to(device)
+
+    @torch.no_grad()
+    def encode(self, images: NDArray[np.uint8], tokens: NDArray[np.float16], part: str, first_row: int) -> dict[str, Tensor]:
+        """Return z_tex, z_sem, z_pca (N, 2, C, g, g) of images (N, 3, R, R) and tokens (N, 2, C, g, g).
+
+        The posterior sample of a row depends on the seed, the part and the row only.
+        """
+        pixels = torch.from_numpy(images).to(self.device).float() / 127.5 - 1
+        pairs = torch.stack([pixels, pixels.flip(-1)], dim=1)
+        normalised = self.compressors.statistics.normalise(torch.from_numpy(tokens).to(self.device).float().flatten(0, 1))
+        texture = self.vae.encode(pairs.flatten(0, 1))
+        semantic = self.compressors.vae.encode(normalised)
+        rows = list(range(first_row, first_row + len(images)))
+        return {
+            "z_tex": self._pairs(texture.sample(self._noise(f"{part} texture", rows, texture.mean))),
+            "z_sem": self._pairs(semantic.sample(self._noise(f"{part} semantic", rows, semantic.mean))),
+            "z_pca": self._pairs(self.compressors.pca.encode(normalised)),
+        }
+
+    def _noise(self, purpose: str, rows: list[int], like: Tensor) -> Tensor:
+        noise = sample_noise(self.params.seed, rows, (2, *like.shape[1:]), purpose)
+        return noise.flatten(0, 1).to(like.device)
+
+    def _pairs(self, latents: Tensor) -> Tensor:
+        dtype = {"float16": torch.float16, "float32": torch.float32}[self.params.dtype]
+        return latents.reshape(-1, 2, *latents.shape[1:]).to(dtype).cpu()
+
+
+def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
+    """Write latents of all images, their statistics and their identity to `out` in one atomic step.
+
+    Raises `IdentityError` if tokens and images are not of the same `prepare` run or the compressors of another encoder,
+    `NumericsError` for latents that are not finite.
+    """
+    vae, texture_identity = TextureVAE.load(inputs.texture_vae)
+    compressors, semantic_identity = SemanticCompressors.load(inputs.semantic_vae)
+    images = {part: ShardReader(inputs.prepare / part) for part in PARTS}
+    tokens = {part: ShardReader(inputs.features / part) for part in PARTS}
+    _require_one_origin(images, tokens, semantic_identity)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = LatentEncoder(params, vae, compressors, device)
+    grid = tokens["train"]["tokens"].shape[-1]
+    channels = {"z_tex": vae.shape.channels, "z_sem": compressors.vae.channels, "z_pca": compressors.pca.channels}
+    fields = {name: FieldSpec(params.dtype, (2, count, grid, grid)) for name, count in channels.items()}
+    rows = sum(len(part) for part in images.values())
+    require_disk(out, rows * (sum(field.row_bytes for field in fields.values()) + 8) + SPARE_BYTES, "stage encode")
+    moments = {name: StreamingMoments(count) for name, count in channels.items()}
+    with atomic_dir(out) as folder:
+        for part in PARTS:
+            meta = {
+                "encoder": tokens[part].meta["encoder"],
+                "classes": images[part].meta["classes"],
+                "prepare": images[part].digest,
+            }
+            all_fields = {**fields, "label": FieldSpec("int64", ())}
+            with ShardWriter(folder / part, all_fields, meta) as writer:
+                for latents, labels in _blocks(encoder, images[part], tokens[part], part):
+                    writer.append(**{name: latent.numpy() for name, latent in latents.items()}, label=labels)
+                    if part == "train":
+                        for name, latent in latents.items():
+                            moments[name].update(latent.flatten(0, 1))
+        save_statistics(folder / STATISTICS_FILE, {FIELDS[name]: value.statistics() for name, value in moments.items()})
+        identity = LatentIdentity(
+            texture_vae=texture_identity,
+            semantic_vae=semantic_identity,
+            encoder=tokens["train"].meta["encoder"],
+            statistics=file_digest(folder / STATISTICS_FILE),
+            latents=ShardReader(folder / "train", verify=False).digest,
+        )
+        write_json(folder / "identity.json", asdict(identity))
+
+
+def _require_one_origin(
+    images: dict[str, ShardReader], tokens: dict[str, ShardReader], semantic_identity: dict[str, object]
+) -> None:
+    for part in PARTS:
+        if tokens[part].meta["prepare"] != images[part].digest:
+            raise IdentityError(
+                f"tokens of {part} were taken of other images than outputs/prepare holds; run `dvc repro features`"
+            )
+    if semantic_identity["encoder"] != tokens["train"].meta["encoder"]:
+        raise IdentityError(
+            f"the Semantic VAE was trained on tokens of {semantic_identity['encoder']}, but these are of "
+            f"{tokens['train'].meta['encoder']}; run `dvc repro semantic_vae`"
+        )
+
+
+def _blocks(
+    encoder: LatentEncoder, images: ShardReader, tokens: ShardReader, part: str
+) -> Iterator[tuple[dict[str, Tensor], NDArray[np.int64]]]:
+    size = encoder.params.batch_size
+    pairs = zip(images["image"].blocks(size), tokens["tokens"].blocks(size), images["label"].blocks(size), strict=True)
+    first = 0
+    for pixels, token_block, labels in with_progress(pairs, len(images), f"encode {part}", step=size):
+        latents = encoder.encode(pixels, token_block, part, first)
+        for name, latent in latents.items():
+            if not bool(torch.isfinite(latent).all()):
+                raise NumericsError(f"{name} of {part} images {first} to {first + len(labels) - 1} holds NaN or infinity")
+        yield latents, labels
+        first += len(labels)
+
+
+@exits_cleanly
+def main() -> None:
+    """Run the stage in the project's folder."""
+    argparse.ArgumentParser(description="Images and tokens to latents (outputs/encode).").parse_args()
+    inputs = EncodeInputs(*(stage_dir(stage) for stage in ("prepare", "features", "texture_vae", "semantic_vae")))
+    encode(load_params().encode, inputs, stage_dir("encode"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Stage `train`: train the denoiser of one variant on the stored latents.
+
+    python -m sfd_core.stages.train --variant sfd
+
+writes `outputs/train/<variant>/`: `model.json`, `statistics.safetensors`, `snapshots/`, `history.csv`, `metrics.json`.
+"""
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfd_core.artifact import STATISTICS_FILE, DenoiserManifest, LatentIdentity, SnapshotRecord, read_latent_identity
+from sfd_core.composite import Composite, LatentStatistics, load_statistics
+from sfd_core.config import Params, TrainParams, VariantParams, load_params
+from sfd_core.data.shards import ShardReader
+from sfd_core.errors import ConfigError, IdentityError, exits_cleanly
+from sfd_core.models.dit import DiT
+from sfd_core.models.ema import EMA
+from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
+from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.tracking.live import follow
+from sfd_core.tracking.runs import training_run
+from sfd_core.training.checkpoint import ResumeFolder, resume_key
+from sfd_core.training.denoising import SEMANTIC_FIELDS, FlowTask, GaussianTask, LatentBatches
+from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
+
+SAVED_STATES = 10
+"""Copies of the weights on disk besides snapshots: model, EMA and two AdamW moments, in two checkpoints and some spare."""
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """What a variant is trained on, opened and checked."""
+
+    latents: ShardReader
+    tokens: ShardReader | None
+    """The encoder's tokens, for REPA."""
+    statistics: LatentStatistics
+    identity: LatentIdentity
+    spec: LatentSpec
+
+    @classmethod
+    def open(cls, variant: VariantParams, encode: Path, features: Path) -> "TrainInputs":
+        """Open the latents of `encode` and, for REPA, the tokens of `features`; all is verified before the first step."""
+        identity = read_latent_identity(encode)
+        latents = ShardReader(encode / "train")
+        if latents.digest != identity.latents:
+            raise IdentityError(
+                f"{encode / 'train'} is not the shard that {encode / 'identity.json'} names; run `dvc repro encode`"
+            )
+        named = load_statistics(encode / STATISTICS_FILE)
+        field = SEMANTIC_FIELDS[variant.semantic]
+        latents.require_finite("z_tex")
+        if field is not None:
+            latents.require_finite(field)
+        statistics = LatentStatistics(named["texture"], None if field is None else named[variant.semantic])
+        tokens = ShardReader(features / "train") if variant.repa.weight > 0 else None
+        if tokens is not None and tokens.meta["prepare"] != latents.meta["prepare"]:
+            raise IdentityError(
+                f"{features / 'train'} holds tokens of other images than {encode / 'train'}; run `dvc repro encode`"
+            )
+        composite = Composite(statistics)
+        token_channels = 0 if tokens is None else tokens["tokens"].shape[2]
+        spec = LatentSpec(composite.n_texture, composite.n_semantic, latents["z_tex"].shape[-1], token_channels)
+        return cls(latents, tokens, statistics, identity, spec)
+
+
+def train_variant(name: str, variant: VariantParams, train: TrainParams, inputs: TrainInputs, out: Path) -> None:
+    """Train one variant and write its artifact to `out` in one atomic step."""
+    classes = inputs.latents.meta["classes"]
+    model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
+    parameters = parameter_count(model)
+    require_disk(out, 4 * parameters * (SAVED_STATES + 2 * train.snapshots), f"stage train, variant {name}")
+    batches = LatentBatches(inputs.latents, Composite(inputs.statistics), variant, train, null=len(classes))
+    task = GaussianTask(model, batches) if isinstance(model, DiT) else FlowTask(model, batches, variant, inputs.tokens)
+    key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics])
+    resume = ResumeFolder.of("train", key)
+    plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train))
+    ema = EMA(model, train.ema_decay, train.ema_warmup)
+    with follow(training_run(name, train), resume.history_path, key):
+        result = run(task, plan, resume, ema=ema)
+    manifest = DenoiserManifest(
+        variant_name=name,
+        variant=variant,
+        latent=inputs.spec,
+        classes=classes,
+        identity=inputs.identity,
+        parameters=parameters,
+        flops_per_image=flops_per_image(model),
+        snapshots=[
+            SnapshotRecord(kept.step, kept.images_seen, kept.seconds, f"snapshots/{kept.path.name}")
+            for kept in result.snapshots
+        ],
+    )
+    _write(manifest, inputs.statistics, result, resume, out)
+    resume.delete()
+
+
+def _snapshot_steps(train: TrainParams) -> tuple[int, ...]:
+    steps, count = train.optimisation.steps, min(train.snapshots, train.optimisation.steps)
+    return tuple(round(steps * (number + 1) / count) for number in range(count))
+
+
+def _write(
+    manifest: DenoiserManifest, statistics: LatentStatistics, result: TrainingResult, resume: ResumeFolder, out: Path
+) -> None:
+    metrics = {
+        "steps": result.steps,
+        "images_seen": result.images_seen,
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "skipped_steps": result.skipped_steps,
+        "parameters": manifest.parameters,
+        "flops_per_image": manifest.flops_per_image,
+    }
+    with atomic_dir(out) as folder:
+        (folder / "snapshots").mkdir()
+        for kept in result.snapshots:
+            shutil.copyfile(kept.path, folder / "snapshots" / kept.path.name)
+        shutil.copyfile(resume.history_path, folder / "history.csv")
+        statistics.save(folder / STATISTICS_FILE)
+        manifest.write(folder)
+        write_json(folder / "metrics.json", metrics)
+
+
+def chosen_variant(params: Params, name: str) -> VariantParams:
+    """Return the variant `name`. Raises `ConfigError` for an unknown one."""
+    if name not in params.variants:
+        raise ConfigError(f"unknown variant {name!r}; params.yaml defines {', '.join(params.variants)}")
+    return params.variants[name]
+
+
+@exits_cleanly
+def main() -> None:
+    """Run the stage in the project's folder."""
+    parser = argparse.ArgumentParser(description="Train the denoiser of one variant (outputs/train/<variant>).")
+    parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
+    name = parser.parse_args().variant
+    params = load_params()
+    variant = chosen_variant(params, name)
+    inputs = TrainInputs.open(variant, stage_dir("encode"), stage_dir("features"))
+    train_variant(name, variant, params.train, inputs, stage_dir("train", name))
+
+
+if __name__ == "__main__":
+    main()
