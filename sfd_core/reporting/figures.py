@@ -53,7 +53,7 @@ def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, Varia
     references = [
         (REFERENCES[kind], numbers) for kind, numbers in outputs.snapshot_references.items() if kind != "train_subset"
     ]
-    references += [(f"oracle ({name})", variant.snapshot_oracle) for name, variant in outputs.variants.items()]
+    references += [(f"oracle ({name})", variant.oracle) for name, variant in outputs.variants.items()]
     for title, value in [(title, numbers[number.name].value) for title, numbers in references if number.name in numbers]:
         axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         ends.append((value, f"{title}  {text.number(value)}", MUTED))

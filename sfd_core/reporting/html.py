@@ -167,7 +167,7 @@ def _studies(outputs: Outputs) -> dict[str, Any]:
 
 def _protocols(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
     groups = {name: variant.numbers for name, variant in outputs.variants.items()}
-    groups |= {f"{name}, real semantics (oracle)": variant.oracle for name, variant in outputs.variants.items()}
+    groups |= {tables.oracle_title(variant): variant.oracle for variant in outputs.variants.values()}
     groups |= {REFERENCES[kind]: numbers for kind, numbers in outputs.references.items()}
 
     def entry(name: str, number: Number) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _measures(outputs: Outputs) -> dict[str, dict[str, str]]:
 
 def _lines(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
     named = [(kind, outputs.snapshot_references[kind]) for kind in ("floor", "ceiling") if kind in outputs.snapshot_references]
-    named += [(f"oracle {name}", variant.snapshot_oracle) for name, variant in outputs.variants.items()]
+    named += [(f"oracle {name}", variant.oracle) for name, variant in outputs.variants.items()]
     return {
         number: [{"name": title, "value": numbers[number].value} for title, numbers in named if number in numbers]
         for number in outputs.number_names()

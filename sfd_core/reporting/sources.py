@@ -76,9 +76,7 @@ class VariantOutputs:
     numbers: Numbers
     """Final numbers."""
     oracle: Numbers
-    """Final numbers with real semantic latents; empty where that was not asked for."""
-    snapshot_oracle: Numbers
-    """The same for as many samples as the curve's; empty where only the final number of samples was drawn."""
+    """Numbers with real semantic latents, for as many samples as the curve's; empty where that was not asked for."""
     history: pd.DataFrame | None
     grids: Grids | None
     trajectory: Trajectory | None
@@ -92,7 +90,7 @@ class VariantOutputs:
     @property
     def samples(self) -> int | None:
         """How many samples the final numbers are of, if their protocol says so."""
-        return next((int(number.protocol["samples"]) for number in self.numbers.values() if "samples" in number.protocol), None)
+        return sample_count(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,11 @@ class Outputs:
     def number_names(self) -> list[str]:
         """Return every number that some variant has, in the order of the files."""
         return list(dict.fromkeys(name for variant in self.variants.values() for name in variant.numbers))
+
+
+def sample_count(numbers: Numbers) -> int | None:
+    """Return how many images `numbers` are of, if their protocol says so."""
+    return next((int(number.protocol["samples"]) for number in numbers.values() if "samples" in number.protocol), None)
 
 
 def class_names(labels: NDArray[np.int64], classes: list[str]) -> list[str]:
@@ -176,8 +179,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
         params=params.variants[name],
         curve=curve,
         numbers=numbers,
-        oracle=_numbers(metrics.get("oracle") or {}, folder / "metrics.json"),
-        snapshot_oracle=_numbers(metrics.get("snapshot_oracle") or {}, folder / "metrics.json"),
+        oracle=_numbers(metrics.get("snapshot_oracle", {}), folder / "metrics.json"),
         history=_read_table(history, ["step", "images_seen"]) if history else None,
         grids=_read_grids(grids) if grids else None,
         trajectory=_read_trajectory(trajectory) if trajectory else None,

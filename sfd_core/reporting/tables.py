@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from sfd_core.config import VariantParams
 from sfd_core.reporting import text
-from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs
+from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs, VariantOutputs, sample_count
 from sfd_core.reporting.text import KINDS, NumberName, number_name
 
 
@@ -85,8 +85,8 @@ def result_table(outputs: Outputs) -> Table:
 
     rows = [Row(name, cells(variant.numbers, name), name) for name, variant in outputs.variants.items()]
     rows += [
-        Row(f"{name}, real semantics (oracle)", cells(variant.oracle, None), reference=True)
-        for name, variant in outputs.variants.items()
+        Row(oracle_title(variant), cells(variant.oracle, None), reference=True)
+        for variant in outputs.variants.values()
         if variant.oracle
     ]
     rows += [Row(REFERENCES[kind], cells(numbers, None), reference=True) for kind, numbers in outputs.references.items()]
@@ -100,6 +100,13 @@ def result_table(outputs: Outputs) -> Table:
         columns=[column.title + (" ↑" if column.higher_is_better else " ↓") for column in columns],
         rows=rows,
     )
+
+
+def oracle_title(variant: VariantOutputs) -> str:
+    """Name the oracle of a variant, with its number of samples where that is not the final numbers'."""
+    samples = sample_count(variant.oracle)
+    other = f", {samples} samples" if samples not in {None, variant.samples} else ""
+    return f"{variant.name} given real semantics (oracle{other})"
 
 
 def speed_tables(reaches: Sequence[Reach], outputs: Outputs) -> dict[str, list[Table]]:

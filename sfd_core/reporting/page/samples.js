@@ -46,6 +46,7 @@ async function scrubber() {
     const pairs = document.getElementById("pairs");
     pairs.replaceChildren();
     pairs.style.setProperty("--n", run.count);
+    pairs.style.setProperty("--few", run.count % 4 ? 3 : 4);
     for (let i = 0; i < run.count; i++) {
       const figure = html("figure", {}, pairs);
       if (run.semantics) html("canvas", { class: "semantic", width: run.grid, height: run.grid, role: "img" }, figure);
