@@ -39,10 +39,10 @@ repro-long: setup  ## the same with LONG_STEPS training steps for every variant,
 	$(BIN)/sfd experiment long --set train.optimisation.steps=$(LONG_STEPS)
 
 seeds: setup  ## every active variant trained and judged with each of SEEDS, in .sfd/experiments/seeds
-	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table results/seeds.csv
+	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table docs/results/seeds.csv
 
 learning-rates: setup  ## every active variant trained and judged at each of RATES, in .sfd/experiments/learning-rates
-	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table results/learning_rates.csv
+	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table docs/results/learning_rates.csv
 
 # Tests run in as many processes as there are cores, each with one thread
 test: setup  ## all quick tests
@@ -96,6 +96,6 @@ $(SET_UP): requirements.lock pyproject.toml
 		awk '/^[^ ]/ {wanted = /^uv==/} wanted' requirements.lock > $(VENV)/uv.lock; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.lock; \
 	fi
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	@touch $(SET_UP)

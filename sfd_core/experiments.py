@@ -20,7 +20,7 @@ from sfd_core.config import parse_params
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.paths import OUTPUTS, STATE
 
-CODE = ("sfd_core", "dvc.yaml", ".dvcignore")
+COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore")
 CONFIG = """[core]
     analytics = false
     check_update = false
@@ -97,10 +97,11 @@ def origin_values(plan: Plan, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _lay_out(plan: Plan, folder: Path, project: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in CODE:
+    for name in COPIED:
         source, target = project / name, folder / name
         if source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, target)

@@ -136,8 +136,7 @@ def make_project(path: Path, active: list[str]) -> Project:
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy2(ROOT / name, path / name)
-    if (ROOT / "results").is_dir():
-        shutil.copytree(ROOT / "results", path / "results")
+    shutil.copytree(ROOT / "docs" / "results", path / "docs" / "results")
     draw_images(path / "images")
     (path / "params.yaml").write_text(yaml.safe_dump(tiny_values(active), sort_keys=False))
     project = Project(path)

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfd_core.artifact import Denoiser, DenoiserManifest, SnapshotRecord, read_latent_identity
-from sfd_core.config import EvaluateParams, Params, load_params
+from sfd_core.config import Params, SamplerParams, VariantParams, load_params
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import ConfigError, exits_cleanly
 from sfd_core.evaluation.judge import Judge, head
@@ -157,19 +157,22 @@ class Evaluation:
         return statistics.normalise(torch.from_numpy(np.asarray(self.latents[field][rows])[:, 0]).float())
 
     def _protocol(self, evaluations: int, images: str) -> Drawn:
-        sampler = self.params.sampler
-        gaussian = self.manifest.variant.family == "gaussian"
-        solver = sampler.gaussian_solver if gaussian else sampler.solver
-        shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
-        return Drawn(images, CLASS_BALANCED, sampler.seed, f"{solver}{shift}", evaluations, _guidance(self.params))
+        return drawn_with(self.params.sampler, self.manifest.variant, evaluations, images)
 
     def _tell(self, row: Mapping[str, float]) -> None:
         distances = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name.startswith(("fd_", "fid")))
         print(f"{self.name}: step {row['step']:.0f}, {row['samples']:.0f} samples: {distances}", file=sys.stderr, flush=True)
 
 
-def _guidance(params: EvaluateParams) -> str:
-    sampler = params.sampler
+def drawn_with(sampler: SamplerParams, variant: VariantParams, evaluations: int, images: str = "samples") -> Drawn:
+    """Return how class-balanced `images` of `variant` were drawn by `sampler`, for the protocol of their numbers."""
+    gaussian = variant.family == "gaussian"
+    solver = sampler.gaussian_solver if gaussian else sampler.solver
+    shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
+    return Drawn(images, CLASS_BALANCED, sampler.seed, f"{solver}{shift}", evaluations, _guidance(sampler))
+
+
+def _guidance(sampler: SamplerParams) -> str:
     if sampler.guidance == "none":
         return "none"
     parts = ", ".join(

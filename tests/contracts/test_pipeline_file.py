@@ -56,6 +56,11 @@ def runs_nothing(path: Path) -> bool:
     return path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
 
 
+def holds_no_code(folder: Path) -> bool:
+    """Whether a folder beside code holds what the code reads: templates, styles, scripts of a page."""
+    return folder.is_dir() and folder.name != "__pycache__" and not list(folder.rglob("*.py"))
+
+
 def code_of(stage: str) -> set[str]:
     """Every file of code that can change what a stage writes."""
     found: set[Path] = set()
@@ -65,6 +70,7 @@ def code_of(stage: str) -> set[str]:
         if path not in found:
             found.add(path)
             left.extend(imported(path))
+    found |= {folder for path in found for folder in path.parent.iterdir() if holds_no_code(folder)}
     names = {path.relative_to(ROOT).as_posix() for path in found if not runs_nothing(path)}
     return names - NO_RESULT_DEPENDS_ON
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.cli import build_parser
+from sfd_core.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 TRACKED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[

@@ -1,0 +1,50 @@
+"""The result table of a project or an experiment, on the terminal and as a CSV file."""
+
+from pathlib import Path
+
+from sfd_core.config import load_params
+from sfd_core.experiments import Plan, origin_values
+from sfd_core.paths import OUTPUTS, REPORT, atomic_path
+
+PARAMS = Path("params.yaml")
+STUDIES = Path("docs") / "results"
+"""Committed tables of experiments, shown in the report."""
+
+
+def print_results(project: Path) -> None:
+    """Print the final numbers of the project in folder `project`, and where its report is.
+
+    Raises `DataError` if a variant was not evaluated yet.
+    """
+    from sfd_core.reporting.sources import read_outputs
+    from sfd_core.reporting.tables import result_table
+
+    table = result_table(read_outputs(load_params(project / PARAMS), project / OUTPUTS, project / STUDIES))
+    judges = [judge for judge, columns in table.groups for _ in range(columns)]
+    rows = [
+        ["judge", *(judge if judge != before else "" for before, judge in zip(["", *judges], judges, strict=False))],
+        ["", *table.columns],
+        *([row.title, *(cell.text for cell in row.cells)] for row in table.rows),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print(f"{table.caption}. {table.note}\n")
+    for title, *cells in rows:
+        aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
+        print("  ".join([f"{title:<{widths[0]}}", *aligned]).rstrip())
+    print(f"\nreport: {(project / REPORT / 'index.html').resolve()}")
+
+
+def write_table(plan: Plan, folder: Path, path: Path) -> None:
+    """Write the final numbers of the experiment in `folder` to the CSV file `path`, one row a variant and value."""
+    import pandas as pd
+
+    from sfd_core.reporting.sources import read_outputs
+
+    outputs = read_outputs(load_params(folder / PARAMS), folder / OUTPUTS, folder / STUDIES)
+    varied = origin_values(plan, ["learning_rate", "seed", "delta_t"])
+    rows = [
+        varied[name] | {key: number.value for key, number in variant.numbers.items()}
+        for name, variant in outputs.variants.items()
+    ]
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
