@@ -95,7 +95,8 @@ class ResumeFolder:
         """Write the state after `step` steps, whole or not at all, and keep the newest two."""
         target = self.path / f"step-{step:08d}"
         with paths.atomic_dir(target) as temporary:
-            torch.save(dict(state), temporary / STATE_FILE)
+            with (temporary / STATE_FILE).open("wb") as file:  # its errors are OSErrors, those of torch's own file are not
+                torch.save(dict(state), file)
             manifest = {"step": step, "sha256": paths.file_digest(temporary / STATE_FILE)}
             (temporary / MANIFEST_FILE).write_text(json.dumps(manifest))
         for old in self._checkpoints()[:-KEPT]:

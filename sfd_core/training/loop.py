@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,44 +16,16 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from sfd_core.config import Optimisation
-from sfd_core.errors import ConfigError, NumericsError
+from sfd_core.errors import ConfigError, NumericsError, ResourceError
 from sfd_core.seeding import derive_seed
 from sfd_core.training.checkpoint import ResumeFolder, Snapshot
+from sfd_core.training.determinism import reproducible, seed_everything
 from sfd_core.training.history import History, Record
 from sfd_core.training.optim import build_optimizer, learning_rate_at
 from sfd_core.training.progress import Progress
+from sfd_core.training.task import TrainingTask, WeightAverage
 
 SKIPPED_IN_A_ROW_LIMIT = 10
-
-
-class TrainingTask(Protocol):
-    """What is trained: a network and its loss."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The network; the loop moves it to the device and updates it in place."""
-
-    def loss(self, step: int) -> Mapping[str, Tensor]:
-        """Return named scalars of step `step` (counted from 0), of which `loss` is minimised.
-
-        Everything random, the batch included, depends on `step` and a fixed seed only.
-        """
-
-
-class WeightAverage(Protocol):
-    """A running average of the weights, such as `models.ema.EMA`."""
-
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """Return the averaged weights under the model's own names."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """Return everything a resumed run needs."""
-
-    def load_state_dict(self, state: Any) -> object:
-        """Restore `state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +99,7 @@ def run(
     Raises `NumericsError` after ten steps in a row without a finite loss and gradient, and `ResourceError` if another
     process is at the same training.
     """
-    cuda = [torch.cuda.current_device()] if training_device().type == "cuda" else []
-    with resume.locked(), torch.random.fork_rng(devices=cuda):
+    with resume.locked(), reproducible(training_device()):
         training = _Run(task, plan, resume, ema, report, on_snapshot)
         try:
             return training.finish()
@@ -178,7 +149,7 @@ class _Run:
         return TrainingResult(self.at.step, images, self.at.seconds, rate, self.at.skipped, self.resume.snapshots())
 
     def _update(self, step: int) -> None:
-        _seed_everything(derive_seed(self.optimisation.seed, "step", step))
+        seed_everything(derive_seed(self.optimisation.seed, "step", step))
         rate = learning_rate_at(step, self.plan.learning_rate, self.optimisation)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -222,14 +193,23 @@ class _Run:
         if not (log or snapshot or checkpoint):
             return
         self.at.seconds += time.perf_counter() - self._began
+        try:
+            self._write(log, snapshot, checkpoint)
+        except OSError as error:
+            raise ResourceError(
+                f"{self.plan.name}: step {step} cannot be written under {self.resume.path} ({error}); free space there and "
+                "start again: the training continues from its last checkpoint"
+            ) from error
+        self._began = time.perf_counter()
+
+    def _write(self, log: bool, snapshot: bool, checkpoint: bool) -> None:
         if log:
             self._log()
         if snapshot:
             self._snapshot()
         if checkpoint:
             self.history.sync()
-            self.resume.save(step, self._state())
-        self._began = time.perf_counter()
+            self.resume.save(self.at.step, self._state())
 
     def _log(self) -> None:
         at = self.at
@@ -278,10 +258,3 @@ class _Run:
         self.history.truncate(self.at.step)
         self.resume.forget_beyond(self.at.step)
         return loaded is not None
-
-
-def _seed_everything(seed: int) -> None:
-    """Seed the global generators for layers that draw by themselves, such as dropout."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed(seed)

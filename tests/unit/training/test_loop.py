@@ -1,4 +1,5 @@
 import math
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfd_core.config import Optimisation
-from sfd_core.errors import NumericsError
+from sfd_core.errors import NumericsError, ResourceError
 from sfd_core.models.ema import EMA
 from sfd_core.seeding import generator
 from sfd_core.training.checkpoint import ResumeFolder
@@ -35,7 +36,7 @@ class Denoise:
         if step == self.killed_at:
             raise Killed
         draw = generator(0, step)
-        clean, noise = torch.randn(8, 4, generator=draw), torch.randn(8, 4, generator=draw)
+        clean, noise = torch.randn(2, 8, 4, generator=draw).to(self.model[0].weight.device)
         mse = (self.model(clean + 0.1 * noise) - clean).square().mean()
         size = self.model[0].weight.square().mean()
         return {"loss": mse + 0.1 * size + (math.nan if step in self.broken else 0.0), "mse": mse, "size": size}
@@ -142,3 +143,28 @@ def test_global_random_numbers_are_left_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(7)
     run(task, plan(steps=15), ResumeFolder(tmp_path / "resume"))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # no file may grow beyond 4 kB
+    try:
+        with pytest.raises(ResourceError, match=r"step 7 cannot be written .*free space there and start again"):
+            run(Denoise(), plan(), ResumeFolder(tmp_path / "resume"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run(Denoise(), plan(), ResumeFolder(tmp_path / "resume")).steps == 40
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_resumed_run_equals_the_unbroken_one_on_a_gpu(tmp_path: Path) -> None:
+    weights = []
+    for name, killed_at in (("unbroken", None), ("again", 12)):
+        if killed_at is not None:
+            with pytest.raises(Killed):
+                run(Denoise(killed_at=killed_at), plan(), ResumeFolder(tmp_path / name))
+        task = Denoise()
+        run(task, plan(), ResumeFolder(tmp_path / name))
+        weights.append(task.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
