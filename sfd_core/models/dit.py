@@ -17,7 +17,7 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attn = layers.Attention(width, heads, qk_norm=False)
+        self.attn = layers.Attention(width, heads)
         self.mlp = layers.MLP(width)
         self.adaLN_modulation = layers.modulation(width, outputs=6)
 
@@ -25,8 +25,8 @@ class DiTBlock(nn.Module):
         """Return tokens (N, T, D) for tokens (N, T, D) and a condition (N, 1, D)."""
         parts = self.adaLN_modulation(condition).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = parts
-        x = torch.addcmul(x, gate_attn, self.attn(layers.modulate(_normalise(x), shift_attn, scale_attn)))
-        return torch.addcmul(x, gate_mlp, self.mlp(layers.modulate(_normalise(x), shift_mlp, scale_mlp)))
+        x = torch.addcmul(x, gate_attn, self.attn(_norm(x, shift_attn, scale_attn)))
+        return torch.addcmul(x, gate_mlp, self.mlp(_norm(x, shift_mlp, scale_mlp)))
 
 
 class DiTFinalLayer(nn.Module):
@@ -40,7 +40,7 @@ class DiTFinalLayer(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return values (N, T, p p 2C) for tokens (N, T, D) and a condition (N, 1, D)."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        projected: Tensor = self.linear(layers.modulate(_normalise(x), shift, scale))
+        projected: Tensor = self.linear(_norm(x, shift, scale))
         return projected
 
 
@@ -73,5 +73,5 @@ class DiT(nn.Module):
         return layers.unpatchify(self.final_layer(tokens, condition), self.patch, self.grid).to(x.dtype)
 
 
-def _normalise(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=layers.NORM_EPS)
+def _norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=layers.NORM_EPS), 1 + scale)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfd_core.errors import ConfigError
+from sfd_core.models import fused
 
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-6
@@ -102,37 +103,58 @@ class RotaryEmbedding(nn.Module):
         self.freqs_sin: Tensor
 
     def rotation(self) -> Tensor:
-        """Return the turns as complex numbers (T, 1, K / 2)."""
-        return torch.complex(self.freqs_cos[:, None, ::2].float(), self.freqs_sin[:, None, ::2].float())
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the feature pairs of (N, T, H, K) by `rotation` (T, 1, K / 2) of complex numbers, in float32."""
-    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+        """Return the turns as complex numbers (T, 1, 1, K / 2)."""
+        turns = torch.complex(self.freqs_cos[:, ::2].float(), self.freqs_sin[:, ::2].float())
+        return turns[:, None, None, :]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; with `qk_norm` queries and keys are RMS-normalised head by head."""
+    """Multi-head self-attention of tokens (N, T, D)."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=NORM_EPS) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(width // heads, eps=NORM_EPS) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """Return (N, T, D) for tokens (N, T, D) and rotary positions of `RotaryEmbedding.rotation`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, T, D) for tokens (N, T, D)."""
+        return self._attend(*self._split(x).unbind(2))
+
+    def _split(self, x: Tensor) -> Tensor:
         n, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, width // self.heads).unbind(2)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
+        qkv: Tensor = self.qkv(x)
+        return qkv.view(n, tokens, 3, self.heads, width // self.heads)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        projected: Tensor = self.proj(attended.transpose(1, 2).reshape(n, tokens, width))
+        projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return projected
+
+
+class RotaryAttention(Attention):
+    """Self-attention whose queries and keys are RMS-normalised head by head (QK-norm) and then rotated by their position."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.q_norm = nn.RMSNorm(width // heads, eps=NORM_EPS)
+        self.k_norm = nn.RMSNorm(width // heads, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:  # type: ignore[override]
+        """Return (N, T, D) for tokens (N, T, D) and the rotation (T, 1, 1, K / 2) of `RotaryEmbedding`."""
+        weights = torch.stack((self.q_norm.weight, self.k_norm.weight)).unsqueeze(1)
+        return self._attend(*fused.normalise_and_rotate(self._split(x), weights, rotation, NORM_EPS))
+
+
+class ModulatedRMSNorm(nn.RMSNorm):
+    """RMSNorm of tokens (N, T, D) followed by an image's modulation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        """Return RMSNorm(x) (1 + scale) + shift for shift and scale (N, 1, D)."""
+        return fused.modulated_rms_norm(x, self.weight, shift, scale, NORM_EPS)
 
 
 class SwiGLU(nn.Module):
@@ -171,11 +193,6 @@ def modulation(width: int, outputs: int) -> nn.Sequential:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.SiLU(), linear)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return x (1 + scale) + shift for tokens (N, T, D) and an image's shift and scale (N, 1, D)."""
-    return torch.addcmul(shift, x, 1 + scale)
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:

@@ -36,9 +36,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(width, eps=layers.NORM_EPS)
-        self.attn = layers.Attention(width, heads, qk_norm=True)
-        self.norm2 = nn.RMSNorm(width, eps=layers.NORM_EPS)
+        self.norm1 = layers.ModulatedRMSNorm(width)
+        self.attn = layers.RotaryAttention(width, heads)
+        self.norm2 = layers.ModulatedRMSNorm(width)
         self.mlp = layers.SwiGLU(width)
         self.adaLN_modulation = layers.modulation(width, outputs=6)
 
@@ -46,8 +46,8 @@ class Block(nn.Module):
         """Return tokens (N, T, D) for tokens (N, T, D) and a condition (N, 1, D)."""
         parts = self.adaLN_modulation(condition).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = parts
-        x = torch.addcmul(x, gate_attn, self.attn(layers.modulate(self.norm1(x), shift_attn, scale_attn), rotation))
-        return torch.addcmul(x, gate_mlp, self.mlp(layers.modulate(self.norm2(x), shift_mlp, scale_mlp)))
+        x = torch.addcmul(x, gate_attn, self.attn(self.norm1(x, shift_attn, scale_attn), rotation))
+        return torch.addcmul(x, gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Module):
@@ -55,14 +55,14 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, out_features: int) -> None:
         super().__init__()
-        self.norm_final = nn.RMSNorm(width, eps=layers.NORM_EPS)
+        self.norm_final = layers.ModulatedRMSNorm(width)
         self.linear = nn.Linear(width, out_features)
         self.adaLN_modulation = layers.modulation(width, outputs=2)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return values (N, T, p p C) for tokens (N, T, D) and a condition (N, 1, D)."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        projected: Tensor = self.linear(layers.modulate(self.norm_final(x), shift, scale))
+        projected: Tensor = self.linear(self.norm_final(x, shift, scale))
         return projected
 
 
