@@ -4,10 +4,10 @@ Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,36 +16,13 @@ from sfd_core.composite import Composite, LatentStatistics
 from sfd_core.config import VariantParams
 from sfd_core.diffusion.schedule import AsyncSchedule
 from sfd_core.errors import DataError, IdentityError
+from sfd_core.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.models.dit import DiT
 from sfd_core.models.factory import LatentSpec, build_denoiser
 from sfd_core.models.lightningdit import LightningDiT
-from sfd_core.paths import file_digest, write_json
+from sfd_core.paths import write_json
 
-MODEL_FILE, STATISTICS_FILE = "model.json", "statistics.safetensors"
-
-
-@dataclass(frozen=True)
-class LatentIdentity:
-    """Where latents come from: name and hash of the weights of all that made them. Equal identities, equal latents."""
-
-    texture_vae: Mapping[str, Any]
-    semantic_vae: Mapping[str, Any]
-    encoder: Mapping[str, Any]
-    statistics: str
-    """Hash of the file of normalisation statistics."""
-    latents: str
-    """Digest of the shards of training latents."""
-
-    def require(self, other: "LatentIdentity", purpose: str) -> None:
-        """Raise `IdentityError` that names what differs unless `other` is the same."""
-        mine, theirs = asdict(self), asdict(other)
-        differing = [name for name in mine if mine[name] != theirs[name]]
-        if differing:
-            details = "; ".join(f"{name} {_short(mine[name])} against {_short(theirs[name])}" for name in differing)
-            raise IdentityError(
-                f"{purpose}: these were made from different latents ({details}); train or encode again so that both share "
-                "one texture VAE, one semantic encoder and one set of statistics"
-            )
+MODEL_FILE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -159,18 +136,6 @@ def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
     )
 
 
-def read_latent_identity(encode_dir: Path) -> LatentIdentity:
-    """Read the identity that the `encode` stage wrote, and check that the statistics beside it are the ones it names."""
-    path = encode_dir / "identity.json"
-    try:
-        identity = LatentIdentity(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is missing or damaged ({error}); run `dvc repro encode`") from error
-    if file_digest(encode_dir / STATISTICS_FILE) != identity.statistics:
-        raise DataError(f"{encode_dir / STATISTICS_FILE} does not match its recorded hash; run `dvc repro encode`")
-    return identity
-
-
 def _snapshot(manifest: DenoiserManifest, folder: Path, step: int | None) -> SnapshotRecord:
     if step is None:
         return manifest.snapshots[-1]
@@ -186,8 +151,3 @@ def _load_weights(model: LightningDiT | DiT, path: Path) -> None:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError(f"{path} holds no weights of this denoiser ({error}); restore it with `dvc checkout`") from error
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else f"{value.get('name', '?')}:{value.get('weights', '?')[:12]}"
-    return text[:60]

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfd_core.artifact import STATISTICS_FILE, LatentIdentity
 from sfd_core.composite import StreamingMoments, save_statistics
 from sfd_core.compressors import SemanticCompressors
 from sfd_core.config import EncodeParams, load_params
 from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
 from sfd_core.errors import IdentityError, NumericsError, exits_cleanly
+from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
 from sfd_core.models.texture_vae import TextureVAE
 from sfd_core.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
 from sfd_core.seeding import sample_noise
@@ -118,7 +118,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
             statistics=file_digest(folder / STATISTICS_FILE),
             latents=ShardReader(folder / "train", verify=False).digest,
         )
-        write_json(folder / "identity.json", asdict(identity))
+        write_json(folder / IDENTITY_FILE, asdict(identity))
 
 
 def _require_one_origin(

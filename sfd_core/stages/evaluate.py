@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfd_core.artifact import Denoiser, DenoiserManifest, SnapshotRecord, read_latent_identity
+from sfd_core.artifact import Denoiser, DenoiserManifest, SnapshotRecord
 from sfd_core.config import Params, SamplerParams, VariantParams, load_params
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import ConfigError, exits_cleanly
@@ -28,6 +28,7 @@ from sfd_core.evaluation.judge import Judge, head
 from sfd_core.evaluation.labels import CLASS_BALANCED, class_balanced_labels
 from sfd_core.evaluation.neighbours import neighbour_sheet
 from sfd_core.evaluation.protocol import Drawn, Number
+from sfd_core.identity import read_latent_identity
 from sfd_core.paths import atomic_dir, file_digest, require_disk, resume_dir, stage_dir, write_json
 from sfd_core.sampling import Pipeline, Samples, draw_to_folder
 from sfd_core.training.checkpoint import resume_key

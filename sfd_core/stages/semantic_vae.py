@@ -26,9 +26,9 @@ from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.seeding import derive_seed
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
-from sfd_core.training.autoencoders import SemanticVAETask
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
+from sfd_core.training.semantics import SemanticVAETask
 
 OUTPUT_BYTES = 64 << 20
 BATCH = 256

@@ -21,9 +21,9 @@ from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.seeding import derive_seed, generator
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
-from sfd_core.training.autoencoders import TextureVAETask, to_signed
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
+from sfd_core.training.texture import TextureVAETask, to_signed
 
 PCA_IMAGES = 4096
 """Images that the linear part is fitted to: far more patches than it has dimensions."""

@@ -10,11 +10,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfd_core.artifact import STATISTICS_FILE, DenoiserManifest, LatentIdentity, SnapshotRecord, read_latent_identity
+from sfd_core.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.composite import Composite, LatentStatistics, load_statistics
 from sfd_core.config import Params, TrainParams, VariantParams, load_params
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import ConfigError, IdentityError, exits_cleanly
+from sfd_core.identity import STATISTICS_FILE, LatentIdentity, read_latent_identity
 from sfd_core.models.dit import DiT
 from sfd_core.models.ema import EMA
 from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count

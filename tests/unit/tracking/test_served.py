@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sfd_core.artifact import STATISTICS_FILE, DenoiserManifest, LatentIdentity, SnapshotRecord
+from sfd_core.artifact import DenoiserManifest, SnapshotRecord
+from sfd_core.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.composite import ChannelStatistics, LatentStatistics
 from sfd_core.config import load_params
 from sfd_core.errors import ConfigError
