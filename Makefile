@@ -58,7 +58,7 @@ test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST)
 
 bench: setup  ## measure training, data loading, sampling and an idle dvc repro
-	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,ops --benchmark-sort=name $(PYTEST)
+	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(PYTEST)
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -129,14 +129,16 @@ def draw_images(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
-def make_project(path: Path, active: list[str]) -> Project:
-    """Lay out a project as a clone of this one with tiny parameters, committed."""
+def make_project(path: Path, active: list[str], cache_of: Project | None = None) -> Project:
+    """Lay out a project as a clone of this one with tiny parameters, committed; with a copy of another one's DVC cache."""
     path.mkdir(parents=True)
     for name in ("sfd_core", ".dvc"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy2(ROOT / name, path / name)
     shutil.copytree(ROOT / "docs" / "results", path / "docs" / "results")
+    if cache_of is not None:
+        shutil.copytree(cache_of.path / ".dvc" / "cache", path / ".dvc" / "cache")
     draw_images(path / "images")
     (path / "params.yaml").write_text(yaml.safe_dump(tiny_values(active), sort_keys=False))
     project = Project(path)

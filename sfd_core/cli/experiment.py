@@ -36,13 +36,13 @@ def add_experiment(commands: Any) -> None:
 
 def _experiment(arguments: argparse.Namespace) -> None:
     """Run the whole pipeline with other values in .sfd/experiments/NAME; what the project computed already is reused."""
-    changes = dict(_assignment(change) for change in arguments.changes)
+    changes = dict(parse_assignment(change) for change in arguments.changes)
     axis = None
     if arguments.vary:
         key, *values = arguments.vary
         if not values:
             raise ConfigError(f"--vary {key} names no value; write them behind the key, such as --vary seed 0 1 2")
-        axis = Axis(key, tuple(_parse_value(value) for value in values))
+        axis = Axis(key, tuple(parse_value(value) for value in values))
     plan = plan_experiment(load_params(PARAMS).model_dump(mode="json"), changes, axis)
     folder = experiment_dir(arguments.name)
     run_experiment(plan, folder)
@@ -51,14 +51,15 @@ def _experiment(arguments: argparse.Namespace) -> None:
     print_results(folder)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `key=value`. Raises `ConfigError` if there is no equals sign."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set {text!r} is not of the form key=value, such as train.optimisation.steps=6000")
-    return key, _parse_value(value)
+    return key, parse_value(value)
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Read a number, true, false, null or a list as JSON, anything else as text."""
     try:
         return json.loads(text)

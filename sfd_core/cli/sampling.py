@@ -64,7 +64,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     """Draw images of a trained denoiser and write them as one PNG."""
     sampler, pipeline = _prepared(arguments)
     classes = list(pipeline.denoiser.classes)
-    chosen = _labels(arguments.labels, classes) if arguments.labels else list(range(len(classes)))
+    chosen = find_labels(arguments.labels, classes) if arguments.labels else list(range(len(classes)))
     labels = [label for label in chosen for _ in range(arguments.count)]
     samples = pipeline(labels, seed=sampler.seed, sampler=sampler)
     samples.save_grid(arguments.out, arguments.columns)
@@ -115,7 +115,7 @@ def sampler_of(arguments: argparse.Namespace, params: Params) -> SamplerParams:
     return parse_params(values, source="what the options ask for").evaluate.sampler
 
 
-def _labels(wanted: Sequence[str], classes: list[str]) -> list[int]:
+def find_labels(wanted: Sequence[str], classes: list[str]) -> list[int]:
     """Find classes by name, whatever their case, or by index. Raises `ConfigError` that lists the classes."""
     indices = {name.casefold(): index for index, name in enumerate(classes)}
     found = [indices.get(text.casefold(), int(text) if text.isdecimal() else -1) for text in wanted]

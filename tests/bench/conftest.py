@@ -1,0 +1,29 @@
+"""What every measurement reports besides seconds: how many things a second, printed at the end of the run."""
+
+from collections.abc import Callable
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+RATES = pytest.StashKey[dict[str, float]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RATES] = {}
+
+
+@pytest.fixture
+def per_second(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Note how many of `count` things, done in one round, that makes a second at the median round."""
+
+    def note(count: int) -> None:
+        if benchmark.stats is not None:  # None under --benchmark-disable
+            benchmark.extra_info["per_second"] = count / benchmark.stats.stats.median
+            request.config.stash[RATES][request.node.name] = benchmark.extra_info["per_second"]
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, rate in config.stash[RATES].items():
+        terminalreporter.write_line(f"{name:<40} {rate:>14,.1f} a second")

@@ -1,0 +1,71 @@
+"""Images a second of a training step and of sampling, by size, on composite latents as the embedded preset has them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from sfd_core.config import VariantParams, load_params
+from sfd_core.diffusion.loss import LossWeights, flow_loss
+from sfd_core.diffusion.path import sample_path
+from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes
+from sfd_core.diffusion.solver import SolverSettings, integrate
+from sfd_core.models.factory import LatentSpec, build_denoiser
+from sfd_core.seeding import generator
+from sfd_core.training.optim import build_optimizer
+
+pytestmark = pytest.mark.bench
+
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+CLASSES = 10
+LATENT = LatentSpec(PARAMS.texture_vae.channels, PARAMS.semantic_vae.channels, PARAMS.latent_grid, token_channels=112)
+SCHEDULE = AsyncSchedule(PARAMS.variants["sfd"].delta_t)
+
+
+def variant(size: str) -> VariantParams:
+    return PARAMS.variants["sfd"].model_copy(update={"size": size})
+
+
+@pytest.mark.parametrize(("size", "batch"), [("tiny", PARAMS.train.optimisation.batch_size), ("S", 32), ("B", 8)])
+def test_train_step(benchmark: BenchmarkFixture, per_second: Callable[[int], None], size: str, batch: int) -> None:
+    model = build_denoiser(variant(size), LATENT, CLASSES).train()
+    optimizer = build_optimizer(model.parameters(), 1e-4, PARAMS.train.optimisation)
+    random = generator(0)
+    x0, x1 = torch.randn(2, batch, LATENT.channels, LATENT.grid, LATENT.grid, generator=random)
+    labels = torch.randint(CLASSES, (batch,), generator=random)
+    weights = LossWeights(semantic=2.0, cosine=1.0)
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        times = SCHEDULE.sample(batch, random)
+        path = sample_path(x0, x1, times, LATENT.texture_channels)
+        output = model(path.x_t, times.t_tex, times.t_sem, labels)
+        loss = flow_loss(output.prediction, path.velocity, LATENT.texture_channels, weights).total
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    losses = [step() for _ in range(2)]
+    benchmark.pedantic(step, rounds=8)
+    assert step() < losses[0]
+    per_second(batch)
+
+
+@pytest.mark.parametrize(("size", "batch"), [("tiny", 64), ("S", 16)])
+def test_sampling(benchmark: BenchmarkFixture, per_second: Callable[[int], None], size: str, batch: int) -> None:
+    model = build_denoiser(variant(size), LATENT, CLASSES).eval()
+    noise = torch.randn(batch, LATENT.channels, LATENT.grid, LATENT.grid, generator=generator(0))
+    labels = torch.arange(batch) % CLASSES
+    settings = SolverSettings("euler", PARAMS.evaluate.sampler.evaluations, 1.0)
+
+    def velocity(x: torch.Tensor, times: LocalTimes) -> torch.Tensor:
+        prediction: torch.Tensor = model(x, times.t_tex, times.t_sem, labels).prediction
+        return prediction
+
+    solution = benchmark.pedantic(
+        lambda: integrate(velocity, noise, SCHEDULE, LATENT.texture_channels, settings), rounds=3, warmup_rounds=1
+    )
+    assert solution.evaluations == settings.evaluations
+    per_second(batch)

@@ -1,0 +1,78 @@
+"""A `dvc repro` that is killed with everything it started, again and again, ends in the weights of an unbroken one."""
+
+import random
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from projects import Project, make_project
+
+pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(1800)]
+
+LONGER = {"steps": 60, "checkpoint_every": 3}
+TRAINED = {
+    "texture_vae": "outputs/texture_vae/model.safetensors",
+    "semantic_vae": "outputs/semantic_vae/model.safetensors",
+    "train@sfd": "outputs/train/sfd/snapshots",
+}
+
+
+def weights(project: Project) -> dict[str, str]:
+    """Return the hash of every network's weights, as DVC recorded it."""
+    lock: dict[str, Any] = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
+    found = {stage: out["md5"] for stage, path in TRAINED.items() for out in lock[stage]["outs"] if out["path"] == path}
+    assert set(found) == set(TRAINED)
+    return found
+
+
+def resume_folders(project: Project) -> list[Path]:
+    return list((project.path / ".sfd" / "resume").glob("*/*"))
+
+
+def test_a_run_killed_in_a_training_continues_and_ends_in_the_weights_of_an_unbroken_one(
+    reproduced: Project, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "killed", ["sfd"], cache_of=reproduced)
+    # all before this training comes out of the cache
+    project.set({"train.optimisation.steps": 300, "train.optimisation.checkpoint_every": 10})
+    running = project.start("dvc", "repro", "train@sfd")
+    while not list((project.path / ".sfd" / "resume" / "train").glob("*/step-*/manifest.json")):
+        assert running.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    project.kill(running)
+    continued = project.run("dvc", "repro", "train@sfd")
+    assert "resumed after step" in continued.stderr
+    assert resume_folders(project) == []
+    after_kill = weights(project)
+    project.run("dvc", "repro", "--force", "--single-item", "--no-run-cache", "train@sfd")
+    assert weights(project) == after_kill
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_random_moments_ends_in_the_same_weights(tmp_path: Path, seed: int) -> None:
+    moments = random.Random(seed)
+    stages = ("texture_vae", "semantic_vae", "train")
+    longer = {f"{stage}.optimisation.{key}": value for stage in stages for key, value in LONGER.items()}
+    whole, killed = (make_project(tmp_path / name, ["sfd"]) for name in ("whole", "killed"))
+    for project in (whole, killed):
+        project.set(longer)
+    whole.run("dvc", "repro")
+    kills = 0
+    while True:
+        running = killed.start("dvc", "repro")
+        try:
+            running.wait(timeout=moments.uniform(3, 25))
+        except subprocess.TimeoutExpired:
+            killed.kill(running)
+            kills += 1
+            continue
+        assert running.returncode == 0
+        break
+    assert kills >= 2
+    assert weights(killed) == weights(whole)
+    assert resume_folders(killed) == []
+    assert not list((killed.path / "outputs").rglob("*.partial"))
