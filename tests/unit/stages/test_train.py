@@ -1,0 +1,160 @@
+"""Inputs of a training are checked before the first step, and nothing is written when they are bad."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from denoisers import CLASSES, variant
+
+from sfd_core.artifact import load_denoiser
+from sfd_core.composite import ChannelStatistics, save_statistics
+from sfd_core.config import Optimisation, RepaParams, TrainParams
+from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.errors import ConfigError, DataError, IdentityError, NumericsError
+from sfd_core.identity import LatentIdentity
+from sfd_core.paths import file_digest
+from sfd_core.stages.train import TrainInputs, train_variant
+
+IMAGES, GRID = 12, 4
+CHANNELS = {"z_tex": 4, "z_sem": 2, "z_pca": 3}
+TRAIN = TrainParams(
+    optimisation=Optimisation(
+        steps=3,
+        batch_size=4,
+        warmup_steps=1,
+        decay_steps=0,
+        final_rate=1.0,
+        betas=[0.9, 0.95],
+        weight_decay=0.0,
+        clip_norm=1.0,
+        precision="float32",
+        checkpoint_every=1,
+        seed=0,
+    ),
+    snapshots=2,
+    ema_decay=0.9,
+    ema_warmup=True,
+    class_dropout=0.1,
+    flips=True,
+)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def encoded(folder: Path, poison: str | None = None) -> Path:
+    """Write what the encode stage writes, with random latents."""
+    rng = np.random.default_rng(0)
+    latents = {name: rng.normal(size=(IMAGES, 2, count, GRID, GRID)).astype(np.float32) for name, count in CHANNELS.items()}
+    if poison is not None:
+        latents[poison][7, 0, 0, 0, 0] = np.nan
+    fields = {name: FieldSpec("float32", (2, count, GRID, GRID)) for name, count in CHANNELS.items()}
+    with ShardWriter(
+        folder / "train", fields | {"label": FieldSpec("int64", ())}, {"classes": CLASSES, "prepare": "p"}
+    ) as writer:
+        writer.append(**latents, label=np.arange(IMAGES) % 3)
+    names = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
+    statistics = {names[name]: ChannelStatistics(torch.zeros(count), torch.ones(count)) for name, count in CHANNELS.items()}
+    save_statistics(folder / "statistics.safetensors", statistics)
+    digest = ShardReader(folder / "train").digest
+    identity = LatentIdentity(
+        {"name": "t"}, {"name": "s"}, {"name": "e"}, file_digest(folder / "statistics.safetensors"), digest
+    )
+    (folder / "identity.json").write_text(json.dumps(asdict(identity)))
+    return folder
+
+
+def tokens(folder: Path, prepare: str = "p") -> Path:
+    rng = np.random.default_rng(1)
+    with ShardWriter(folder / "train", {"tokens": FieldSpec("float16", (2, 5, GRID, GRID))}, {"prepare": prepare}) as writer:
+        writer.append(tokens=rng.normal(size=(IMAGES, 2, 5, GRID, GRID)).astype(np.float16))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"delta_t": 0.0},
+        {"mask_clamped": True},
+        {"semantic": "pca"},
+        {"semantic": "none", "delta_t": 0.0},
+        {"model": "dit", "semantic": "none", "delta_t": 0.0},
+        {"repa": RepaParams(weight=0.5, mode="cosine+mse", block=2, width=16)},
+    ],
+    ids=["sfd", "sync", "masked", "redi", "texture", "dit", "repa"],
+)
+def test_every_kind_of_variant_trains_to_an_artifact_that_loads(changes: dict[str, object], tmp_path: Path) -> None:
+    chosen = variant(**changes)
+    inputs = TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features"))
+    train_variant("v", chosen, TRAIN, inputs, tmp_path / "out")
+    denoiser = load_denoiser(tmp_path / "out")
+    assert denoiser.snapshot.step == 3
+    assert denoiser.identity == inputs.identity
+    assert denoiser.classes == CLASSES
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["skipped_steps"] == 0
+    header = (tmp_path / "out" / "history.csv").read_text().splitlines()[0]
+    assert ("repa" if chosen.family == "flow" else "vlb") in header
+    assert not list((tmp_path / ".sfd").rglob("*.pt")), "resumable checkpoints are deleted once the output is written"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    folder = encoded(tmp_path / "encode")
+    weights = []
+    for number, seed in enumerate((0, 0, 1)):
+        chosen = variant(seed=seed)
+        train_variant("v", chosen, TRAIN, TrainInputs.open(chosen, folder, tmp_path), tmp_path / f"out{number}")
+        weights.append(load_denoiser(tmp_path / f"out{number}").model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("field", ["z_tex", "z_sem"])
+def test_latents_with_nan_are_refused(field: str, tmp_path: Path) -> None:
+    with pytest.raises(NumericsError, match=rf"row 7 of '{field}'"):
+        TrainInputs.open(variant(), encoded(tmp_path / "encode", poison=field), tmp_path)
+
+
+def test_latents_that_do_not_match_their_hash_are_refused(tmp_path: Path) -> None:
+    folder = encoded(tmp_path / "encode")
+    (file,) = (folder / "train").glob("z_tex*.npy")
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match=file.name):
+        TrainInputs.open(variant(), folder, tmp_path)
+
+
+def test_statistics_of_another_run_are_refused(tmp_path: Path) -> None:
+    folder = encoded(tmp_path / "encode")
+    save_statistics(folder / "statistics.safetensors", {"texture": ChannelStatistics(torch.ones(4), torch.ones(4))})
+    with pytest.raises(DataError, match="recorded hash"):
+        TrainInputs.open(variant(), folder, tmp_path)
+
+
+def test_latents_of_another_run_are_refused(tmp_path: Path) -> None:
+    folder, other = encoded(tmp_path / "encode"), encoded(tmp_path / "other")
+    identity = json.loads((other / "identity.json").read_text()) | {"latents": "0" * 64}
+    (folder / "identity.json").write_text(json.dumps(identity))
+    with pytest.raises(IdentityError, match=r"identity\.json"):
+        TrainInputs.open(variant(), folder, tmp_path)
+
+
+def test_tokens_of_other_images_are_refused(tmp_path: Path) -> None:
+    chosen = variant(repa=RepaParams(weight=0.5, mode="cosine", block=2, width=16))
+    with pytest.raises(IdentityError, match="tokens of other images"):
+        TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features", prepare="q"))
+
+
+def test_a_batch_larger_than_the_data_set_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    inputs = TrainInputs.open(variant(), encoded(tmp_path / "encode"), tmp_path)
+    large = TRAIN.model_copy(update={"optimisation": TRAIN.optimisation.model_copy(update={"batch_size": 13})})
+    with pytest.raises(ConfigError, match="batch_size 13"):
+        train_variant("v", variant(), large, inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".sfd").exists()
