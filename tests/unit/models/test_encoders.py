@@ -11,7 +11,7 @@ from sfd_core.config import FeaturesParams
 from sfd_core.data.twemoji import Placement, render
 from sfd_core.errors import ConfigError, DataError, ResourceError
 from sfd_core.models import encoders
-from sfd_core.models.encoders import efficientnet_lite, load_encoder, weights_digest
+from sfd_core.models.encoders import efficientnet_lite, fold_batch_norms, load_encoder, weights_digest
 
 
 def params(**changes: object) -> FeaturesParams:
@@ -130,6 +130,17 @@ def test_position_embeddings_are_resized_to_another_input_size(tmp_path: Path) -
     torch.save(random_model("test_vit", 160).state_dict(), tmp_path / "weights.pth")
     encoder = load_encoder(params(encoder="test_vit", weights=str(tmp_path / "weights.pth"), input_size=128, grid=8))
     assert encoder.tokens(some_images(128, count=1)).shape == (1, 64, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+def test_folding_batch_norms_leaves_the_function_and_no_batch_norm(name: str) -> None:
+    network = efficientnet_lite(name)
+    pixels = some_images(96, count=2) / 127.5 - 1
+    with torch.no_grad():
+        expected = network(pixels)
+        fold_batch_norms(network)
+        torch.testing.assert_close(network(pixels), expected, rtol=1e-3, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
 
 
 def test_identity_names_model_weights_size_and_grid_and_not_the_file_format(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sfd_core.config import FeaturesParams
 from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
 from sfd_core.errors import ConfigError, DataError, NumericsError, ResourceError
 from sfd_core.models import encoders
-from sfd_core.models.encoders import load_encoder
+from sfd_core.models.encoders import efficientnet_lite, load_encoder
 from sfd_core.stages.features import extract_features
 
 
@@ -61,7 +61,7 @@ def test_the_batch_size_does_not_matter(images: Path, tmp_path: Path) -> None:
 
 
 def test_tokens_beyond_float16_are_an_error_and_nothing_is_written(images: Path, tmp_path: Path) -> None:
-    model = load_encoder(params()).model
+    model = efficientnet_lite("tf_efficientnet_lite0")
     with torch.no_grad():
         model.blocks[4][-1].bn3.bias.fill_(1e6)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
