@@ -98,7 +98,12 @@ def _write_history(path: Path, terms: tuple[str, ...], scale: float) -> None:
     decay = scale * (0.2 + np.exp(-step / 300))
     table: dict[str, Any] = {"step": step, "images_seen": step * 64, "seconds": step * 0.15}
     table |= {term: decay / (k + 1) for k, term in enumerate(terms)}
-    table |= {"gradient_norm": decay, "learning_rate": np.minimum(step / 100, 1) * 4e-3, "images_per_second": 420.0 + 0 * decay}
+    table |= {
+        "repa": 0.0 * decay,
+        "gradient_norm": decay,
+        "learning_rate": np.minimum(step / 100, 1) * 4e-3,
+        "images_per_second": 420.0 + 0 * decay,
+    }
     pd.DataFrame(table).to_csv(path, index=False)
 
 

@@ -147,7 +147,8 @@ def _terms(outputs: Outputs) -> dict[str, list[str]]:
     groups = {"denoisers": denoisers, **{stage: [table] for stage, table in outputs.vae_histories.items()}}
 
     def terms(histories: list[pd.DataFrame]) -> list[str]:
-        columns = dict.fromkeys(str(column) for table in histories for column in table.columns)
+        # a term that is zero throughout is switched off
+        columns = dict.fromkeys(str(column) for table in histories for column in table.columns if table[column].any())
         return sorted((column for column in columns if column not in NO_TERMS), key=LAST_TERMS.__contains__)
 
     return {group: terms(histories) for group, histories in groups.items() if histories}

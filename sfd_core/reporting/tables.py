@@ -106,7 +106,7 @@ def oracle_title(variant: VariantOutputs) -> str:
     """Name the oracle of a variant, with its number of samples where that is not the final numbers'."""
     samples = sample_count(variant.oracle)
     other = f", {samples} samples" if samples not in {None, variant.samples} else ""
-    return f"{variant.name} given real semantics (oracle{other})"
+    return f"{variant.name} oracle{other}"
 
 
 def speed_tables(reaches: Sequence[Reach], outputs: Outputs) -> dict[str, list[Table]]:
@@ -135,11 +135,9 @@ def finding(outputs: Outputs, primary: NumberName, encoder: str) -> str:
     cost = outputs.variants[leader].cost
     role = "the semantic encoder itself" if primary.extractor == encoder.removeprefix("tf_") else "not the semantic encoder"
     gaps = [f"{1 - values[leader] / values[name]:.1%} below {name} ({text.number(values[name])})" for name in ranked[1:]]
-    sentence = (
-        f"After {text.count(cost['images_seen'])} training images {leader} is closest to the real images: {primary.title} "
-        f"{text.number(values[leader])} as {text.extractor_title(primary.extractor)} ({role}) judges it"
-    )
-    return sentence + (", " + ", ".join(gaps) if gaps else "") + "."
+    distance = f"{primary.title} {text.number(values[leader])} as {text.extractor_title(primary.extractor)} ({role}) judges it"
+    stands = f"is closest to the real images: {distance}, {', '.join(gaps)}" if gaps else f"is at {distance}"
+    return f"After {text.count(cost['images_seen'])} training images {leader} {stands}."
 
 
 def describe(variant: VariantParams) -> str:

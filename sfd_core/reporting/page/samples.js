@@ -40,7 +40,7 @@ async function scrubber() {
   if (!root) return;
   const slider = document.getElementById("scrub"), play = document.getElementById("play"), form = document.getElementById("scrub-controls");
   const sheets = {};
-  let run = null, timer = null;
+  let run = null, timer = null, k = 0; // k: the frame shown; the slider itself runs over global time
 
   function pictures() {
     const pairs = document.getElementById("pairs");
@@ -69,8 +69,10 @@ async function scrubber() {
     }
   }
 
-  function frame() {
-    const k = Number(slider.value), { textures, semantics } = sheets[run.name], phase = run.phases.find((p) => p.key === run.phase[k]);
+  function frame(index) {
+    k = Math.min(run.u.length - 1, Math.max(0, index));
+    slider.value = run.u[k];
+    const { textures, semantics } = sheets[run.name], phase = run.phases.find((p) => p.key === run.phase[k]);
     document.querySelectorAll("#pairs figure").forEach((figure, i) => {
       const texture = figure.querySelector(".texture"), semantic = figure.querySelector(".semantic");
       texture.getContext("2d").drawImage(textures, i * run.size, k * run.size, run.size, run.size, 0, 0, run.size, run.size);
@@ -95,22 +97,31 @@ async function scrubber() {
 
   async function choose(name) {
     sheets[name] ??= { textures: await loaded(DATA.trajectories[name].textures), semantics: DATA.trajectories[name].semantics && await loaded(DATA.trajectories[name].semantics) };
-    const share = run ? Number(slider.value) / Number(slider.max) : 0.62;
+    const time = run ? run.u[k] / run.end : 0.62;
     run = { name, ...DATA.trajectories[name] };
-    slider.max = run.u.length - 1;
-    slider.value = Math.round(share * (run.u.length - 1));
-    pictures(); timeline(); frame();
+    slider.max = run.end;
+    pictures(); timeline(); frame(nearest(time * run.end));
     root.dataset.ready = name;
+  }
+
+  function nearest(time) {
+    return run.u.reduce((best, u, i) => (Math.abs(u - time) < Math.abs(run.u[best] - time) ? i : best), 0);
   }
 
   function stop() { clearInterval(timer); timer = null; play.textContent = "▶"; play.setAttribute("aria-label", "Play the denoising run"); }
   play.addEventListener("click", () => {
     if (timer) { stop(); return; }
-    if (Number(slider.value) >= Number(slider.max)) slider.value = 0;
+    if (k === run.u.length - 1) frame(0);
     play.textContent = "❚❚"; play.setAttribute("aria-label", "Pause");
-    timer = setInterval(() => { slider.value = Number(slider.value) + 1; frame(); if (Number(slider.value) >= Number(slider.max)) stop(); }, 5000 / run.u.length);
+    timer = setInterval(() => { frame(k + 1); if (k === run.u.length - 1) stop(); }, 5000 / run.u.length);
   });
-  slider.addEventListener("input", () => { stop(); frame(); });
+  slider.addEventListener("input", () => { stop(); frame(nearest(Number(slider.value))); });
+  slider.addEventListener("keydown", (event) => {
+    const to = { ArrowRight: k + 1, ArrowUp: k + 1, ArrowLeft: k - 1, ArrowDown: k - 1, PageUp: k + 5, PageDown: k - 5, Home: 0, End: Infinity }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    stop(); frame(to);
+  });
   form.addEventListener("change", () => { stop(); choose(picked(form, "run")); });
   await choose(picked(form, "run"));
 }

@@ -66,6 +66,12 @@ def test_payload_holds_every_curve_grid_and_run(params: Params, page: Path) -> N
     assert data["trajectories"]["dit"]["semantics"] is None
 
 
+def test_a_term_that_is_switched_off_has_no_chart(page: Path) -> None:
+    html = page.read_text()
+    assert 'data-term="cosine"' in html
+    assert 'data-term="repa"' not in html
+
+
 def test_metrics_and_results_hold_the_final_table(params: Params, page: Path) -> None:
     metrics = json.loads((page.parent / "metrics.json").read_text())
     assert metrics["sfd"]["fd_efficientnet_lite2"] == FINAL["sfd"]
