@@ -206,7 +206,7 @@ def _distances(outputs: Outputs) -> list[NumberName]:
 
 def _best(column: NumberName, outputs: Outputs) -> str | None:
     values = outputs.final_values(column.name)
-    if len(values) < 2:
+    if len(set(values.values())) < 2:
         return None
     return (max if column.higher_is_better else min)(values, key=lambda name: values[name])
 
