@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 def params(path: Path | None, **changes: object) -> PrepareParams:
     values = {
-        "source": "folder", "path": str(path), "labels": "folder", "resolution": 16, "copies": 1, "held_out": 0.3,
+        "source": "folder", "path": None if path is None else str(path), "labels": "folder", "resolution": 16, "copies": 1, "held_out": 0.3,
         "skip_unreadable": False, "seed": 0,
     }  # fmt: skip
     return PrepareParams.model_validate(values | changes)
@@ -86,7 +86,7 @@ def test_two_runs_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twemoji_copies_follow_the_plain_training_images(tmp_path: Path) -> None:
-    prepare(params(None, source="twemoji", path=None, labels="category", copies=2), tmp_path / "prepare")
+    prepare(params(None, source="twemoji", labels="category", copies=2), tmp_path / "prepare")
     train, held_out = (ShardReader(tmp_path / "prepare" / part) for part in ("train", "held_out"))
     names = train.meta["names"]
     half = len(names) // 2
