@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 def params(path: Path | None, **changes: object) -> PrepareParams:
     values = {
-        "source": "folder", "path": None if path is None else str(path), "labels": "folder", "resolution": 16, "copies": 1, "held_out": 0.3,
+        "source": "folder", "path": path and str(path), "labels": "folder", "resolution": 16, "copies": 1, "held_out": 0.3,
         "skip_unreadable": False, "seed": 0,
     }  # fmt: skip
     return PrepareParams.model_validate(values | changes)
