@@ -47,7 +47,7 @@ class _Finished:
     def digest(self) -> str:
         """Hash of everything the run shows."""
         files = [file for files in self.evidence.files.values() for file in files]
-        files += [*self.evidence.step_images.values(), *(curve.path for curve in self.evidence.curves)]
+        files += [*self.evidence.step_images.values(), *(curve.path for curve in self.evidence.curves if curve.path.is_file())]
         return fingerprint(self.key, [file_digest(file) for file in files], sorted(self.evidence.model))
 
 

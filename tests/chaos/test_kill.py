@@ -1,31 +1,32 @@
 """A `dvc repro` that is killed with everything it started, again and again, ends in the weights of an unbroken one."""
 
+import hashlib
 import random
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from projects import Project, make_project
+from safetensors.numpy import load_file
 
 pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(1800)]
 
 LONGER = {"steps": 60, "checkpoint_every": 3}
-TRAINED = {
-    "texture_vae": "outputs/texture_vae/model.safetensors",
-    "semantic_vae": "outputs/semantic_vae/model.safetensors",
-    "train@sfd": "outputs/train/sfd/snapshots",
-}
+TRAINED = ("outputs/texture_vae", "outputs/semantic_vae", "outputs/train/sfd/snapshots")
 
 
 def weights(project: Project) -> dict[str, str]:
-    """Return the hash of every network's weights, as DVC recorded it."""
-    lock: dict[str, Any] = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
-    found = {stage: out["md5"] for stage, path in TRAINED.items() for out in lock[stage]["outs"] if out["path"] == path}
-    assert set(found) == set(TRAINED)
-    return found
+    """Return the hash of every network's weights; their files differ, since they also tell how long the training took."""
+    hashes = {}
+    for folder in TRAINED:
+        for file in sorted((project.path / folder).glob("*.safetensors")):
+            digest = hashlib.sha256()
+            for name, tensor in sorted(load_file(file).items()):
+                digest.update(name.encode() + str(tensor.dtype).encode() + tensor.tobytes())
+            hashes[f"{folder}/{file.name}"] = digest.hexdigest()
+    assert len(hashes) >= 5
+    return hashes
 
 
 def resume_folders(project: Project) -> list[Path]:

@@ -28,7 +28,7 @@ def ran(output: str) -> list[str]:
 
 @pytest.fixture
 def project(reproduced: Project) -> Iterator[Project]:
-    """The reproduced project, with its parameters and code as they were before and after the test."""
+    """The reproduced project, with its parameters and code restored after the test."""
     before = {
         path: path.read_bytes() for path in [reproduced.path / "params.yaml", *(reproduced.path / "sfd_core").rglob("*.py")]
     }
@@ -119,7 +119,7 @@ def test_another_offset_trains_and_judges_one_variant_and_the_old_one_comes_back
     project.set({"variants.sfd.delta_t": 0.5})
     assert ran(project.run("dvc", "repro").stdout) == ["train@sfd", "evaluate@sfd", "report"]
     difference = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
-    assert difference["params.yaml"]["variants.sfd.delta_t"] == {"old": 0.3, "new": 0.5}
+    assert difference["params.yaml"]["variants.sfd.delta_t"].items() >= {"old": 0.3, "new": 0.5}.items()
     project.set({"variants.sfd.delta_t": 0.3})
     restored = project.run("dvc", "repro").stdout
     assert restored.count("is cached - skipping run, checking out outputs") == 3
@@ -127,6 +127,7 @@ def test_another_offset_trains_and_judges_one_variant_and_the_old_one_comes_back
 
 
 def test_a_lost_output_comes_back_from_the_cache(project: Project) -> None:
+    project.run("dvc", "repro")
     curve = project.path / "outputs" / "evaluate" / "sfd" / "curve.csv"
     content = curve.read_bytes()
     curve.unlink()

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -87,15 +87,17 @@ class Wait:
 
 
 @pytest.fixture
-def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     folder = project / "server"
     folder.mkdir()
     server = Server(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    return server
+    yield server
+    server.kill()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_a_server_killed_during_training_costs_no_time_and_no_point(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     server.start()
@@ -110,20 +112,17 @@ def test_a_server_killed_during_training_costs_no_time_and_no_point(server: Serv
             time.sleep(0.2)
         server.kill()
 
-    try:
-        resume = ResumeFolder(Path("resume"))
-        with follow(SPEC, resume.history_path, "resume", every=0.2):
-            result = run(Wait(), PLAN, resume, on_snapshot=kill)
-            assert threads_named("follow sfd") == 1
-        assert seen
-        assert result.steps == STEPS
-        # 200 steps of some 6 ms; a training that waited for the dead server would take minutes
-        assert result.seconds < 20
-        assert "the curve is on disk and sent later" in capfd.readouterr().err
-        server.start()
-        complete(resume.history_path, server)
-    finally:
-        server.kill()
+    resume = ResumeFolder(Path("resume"))
+    with follow(SPEC, resume.history_path, "resume", every=0.2):
+        result = run(Wait(), PLAN, resume, on_snapshot=kill)
+        assert threads_named("follow sfd") == 1
+    assert seen
+    assert result.steps == STEPS
+    # 200 steps of some 6 ms; a training that waited for the dead server would take minutes
+    assert result.seconds < 20
+    assert "the curve is on disk and sent later" in capfd.readouterr().err
+    server.start()
+    complete(resume.history_path, server)
 
 
 def complete(history: Path, server: Server) -> None:

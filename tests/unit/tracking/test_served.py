@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from sfd_core.artifact import DenoiserManifest, SnapshotRecord
-from sfd_core.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.composite import ChannelStatistics, LatentStatistics
 from sfd_core.config import load_params
 from sfd_core.errors import ConfigError
+from sfd_core.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.models.factory import LatentSpec, build_denoiser
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.paths import OUTPUTS, file_digest
