@@ -108,6 +108,7 @@ class Pipeline:
         For example `pipeline([0, 1], seed=3, evaluations=100)`. Raises `ConfigError` for labels or settings that do not exist.
         """
         sampler = SamplerParams.model_validate({**sampler.model_dump(), **changes, "seed": seed})
+        self._check(labels, sampler)
         chunks = list(self.batches(labels, sampler))
         return Samples(
             torch.cat([chunk.images for chunk in chunks]),

@@ -2,4 +2,5 @@
 
 from sfd_core.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

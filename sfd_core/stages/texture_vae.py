@@ -82,7 +82,7 @@ def _write(vae: TextureVAE, held_out: ShardReader, result: TrainingResult, resum
         vae.save(folder)
         write_json(folder / "metrics.json", metrics)
         shutil.copyfile(resume.history_path, folder / "history.csv")
-        save_image(torch.cat([originals, decoded]) / 2 + 0.5, folder / "reconstructions.png", nrow=len(shown))
+        save_image(torch.cat([originals, decoded]) / 2 + 0.5, folder / "reconstructions.png", nrow=len(shown), pad_value=1.0)
 
 
 @exits_cleanly

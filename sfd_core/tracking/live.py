@@ -14,7 +14,7 @@ from sfd_core.paths import STATE, atomic_path, file_digest
 from sfd_core.tracking.address import is_embedded, is_reachable, store_uri
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.runs import RunSpec
-from sfd_core.tracking.store import Store
+from sfd_core.tracking.store import NAME_TAG, Store
 
 SECONDS_BETWEEN_SENDINGS = 10.0
 SECONDS_AT_THE_END = 30.0
@@ -99,7 +99,7 @@ class _Follower(threading.Thread):
             self._store = Store(self._uri)
         store, tags = self._store, {"sfd.resume_key": self._resume_key}
         if not self._run_id:
-            found = store.find(tags)
+            found = store.find({NAME_TAG: self._spec.name, **tags})
             self._run_id = found[0][0] if found else store.create(self._spec, tags)
         points = list(self._curve.points())
         if self._known is None:

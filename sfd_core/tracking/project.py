@@ -122,9 +122,9 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
 def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
     results = _read_json(evaluate / "metrics.json")
     finals = _numbers(_read_json(train / "metrics.json"), "final")
-    finals |= _numbers(_values(results.get("numbers")), "final") | _numbers(_values(results.get("oracle")), "oracle")
+    finals |= _numbers(_values(results.get("numbers")), "final") | _numbers(_values(results.get("snapshot_oracle")), "oracle")
     protocols = {name: number["protocol"] for name, number in (results.get("numbers") or {}).items() if "protocol" in number}
-    tags = {"sfd.protocol": json.dumps(protocols, sort_keys=True)} if protocols else {}
+    tags = {"sfd.protocol": json.dumps(_without_repetition(protocols))} if protocols else {}
     if results:
         tags["sfd.evaluation"] = fingerprint([file_digest(file) for file in _present(evaluate, "curve.csv", "metrics.json")])
     grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
@@ -149,6 +149,14 @@ def _model(train: Path, texture_vae: Path) -> dict[str, Path]:
     needed += [(TEXTURE_VAE_PART, texture_vae, name) for name in ("model.json", "model.safetensors")]
     parts = {f"{part}/{name}": folder / name for part, folder, name in needed}
     return parts if snapshots and all(file.is_file() for file in parts.values()) else {}
+
+
+def _without_repetition(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Name once, under `all`, what every number's protocol shares: a tag holds a few thousand characters."""
+    first = next(iter(protocols.values()))
+    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in protocols.values())}
+    own = {name: {key: value for key, value in protocol.items() if key not in shared} for name, protocol in protocols.items()}
+    return {"all": shared, **own}
 
 
 def _values(numbers: Any) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def training_run(name: str, group: Group) -> RunSpec:
 
 
 def _spec(name: str, kind: str, values: Mapping[str, Any], command: str) -> RunSpec:
-    tags = {"sfd.kind": kind, "sfd.name": name, "sfd.params": fingerprint(values), "sfd.command": command}
+    tags = {"sfd.kind": kind, "sfd.params": fingerprint(values), "sfd.command": command}
     tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
     tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
     return RunSpec(name, dict(_flatten(values)), tags)

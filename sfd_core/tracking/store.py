@@ -27,6 +27,7 @@ from sfd_core.tracking.curves import Curve, Point
 from sfd_core.tracking.runs import RunSpec
 
 EXPERIMENT = "semantic-first-diffusion"
+NAME_TAG = "sfd.name"
 POINTS_A_CALL, PARAMS_A_CALL, TAG_LENGTH = 1000, 100, 5000
 """Limits of MLflow's interface."""
 SAMPLING_NEEDS = (
@@ -97,7 +98,9 @@ class Store:
 
     def create(self, spec: RunSpec, tags: Mapping[str, str]) -> str:
         """Make a run with the parameters and tags of `spec` and return its id."""
-        run_id: str = self._client.create_run(self.experiment_id, tags={**spec.tags, **tags}, run_name=spec.name).info.run_id
+        run_id: str = self._client.create_run(
+            self.experiment_id, tags={**spec.tags, NAME_TAG: spec.name, **tags}, run_name=spec.name
+        ).info.run_id
         self.describe(run_id, spec)
         return run_id
 
@@ -200,9 +203,9 @@ def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_k
 
 
 def _run_of(store: Store, spec: RunSpec, key: str, evaluation: str, resume_key: str | None) -> tuple[str, dict[str, str]]:
-    candidates = store.find({"sfd.key": key})
+    candidates = store.find({NAME_TAG: spec.name, "sfd.key": key})
     if not candidates and resume_key is not None:
-        candidates = store.find({"sfd.resume_key": resume_key})
+        candidates = store.find({NAME_TAG: spec.name, "sfd.resume_key": resume_key})
     for run_id, tags in candidates:
         if tags.get("sfd.evaluation", evaluation) == evaluation:
             if "sfd.evaluation" not in tags and evaluation:  # it was complete as a training only

@@ -1,0 +1,63 @@
+"""The command `sfd` on a reproduced tiny project: sample, evaluate, experiment."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from projects import Project
+
+pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
+
+
+def test_samples_are_a_picture_that_the_seed_decides(reproduced: Project) -> None:
+    def drawn(seed: str) -> np.ndarray:
+        out = f".sfd/samples-{seed}.png"
+        reproduced.run("sfd", "sample", "sfd", "--labels", "squares", "0", "--count", "2", "--seed", seed, "--out", out)
+        return np.asarray(Image.open(reproduced.path / out))
+
+    first = drawn("0")
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(drawn("0"), first)
+    assert (drawn("1") != first).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["sample", "sfd", "--labels", "triangles"], "0 circles, 1 squares, 2 stripes"),
+        (["sample", "none-such"], "none-such"),
+        (["sample", "sfd", "--snapshot", "3"], "snapshot"),
+        (["experiment", "wrong", "--set", "train.steps=3"], "train.steps"),
+        (["validate", "none-such.yaml"], "none-such.yaml"),
+    ],
+)
+def test_a_user_s_mistake_is_one_message_and_exit_code_2(reproduced: Project, words: list[str], named: str) -> None:
+    ended = reproduced.run("sfd", *words, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert named in ended.stderr
+
+
+def test_numbers_are_printed_and_written_with_their_protocols(reproduced: Project) -> None:
+    printed = reproduced.run(
+        "sfd", "evaluate", "sfd", "--samples", "6", "--evaluations", "4", "--out", ".sfd/numbers.json"
+    ).stdout
+    numbers = json.loads((reproduced.path / ".sfd" / "numbers.json").read_text())
+    protocol = numbers["fd_efficientnet_lite0"]["protocol"]
+    assert (protocol["samples"], protocol["evaluations"]) == (6, 4)
+    assert re.search(r"^fd_efficientnet_lite0 +\d", printed, re.MULTILINE)
+
+
+def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Project) -> None:
+    words = ["experiment", "seeds", "--set", 'active=["sfd"]', "--vary", "seed", "0", "1", "--table", ".sfd/seeds.csv"]
+    printed = reproduced.run("sfd", *words).stdout
+    ran = [stage for stage, then in re.findall(r"^Running stage '([^']+)':\n(.*)", printed, re.MULTILINE)]
+    assert set(ran) == {"train@sfd-seed-1", "evaluate@sfd-seed-1", "report"}
+    table = pd.read_csv(reproduced.path / ".sfd" / "seeds.csv")
+    assert table[["variant", "seed"]].to_numpy().tolist() == [["sfd", 0], ["sfd", 1]]
+    assert table["fd_efficientnet_lite0"].nunique() == 2
+    assert (reproduced.path / ".sfd" / "experiments" / "seeds" / "report" / "index.html").is_file()
+    assert json.loads(reproduced.run("dvc", "status", "--json").stdout) == {}
