@@ -1,3 +1,4 @@
+import json
 import shutil
 import time
 from pathlib import Path
@@ -40,12 +41,10 @@ def test_curves_and_final_numbers_of_the_evaluation_are_in_the_run(embedded: Pat
     assert [metric.step for metric in history] == [300, 600, 900, 1200, 1500]
     metrics = client.get_run(run_id).data.metrics
     assert metrics["evaluate/images_seen"] == 1500 * 64
-    assert metrics["final/fd_efficientnet_lite2"] < metrics["evaluate/fd_efficientnet_lite2"] * 2
-    assert "oracle/fd_efficientnet_lite2" in metrics
-    assert (
-        "protocol" in client.get_run(run_id).data.tags["sfd.protocol"]
-        or "solver" in client.get_run(run_id).data.tags["sfd.protocol"]
-    )
+    assert {"final/fd_efficientnet_lite2", "oracle/fd_efficientnet_lite2"} <= set(metrics)
+    protocol = json.loads(client.get_run(run_id).data.tags["sfd.protocol"])
+    assert protocol["all"]["solver"] == "euler"
+    assert set(protocol) == {"all", *(name.removeprefix("final/") for name in metrics if name.startswith("final/"))}
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/neighbours.png"]
 
 
