@@ -142,7 +142,10 @@ def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
 
 
 def _model(train: Path, texture_vae: Path) -> dict[str, Path]:
-    """Return what sampling needs, of the snapshots the last; empty if something is missing."""
+    """Return what sampling needs, of the snapshots the last; empty if something is missing or the VAE is another by now."""
+    trained_on = _read_json(train / "model.json").get("identity", {}).get("texture_vae")
+    if trained_on is None or trained_on != _read_json(texture_vae / "model.json").get("identity"):
+        return {}
     snapshots = sorted(train.glob("snapshots/*.safetensors"))
     needed = [(TRAIN_PART, train, name) for name in ("model.json", "statistics.safetensors")]
     needed += [(TRAIN_PART, train, f"snapshots/{file.name}") for file in snapshots[-1:]]

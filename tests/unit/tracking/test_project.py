@@ -7,8 +7,9 @@ import pytest
 from synthetic_outputs import write_outputs
 
 from sfd_core.config import Params, load_params
-from sfd_core.paths import OUTPUTS
+from sfd_core.paths import OUTPUTS, write_json
 from sfd_core.tracking import Store, track_project
+from sfd_core.tracking.project import _model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 
@@ -96,3 +97,20 @@ def test_a_server_that_is_down_is_told_at_once_and_raises_nothing(
     assert set(tracked.failed) == ALL
     assert "`sfd track` sends it again" in capsys.readouterr().err
     assert not (project / ".sfd" / "tracked.json").exists()
+
+
+def test_a_denoiser_and_a_vae_that_do_not_belong_together_make_no_model(tmp_path: Path) -> None:
+    train, texture_vae = tmp_path / "train", tmp_path / "texture_vae"
+    (train / "snapshots").mkdir(parents=True)
+    texture_vae.mkdir()
+    for file in (
+        train / "statistics.safetensors",
+        train / "snapshots" / "step-1.safetensors",
+        texture_vae / "model.safetensors",
+    ):
+        file.touch()
+    write_json(train / "model.json", {"identity": {"texture_vae": {"weights": "a"}}})
+    write_json(texture_vae / "model.json", {"identity": {"weights": "a"}})
+    assert len(_model(train, texture_vae)) == 5
+    write_json(texture_vae / "model.json", {"identity": {"weights": "b"}})
+    assert _model(train, texture_vae) == {}
