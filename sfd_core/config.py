@@ -119,12 +119,18 @@ class TextureVAEParams(Group):
     downsampling: Literal[4, 8, 16, 32]
     """Pixels per latent position along one side."""
     width: Positive
-    """Channels of the convolutional residual."""
+    """Channels of the convolutional residual, normalised in eight groups."""
     depth: Positive
     """Residual blocks on the latent grid, in the encoder and in the decoder."""
     kl_weight: NonNegative
     learning_rate: PositiveFloat
     optimisation: Optimisation
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % 8:
+            raise ValueError(f"width {self.width} is not a multiple of its 8 normalisation groups; choose 8, 16, 24, ...")
+        return self
 
 
 class FeaturesParams(Group):
