@@ -341,6 +341,12 @@ class Params(Group):
         sizes = {"none": 0, "vae": self.semantic_vae.channels, "pca": self.semantic_vae.pca_channels}
         return sizes[variant.semantic]
 
+    def variant(self, name: str) -> VariantParams:
+        """Return the variant `name`. Raises `ConfigError` for an unknown one."""
+        if name not in self.variants:
+            raise ConfigError(f"unknown variant {name!r}; params.yaml defines {', '.join(self.variants)}")
+        return self.variants[name]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_grids()

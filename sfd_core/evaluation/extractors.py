@@ -6,20 +6,18 @@ torch-fidelity's own cache looks at names alone.
 """
 
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from sfd_core.config import FeaturesParams, fingerprint
 from sfd_core.errors import DataError, ResourceError
-from sfd_core.models.encoders import efficientnet_lite, load_encoder, weights_digest
+from sfd_core.models.encoders import efficientnet_lite, fold_batch_norms, load_encoder, weights_digest
 
 FEATURES, LOGITS, SPATIAL = "features", "logits", "spatial"
 """Layers: the vector of the main distances, Inception's class logits without bias, and the 2023 values of sFID."""
@@ -93,7 +91,7 @@ class EfficientNetLite(JudgeNetwork):
         self.identity = ExtractorIdentity(
             self.architecture.removeprefix("tf_"), weights_digest(network), self.input_size, preprocessing
         )
-        _fold_batch_norms(network)
+        fold_batch_norms(network)
         self.network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def layers(self, images: Tensor) -> dict[str, Tensor]:
@@ -168,15 +166,3 @@ def register(extractor: JudgeNetwork) -> str:
     if key not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(key, type(extractor))
     return key
-
-
-def _fold_batch_norms(network: nn.Module) -> None:
-    """Multiply batch norms into the convolutions before them: the same function, 1.5 times as fast on a CPU."""
-    children = list(network.named_children())
-    for (conv_name, conv), (norm_name, norm) in pairwise(children):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            setattr(network, conv_name, fuse_conv_bn_eval(conv, norm))
-            # timm's batch norm ends in the activation.
-            setattr(network, norm_name, norm.act)
-    for child in network.children():
-        _fold_batch_norms(child)

@@ -23,7 +23,7 @@ from torch import Tensor
 from sfd_core.artifact import Denoiser, DenoiserManifest, SnapshotRecord
 from sfd_core.config import Params, SamplerParams, VariantParams, load_params
 from sfd_core.data.shards import ShardReader
-from sfd_core.errors import ConfigError, exits_cleanly
+from sfd_core.errors import exits_cleanly
 from sfd_core.evaluation.judge import Judge, head
 from sfd_core.evaluation.labels import CLASS_BALANCED, class_balanced_labels
 from sfd_core.evaluation.neighbours import neighbour_sheet
@@ -194,8 +194,7 @@ def main() -> None:
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
     params = load_params()
-    if name not in params.variants:
-        raise ConfigError(f"unknown variant {name!r}; params.yaml defines {', '.join(params.variants)}")
+    params.variant(name)  # an unknown one is told before anything is read
     inputs = EvaluateInputs(
         stage_dir("train", name), stage_dir("encode"), stage_dir("prepare"), stage_dir("reference"), stage_dir("texture_vae")
     )

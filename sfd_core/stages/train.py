@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sfd_core.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.composite import Composite, LatentStatistics, load_statistics
-from sfd_core.config import Params, TrainParams, VariantParams, load_params
+from sfd_core.config import TrainParams, VariantParams, load_params
 from sfd_core.data.shards import ShardReader
-from sfd_core.errors import ConfigError, IdentityError, exits_cleanly
+from sfd_core.errors import IdentityError, exits_cleanly
 from sfd_core.identity import STATISTICS_FILE, LatentIdentity, read_latent_identity
 from sfd_core.models.dit import DiT
 from sfd_core.models.ema import EMA
@@ -125,13 +125,6 @@ def _write(
         write_json(folder / "metrics.json", metrics)
 
 
-def chosen_variant(params: Params, name: str) -> VariantParams:
-    """Return the variant `name`. Raises `ConfigError` for an unknown one."""
-    if name not in params.variants:
-        raise ConfigError(f"unknown variant {name!r}; params.yaml defines {', '.join(params.variants)}")
-    return params.variants[name]
-
-
 @exits_cleanly
 def main() -> None:
     """Run the stage in the project's folder."""
@@ -139,7 +132,7 @@ def main() -> None:
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
     params = load_params()
-    variant = chosen_variant(params, name)
+    variant = params.variant(name)
     inputs = TrainInputs.open(variant, stage_dir("encode"), stage_dir("features"))
     train_variant(name, variant, params.train, inputs, stage_dir("train", name))
 
