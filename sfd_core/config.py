@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfd_core.errors import ConfigError
+from sfd_core.sizes import MODEL_SIZES, SizeName
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -20,33 +21,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 
 ExtractorName = Literal["inception", "dinov2", "efficientnet_lite2", "efficientnet_lite0"]
-SizeName = Literal["tiny", "S", "B", "L", "XL", "XXL", "1p6B"]
 
 
 class Group(BaseModel):
     """Base of all groups: immutable, strictly typed, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ModelSize(Group):
-    """Depth, width and number of heads of a transformer."""
-
-    depth: Positive
-    width: Positive
-    heads: Positive
-
-
-MODEL_SIZES: dict[SizeName, ModelSize] = {
-    "tiny": ModelSize(depth=4, width=128, heads=4),
-    "S": ModelSize(depth=12, width=384, heads=6),
-    "B": ModelSize(depth=12, width=768, heads=12),
-    "L": ModelSize(depth=24, width=1024, heads=16),
-    "XL": ModelSize(depth=28, width=1152, heads=16),
-    "XXL": ModelSize(depth=24, width=1536, heads=24),
-    "1p6B": ModelSize(depth=28, width=1792, heads=28),
-}
-"""Denoiser sizes (METHOD: LightningDiT sizes of the paper; `tiny` is the embedded preset's)."""
 
 
 class Optimisation(Group):

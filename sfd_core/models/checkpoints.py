@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfd_core.config import ModelSize
 from sfd_core.errors import DataError
 from sfd_core.models.lightningdit import LightningDiT
 from sfd_core.models.semantic_vae import SemanticVAE
+from sfd_core.sizes import ModelSize
 
 WEIGHT_KEYS = ("ema", "model", "model_state_dict", "state_dict")
 """Where torch files keep their weights; the first that exists wins, so that averaged weights are preferred."""

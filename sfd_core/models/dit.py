@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfd_core.config import ModelSize
 from sfd_core.errors import ConfigError
 from sfd_core.models import layers
+from sfd_core.sizes import ModelSize
 
 
 class DiTBlock(nn.Module):

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfd_core.config import MODEL_SIZES, VariantParams
+from sfd_core.config import VariantParams
 from sfd_core.errors import ConfigError
 from sfd_core.models.dit import DiT
 from sfd_core.models.lightningdit import LightningDiT, RepaHead
 from sfd_core.seeding import derive_seed
+from sfd_core.sizes import MODEL_SIZES
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sfd_core.config import ModelSize
 from sfd_core.errors import ConfigError
 from sfd_core.models import layers
+from sfd_core.sizes import ModelSize
 
 
 @dataclass(frozen=True)

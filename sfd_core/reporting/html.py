@@ -13,6 +13,7 @@ import yaml
 
 from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.evaluation.convergence import Reach
 from sfd_core.paths import atomic_dir, write_json
 from sfd_core.reporting import figures, studies, tables, text
 from sfd_core.reporting.palette import VariantStyle, variant_styles
@@ -20,7 +21,6 @@ from sfd_core.reporting.payload import NO_TERMS, build_payload
 from sfd_core.reporting.phases import phase_words, phases_svg
 from sfd_core.reporting.pictures import file_uri
 from sfd_core.reporting.sources import REFERENCES, Number, Outputs, class_names
-from sfd_core.reporting.tables import Reach
 from sfd_core.reporting.text import number_name
 
 PAGE = files("sfd_core.reporting") / "page"

@@ -4,25 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sfd_core.config import VariantParams
+from sfd_core.evaluation.convergence import Reach
 from sfd_core.reporting import text
 from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs, VariantOutputs, sample_count
 from sfd_core.reporting.text import KINDS, NumberName, number_name
-
-
-@dataclass(frozen=True)
-class Reach:
-    """When `variant` first reached the final distance of `target`; None where it never did."""
-
-    number: str
-    target: str
-    target_value: float
-    variant: str
-    steps: float | None
-    images_seen: float | None
-    flops: float | None
-    seconds: float | None
-    at_most: bool
-    """The first snapshot was already there, so the true cost is this or less."""
 
 
 @dataclass(frozen=True)

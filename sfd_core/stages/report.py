@@ -6,7 +6,6 @@ writes `report/index.html`, `metrics.json`, `results.csv` and figures, and print
 """
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from sfd_core.config import Params, load_params
@@ -15,7 +14,7 @@ from sfd_core.evaluation.convergence import distances, read_curves, speed_up
 from sfd_core.paths import OUTPUTS, REPORT
 from sfd_core.reporting.html import write_report
 from sfd_core.reporting.sources import read_outputs
-from sfd_core.reporting.tables import Reach, primary_number
+from sfd_core.reporting.tables import primary_number
 from sfd_core.reporting.text import number_name
 
 RESULTS = Path("docs/results")
@@ -34,7 +33,7 @@ def report(params: Params, outputs: Path, results: Path, out: Path) -> Path:
     # the leading distance comes first; KID and sFID have curves but no speed-up table
     numbers = sorted(_frechet_distances(distances(curves)), key=lambda number: number != primary)
     reaches = [reach for number in numbers for reach in speed_up(curves, number, _targets(params))]
-    return write_report(params, read, [Reach(**asdict(reach)) for reach in reaches], out)
+    return write_report(params, read, reaches, out)
 
 
 def _frechet_distances(numbers: list[str]) -> list[str]:

@@ -69,7 +69,8 @@ def code_of(stage: str) -> set[str]:
         path = left.pop()
         if path not in found:
             found.add(path)
-            left.extend(imported(path))
+            if path.relative_to(ROOT).as_posix() not in NO_RESULT_DEPENDS_ON:
+                left.extend(imported(path))
     found |= {folder for path in found for folder in path.parent.iterdir() if holds_no_code(folder)}
     names = {path.relative_to(ROOT).as_posix() for path in found if not runs_nothing(path)}
     return names - NO_RESULT_DEPENDS_ON

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfd_core.config import ModelSize
 from sfd_core.errors import DataError
 from sfd_core.models.checkpoints import (
     lightningdit_from,
@@ -22,6 +21,7 @@ from sfd_core.models.checkpoints import (
 from sfd_core.models.dit import DiT
 from sfd_core.models.lightningdit import LightningDiT, RepaHead
 from sfd_core.models.semantic_vae import SemanticVAE
+from sfd_core.sizes import ModelSize
 
 SMALL = ModelSize(depth=2, width=32, heads=2)
 REPA = RepaHead(block=2, width=16, target_channels=7)

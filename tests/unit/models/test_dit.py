@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from sfd_core.config import MODEL_SIZES, ModelSize
 from sfd_core.errors import ConfigError
 from sfd_core.models.dit import DiT
 from sfd_core.models.factory import parameter_count
+from sfd_core.sizes import MODEL_SIZES, ModelSize
 
 SMALL = ModelSize(depth=2, width=32, heads=2)
 

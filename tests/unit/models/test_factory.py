@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from sfd_core.config import MODEL_SIZES, Params, VariantParams, load_params
+from sfd_core.config import Params, VariantParams, load_params
 from sfd_core.errors import ConfigError
 from sfd_core.models.dit import DiT
 from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.models.lightningdit import LightningDiT
+from sfd_core.sizes import MODEL_SIZES
 
 TEXTURE_ONLY = LatentSpec(texture_channels=16, semantic_channels=0, grid=8, token_channels=112)
 COMPOSITE = LatentSpec(texture_channels=16, semantic_channels=8, grid=8, token_channels=112)

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd_core.config import MODEL_SIZES, ModelSize, SizeName
 from sfd_core.errors import ConfigError
 from sfd_core.models.factory import parameter_count
 from sfd_core.models.lightningdit import LightningDiT, RepaHead
+from sfd_core.sizes import MODEL_SIZES, ModelSize, SizeName
 
 SMALL = ModelSize(depth=3, width=32, heads=2)
 PUBLISHED = {"S": 32.9, "B": 130.3, "L": 457.7, "XL": 674.6, "XXL": 1028.3, "1p6B": 1630}

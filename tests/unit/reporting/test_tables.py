@@ -6,9 +6,9 @@ import pytest
 from synthetic_outputs import FINAL
 
 from sfd_core.config import Params
+from sfd_core.evaluation.convergence import Reach
 from sfd_core.reporting import studies, tables
 from sfd_core.reporting.sources import Outputs, read_outputs
-from sfd_core.reporting.tables import Reach
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_key_follows_parameters_inputs_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = config.ModelSize(depth=1, width=2, heads=1)
+    group = config.GuidanceParams(scale=1.0, interval=[0.0, 1.0])
     key = resume_key(group, 0.1, inputs=["abc"])
     assert key == resume_key(group, 0.1, inputs=["abc"])
     assert key != resume_key(group, 0.2, inputs=["abc"])
