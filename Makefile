@@ -18,7 +18,8 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 # Values to give on the command line, such as `make seeds SEEDS="0 1 2 3 4"`
 SEEDS ?= 0 1 2
-RATES ?= 0.001 0.002 0.004
+RATES ?= 0.002 0.004 0.008
+RATE_STEPS ?= 600
 LONG_STEPS ?= 12000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
@@ -41,8 +42,10 @@ repro-long: setup  ## the same with LONG_STEPS training steps for every variant,
 seeds: setup  ## every active variant trained and judged with each of SEEDS, in .sfd/experiments/seeds
 	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table docs/results/seeds.csv
 
-learning-rates: setup  ## every active variant trained and judged at each of RATES, in .sfd/experiments/learning-rates
-	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table docs/results/learning_rates.csv
+learning-rates: setup  ## every active variant at each of RATES for RATE_STEPS steps, in .sfd/experiments/learning-rates
+	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table docs/results/learning_rates.csv \
+		--set train.optimisation.steps=$(RATE_STEPS) --set train.optimisation.decay_steps=$$(( $(RATE_STEPS) / 3 )) \
+		--set train.snapshots=1 --set evaluate.snapshot_samples=500 --set evaluate.final_samples=500 --set evaluate.oracle=false
 
 # Tests run in as many processes as there are cores, each with one thread
 test: setup  ## all quick tests
