@@ -79,7 +79,7 @@ def result_table(outputs: Outputs) -> Table:
     images = {int(variant.cost["images_seen"]) for variant in outputs.variants.values()}
     return Table(
         caption="Distance to the training images at the last snapshot",
-        note=f"{_listed(samples)} samples a variant after {_listed(images)} training images; best of each column in bold. "
+        note=f"{_listed(samples)} samples a variant after {_listed(images)} training images. "
         "Distances and KID: lower is better; precision and recall: higher.",
         groups=[(text.extractor_title(judge), sum(column.extractor == judge for column in columns)) for judge in judges],
         columns=[column.title + (" ↑" if column.higher_is_better else " ↓") for column in columns],
