@@ -20,7 +20,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 SEEDS ?= 0 1 2
 RATES ?= 0.002 0.004 0.008
 RATE_STEPS ?= 600
-LONG_STEPS ?= 12000
+LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
 
@@ -37,7 +37,8 @@ repro: setup  ## data to report/index.html as params.yaml says; runs only what i
 	$(BIN)/sfd results
 
 repro-long: setup  ## the same with LONG_STEPS training steps for every variant, beside the project in .sfd/experiments/long
-	$(BIN)/sfd experiment long --set train.optimisation.steps=$(LONG_STEPS)
+	$(BIN)/sfd experiment long --curves docs/results/long.csv --set train.optimisation.steps=$(LONG_STEPS) \
+		--set train.optimisation.decay_steps=$$(( $(LONG_STEPS) / 3 )) --set train.snapshots=6
 
 seeds: setup  ## every active variant trained and judged with each of SEEDS, in .sfd/experiments/seeds
 	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table docs/results/seeds.csv

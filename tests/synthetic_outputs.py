@@ -59,7 +59,7 @@ def write_outputs(root: Path, params: Params) -> Path:
 
 
 def write_studies(folder: Path) -> Path:
-    """Write the committed tables of the learning-rate grid and of the seeds."""
+    """Write the committed tables of the learning-rate grid, the seeds and the longer training."""
     folder.mkdir(parents=True, exist_ok=True)
     rates, seeds = [], []
     for name, final in FINAL.items():
@@ -68,6 +68,9 @@ def write_studies(folder: Path) -> Path:
         seeds += [{"variant": name, "learning_rate": 4e-3, "seed": k} | _judged(final * (1 + 0.004 * k)) for k in range(3)]
     pd.DataFrame(rates).to_csv(folder / "learning_rates.csv", index=False)
     pd.DataFrame(seeds).to_csv(folder / "seeds.csv", index=False)
+    steps = np.array([1500, 3000, 6000])
+    long = [pd.DataFrame({"variant": name, **_costs(steps), **_judged(FINAL[name] * (1500 / steps) ** 0.3)}) for name in FINAL]
+    pd.concat(long).to_csv(folder / "long.csv", index=False)
     return folder
 
 
@@ -110,16 +113,15 @@ def _write_history(path: Path, terms: tuple[str, ...], scale: float) -> None:
 def _write_evaluation(folder: Path, params: Params, name: str, final: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     variant, steps = params.variants[name], np.linspace(300, 1500, SNAPSHOTS).astype(int)
-    curve = pd.DataFrame({"step": steps, "images_seen": steps * 64, "seconds": steps * 0.15, "flops": steps * 64 * 1.7e8})
-    curve["samples"] = 500
+    curve = pd.DataFrame(_costs(steps))
     for column in number_names(params):
         last = _value(column, final)
         curve[column] = last * (steps[-1] / steps) ** (-0.2 if column.startswith(("precision", "recall")) else 0.5)
     curve.to_csv(folder / "curve.csv", index=False)
-    metrics = {"numbers": _numbers(params, final)}
+    numbers = {"final": _numbers(params, final)}
     if variant.semantic != "none":
-        metrics["snapshot_oracle"] = _numbers(params, 0.95 * final, samples=500)
-    _write_json(folder / "metrics.json", metrics)
+        numbers["oracle"] = _numbers(params, 0.95 * final, samples=500)
+    _write_json(folder / "numbers.json", numbers)
     labels = np.arange(params.report.grid_images) % len(CLASSES)
     images = np.stack([emblems(len(labels), 0.25 + 0.75 * k / (SNAPSHOTS - 1) * 2156 / final, k) for k in range(SNAPSHOTS)])
     np.savez_compressed(folder / "samples.npz", images=images, steps=steps, labels=labels)
@@ -164,7 +166,11 @@ def _value(name: str, distance: float) -> float:
     return distance / 2e4 * factor if name.startswith("kid_") else 0.9 - distance / 4500
 
 
-def _judged(distance: float) -> dict[str, float]:
+def _costs(steps: np.ndarray[Any, Any]) -> dict[str, Any]:
+    return {"step": steps, "images_seen": steps * 64, "seconds": steps * 0.15, "flops": steps * 64 * 1.7e8, "samples": 500}
+
+
+def _judged(distance: Any) -> dict[str, Any]:
     return {"fd_efficientnet_lite2": distance, "fd_efficientnet_lite0": distance * 0.8}
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfd_core.cli.results import PARAMS, print_results, write_table
+from sfd_core.cli.results import PARAMS, print_results, write_curves, write_table
 from sfd_core.config import load_params
 from sfd_core.errors import ConfigError
 from sfd_core.experiments import Axis, experiment_dir, plan_experiment, run_experiment
@@ -31,6 +31,9 @@ def add_experiment(commands: Any) -> None:
     command.add_argument(
         "--table", type=Path, metavar="FILE", help="also write the final numbers as CSV, one row a variant and value"
     )
+    command.add_argument(
+        "--curves", type=Path, metavar="FILE", help="also write the convergence curves as CSV, one row a variant and snapshot"
+    )
     command.set_defaults(handler=_experiment)
 
 
@@ -48,6 +51,8 @@ def _experiment(arguments: argparse.Namespace) -> None:
     run_experiment(plan, folder)
     if arguments.table:
         write_table(plan, folder, arguments.table)
+    if arguments.curves:
+        write_curves(folder, arguments.curves)
     print_results(folder)
 
 

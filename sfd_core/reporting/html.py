@@ -1,7 +1,7 @@
 """Writes the report folder: `index.html` (one file that asks for nothing else), the final table, and figures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -155,14 +155,17 @@ def _terms(outputs: Outputs) -> dict[str, list[str]]:
 
 
 def _studies(outputs: Outputs) -> dict[str, Any]:
-    def distances(table: pd.DataFrame) -> list[str]:
-        names = [number_name(str(column)) for column in table.columns]
-        return [name.name for name in names if name is not None and name.kind == "fd"]
+    """Return by study, then by distance, what the page shows of it; nothing of a study that is not there."""
 
-    rates, seeds = outputs.learning_rates, outputs.seeds
+    def by_distance(study: str, lay_out: Callable[[pd.DataFrame, str], Any]) -> dict[str, Any]:
+        table = outputs.studies.get(study, pd.DataFrame())
+        names = [number_name(str(column)) for column in table.columns]
+        return {name.name: lay_out(table, name.name) for name in names if name is not None and name.kind == "fd"}
+
     return {
-        "rates": {} if rates is None else {name: studies.learning_rate_table(rates, name) for name in distances(rates)},
-        "seeds": {} if seeds is None else {name: studies.seed_table(seeds, name) for name in distances(seeds)},
+        "rates": by_distance("learning_rates", studies.learning_rate_table),
+        "seeds": by_distance("seeds", studies.seed_table),
+        "long": by_distance("long", studies.final_values),
     }
 
 

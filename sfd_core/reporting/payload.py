@@ -27,7 +27,8 @@ def build_payload(params: Params, outputs: Outputs, styles: dict[str, VariantSty
     return {
         "variants": [{"name": v.name, "marker": styles[v.name].marker, "dash": styles[v.name].dash} for v in variants],
         "measures": _measures(outputs),
-        "curves": {v.name: _curve(v) for v in variants},
+        "curves": {v.name: _curve(v.curve) for v in variants},
+        "long": _long_curves(outputs),
         "lines": _lines(outputs),
         "training": {
             "denoisers": {v.name: _history(v.history) for v in variants if v.history is not None and len(v.history)},
@@ -38,14 +39,19 @@ def build_payload(params: Params, outputs: Outputs, styles: dict[str, VariantSty
     }
 
 
-def _curve(variant: VariantOutputs) -> dict[str, Any]:
-    curve = variant.curve
+def _curve(curve: pd.DataFrame) -> dict[str, Any]:
     names = [str(column) for column in curve.columns if number_name(str(column))]
     return {
         "steps": _plain(curve["step"]),
         **{axis: _plain(curve[axis]) for axis in ("images_seen", "seconds", "flops")},
         "numbers": {name: _plain(curve[name]) for name in names},
     }
+
+
+def _long_curves(outputs: Outputs) -> dict[str, Any]:
+    if "long" not in outputs.studies:
+        return {}
+    return {str(name): _curve(curve) for name, curve in outputs.studies["long"].groupby("variant", sort=False)}
 
 
 def _measures(outputs: Outputs) -> dict[str, dict[str, str]]:

@@ -26,6 +26,12 @@ REFERENCES = {
 }
 """Real images beside the variants: the least a perfect denoiser reaches through the VAE, unseen images, and the reference."""
 CURVE_COLUMNS = (*COSTS, "samples")
+STUDIES = {
+    "learning_rates": ("make learning-rates", ("variant", "learning_rate", "seed")),
+    "seeds": ("make seeds", ("variant", "learning_rate", "seed")),
+    "long": ("make repro-long", ("variant", *CURVE_COLUMNS)),
+}
+"""Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,8 @@ class Outputs:
     """The same for as many images as the curves' snapshots."""
     vae_histories: Mapping[str, pd.DataFrame]
     reconstructions: Path | None
-    learning_rates: pd.DataFrame | None
-    seeds: pd.DataFrame | None
+    studies: Mapping[str, pd.DataFrame]
+    """Those of `STUDIES` that are there."""
     missing: Mapping[str, str]
     """Absent optional part -> which file is missing and how to get it."""
 
@@ -155,20 +161,19 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
             if (path := _optional(outputs / stage / "history.csv", f"history.{stage}", f"dvc repro {stage}", missing))
         },
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
-        learning_rates=_results(results / "learning_rates.csv", "learning_rates", missing),
-        seeds=_results(results / "seeds.csv", "seeds", missing),
+        studies=_studies(results, missing),
         missing=missing,
     )
 
 
 def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, str]) -> VariantOutputs:
     folder, remedy = outputs / "evaluate" / name, f"dvc repro evaluate@{name}"
-    for file in ("curve.csv", "metrics.json"):
+    for file in ("curve.csv", "numbers.json"):
         if not (folder / file).is_file():
             raise DataError(f"active variant {name!r} has no {folder / file}; run `{remedy}` or take it out of `active`")
     curve = _read_table(folder / "curve.csv", list(CURVE_COLUMNS)).sort_values("step", ignore_index=True)
-    metrics = _read_json(folder / "metrics.json")
-    numbers = _numbers(metrics.get("numbers"), folder / "metrics.json")
+    measured = _read_json(folder / "numbers.json")
+    numbers = _numbers(measured.get("final"), folder / "numbers.json")
     if curve.empty or not numbers:
         raise DataError(f"{folder} holds no snapshot or no final number; delete the folder and run `{remedy}`")
     history = _optional(outputs / "train" / name / "history.csv", f"history.{name}", f"dvc repro train@{name}", missing)
@@ -179,7 +184,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
         params=params.variants[name],
         curve=curve,
         numbers=numbers,
-        oracle=_numbers(metrics.get("snapshot_oracle", {}), folder / "metrics.json"),
+        oracle=_numbers(measured.get("oracle", {}), folder / "numbers.json"),
         history=_read_table(history, ["step", "images_seen"]) if history else None,
         grids=_read_grids(grids) if grids else None,
         trajectory=_read_trajectory(trajectory) if trajectory else None,
@@ -262,9 +267,12 @@ def _classes(outputs: Path, active: list[str]) -> list[str]:
     return []
 
 
-def _results(path: Path, part: str, missing: dict[str, str]) -> pd.DataFrame | None:
-    present = _optional(path, part, "make learning-rates" if part == "learning_rates" else "make seeds", missing)
-    return _read_table(present, ["variant", "learning_rate", "seed"]) if present else None
+def _studies(results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
+    return {
+        study: _read_table(path, list(columns))
+        for study, (remedy, columns) in STUDIES.items()
+        if (path := _optional(results / f"{study}.csv", study, remedy, missing))
+    }
 
 
 def _optional(path: Path, part: str, remedy: str, missing: dict[str, str]) -> Path | None:

@@ -1,4 +1,4 @@
-"""The tables of longer studies: the learning-rate grid and the seeds."""
+"""The tables of longer studies: the learning-rate grid, the seeds and the longer training."""
 
 from dataclasses import dataclass
 
@@ -59,3 +59,11 @@ def seed_table(table: pd.DataFrame, number: str) -> list[SeedRow]:
             )
         )
     return rows
+
+
+def final_values(table: pd.DataFrame, number: str) -> str:
+    """Name every variant's images seen and value at its last snapshot."""
+    last = table.sort_values("step").groupby("variant", sort=False).last()
+    return ", ".join(
+        f"{variant} {text.number(row[number])} after {row['images_seen']:,.0f} images" for variant, row in last.iterrows()
+    )

@@ -2,8 +2,9 @@
 
     python -m sfd_core.stages.evaluate --variant sfd
 
-writes `outputs/evaluate/<variant>/`: `curve.csv` (every snapshot, `snapshot_samples` images), `metrics.json` (the last one,
-`final_samples` images, each number with its protocol; the oracle), `samples.npz`, `trajectory.npz`, `neighbours.png`, `grids/`.
+writes `outputs/evaluate/<variant>/`: `curve.csv` (every snapshot, `snapshot_samples` images), `numbers.json` (the last one,
+`final_samples` images, and the oracle, each number with its protocol), `metrics.json` (their values alone), `samples.npz`,
+`trajectory.npz`, `neighbours.png`, `grids/`.
 """
 
 import argparse
@@ -83,7 +84,7 @@ class Evaluation:
             rows.append(self._row(snapshot, self.judge.score(head(features, self.params.snapshot_samples))))
             grids.append(samples.images[: self.grid_images])
             self._tell(rows[-1])
-        metrics = self._final(pipeline, samples, features)
+        numbers = self._final(pipeline, samples, features)
         trajectory = record_trajectory(pipeline, self.params.sampler, self._semantic_latents(pipeline.denoiser))
         nearest = self.judge.nearest(head(features, self.params.neighbours), NEIGHBOURS_SHOWN)
         shown = samples.images[: self.params.neighbours].numpy()
@@ -92,7 +93,8 @@ class Evaluation:
         )
         with atomic_dir(out) as folder:
             pd.DataFrame(rows).to_csv(folder / "curve.csv", index=False)
-            write_json(folder / "metrics.json", metrics)
+            write_json(folder / "numbers.json", {kind: _plain(measured) for kind, measured in numbers.items()})
+            write_json(folder / "metrics.json", _values(numbers))
             steps = np.array([snapshot.step for snapshot in self.manifest.snapshots])
             labels = samples.labels[: self.grid_images].numpy()
             np.savez_compressed(folder / "samples.npz", images=torch.stack(grids).numpy(), steps=steps, labels=labels)
@@ -123,15 +125,15 @@ class Evaluation:
             **scores,
         }
 
-    def _final(self, pipeline: Pipeline, samples: Samples, features: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _final(self, pipeline: Pipeline, samples: Samples, features: Mapping[str, Tensor]) -> dict[str, dict[str, Number]]:
+        """Return the last snapshot's numbers under `final`, and those of the oracle under `oracle` where it is asked for."""
         drawn = self._protocol(samples.evaluations, "samples")
-        numbers = self.judge.numbers(head(features, self.params.final_samples), drawn)
-        metrics: dict[str, Any] = {"numbers": _plain(numbers), "step": self.manifest.snapshots[-1].step}
+        numbers = {"final": self.judge.numbers(head(features, self.params.final_samples), drawn)}
         if self.params.oracle and self.manifest.latent.semantic_channels > 0:
             oracle = self._oracle(pipeline)
             drawn = self._protocol(oracle.evaluations, "samples whose semantic latents are those of training images")
-            metrics["snapshot_oracle"] = _plain(self.judge.numbers(self.judge.features(oracle.images), drawn))
-        return metrics
+            numbers["oracle"] = self.judge.numbers(self.judge.features(oracle.images), drawn)
+        return numbers
 
     def _oracle(self, pipeline: Pipeline) -> Samples:
         """Draw texture while semantics move along the exact line to the latent of a training image of the same class."""
@@ -181,6 +183,12 @@ def _guidance(sampler: SamplerParams) -> str:
         for name, part in (("texture", sampler.texture), ("semantic", sampler.semantic))
     )
     return f"{sampler.guidance}: {parts}" + (f", guide {sampler.guide}" if sampler.guide else "")
+
+
+def _values(numbers: Mapping[str, Mapping[str, Number]]) -> dict[str, float]:
+    """Return a flat object of plain values, which `dvc metrics show` prints as one row."""
+    named = ((kind, name, number) for kind, measured in numbers.items() for name, number in measured.items())
+    return {name if kind == "final" else f"{kind}_{name}": number.value for kind, name, number in named}
 
 
 def _plain(numbers: Mapping[str, Number]) -> dict[str, Any]:

@@ -120,20 +120,21 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
 
 
 def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
-    results = _read_json(evaluate / "metrics.json")
+    results = _read_json(evaluate / "numbers.json")
     finals = _numbers(_read_json(train / "metrics.json"), "final")
-    finals |= _numbers(_values(results.get("numbers")), "final") | _numbers(_values(results.get("snapshot_oracle")), "oracle")
-    protocols = {name: number["protocol"] for name, number in (results.get("numbers") or {}).items() if "protocol" in number}
+    for kind in ("final", "oracle"):
+        finals |= _numbers(_values(results.get(kind)), kind)
+    protocols = {name: number["protocol"] for name, number in (results.get("final") or {}).items() if "protocol" in number}
     tags = {"sfd.protocol": json.dumps(_without_repetition(protocols))} if protocols else {}
     if results:
-        tags["sfd.evaluation"] = fingerprint([file_digest(file) for file in _present(evaluate, "curve.csv", "metrics.json")])
+        tags["sfd.evaluation"] = fingerprint([file_digest(file) for file in _present(evaluate, "curve.csv", "numbers.json")])
     grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
     return Evidence(
         curves=[Curve(train / "history.csv", "train"), Curve(evaluate / "curve.csv", "evaluate")],
         finals=finals,
         files={
             "figures": sorted(evaluate.glob("*.png")),
-            "records": [*_present(train, "history.csv", "model.json"), *_present(evaluate, "curve.csv", "metrics.json")],
+            "records": [*_present(train, "history.csv", "model.json"), *_present(evaluate, "curve.csv", "numbers.json")],
         },
         step_images=grids,
         tags=tags,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from synthetic_outputs import FRAMES, write_outputs, write_studies
+from synthetic_outputs import FINAL, FRAMES, write_outputs, write_studies
 
 from sfd_core.config import load_params
 from sfd_core.stages.report import report
@@ -143,6 +143,12 @@ def test_chart_switches_axis_measure_and_variants(visit: Visit) -> None:
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#convergence-chart .tip")
     assert visit.complaints == []
+
+
+def test_longer_training_has_a_chart_of_every_variant_by_judge(visit: Visit) -> None:
+    charts = visit.page.locator("[data-long]")
+    assert charts.count() == 2
+    assert charts.first.locator("svg > path:not(.break)").count() == len(FINAL)
 
 
 def test_theme_follows_the_system_and_the_button(visit: Visit) -> None:

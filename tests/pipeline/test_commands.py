@@ -53,11 +53,14 @@ def test_numbers_are_printed_and_written_with_their_protocols(reproduced: Projec
 
 def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Project) -> None:
     words = ["experiment", "seeds", "--set", 'active=["sfd"]', "--vary", "seed", "0", "1", "--table", ".sfd/seeds.csv"]
-    printed = reproduced.run("sfd", *words).stdout
+    printed = reproduced.run("sfd", *words, "--curves", ".sfd/curves.csv").stdout
     ran = [stage for stage, then in re.findall(r"^Running stage '([^']+)':\n(.*)", printed, re.MULTILINE)]
     assert set(ran) == {"train@sfd-seed-1", "evaluate@sfd-seed-1", "report"}
     table = pd.read_csv(reproduced.path / ".sfd" / "seeds.csv")
     assert table[["variant", "seed"]].to_numpy().tolist() == [["sfd", 0], ["sfd", 1]]
     assert table["fd_efficientnet_lite0"].nunique() == 2
+    curves = pd.read_csv(reproduced.path / ".sfd" / "curves.csv")
+    assert list(curves["variant"].unique()) == ["sfd", "sfd-seed-1"]
+    assert curves.groupby("variant")["step"].max().nunique() == 1
     assert (reproduced.path / ".sfd" / "experiments" / "seeds" / "report" / "index.html").is_file()
     assert json.loads(reproduced.run("dvc", "status", "--json").stdout) == {}

@@ -7,6 +7,7 @@ function colour(variant) {
 
 function styled(variant) {
   const style = DATA.variants.find((v) => v.name === variant);
+  if (!style) return { name: variant, colour: "var(--accent)", dash: "", marker: "circle" };
   return { name: variant, colour: colour(variant), dash: style.dash, marker: style.marker };
 }
 
@@ -54,13 +55,25 @@ function convergence() {
   new ResizeObserver(draw).observe(box);
 }
 
+function longTraining() {
+  for (const box of document.querySelectorAll("[data-long]")) {
+    const number = box.dataset.long;
+    const draw = () => lineChart(box, {
+      series: Object.entries(DATA.long).map(([name, curve]) => ({ ...styled(name), x: curve.images_seen, y: curve.numbers[number] })),
+      lines: (DATA.lines[number] || []).filter((l) => !l.name.startsWith("oracle")).map((l) => ({ name: l.name, y: l.value })),
+      xAxis: "images_seen", xLog: true, yLog: true, height: box.clientWidth < 620 ? 300 : 380, markers: true, endLabels: true,
+      label: `${number} of a longer training`,
+    });
+    new ResizeObserver(draw).observe(box);
+  }
+}
+
 function training() {
   for (const box of document.querySelectorAll("[data-term]")) {
     const group = DATA.training[box.dataset.group], term = box.dataset.term;
     const draw = () => lineChart(box, {
       series: Object.entries(group).filter(([, h]) => h.terms[term]).map(([name, h]) => ({
-        ...(DATA.variants.some((v) => v.name === name) ? styled(name) : { name, colour: "var(--accent)", dash: "", marker: "circle" }),
-        x: h.images_seen, y: h.terms[term],
+        ...styled(name), x: h.images_seen, y: h.terms[term],
       })),
       xAxis: "images_seen", xLog: false, yLog: box.dataset.log === "true", height: 210, label: `${term} while training`,
     });

@@ -31,3 +31,4 @@ thumbs();
 samples();
 scrubber();
 training();
+longTraining();

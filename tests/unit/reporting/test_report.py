@@ -28,7 +28,7 @@ def bare(params: Params, written: Path, tmp_path: Path) -> Path:
     """Outputs without anything optional."""
     for name in params.active:
         (tmp_path / "outputs" / "evaluate" / name).mkdir(parents=True)
-        for file in ("curve.csv", "metrics.json"):
+        for file in ("curve.csv", "numbers.json"):
             shutil.copy(written / "evaluate" / name / file, tmp_path / "outputs" / "evaluate" / name / file)
     return tmp_path / "outputs"
 

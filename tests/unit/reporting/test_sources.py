@@ -19,11 +19,11 @@ def tree(written: Path, tmp_path: Path) -> Path:
 
 
 def test_complete_tree_misses_only_the_studies(params: Params, tree: Path, tmp_path: Path) -> None:
-    assert set(read_outputs(params, tree, tmp_path / "none").missing) == {"learning_rates", "seeds"}
+    assert set(read_outputs(params, tree, tmp_path / "none").missing) == {"learning_rates", "seeds", "long"}
     assert read_outputs(params, tree, write_studies(tmp_path / "results")).missing == {}
 
 
-@pytest.mark.parametrize("file", ["curve.csv", "metrics.json"])
+@pytest.mark.parametrize("file", ["curve.csv", "numbers.json"])
 def test_variant_that_was_not_evaluated_is_an_error_that_names_it(params: Params, tree: Path, file: str) -> None:
     (tree / "evaluate" / "sync" / file).unlink()
     with pytest.raises(DataError, match=r"'sync'.*dvc repro evaluate@sync"):
@@ -49,7 +49,7 @@ def test_optional_part_is_named_with_its_remedy(params: Params, tree: Path, file
     assert "dvc repro" in missing[part]
 
 
-@pytest.mark.parametrize("file", ["evaluate/sfd/samples.npz", "evaluate/sfd/trajectory.npz", "evaluate/sfd/metrics.json"])
+@pytest.mark.parametrize("file", ["evaluate/sfd/samples.npz", "evaluate/sfd/trajectory.npz", "evaluate/sfd/numbers.json"])
 def test_damaged_file_is_named(params: Params, tree: Path, file: str) -> None:
     (tree / file).write_bytes(b"not what it should be")
     with pytest.raises(DataError, match=re.escape(file)):
@@ -57,8 +57,8 @@ def test_damaged_file_is_named(params: Params, tree: Path, file: str) -> None:
 
 
 def test_number_without_protocol_is_refused(params: Params, tree: Path) -> None:
-    path = tree / "evaluate" / "dit" / "metrics.json"
-    path.write_text(json.dumps({"numbers": {"fd_efficientnet_lite2": 3098.0}}))
+    path = tree / "evaluate" / "dit" / "numbers.json"
+    path.write_text(json.dumps({"final": {"fd_efficientnet_lite2": 3098.0}}))
     with pytest.raises(DataError, match="value and protocol"):
         read_outputs(params, tree, tree)
 

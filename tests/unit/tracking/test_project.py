@@ -52,7 +52,7 @@ def test_curves_and_final_numbers_of_the_evaluation_are_in_the_run(embedded: Pat
 def test_only_what_changed_is_sent_again(embedded: Path, params: Params) -> None:
     write_outputs(OUTPUTS, params)
     first = track_project(params)
-    with (OUTPUTS / "evaluate" / "sfd" / "metrics.json").open("a") as file:
+    with (OUTPUTS / "evaluate" / "sfd" / "numbers.json").open("a") as file:
         file.write("\n")
     second = track_project(params)
     assert set(second.completed) == {"sfd"}
