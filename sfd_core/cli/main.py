@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core import __version__
-from sfd_core.cli import experiment, sampling
+from sfd_core.cli import experiment, preset, sampling
 from sfd_core.cli.results import PARAMS, print_results
 from sfd_core.config import Params, load_params
 from sfd_core.errors import exits_cleanly
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_results(commands)
     _add_track(commands)
     experiment.add_experiment(commands)
+    preset.add_preset(commands)
     return parser
 
 
