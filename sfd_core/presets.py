@@ -73,11 +73,11 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     """Return `base` with `changes`: groups merge, everything else is replaced, as is a group that becomes of another `kind`."""
     merged = dict(base)
     for key, change in changes.items():
-        before = merged.get(key)
-        same_kind = (
-            isinstance(before, Mapping) and isinstance(change, Mapping) and change.get("kind") in (None, before.get("kind"))
-        )
-        merged[key] = _merged(before, change) if same_kind else change
+        before = base.get(key)
+        if isinstance(before, Mapping) and isinstance(change, Mapping) and change.get("kind") in (None, before.get("kind")):
+            merged[key] = _merged(before, change)
+        else:
+            merged[key] = change
     return merged
 
 
