@@ -19,7 +19,7 @@ from sfd_core.errors import DataError, IdentityError
 from sfd_core.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.models.dit import DiT
 from sfd_core.models.factory import LatentSpec, build_denoiser
-from sfd_core.models.lightningdit import LightningDiT
+from sfd_core.models.lightningdit import LightningDiT, clocks_of
 from sfd_core.paths import write_json
 
 MODEL_FILE = "model.json"
@@ -121,8 +121,7 @@ def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
     composite = Composite(LatentStatistics.load(statistics))
     if composite.channels != manifest.latent.channels:
         raise IdentityError(f"{statistics} has {composite.channels} channels, but the denoiser {manifest.latent.channels}")
-    model = build_denoiser(manifest.variant, manifest.latent, len(manifest.classes))
-    _load_weights(model, folder / snapshot.file)
+    model = _load_network(manifest, folder / snapshot.file)
     model.eval().requires_grad_(False)
     return Denoiser(
         model=model,
@@ -146,8 +145,11 @@ def _snapshot(manifest: DenoiserManifest, folder: Path, step: int | None) -> Sna
     raise DataError(f"{folder} has no snapshot of step {step}; it kept steps {kept}")
 
 
-def _load_weights(model: LightningDiT | DiT, path: Path) -> None:
+def _load_network(manifest: DenoiserManifest, path: Path) -> LightningDiT | DiT:
     try:
-        model.load_state_dict(load_file(path))
+        weights = load_file(path)
+        model = build_denoiser(manifest.variant, manifest.latent, len(manifest.classes), clocks_of(weights))
+        model.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError(f"{path} holds no weights of this denoiser ({error}); restore it with `dvc checkout`") from error
+    return model

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sfd_core.composite import ChannelStatistics
 from sfd_core.config import SemanticVAEParams
@@ -32,8 +33,12 @@ class SemanticCompressors:
         statistics = ChannelStatistics(self.statistics.mean.to(device), self.statistics.std.to(device))
         return type(self)(self.vae.to(device), self.pca.to(device), statistics)
 
+    def standardised(self, tokens: Tensor) -> Tensor:
+        """Return tokens (N, C, g, g) as both compressors take them, on their device."""
+        return self.statistics.normalise(tokens.to(self.statistics.mean.device))
+
     def save(self, folder: Path, params: SemanticVAEParams, encoder: Mapping[str, Any]) -> None:
-        """Write weights, shapes and identity (name, hash of the weights, the encoder's own identity) into `folder`."""
+        """Write weights, shapes and identity (name, hashes, the encoder's own identity) into `folder`."""
         save_file({name: value.contiguous() for name, value in self.vae.state_dict().items()}, folder / WEIGHTS_FILE)
         pca = {"mean": self.pca.mean, "components": self.pca.components}
         tokens = {"token_mean": self.statistics.mean, "token_std": self.statistics.std}
@@ -45,6 +50,8 @@ class SemanticCompressors:
             "pca": file_digest(folder / PCA_FILE),
             "encoder": dict(encoder),
         }
+        if params.weights is not None:
+            identity["source"] = file_digest(Path(params.weights))
         write_json(folder / CONFIG_FILE, {"shape": shape, "identity": identity})
 
     @classmethod

@@ -5,6 +5,8 @@ The groups of `Params` are the stages of `dvc.yaml`; `variants` names the denois
 
 import hashlib
 import json
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -91,13 +93,17 @@ class PrepareParams(Group):
         return self
 
 
-class TextureVAEParams(Group):
-    """The image VAE: pixels to the texture latent and back."""
+Downsampling = Literal[4, 8, 16, 32]
+"""Pixels per latent position along one side."""
 
+
+class TrainedVAEParams(Group):
+    """An image VAE that the stage trains: a PCA of patches plus a convolutional residual."""
+
+    kind: Literal["trained"]
     channels: Positive
     """Channels of the texture latent."""
-    downsampling: Literal[4, 8, 16, 32]
-    """Pixels per latent position along one side."""
+    downsampling: Downsampling
     width: Positive
     """Channels of the convolutional residual, normalised in eight groups."""
     depth: Positive
@@ -111,6 +117,41 @@ class TextureVAEParams(Group):
         if self.width % 8:
             raise ValueError(f"width {self.width} is not a multiple of its 8 normalisation groups; choose 8, 16, 24, ...")
         return self
+
+
+class PublishedVAEParams(Group):
+    """A published image VAE: nothing is trained, its file is read, converted and checked."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What it is called, such as `sd-vae-f16d32-50ep`; part of the latents' identity, with the hash of the weights."""
+    channels: Positive
+    """Channels of the texture latent; the file must have as many."""
+    downsampling: Downsampling
+
+
+class LDMVAEParams(PublishedVAEParams):
+    """An AutoencoderKL in the format of latent diffusion, such as SD-VAE f16d32, VA-VAE f16d32 or Stable Diffusion's f8d4."""
+
+    kind: Literal["ldm"]
+    weights: Annotated[str, Field(min_length=1)]
+    """Path of the checkpoint; the network's sizes are read off its weights."""
+
+
+class DiffusersVAEParams(PublishedVAEParams):
+    """An AutoencoderKL in the format of diffusers."""
+
+    kind: Literal["diffusers"]
+    weights: Annotated[str, Field(min_length=1)]
+    """Folder that holds `config.json`, the file of weights beside one, or a repository of the Hugging Face hub."""
+    subfolder: str | None
+    """Folder of the VAE inside `weights`, such as `vae`; null where it lies at the top."""
+
+
+TextureVAEParams = TrainedVAEParams | LDMVAEParams | DiffusersVAEParams
+"""The image VAE: pixels to the texture latent and back."""
+
+KINDS: Mapping[str, tuple[str, ...]] = {"texture_vae": ("trained", "ldm", "diffusers")}
+"""Groups that are one of several kinds, told apart by their key `kind`."""
 
 
 class FeaturesParams(Group):
@@ -128,8 +169,12 @@ class FeaturesParams(Group):
 
 
 class SemanticVAEParams(Group):
-    """The compressor of patch tokens (section 3 of METHOD), and the PCA that ReDi uses in its place."""
+    """The compressor of patch tokens (SFD, arXiv 2512.04926, section 3.1), and the PCA that ReDi uses in its place."""
 
+    weights: str | None
+    """Path of a published checkpoint that is read instead of training; null trains."""
+    standardise: bool
+    """Give every token channel mean 0 and deviation 1 first; the paper's and its public weights take raw tokens."""
     channels: Positive
     width: Positive
     depth: Positive
@@ -138,6 +183,14 @@ class SemanticVAEParams(Group):
     pca_channels: Positive
     learning_rate: PositiveFloat
     optimisation: Optimisation
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of its {self.heads} heads")
+        if self.weights is not None and self.standardise:
+            raise ValueError("standardise is true, but published weights take raw tokens; set it to false, or weights to null")
+        return self
 
 
 class EncodeParams(Group):
@@ -299,7 +352,7 @@ class Params(Group):
     """The whole experiment: one group a stage."""
 
     prepare: PrepareParams
-    texture_vae: TextureVAEParams
+    texture_vae: Annotated[TextureVAEParams, Field(discriminator="kind")]
     features: FeaturesParams
     semantic_vae: SemanticVAEParams
     encode: EncodeParams
@@ -341,10 +394,6 @@ class Params(Group):
             raise ValueError(
                 f"features.grid {self.features.grid} differs from the texture latent's grid {self.latent_grid} "
                 f"(resolution {resolution} / downsampling {factor}); both latents must lie on one grid"
-            )
-        if self.semantic_vae.width % self.semantic_vae.heads:
-            raise ValueError(
-                f"semantic_vae.width {self.semantic_vae.width} is not a multiple of its {self.semantic_vae.heads} heads"
             )
 
     def _check_variants(self) -> None:
@@ -388,11 +437,19 @@ def fingerprint(*values: Any) -> str:
 
 
 def _explain(detail: Any) -> str:
-    where = ".".join(str(part) for part in detail["loc"]) or "the file"
+    where = ".".join(_keys(detail["loc"])) or "the file"
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown key; check its spelling or remove it"
     if detail["type"] == "missing":
         return f"{where}: missing; every value of an experiment must be given"
+    if detail["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        return f"{where}.kind: must be one of {', '.join(KINDS[where])} (given: {detail['input'].get('kind')!r})"
     message = detail["msg"].removeprefix("Value error, ")
     given = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
     return f"{where}: {message}{given}"
+
+
+def _keys(location: tuple[str | int, ...]) -> list[str]:
+    """Return the nested keys of a value; pydantic names a group's kind behind the group, but it is no key."""
+    parts = [str(part) for part in location]
+    return [part for before, part in pairwise(["", *parts]) if part not in KINDS.get(before, ())]

@@ -24,8 +24,9 @@ from sfd_core.diffusion.schedule import LocalTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
 from sfd_core.errors import ConfigError, DataError, IdentityError
 from sfd_core.models.dit import DiT
+from sfd_core.models.image_vae import ImageVAE
 from sfd_core.models.lightningdit import LightningDiT
-from sfd_core.models.texture_vae import TextureVAE
+from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_path
 from sfd_core.seeding import generator, sample_noise
 
@@ -65,7 +66,7 @@ class Pipeline:
     Raises `IdentityError` when they do not belong together.
     """
 
-    def __init__(self, denoiser: Denoiser, vae: TextureVAE, guide: Denoiser | None = None) -> None:
+    def __init__(self, denoiser: Denoiser, vae: ImageVAE, guide: Denoiser | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.denoiser, self.guide = denoiser, guide
         self.vae = vae.to(self.device)
@@ -92,7 +93,7 @@ class Pipeline:
         Raises `DataError` for missing files and `IdentityError` if the VAE is not the one that made the denoiser's latents.
         """
         denoiser = load_denoiser(Path(folder), step)
-        vae, identity = TextureVAE.load(Path(texture_vae))
+        vae, identity = load_texture_vae(Path(texture_vae))
         if dict(identity) != dict(denoiser.identity.texture_vae):
             raise IdentityError(
                 f"{folder} was trained on latents of texture VAE {denoiser.identity.texture_vae['weights'][:12]}, but "

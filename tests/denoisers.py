@@ -11,6 +11,7 @@ from sfd_core.config import RepaParams, VariantParams
 from sfd_core.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.models.vae_loader import load_texture_vae
 
 CLASSES = ["cat", "dog", "flag"]
 SHAPE = TextureVAEShape(channels=4, downsampling=4, width=8, depth=1)
@@ -48,7 +49,7 @@ def texture_vae(folder: Path, seed: int = 0) -> Path:
 
 def artifact(folder: Path, vae: Path, params: VariantParams, seed: int = 0) -> Path:
     """Write a denoiser whose every weight is random, so that nothing is zero by initialisation."""
-    _, identity = TextureVAE.load(vae)
+    _, identity = load_texture_vae(vae)
     spec = LatentSpec(SHAPE.channels, 0 if params.semantic == "none" else 2, GRID, 0)
     model = build_denoiser(params, spec, len(CLASSES))
     source = torch.Generator().manual_seed(seed)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core import __version__
-from sfd_core.cli import experiment, preset, sampling
+from sfd_core.cli import experiment, importing, preset, sampling
 from sfd_core.cli.results import PARAMS, print_results
 from sfd_core.config import Params, load_params
 from sfd_core.errors import exits_cleanly
@@ -14,12 +14,13 @@ from sfd_core.errors import exits_cleanly
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; `handler` of what it parses runs the command."""
     parser = argparse.ArgumentParser(
-        prog="sfd", description="Semantic-First Diffusion: sample, judge, check and vary experiments."
+        prog="sfd", description="Semantic-First Diffusion: sample, judge, import, check and vary experiments."
     )
     parser.add_argument("--version", action="version", version=f"sfd {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sampling.add_sample(commands)
     sampling.add_evaluate(commands)
+    importing.add_import(commands)
     _add_validate(commands)
     _add_results(commands)
     _add_track(commands)

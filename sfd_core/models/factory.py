@@ -31,10 +31,13 @@ class LatentSpec:
         return self.texture_channels + self.semantic_channels
 
 
-def build_denoiser(variant: VariantParams, latent: LatentSpec, num_classes: int) -> LightningDiT | DiT:
+def build_denoiser(
+    variant: VariantParams, latent: LatentSpec, num_classes: int, clocks: Literal[1, 2] | None = None
+) -> LightningDiT | DiT:
     """Return the network of `variant` on the current default device, its initial weights fixed by the variant's seed.
 
-    Raises `ConfigError` when the variant and the latent do not fit together.
+    A composite has a time embedder for each part unless `clocks` is 1, as in public synchronous checkpoints. Raises
+    `ConfigError` when the variant and the latent do not fit together.
     """
     if (variant.semantic != "none") != (latent.semantic_channels > 0):
         raise ConfigError(
@@ -43,7 +46,7 @@ def build_denoiser(variant: VariantParams, latent: LatentSpec, num_classes: int)
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(variant.seed, "initial weights"))
-        return _build(variant, latent, num_classes)
+        return _build(variant, latent, num_classes, clocks or (2 if latent.semantic_channels > 0 else 1))
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -65,14 +68,13 @@ def flops_per_image(model: LightningDiT | DiT) -> int:
     return int(counter.get_total_flops())
 
 
-def _build(variant: VariantParams, latent: LatentSpec, num_classes: int) -> LightningDiT | DiT:
+def _build(variant: VariantParams, latent: LatentSpec, num_classes: int, clocks: Literal[1, 2]) -> LightningDiT | DiT:
     size = MODEL_SIZES[variant.size]
     if variant.model == "dit":
         return DiT(size, latent.texture_channels, latent.grid, variant.patch, num_classes)
     repa = variant.repa
     head = RepaHead(repa.block, repa.width, latent.token_channels) if repa.weight > 0 else None
-    embedders: Literal[1, 2] = 2 if latent.semantic_channels > 0 else 1
-    return LightningDiT(size, latent.channels, latent.grid, variant.patch, num_classes, embedders, head)
+    return LightningDiT(size, latent.channels, latent.grid, variant.patch, num_classes, clocks, head)
 
 
 def _forward_arguments(model: LightningDiT | DiT, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:

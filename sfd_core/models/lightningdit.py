@@ -3,6 +3,7 @@
 Shapes as in `layers`. Parameter names and layout are those of the public checkpoints, so that they load as they are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,6 +129,11 @@ class LightningDiT(nn.Module):
             raise ConfigError("a network with one time embedder cannot take a semantic time that differs from the texture time")
         embedded: Tensor = self.t_embedder(t_tex)
         return embedded
+
+
+def clocks_of(state: Mapping[str, Tensor]) -> Literal[1, 2]:
+    """Return how many time embedders the network of these weights has."""
+    return 2 if any(name.startswith("t_embedder_sem.") for name in state) else 1
 
 
 def _projector(width: int, repa: RepaHead, patch: int) -> nn.Sequential:

@@ -35,12 +35,12 @@ class SemanticVAE(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.in_channels, self.channels, self.width, self.depth = in_channels, channels, width, depth
         self.encoder = _transformer(in_channels, width, depth, heads, out_features=2 * channels)
         self.decoder = _transformer(channels, width, depth, heads, out_features=in_channels)
 
     def encode(self, tokens: Tensor) -> Posterior:
-        """Return the posterior of the latents (N, c, g, g) of standardised tokens (N, C, g, g)."""
+        """Return the posterior of the latents (N, c, g, g) of tokens (N, C, g, g), standardised as in training."""
         return Posterior.from_moments(_on_grid(self.encoder, tokens))
 
     def decode(self, z_sem: Tensor) -> Tensor:

@@ -4,32 +4,25 @@ Shapes: N images, R pixels a side, f pixels per latent position, g = R/f, C late
 The linear part is exact from the first step; the residual sees beyond each patch and removes the seams between patches.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfd_core.errors import DataError
+from sfd_core.models.image_vae import ImageVAE, LatentShape
 from sfd_core.models.posterior import Posterior
-from sfd_core.paths import file_digest, write_json
 
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "model.json"
 INITIAL_LOG_VARIANCE = -4.6
 """Posterior noise of a tenth of the latent's own spread before training."""
 
 
 @dataclass(frozen=True)
-class TextureVAEShape:
+class TextureVAEShape(LatentShape):
     """Everything that fixes the network's shapes."""
 
-    channels: int
-    downsampling: int
     width: int
     depth: int
 
@@ -96,8 +89,11 @@ class TextureDecoder(nn.Module):
         return linear + F.pixel_shuffle(self.out(F.silu(fine)), self.shape.downsampling // 2)
 
 
-class TextureVAE(nn.Module):
+class TextureVAE(ImageVAE):
     """The embedded preset's image VAE."""
+
+    kind: ClassVar[str] = "patch-pca-residual"
+    shape: TextureVAEShape
 
     def __init__(self, shape: TextureVAEShape) -> None:
         super().__init__()
@@ -128,31 +124,13 @@ class TextureVAE(nn.Module):
         _fill(self.encoder.linear, (basis / spread).T, -mean @ (basis / spread))
         _fill(self.decoder.linear, basis * spread, mean)
 
-    def save(self, folder: Path) -> None:
-        """Write weights and shape into `folder`."""
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE)
-        identity = {"name": "patch-pca-residual", "weights": file_digest(folder / WEIGHTS_FILE)}
-        write_json(folder / CONFIG_FILE, {"shape": asdict(self.shape), "identity": identity})
+    def description(self) -> Mapping[str, Any]:
+        """Return the fields of its `TextureVAEShape`."""
+        return asdict(self.shape)
 
-    @classmethod
-    def load(cls, folder: Path) -> tuple[Self, Mapping[str, str]]:
-        """Read what `save` wrote; returns the frozen network and its identity (name, hash of the weights).
-
-        Raises `DataError` if a file is missing or does not match its hash.
-        """
-        try:
-            config = json.loads((folder / CONFIG_FILE).read_text())
-            digest = file_digest(folder / WEIGHTS_FILE)
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{folder} holds no texture VAE ({error.filename} is missing); run `dvc repro texture_vae`"
-            ) from error
-        if digest != config["identity"]["weights"]:
-            raise DataError(f"{folder / WEIGHTS_FILE} does not match its recorded hash; restore it with `dvc checkout`")
-        vae = cls(TextureVAEShape(**config["shape"]))
-        vae.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        return vae.eval().requires_grad_(False), config["identity"]
+    def origin(self) -> Mapping[str, str]:
+        """Return its name."""
+        return {"name": self.kind}
 
 
 def texture_vae_loss(images: Tensor, posterior: Posterior, decoded: Tensor, kl_weight: float) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def _phases(delta_t: float) -> list[dict[str, Any]]:
 
 def _terms(outputs: Outputs) -> dict[str, list[str]]:
     denoisers = [variant.history for variant in outputs.variants.values() if variant.history is not None]
-    groups = {"denoisers": denoisers, **{stage: [table] for stage, table in outputs.vae_histories.items()}}
+    groups = {"denoisers": denoisers, **{stage: [table] for stage, table in outputs.vae_histories.items() if len(table)}}
 
     def terms(histories: list[pd.DataFrame]) -> list[str]:
         # a term that is zero throughout is switched off

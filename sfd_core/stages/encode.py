@@ -22,7 +22,8 @@ from sfd_core.config import EncodeParams, load_params
 from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
 from sfd_core.errors import IdentityError, NumericsError, exits_cleanly
 from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
-from sfd_core.models.texture_vae import TextureVAE
+from sfd_core.models.image_vae import ImageVAE
+from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
 from sfd_core.seeding import sample_noise
 from sfd_core.stages.progress import with_progress
@@ -46,7 +47,7 @@ class EncodeInputs:
 class LatentEncoder:
     """All that turns a block of images and their tokens into latents."""
 
-    def __init__(self, params: EncodeParams, vae: TextureVAE, compressors: SemanticCompressors, device: torch.device) -> None:
+    def __init__(self, params: EncodeParams, vae: ImageVAE, compressors: SemanticCompressors, device: torch.device) -> None:
         self.params, self.device = params, device
         self.vae, self.compressors = vae.to(device), compressors.to(device)
 
@@ -83,7 +84,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
     Raises `IdentityError` if tokens and images are not of the same `prepare` run or the compressors of another encoder,
     `NumericsError` for latents that are not finite.
     """
-    vae, texture_identity = TextureVAE.load(inputs.texture_vae)
+    vae, texture_identity = load_texture_vae(inputs.texture_vae)
     compressors, semantic_identity = SemanticCompressors.load(inputs.semantic_vae)
     images = {part: ShardReader(inputs.prepare / part) for part in PARTS}
     tokens = {part: ShardReader(inputs.features / part) for part in PARTS}

@@ -27,7 +27,8 @@ from sfd_core.evaluation.judge import Judge, head, load_extractor
 from sfd_core.evaluation.labels import random_rows
 from sfd_core.evaluation.protocol import Drawn, Number
 from sfd_core.evaluation.reference import write_reference
-from sfd_core.models.texture_vae import TextureVAE
+from sfd_core.models.image_vae import ImageVAE
+from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.seeding import sample_noise
 from sfd_core.stages.progress import with_progress
@@ -54,7 +55,7 @@ def reference(params: Params, prepare: Path, texture_vae: Path, out: Path) -> No
     Raises `ResourceError` for missing weights or a full disk, `DataError` for missing or damaged inputs.
     """
     train, held_out = ShardReader(prepare / "train"), ShardReader(prepare / "held_out")
-    vae, _ = TextureVAE.load(texture_vae)
+    vae, _ = load_texture_vae(texture_vae)
     require_disk(out, len(params.reference.extractors) * (len(train) * 2 * WIDEST * 4 + WIDEST**2 * 16), "stage reference")
     with atomic_dir(out) as folder:
         _write_references(params.reference, train, folder)
@@ -73,7 +74,7 @@ def _write_references(params: ReferenceParams, train: ShardReader, folder: Path)
         write_reference(folder / name, extractor, train, params.batch_size, progress)
 
 
-def _real_sets(train: ShardReader, held_out: ShardReader, vae: TextureVAE, count: int) -> list[RealSet]:
+def _real_sets(train: ShardReader, held_out: ShardReader, vae: ImageVAE, count: int) -> list[RealSet]:
     """Return `count` images of each kind, or as many as there are."""
     held_out_images = _oriented(held_out, random_rows(count, 2 * len(held_out), SEED, "held out"))
     train_images = _oriented(train, random_rows(count, 2 * len(train), SEED, "train subset"))
@@ -97,14 +98,17 @@ def _oriented(shard: ShardReader, choices: NDArray[np.int64]) -> Tensor:
 
 
 @torch.inference_mode()
-def _reconstructed(vae: TextureVAE, images: Tensor, batch_size: int = 64) -> Tensor:
+def _reconstructed(vae: ImageVAE, images: Tensor, batch_size: int = 64) -> Tensor:
     """Decode a sample of each image's posterior: what a denoiser that is perfect draws."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae.to(device)
     parts = []
     for start in range(0, len(images), batch_size):
-        posterior = vae.encode(images[start : start + batch_size].float() / 127.5 - 1)
+        posterior = vae.encode(images[start : start + batch_size].to(device).float() / 127.5 - 1)
         rows = list(range(start, start + len(posterior.mean)))
-        decoded = vae.decode(posterior.sample(sample_noise(SEED, rows, tuple(posterior.mean.shape[1:]), "ceiling")))
-        parts.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+        noise = sample_noise(SEED, rows, tuple(posterior.mean.shape[1:]), "ceiling").to(device)
+        decoded = vae.decode(posterior.sample(noise))
+        parts.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
     return torch.cat(parts)
 
 

@@ -1,12 +1,16 @@
-"""Stage `semantic_vae`: train the compressor of patch tokens, and fit the PCA that ReDi uses in its place.
+"""Stage `semantic_vae`: the compressor of patch tokens, trained or published, and the PCA that ReDi uses in its place.
 
     python -m sfd_core.stages.semantic_vae
 
-writes `outputs/semantic_vae/`: both compressors, `metrics.json` (held-out quality, linear probe), `history.csv`.
+writes `outputs/semantic_vae/`: both compressors, `metrics.json` (held-out quality, linear probe) and `history.csv`, the curve
+of the training, which has no rows where nothing was trained.
 """
 
 import argparse
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +25,15 @@ from sfd_core.config import SemanticVAEParams, load_params
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import DataError, exits_cleanly
 from sfd_core.models.pca import PCA
+from sfd_core.models.published_semantic_vae import semantic_vae_from
 from sfd_core.models.semantic_vae import SemanticVAE, semantic_vae_loss
+from sfd_core.models.weights import read_public_checkpoint
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.seeding import derive_seed
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
+from sfd_core.training.history import write_empty_history
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
 from sfd_core.training.semantics import SemanticVAETask
 
@@ -36,29 +43,86 @@ PROBE_IMAGES = 20_000
 """Most images a linear probe is fitted to."""
 
 
-def train_semantic_vae(params: SemanticVAEParams, prepared: Path, features: Path, out: Path) -> None:
-    """Train on `features/train`, judge on `features/held_out`, and write everything to `out` in one atomic step."""
-    train, held_out = ShardReader(features / "train"), ShardReader(features / "held_out")
-    statistics = load_statistics(features / "statistics.safetensors")["token"]
+@dataclass(frozen=True)
+class TokenSets:
+    """Tokens of all images, and the channel statistics that they are standardised with."""
+
+    train: ShardReader
+    held_out: ShardReader
+    statistics: ChannelStatistics
+
+    @classmethod
+    def open(cls, params: SemanticVAEParams, features: Path) -> "TokenSets":
+        """Open the `features` folder. Raises `DataError` if it has fewer token channels than PCA shall have components."""
+        train, held_out = ShardReader(features / "train"), ShardReader(features / "held_out")
+        channels = train["tokens"].shape[2]
+        if params.pca_channels > channels:
+            raise DataError(f"semantic_vae.pca_channels {params.pca_channels} exceeds the encoder's {channels} token channels")
+        measured = load_statistics(features / "statistics.safetensors")["token"]
+        raw = ChannelStatistics(torch.zeros(channels), torch.ones(channels))
+        return cls(train, held_out, measured if params.standardise else raw)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token."""
+        return self.train["tokens"].shape[2]
+
+
+@dataclass(frozen=True)
+class MadeVAE:
+    """A Semantic VAE, what making it took, and how its curve is written."""
+
+    vae: SemanticVAE
+    cost: Mapping[str, float]
+    write_history: Callable[[Path], object]
+
+
+def make_semantic_vae(params: SemanticVAEParams, prepared: Path, features: Path, out: Path) -> None:
+    """Make both compressors, judge them on `features/held_out`, and write everything to `out` in one atomic step."""
+    tokens = TokenSets.open(params, features)
     require_disk(out, OUTPUT_BYTES, "stage semantic_vae")
-    if params.pca_channels > train["tokens"].shape[2]:
-        raise DataError(
-            f"semantic_vae.pca_channels {params.pca_channels} exceeds the encoder's {train['tokens'].shape[2]} token channels"
-        )
-    vae = _fresh_vae(params, train["tokens"].shape[2]).to(training_device())
-    key = resume_key(params, inputs=[train.digest])
+    if params.weights is not None:
+        vae = _published_vae(params, Path(params.weights), tokens.channels)
+        _write(MadeVAE(vae, {}, write_empty_history), params, prepared, tokens, out)
+    else:
+        train_semantic_vae(params, prepared, tokens, out)
+
+
+def train_semantic_vae(params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
+    """Train on all training tokens; a training that was broken off goes on where it stood."""
+    vae = _fresh_vae(params, tokens.channels).to(training_device())
+    key = resume_key(params, inputs=[tokens.train.digest])
     resume = ResumeFolder.of("semantic_vae", key)
     plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate)
     with follow(training_run("semantic_vae", params), resume.history_path, key):
-        result = run(SemanticVAETask(vae, train["tokens"], statistics, params), plan, resume)
-    pca = _fit_pca(params, train, statistics)
-    compressors = SemanticCompressors(vae.cpu().eval(), pca, statistics)
-    metrics = _judge(compressors, prepared, train, held_out) | _cost(result)
-    with atomic_dir(out) as folder:
-        compressors.save(folder, params, train.meta["encoder"])
-        write_json(folder / "metrics.json", metrics)
-        shutil.copyfile(resume.history_path, folder / "history.csv")
+        result = run(SemanticVAETask(vae, tokens.train["tokens"], tokens.statistics, params), plan, resume)
+    made = MadeVAE(vae.eval(), _cost(result), partial(shutil.copyfile, resume.history_path))
+    _write(made, params, prepared, tokens, out)
     resume.delete()
+
+
+def _published_vae(params: SemanticVAEParams, path: Path, token_channels: int) -> SemanticVAE:
+    """Read a published checkpoint. Raises `DataError` if its sizes are not those of `params` and the encoder."""
+    vae = semantic_vae_from(read_public_checkpoint(path), params.heads)
+    found = {
+        "channels": vae.channels,
+        "width": vae.width,
+        "depth": vae.depth,
+        "the encoder's token channels": vae.in_channels,
+    }
+    wanted = {
+        "channels": params.channels,
+        "width": params.width,
+        "depth": params.depth,
+        "the encoder's token channels": token_channels,
+    }
+    differing = [f"{name}: {found[name]} instead of {value}" for name, value in wanted.items() if found[name] != value]
+    if differing:
+        raise DataError(
+            f"semantic_vae.weights {path} holds a Semantic VAE of other sizes ({'; '.join(differing)}); "
+            "name the right file, mend the sizes, or take the encoder that it was trained on"
+        )
+    return vae.requires_grad_(False).to(training_device())
 
 
 def _fresh_vae(params: SemanticVAEParams, token_channels: int) -> SemanticVAE:
@@ -67,40 +131,49 @@ def _fresh_vae(params: SemanticVAEParams, token_channels: int) -> SemanticVAE:
         return SemanticVAE(token_channels, params.channels, params.width, params.depth, params.heads)
 
 
-def _fit_pca(params: SemanticVAEParams, train: ShardReader, statistics: ChannelStatistics) -> PCA:
-    blocks = (statistics.normalise(_tokens(block).flatten(0, 1)) for block in train["tokens"].blocks(BATCH))
+def _write(made: MadeVAE, params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
+    compressors = SemanticCompressors(made.vae, _fit_pca(params, tokens), tokens.statistics)
+    metrics = {**_judge(compressors.to(training_device()), prepared, tokens), **made.cost}
+    with atomic_dir(out) as folder:
+        compressors.to(torch.device("cpu")).save(folder, params, tokens.train.meta["encoder"])
+        write_json(folder / "metrics.json", metrics)
+        made.write_history(folder / "history.csv")
+
+
+def _fit_pca(params: SemanticVAEParams, tokens: TokenSets) -> PCA:
+    blocks = (tokens.statistics.normalise(_tokens(block).flatten(0, 1)) for block in tokens.train["tokens"].blocks(BATCH))
     return PCA.fit(blocks, params.pca_channels)
 
 
 @torch.no_grad()
-def _judge(compressors: SemanticCompressors, prepared: Path, train: ShardReader, held_out: ShardReader) -> dict[str, float]:
+def _judge(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
     totals = dict.fromkeys(("mse", "cosine", "kl", "pca_mse", "pca_cosine"), 0.0)
-    for block in held_out["tokens"].blocks(BATCH):
-        tokens = compressors.statistics.normalise(_tokens(block)[:, 0])
+    for block in sets.held_out["tokens"].blocks(BATCH):
+        tokens = compressors.standardised(_tokens(block)[:, 0])
         posterior = compressors.vae.encode(tokens)
         vae = semantic_vae_loss(compressors.vae.decode(posterior.mean), tokens, posterior, 0.0)
         pca = semantic_vae_loss(compressors.pca.decode(compressors.pca.encode(tokens)), tokens, posterior, 0.0)
         found = {"mse": vae.mse, "cosine": 1 - vae.cosine, "kl": vae.kl, "pca_mse": pca.mse, "pca_cosine": 1 - pca.cosine}
         for name, value in found.items():
-            totals[name] += value.item() * len(block) / len(held_out)
+            totals[name] += value.item() * len(block) / len(sets.held_out)
     named = {f"{name}_held_out": value for name, value in totals.items()}
-    return named | {"linear_probe_top1": _linear_probe(compressors, prepared, train, held_out)}
+    return named | {"linear_probe_top1": _linear_probe(compressors, prepared, sets)}
 
 
-def _linear_probe(compressors: SemanticCompressors, prepared: Path, train: ShardReader, held_out: ShardReader) -> float:
+def _linear_probe(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> float:
     """Return the held-out accuracy of a logistic regression from the flat latent to the class."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=200))
     rows = slice(0, PROBE_IMAGES)
     labels = {part: np.asarray(ShardReader(prepared / part)["label"][rows]) for part in ("train", "held_out")}
-    probe.fit(_flat_latents(compressors, train), labels["train"])
-    return float(probe.score(_flat_latents(compressors, held_out), labels["held_out"]))
+    probe.fit(_flat_latents(compressors, sets.train), labels["train"])
+    return float(probe.score(_flat_latents(compressors, sets.held_out), labels["held_out"]))
 
 
 def _flat_latents(compressors: SemanticCompressors, shard: ShardReader) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     found = []
     for start in range(0, min(len(shard), PROBE_IMAGES), BATCH):
         tokens = _tokens(shard["tokens"][start : min(start + BATCH, PROBE_IMAGES)])[:, 0]
-        found.append(compressors.vae.encode(compressors.statistics.normalise(tokens)).mean.flatten(1))
+        found.append(compressors.vae.encode(compressors.standardised(tokens)).mean.flatten(1).cpu())
     return torch.cat(found).numpy()
 
 
@@ -115,8 +188,8 @@ def _tokens(block: object) -> torch.Tensor:
 @exits_cleanly
 def main() -> None:
     """Run the stage in the project's folder."""
-    argparse.ArgumentParser(description="Train the Semantic VAE and fit the PCA (outputs/semantic_vae).").parse_args()
-    train_semantic_vae(load_params().semantic_vae, stage_dir("prepare"), stage_dir("features"), stage_dir("semantic_vae"))
+    argparse.ArgumentParser(description="Train or read the Semantic VAE, fit the PCA (outputs/semantic_vae).").parse_args()
+    make_semantic_vae(load_params().semantic_vae, stage_dir("prepare"), stage_dir("features"), stage_dir("semantic_vae"))
 
 
 if __name__ == "__main__":

@@ -1,39 +1,64 @@
-"""Stage `texture_vae`: train the image VAE on the prepared images.
+"""Stage `texture_vae`: the image VAE, trained on the prepared images or read from a published file.
 
     python -m sfd_core.stages.texture_vae
 
-writes `outputs/texture_vae/`: weights, `metrics.json` (held-out quality), `history.csv` and `reconstructions.png`.
+writes `outputs/texture_vae/`: weights, `metrics.json` (held-out quality), `reconstructions.png` and `history.csv`, the curve
+of the training, which has no rows where nothing was trained.
 """
 
 import argparse
 import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from sfd_core.config import TextureVAEParams, load_params
+from sfd_core.config import DiffusersVAEParams, LDMVAEParams, TextureVAEParams, TrainedVAEParams, load_params
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import exits_cleanly
+from sfd_core.models.image_vae import ImageVAE
+from sfd_core.models.published_vae import read_published_vae
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape, psnr
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.seeding import derive_seed, generator
+from sfd_core.stages.progress import with_progress
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
+from sfd_core.training.history import write_empty_history
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
 from sfd_core.training.texture import TextureVAETask, to_signed
 
 PCA_IMAGES = 4096
 """Images that the linear part is fitted to: far more patches than it has dimensions."""
 SHOWN_IMAGES = 24
+BLOCK = 128
 OUTPUT_BYTES = 64 << 20
 """Room for weights, two resumable checkpoints and pictures."""
+PUBLISHED_BYTES = 1 << 30
+"""Room for the weights of a published VAE in float32, and pictures."""
 
 
-def train_texture_vae(params: TextureVAEParams, prepared: Path, out: Path) -> None:
-    """Train on `prepared/train`, judge on `prepared/held_out`, and write everything to `out` in one atomic step."""
+def make_texture_vae(params: TextureVAEParams, prepared: Path, out: Path) -> None:
+    """Make the VAE of `params`, judge it on `prepared/held_out`, and write everything to `out` in one atomic step."""
+    if isinstance(params, TrainedVAEParams):
+        train_texture_vae(params, prepared, out)
+    else:
+        import_texture_vae(params, prepared, out)
+
+
+def import_texture_vae(params: LDMVAEParams | DiffusersVAEParams, prepared: Path, out: Path) -> None:
+    """Read a published VAE and convert it. Raises what `read_published_vae` raises."""
+    require_disk(out, PUBLISHED_BYTES, "stage texture_vae")
+    vae = read_published_vae(params)
+    _write(vae.to(training_device()), ShardReader(prepared / "held_out"), {}, write_empty_history, out)
+
+
+def train_texture_vae(params: TrainedVAEParams, prepared: Path, out: Path) -> None:
+    """Train on `prepared/train`; a training that was broken off goes on where it stood."""
     train, held_out = ShardReader(prepared / "train"), ShardReader(prepared / "held_out")
     require_disk(out, OUTPUT_BYTES, "stage texture_vae")
     vae = _fresh_vae(params, train)
@@ -43,11 +68,12 @@ def train_texture_vae(params: TextureVAEParams, prepared: Path, out: Path) -> No
     plan = TrainingPlan("texture VAE", params.optimisation, params.learning_rate)
     with follow(training_run("texture_vae", params), resume.history_path, key):
         result = run(task, plan, resume)
-    _write(vae.cpu().eval(), held_out, result, resume, out)
+    vae.cpu().eval()
+    _write(vae, held_out, _cost(result), partial(shutil.copyfile, resume.history_path), out)
     resume.delete()
 
 
-def _fresh_vae(params: TextureVAEParams, train: ShardReader) -> TextureVAE:
+def _fresh_vae(params: TrainedVAEParams, train: ShardReader) -> TextureVAE:
     shape = TextureVAEShape(params.channels, params.downsampling, params.width, params.depth)
     seed = params.optimisation.seed
     with torch.random.fork_rng(devices=[]):
@@ -58,38 +84,52 @@ def _fresh_vae(params: TextureVAEParams, train: ShardReader) -> TextureVAE:
     return vae.to(memory_format=torch.channels_last).to(training_device())
 
 
-@torch.no_grad()
-def _write(vae: TextureVAE, held_out: ShardReader, result: TrainingResult, resume: ResumeFolder, out: Path) -> None:
-    signals: list[torch.Tensor] = []
-    kl: list[torch.Tensor] = []
-    for block in held_out["image"].blocks(128):
-        images = to_signed(torch.from_numpy(block))
-        posterior = vae.encode(images)
-        signals.append(psnr(images, vae.decode(posterior.mean)))
-        kl.append(posterior.kl())
-    metrics = {
-        "psnr_held_out": torch.cat(signals).mean().item(),
-        "kl_held_out": torch.cat(kl).mean().item(),
-        "images_seen": result.images_seen,
-        "seconds": result.seconds,
-        "images_per_second": result.images_per_second,
-        "parameters": sum(parameter.numel() for parameter in vae.parameters()),
-    }
+def _write(
+    vae: ImageVAE,
+    held_out: ShardReader,
+    cost: Mapping[str, float],
+    write_history: Callable[[Path], object],
+    out: Path,
+) -> None:
+    metrics = {**_judge(vae, held_out), **cost, "parameters": sum(parameter.numel() for parameter in vae.parameters())}
     shown = np.linspace(0, len(held_out) - 1, min(SHOWN_IMAGES, len(held_out))).astype(np.int64)
     originals = to_signed(torch.from_numpy(held_out["image"].take(shown)))
-    decoded = vae.decode(vae.encode(originals).mean).clamp(-1, 1)
+    decoded = _reconstructed(vae, originals).clamp(-1, 1)
     with atomic_dir(out) as folder:
         vae.save(folder)
         write_json(folder / "metrics.json", metrics)
-        shutil.copyfile(resume.history_path, folder / "history.csv")
+        write_history(folder / "history.csv")
         save_image(torch.cat([originals, decoded]) / 2 + 0.5, folder / "reconstructions.png", nrow=len(shown), pad_value=1.0)
+
+
+@torch.no_grad()
+def _judge(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
+    """Return how well held-out images are reconstructed from the posterior's mean, and its divergence."""
+    signals: list[torch.Tensor] = []
+    kl: list[torch.Tensor] = []
+    device = next(vae.parameters()).device
+    for block in with_progress(held_out["image"].blocks(BLOCK), len(held_out), "texture VAE, held out", step=BLOCK):
+        images = to_signed(torch.from_numpy(block).to(device))
+        posterior = vae.encode(images)
+        signals.append(psnr(images, vae.decode(posterior.mean)))
+        kl.append(posterior.kl())
+    return {"psnr_held_out": torch.cat(signals).mean().item(), "kl_held_out": torch.cat(kl).mean().item()}
+
+
+@torch.no_grad()
+def _reconstructed(vae: ImageVAE, images: torch.Tensor) -> torch.Tensor:
+    return vae.decode(vae.encode(images.to(next(vae.parameters()).device)).mean).cpu()
+
+
+def _cost(result: TrainingResult) -> dict[str, float]:
+    return {"images_seen": result.images_seen, "seconds": result.seconds, "images_per_second": result.images_per_second}
 
 
 @exits_cleanly
 def main() -> None:
     """Run the stage in the project's folder."""
-    argparse.ArgumentParser(description="Train the image VAE (outputs/texture_vae).").parse_args()
-    train_texture_vae(load_params().texture_vae, stage_dir("prepare"), stage_dir("texture_vae"))
+    argparse.ArgumentParser(description="Train or read the image VAE (outputs/texture_vae).").parse_args()
+    make_texture_vae(load_params().texture_vae, stage_dir("prepare"), stage_dir("texture_vae"))
 
 
 if __name__ == "__main__":

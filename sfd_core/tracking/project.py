@@ -109,7 +109,13 @@ def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
                 "weights": sorted(folder.glob("*.safetensors")),
             },
         )
-        yield _Finished(vae_run(params, name), history_key(folder / "history.csv"), evidence)
+        yield _Finished(vae_run(params, name), _vae_key(folder), evidence)
+
+
+def _vae_key(folder: Path) -> str:
+    """Return what identifies a finished VAE: its curve, or its weights where nothing was trained and the curve is empty."""
+    trained = any(Curve(folder / "history.csv", "train").points())
+    return history_key(folder / "history.csv") if trained else history_key(folder / "model.json")
 
 
 def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:

@@ -93,6 +93,12 @@ class History:
         return self.path.open("a")
 
 
+def write_empty_history(path: Path) -> None:
+    """Write the curve of a network that was not trained here: columns, but no rows."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(",".join([*BEFORE_TERMS, "loss"]) + "\n")
+
+
 def read_history(path: Path) -> list[dict[str, float]]:
     """Read a curve written by `History`, one dict of numbers per row; raises `DataError` if it is none."""
     try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sfd_core.config import TextureVAEParams
+from sfd_core.config import TrainedVAEParams
 from sfd_core.data.shards import ShardArray
 from sfd_core.models.texture_vae import TextureVAE, texture_vae_loss
 from sfd_core.seeding import generator
@@ -20,7 +20,7 @@ def to_signed(images: Tensor) -> Tensor:
 class TextureVAETask:
     """Images (uint8 (3, R, R) a row) and their mirror images through the texture VAE."""
 
-    def __init__(self, vae: TextureVAE, images: ShardArray, params: TextureVAEParams) -> None:
+    def __init__(self, vae: TextureVAE, images: ShardArray, params: TrainedVAEParams) -> None:
         self.model, self.images, self.kl_weight = vae, images, params.kl_weight
         self.seed = params.optimisation.seed
         self.order = BatchOrder(len(images), params.optimisation.batch_size, self.seed)

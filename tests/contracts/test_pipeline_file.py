@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 import pytest
@@ -76,12 +77,17 @@ def code_of(stage: str) -> set[str]:
     return names - NO_RESULT_DEPENDS_ON
 
 
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The kinds of a group that is one of several, else what was given."""
+    return get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+
+
+def is_group(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def test_stages_are_named_like_their_groups_of_parameters_and_their_files() -> None:
-    groups = [
-        name
-        for name, field in Params.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    ]
+    groups = [name for name, field in Params.model_fields.items() if all(map(is_group, kinds(field.annotation)))]
     files = [path.stem for path in (ROOT / "sfd_core" / "stages").glob("*.py") if "def main(" in path.read_text()]
     assert sorted(PIPELINE) == sorted(groups) == sorted(files)
 

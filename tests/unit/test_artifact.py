@@ -9,7 +9,7 @@ from denoisers import artifact, texture_vae, variant
 from sfd_core.artifact import load_denoiser
 from sfd_core.composite import LatentStatistics
 from sfd_core.errors import DataError, IdentityError
-from sfd_core.models.texture_vae import TextureVAE
+from sfd_core.models.vae_loader import load_texture_vae
 
 
 @pytest.fixture
@@ -63,4 +63,4 @@ def test_changed_weights_of_the_texture_vae_are_noticed(tmp_path: Path) -> None:
     texture_vae(tmp_path / "other", seed=1)
     (tmp_path / "other" / "model.safetensors").replace(vae / "model.safetensors")
     with pytest.raises(DataError, match="recorded hash"):
-        TextureVAE.load(vae)
+        load_texture_vae(vae)

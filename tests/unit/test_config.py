@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from sfd_core.config import fingerprint, load_params, parse_params
 from sfd_core.errors import ConfigError
+from sfd_core.models.semantic_vae import SemanticVAE
+from sfd_core.training.optim import learning_rate_at
 
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
 
@@ -59,11 +62,75 @@ def test_the_committed_experiment_is_valid() -> None:
         ("train.optimisation.betas", [0.9, 1.0], r"must lie in \[0, 1\)"),
         ("prepare.path", "images", "a folder needs a path, twemoji none"),
         ("texture_vae.learning_rate", float("nan"), r"texture_vae\.learning_rate"),
+        ("texture_vae.kind", "vqgan", r"texture_vae\.kind: must be one of trained, ldm, diffusers \(given: 'vqgan'\)"),
+        ("semantic_vae.weights", "semvae.pt", r"semantic_vae: standardise is true, but published weights take raw tokens"),
     ],
 )
 def test_a_bad_value_is_named(key: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_params(changed(key, value))
+
+
+LDM = {"kind": "ldm", "name": "sd-vae-f16d32", "weights": "vae.ckpt", "channels": 32, "downsampling": 8}
+DIFFUSERS = LDM | {"kind": "diffusers", "weights": "stabilityai/sd-vae-ft-mse", "subfolder": None}
+
+
+@pytest.mark.parametrize("vae", [LDM, DIFFUSERS])
+def test_a_texture_vae_of_any_kind_fixes_the_latent_grid(vae: dict[str, Any]) -> None:
+    params = parse_params(changed("texture_vae", vae))
+    assert (params.latent_grid, params.texture_vae.channels) == (8, 32)
+    with pytest.raises(ConfigError, match="both latents must lie on one grid"):
+        parse_params(changed("texture_vae", vae | {"downsampling": 16}))
+
+
+@pytest.mark.parametrize(
+    ("vae", "said"),
+    [
+        (LDM | {"channels": 0}, r"texture_vae\.channels: .*greater than or equal to 1"),
+        (LDM | {"width": 8}, r"texture_vae\.width: unknown key"),
+        ({key: value for key, value in LDM.items() if key != "weights"}, r"texture_vae\.weights: missing"),
+        ({key: value for key, value in LDM.items() if key != "kind"}, r"texture_vae\.kind: must be one of .*given: None"),
+    ],
+)
+def test_a_bad_value_of_one_kind_is_named_without_the_kind(vae: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_params(changed("texture_vae", vae))
+
+
+def test_the_paper_s_semantic_vae_is_expressible() -> None:
+    """29M + 29M parameters, 1M steps: 500 of warm-up, constant to 800,000, cosine to a tenth (arXiv 2512.04926, appendix)."""
+    optimisation = {
+        "steps": 1_000_000,
+        "batch_size": 64,
+        "warmup_steps": 500,
+        "decay_steps": 200_000,
+        "final_rate": 0.1,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+        "precision": "bfloat16",
+        "checkpoint_every": 10_000,
+        "seed": 0,
+    }
+    recipe = {
+        "weights": None,
+        "standardise": False,
+        "channels": 16,
+        "width": 768,
+        "depth": 4,
+        "heads": 6,
+        "kl_weight": 1e-7,
+        "pca_channels": 8,
+        "learning_rate": 5e-5,
+        "optimisation": optimisation,
+    }
+    params = parse_params(changed("semantic_vae", recipe)).semantic_vae
+    rates = [learning_rate_at(step, params.learning_rate, params.optimisation) for step in (499, 799_999, 999_999)]
+    assert rates == pytest.approx([5e-5, 5e-5, 5e-6], rel=1e-3)
+    with torch.device("meta"):
+        vae = SemanticVAE(768, params.channels, params.width, params.depth, params.heads)
+    for half in (vae.encoder, vae.decoder):
+        assert round(sum(parameter.numel() for parameter in half.parameters()) / 1e6) == 29
 
 
 def test_a_missing_value_is_named() -> None:

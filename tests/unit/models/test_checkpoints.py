@@ -1,8 +1,10 @@
 """Files of the published formats, made here with small networks of the same names and shapes."""
 
 import argparse
+import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,16 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd_core.errors import DataError
-from sfd_core.models.checkpoints import (
-    lightningdit_from,
-    load_denoiser_weights,
-    read_public_checkpoint,
-    semantic_vae_from,
-    without_projector,
-)
+from sfd_core.models.checkpoints import lightningdit_from, load_denoiser_weights, without_projector
 from sfd_core.models.dit import DiT
 from sfd_core.models.lightningdit import LightningDiT, RepaHead
+from sfd_core.models.published_semantic_vae import semantic_vae_from
 from sfd_core.models.semantic_vae import SemanticVAE
+from sfd_core.models.weights import read_public_checkpoint
 from sfd_core.sizes import ModelSize
 
 SMALL = ModelSize(depth=2, width=32, heads=2)
@@ -172,6 +170,34 @@ def test_code_in_a_file_never_runs(tmp_path: Path) -> None:
     torch.save({"ema": network().state_dict(), "extra": Surprise()}, tmp_path / "weights.pt")
     with pytest.raises(DataError, match="is not unpickled"):
         read_public_checkpoint(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "omegaconf"])
+def test_a_trainer_s_own_objects_are_left_out_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """Checkpoints of latent diffusion keep the state of callbacks, by class, beside the weights."""
+
+    class ModelCheckpoint:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (ModelCheckpoint, ("last",), {"best": 0.1})
+
+        def __init__(self, *_: object) -> None:
+            built_here.append(self)
+
+    built_here: list[object] = []
+    module = ModuleType(f"{package}.callbacks")
+    ModelCheckpoint.__module__, ModelCheckpoint.__qualname__ = module.__name__, "ModelCheckpoint"
+    module.ModelCheckpoint = ModelCheckpoint
+    monkeypatch.setitem(sys.modules, package, ModuleType(package))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    state = network().state_dict()
+    torch.save({"state_dict": state, "callbacks": {ModelCheckpoint: {"best": ModelCheckpoint()}}}, tmp_path / "last.ckpt")
+    built = len(built_here)
+    assert_equal(read_public_checkpoint(tmp_path / "last.ckpt"), state)
+    assert len(built_here) == built
+    monkeypatch.undo()
+    assert_equal(read_public_checkpoint(tmp_path / "last.ckpt"), state)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])

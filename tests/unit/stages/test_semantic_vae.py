@@ -1,0 +1,110 @@
+"""The stage with published weights, and tokens taken raw or standardised."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sfd_core.composite import ChannelStatistics, save_statistics
+from sfd_core.compressors import SemanticCompressors
+from sfd_core.config import SemanticVAEParams
+from sfd_core.data.shards import FieldSpec, ShardWriter
+from sfd_core.errors import DataError
+from sfd_core.models.semantic_vae import SemanticVAE
+from sfd_core.paths import file_digest
+from sfd_core.stages.semantic_vae import make_semantic_vae
+
+ROOT = Path(__file__).parents[3]
+CHANNELS, GRID = 12, 4
+SIZES = {"channels": 3, "width": 16, "depth": 2, "heads": 4, "pca_channels": 2}
+
+
+def params(**changes: Any) -> SemanticVAEParams:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())["semantic_vae"]
+    optimisation = values["optimisation"] | {"steps": 2, "batch_size": 4, "warmup_steps": 1, "decay_steps": 0}
+    return SemanticVAEParams.model_validate(values | SIZES | {"optimisation": optimisation} | changes)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of images' labels and of tokens far from mean 0 and deviation 1."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("held_out", 4)):
+        tokens = (5 + 3 * rng.normal(size=(count, 2, CHANNELS, GRID, GRID))).astype(np.float16)
+        with ShardWriter(
+            tmp_path / "features" / part, {"tokens": FieldSpec("float16", tokens.shape[1:])}, {"encoder": {"name": "e"}}
+        ) as writer:
+            writer.append(tokens=tokens)
+        with ShardWriter(tmp_path / "prepare" / part, {"label": FieldSpec("int64", ())}, {}) as writer:
+            writer.append(label=np.arange(count) % 2)
+    measured = ChannelStatistics(torch.full((CHANNELS,), 5.0), torch.full((CHANNELS,), 3.0))
+    save_statistics(tmp_path / "features" / "statistics.safetensors", {"token": measured})
+    return tmp_path / "prepare", tmp_path / "features"
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    vae = SemanticVAE(CHANNELS, SIZES["channels"], SIZES["width"], SIZES["depth"], SIZES["heads"])
+    state = {f"module.{name}": value for name, value in vae.state_dict().items()}
+    torch.save({"model_state_dict": state, "epoch": 9}, tmp_path / "semvae.pt")
+    return tmp_path / "semvae.pt"
+
+
+def test_published_weights_take_raw_tokens(inputs: tuple[Path, Path], published: Path, tmp_path: Path) -> None:
+    make_semantic_vae(params(weights=str(published), standardise=False), *inputs, tmp_path / "out")
+    compressors, identity = SemanticCompressors.load(tmp_path / "out")
+    assert identity["source"] == file_digest(published)
+    torch.manual_seed(0)
+    source = SemanticVAE(CHANNELS, SIZES["channels"], SIZES["width"], SIZES["depth"], SIZES["heads"])
+    tokens = 5 + torch.randn(2, CHANNELS, GRID, GRID)
+    assert torch.equal(compressors.standardised(tokens), tokens)
+    torch.testing.assert_close(compressors.vae.encode(compressors.standardised(tokens)).mean, source.eval().encode(tokens).mean)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["mse_held_out"] > 9, "of raw tokens, whose variance is 9 and mean 5"
+    assert "seconds" not in metrics
+    assert (tmp_path / "out" / "history.csv").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(("standardise", "mean", "std"), [(True, 5.0, 3.0), (False, 0.0, 1.0)])
+def test_trained_weights_take_tokens_as_told(
+    inputs: tuple[Path, Path], tmp_path: Path, standardise: bool, mean: float, std: float
+) -> None:
+    make_semantic_vae(params(standardise=standardise), *inputs, tmp_path / "out")
+    compressors, identity = SemanticCompressors.load(tmp_path / "out")
+    assert compressors.statistics.mean.unique().tolist() == [mean]
+    assert compressors.statistics.std.unique().tolist() == [std]
+    assert "source" not in identity
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["images_seen"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"channels": 4}, "channels: 3 instead of 4"),
+        ({"width": 32}, "width: 16 instead of 32"),
+        ({"depth": 1}, "depth: 2 instead of 1"),
+    ],
+)
+def test_weights_of_other_sizes_are_refused(
+    inputs: tuple[Path, Path], published: Path, tmp_path: Path, changes: dict[str, int], said: str
+) -> None:
+    with pytest.raises(DataError, match=rf"semvae\.pt holds .*{said}"):
+        make_semantic_vae(params(weights=str(published), standardise=False, **changes), *inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_for_another_encoder_are_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    other = SemanticVAE(2 * CHANNELS, SIZES["channels"], SIZES["width"], SIZES["depth"], SIZES["heads"])
+    torch.save({"model_state_dict": other.state_dict()}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="token channels: 24 instead of 12"):
+        make_semantic_vae(params(weights=str(tmp_path / "other.pt"), standardise=False), *inputs, tmp_path / "out")
