@@ -58,6 +58,9 @@ def test_the_committed_experiment_is_valid() -> None:
         ("train.optimisation.warmup_steps", 10**6, "exceed steps"),
         ("train.optimisation.betas", [0.9, 1.0], r"must lie in \[0, 1\)"),
         ("prepare.path", "images", "a folder needs a path, twemoji none"),
+        ("prepare.labels", "stored", r"labels 'stored' do not exist for source 'twemoji', only category and subcategory"),
+        ("prepare.held_out", None, r"held_out None with held_out_path None: give the share of path .* or the path"),
+        ("prepare.held_out_path", "val", r"held_out_path is 'val', but twemoji has no held-out set; set it to null"),
         ("texture_vae.learning_rate", float("nan"), r"texture_vae\.learning_rate"),
     ],
 )
