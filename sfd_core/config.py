@@ -129,8 +129,8 @@ class TextureVAEParams(Group):
         return self
 
 
-class FeaturesParams(Group):
-    """Patch tokens of the frozen semantic encoder."""
+class EncoderParams(Group):
+    """A frozen encoder and how images reach it."""
 
     encoder: str
     """A timm model name."""
@@ -140,6 +140,13 @@ class FeaturesParams(Group):
     """Side in pixels that images are resized to before the encoder."""
     grid: Positive
     """Side of the token grid."""
+    precision: Literal["float32", "bfloat16"]
+    """Of the encoder's layers; tokens are kept as float16 either way."""
+
+
+class FeaturesParams(EncoderParams):
+    """Patch tokens of the frozen semantic encoder."""
+
     batch_size: Positive
 
 

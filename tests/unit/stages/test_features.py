@@ -17,7 +17,14 @@ from sfd_core.stages.features import extract_features
 
 
 def params(**changes: object) -> FeaturesParams:
-    values = {"encoder": "tf_efficientnet_lite0", "weights": "package", "input_size": 64, "grid": 4, "batch_size": 3}
+    values = {
+        "encoder": "tf_efficientnet_lite0",
+        "weights": "package",
+        "input_size": 64,
+        "grid": 4,
+        "precision": "float32",
+        "batch_size": 3,
+    }
     return FeaturesParams.model_validate(values | changes)
 
 
