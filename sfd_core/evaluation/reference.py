@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import DataError, IdentityError
 from sfd_core.evaluation.extractors import FEATURES, SPATIAL, ExtractorIdentity, JudgeNetwork
 from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference

@@ -1,7 +1,19 @@
 """Frozen semantic encoders: images to spatial patch tokens, and where their weights come from.
 
 Any timm model serves: of a convolutional network the last feature map of the wanted grid is taken, of a vision transformer
-the normalised patch tokens of the last block without class and register tokens.
+the patch tokens after the last block and the model's final norm, without class and register tokens, that is timm's
+`forward_features`. Pixels are normalised with the mean and deviation of the model's own `pretrained_cfg`. timm resamples
+position embeddings to the grid. The encoders of the paper (SFD, arXiv 2512.04926), for its 16 x 16 grid:
+
+- DINOv2 S, B (SFD's choice) and L with registers, `vit_{small,base,large}_patch14_reg4_dinov2.lvd142m`, input_size 224,
+  ImageNet's mean and deviation: the tokens are DINOv2's own `x_norm_patchtokens`.
+- MAE, `vit_base_patch16_224.mae`, input_size 256, ImageNet's mean and deviation: the output of its encoder, normalised as its
+  decoder gets it.
+- CLIP, `vit_base_patch16_clip_quickgelu_224.openai`, input_size 256, its own mean and deviation: after `ln_post`, which CLIP
+  itself applies to the class token alone, and not projected to the space of texts.
+- SigLIP, `vit_base_patch16_siglip_224.webli` or `..._256.webli`, input_size 256, mean and deviation 0.5: after the norm, what
+  its pooling by attention gets.
+
 Shapes: N images, C channels of a token, g side of the token grid.
 """
 
@@ -24,9 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sfd_core.config import FeaturesParams
+from sfd_core.config import EncoderParams
 from sfd_core.errors import ConfigError, DataError, ResourceError
 
+Precision = Literal["float32", "bfloat16"]
 PackagedName = Literal["tf_efficientnet_lite0", "tf_efficientnet_lite2"]
 
 PACKAGED: dict[str, tuple[str, str]] = {
@@ -45,6 +58,7 @@ class EncoderIdentity:
     """sha256 of all tensors, wherever they came from."""
     input_size: int
     grid: int
+    precision: str
 
     def as_dict(self) -> dict[str, str | int]:
         """Return plain values for a manifest."""
@@ -57,14 +71,14 @@ class Encoder(nn.Module):
     Raises `ConfigError` if the model has no token grid of side `grid` at `input_size`.
     """
 
-    def __init__(self, name: str, model: Any, input_size: int, grid: int) -> None:
+    def __init__(self, name: str, model: Any, input_size: int, grid: int, precision: Precision) -> None:
         super().__init__()
-        self.identity = EncoderIdentity(name, weights_digest(model), input_size, grid).as_dict()
+        self.identity = EncoderIdentity(name, weights_digest(model), input_size, grid, precision).as_dict()
         model.eval()
         if isinstance(model, EfficientNet):
             fold_batch_norms(model)
         self.model: Any = model.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.input_size, self.grid = input_size, grid
+        self.input_size, self.grid, self.precision = input_size, grid, precision
         self._feature = _feature_index(name, model, input_size, grid)
         self.channels = int(model.feature_info[self._feature]["num_chs"])
         """Channels C of a token."""
@@ -74,7 +88,7 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def tokens(self, images: Tensor) -> Tensor:
-        """Return raw spatial tokens float32 (N, C, g, g) of uint8 images (N, 3, H, W)."""
+        """Return raw spatial tokens float32 (N, C, g, g) of uint8 images (N, 3, H, W); bfloat16 is an autocast of the model."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         pixels = images.to(mean.device, torch.float32).div_(255)
         if pixels.shape[-2:] != (self.input_size, self.input_size):
@@ -82,13 +96,14 @@ class Encoder(nn.Module):
             # Bicubic filters overshoot; the encoder never saw values outside [0, 1].
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp_(0, 1)
         pixels = pixels.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
-        maps: list[Tensor] = self.model.forward_intermediates(
-            pixels, indices=[self._feature], norm=_is_transformer(self.model), stop_early=True, intermediates_only=True
-        )
+        with torch.autocast(mean.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            maps: list[Tensor] = self.model.forward_intermediates(
+                pixels, indices=[self._feature], norm=_is_transformer(self.model), stop_early=True, intermediates_only=True
+            )
         return maps[0].float().contiguous()
 
 
-def load_encoder(features: FeaturesParams) -> Encoder:
+def load_encoder(features: EncoderParams) -> Encoder:
     """Return the frozen encoder that `features` describes, without classifier, on the CPU.
 
     Raises `ConfigError` for an unknown model or an impossible grid, `ResourceError` for weights that are missing or cannot
@@ -97,6 +112,7 @@ def load_encoder(features: FeaturesParams) -> Encoder:
     name, source = features.encoder, features.weights
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise ConfigError(f"features.encoder {name!r} is no timm model; `timm.list_models()` lists them")
+    _require_own_activation(name)
     model = _create(name, features.input_size)
     # An impossible grid is told before anything is downloaded.
     _feature_index(name, model, features.input_size, features.grid)
@@ -107,7 +123,7 @@ def load_encoder(features: FeaturesParams) -> Encoder:
         model = _from_hub(name, features.input_size)
     else:
         _load_file(model, Path(source))
-    return Encoder(name, model, features.input_size, features.grid)
+    return Encoder(name, model, features.input_size, features.grid, features.precision)
 
 
 def efficientnet_lite(name: str) -> Any:
@@ -174,6 +190,18 @@ def _feature_index(name: str, model: Any, input_size: int, grid: int) -> int:
     return fitting[-1]
 
 
+def _require_own_activation(name: str) -> None:
+    """Refuse CLIP models whose weights were trained with QuickGELU but whose architecture of that name has GELU."""
+    config: Any = timm.get_pretrained_cfg(name)
+    notes = " ".join(getattr(config, "notes", None) or ())
+    if "natively QuickGELU" in notes and "quickgelu" not in name:
+        right = name.replace("_clip_", "_clip_quickgelu_")
+        raise ConfigError(
+            f"features.encoder {name!r} has GELU where its weights were trained with QuickGELU, so its tokens are not CLIP's; "
+            f"set it to {right}"
+        )
+
+
 def _is_transformer(model: Any) -> bool:
     return hasattr(model, "num_prefix_tokens")
 
@@ -191,14 +219,30 @@ def _from_hub(name: str, input_size: int) -> Any:
         return _create(name, input_size, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ResourceError(
-            f"weights of {name} could not be fetched from the hub ({error}); "
-            "connect to the network, or set features.weights to the path of a local file"
+            f"weights of {name} could not be fetched from the hub ({error}); connect to the network, or fetch "
+            f"{_published_at(name)} elsewhere and set features.weights to the path of the local file"
         ) from error
 
 
+def _published_at(name: str) -> str:
+    """Return in words where the weights of a timm model are published."""
+    config: Any = timm.get_pretrained_cfg(name)
+    places = []
+    if config.hf_hub_id:
+        file = config.hf_hub_filename or "model.safetensors"
+        places.append(f"{file} of the Hugging Face repository {config.hf_hub_id}")
+    if config.url:
+        places.append(config.url)
+    return " or ".join(places) or "its weights"
+
+
 def _load_file(model: Any, path: Path) -> None:
-    """Load a timm checkpoint; position embeddings are resized as timm does, classifiers left out, nothing else missing."""
-    state = _read_weights(path)
+    """Load a checkpoint in timm's format or in one that timm converts; position embeddings are resized as timm does.
+
+    Classifiers and MAE's decoder are left out; nothing else may be missing or unknown. timm converts, among others, the
+    files of DINOv2, MAE (`model` in a dictionary) and open_clip.
+    """
+    state = _without_decoder(_read_weights(path))
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -227,9 +271,19 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if type(error).__name__ != "UnpicklingError":
             raise
         raise DataError(f"{path} is no plain file of weights ({error}); convert it to safetensors") from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise DataError(f"{path} is no plain dictionary of tensors; save the model's state_dict alone")
     return state
+
+
+def _without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the encoder of MAE's full checkpoint; other weights as they are."""
+    if "decoder_embed.weight" not in state:
+        return state
+    return {key: tensor for key, tensor in state.items() if not key.startswith("decoder_") and key != "mask_token"}
 
 
 def _packaged_file(name: str) -> Path:

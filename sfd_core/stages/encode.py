@@ -19,7 +19,8 @@ from torch import Tensor
 from sfd_core.composite import StreamingMoments, save_statistics
 from sfd_core.compressors import SemanticCompressors
 from sfd_core.config import EncodeParams, load_params
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import IdentityError, NumericsError, exits_cleanly
 from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
 from sfd_core.models.image_vae import ImageVAE

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from sfd_core.composite import StreamingMoments, save_statistics
 from sfd_core.config import FeaturesParams, load_params
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import NumericsError, exits_cleanly
 from sfd_core.models.encoders import Encoder, load_encoder
 from sfd_core.paths import atomic_dir, require_disk, stage_dir

@@ -4,7 +4,6 @@ The folder lies outside declared outputs: DVC would otherwise hand one experimen
 """
 
 import fcntl
-import hashlib
 import json
 import re
 import shutil
@@ -21,16 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd_core import config, paths
+from sfd_core.codehash import code_fingerprint
 from sfd_core.errors import ResourceError
 
 KEPT = 2
-SHAPES_NO_WEIGHTS = (
-    "sfd_core.cli",
-    "sfd_core.reporting",
-    "sfd_core.storage",
-    "sfd_core.tracking",
-    "sfd_core.training.progress",
-)
 STATE_FILE, MANIFEST_FILE = "state.pt", "manifest.json"
 
 
@@ -44,21 +37,6 @@ class Snapshot:
     """Seconds of pure training up to `step`."""
     path: Path
     """A safetensors file."""
-
-
-def code_fingerprint() -> str:
-    """Hash torch's version and the source of every imported `sfd_core` module that may shape weights, the script among them."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    sources = {}
-    for name, module in list(sys.modules.items()):
-        spec = getattr(module, "__spec__", None)
-        real_name = spec.name if spec is not None else name
-        ours = real_name.split(".")[0] == "sfd_core" and not real_name.startswith(SHAPES_NO_WEIGHTS)
-        if ours and getattr(module, "__file__", None):
-            sources[real_name] = Path(str(module.__file__))
-    for real_name in sorted(sources):
-        digest.update(real_name.encode() + b"\0" + sources[real_name].read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def resume_key(*groups: Any, inputs: Sequence[str] = ()) -> str:

@@ -9,7 +9,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 
 pytestmark = pytest.mark.bench
 

@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 PIPELINE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NO_RESULT_DEPENDS_ON = {
     "sfd_core/__init__.py",
+    "sfd_core/codehash.py",
     "sfd_core/config.py",
     "sfd_core/errors.py",
     "sfd_core/paths.py",
+    "sfd_core/stages/outlook.py",
     "sfd_core/stages/progress.py",
     *(path.relative_to(ROOT).as_posix() for path in (ROOT / "sfd_core" / "tracking").glob("*.py")),
     "sfd_core/training/progress.py",

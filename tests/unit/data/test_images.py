@@ -2,17 +2,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import samples, write_parquet, write_tar
 from PIL import Image
 
 from sfd_core.config import PrepareParams
-from sfd_core.data.images import ImageSet, is_held_out, load_images, split
+from sfd_core.data.image_set import ImageSet
+from sfd_core.data.images import is_held_out, load_images, load_parts, split
 from sfd_core.errors import DataError
 
 
 def params(**changes: object) -> PrepareParams:
     values = {
-        "source": "twemoji", "path": None, "labels": "category", "resolution": 64, "copies": 1, "held_out": 0.2,
-        "skip_unreadable": False, "seed": 0,
+        "source": "twemoji", "path": None, "held_out_path": None, "labels": "category", "resolution": 64, "copies": 1,
+        "held_out": 0.2, "skip_unreadable": False, "seed": 0,
     }  # fmt: skip
     return PrepareParams.model_validate(values | changes)
 
@@ -30,7 +32,8 @@ def make_folder(root: Path, classes: dict[str, int]) -> Path:
 
 
 def images(names: list[str], labels: list[int]) -> ImageSet:
-    return ImageSet(names, labels, sorted({str(label) for label in labels}), lambda index, copy: np.zeros((1, 1, 3), np.uint8))
+    classes = sorted({str(label) for label in labels})
+    return ImageSet(names, labels, classes, lambda index, copy: np.zeros((1, 1, 3), np.uint8), str)
 
 
 def test_twemoji_by_category_and_by_subcategory() -> None:
@@ -128,3 +131,70 @@ def test_twemoji_by_subcategory_trains_every_class() -> None:
 def test_a_split_without_held_out_images_is_an_error() -> None:
     with pytest.raises(DataError, match=r"none of the 3 images is held out with prepare.held_out 0.2"):
         split(images(["a", "b", "c"], [0, 1, 2]), 0.2, 0)
+
+
+@pytest.mark.parametrize("source", ["folder", "tar", "parquet"])
+def test_a_held_out_path_is_held_out_whole_and_all_of_path_trains(tmp_path: Path, source: str) -> None:
+    train, held_out = tmp_path / "train", tmp_path / "val"
+    if source == "folder":
+        make_folder(train, {"ant": 3, "cat": 2})
+        make_folder(held_out, {"ant": 1, "cat": 1})
+    elif source == "tar":
+        write_tar(train / "0.tar", samples({"a": 0, "b": 1, "c": 0, "d": 0, "e": 1}))
+        write_tar(held_out / "0.tar", samples({"x": 1, "y": 0}))
+    else:
+        write_parquet(train / "0.parquet", [0, 1, 0, 0, 1], ["ant", "cat"])
+        write_parquet(held_out / "0.parquet", [1, 0], ["ant", "cat"])
+    labels = "folder" if source == "folder" else "stored"
+    parts = load_parts(folder_params(train, source=source, labels=labels, held_out=None, held_out_path=str(held_out)))
+    assert (len(parts.train.indices), len(parts.held_out.indices)) == (5, 2)
+    assert sorted(parts.held_out.images.labels) == [0, 1]
+    assert parts.train.images.digest() != parts.held_out.images.digest()
+    assert parts.held_out.images.render(0, 0).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"ant": 1}, r"path has 2 classes and prepare\.held_out_path 1: 1 are missing there \(cat\); both need the same"),
+        ({"ant": 1, "cat": 1, "dog": 1}, r"held_out_path 3: 1 exist there alone \(dog\)"),
+        ({"ant": 1, "bee": 1}, r"1 are missing there \(cat\) and 1 exist there alone \(bee\)"),
+    ],
+)
+def test_held_out_images_of_other_classes_are_refused(tmp_path: Path, classes: dict[str, int], message: str) -> None:
+    train, held_out = make_folder(tmp_path / "train", {"ant": 1, "cat": 1}), make_folder(tmp_path / "val", classes)
+    with pytest.raises(DataError, match=message):
+        load_parts(folder_params(train, held_out=None, held_out_path=str(held_out)))
+
+
+def test_classes_in_another_order_are_other_classes(tmp_path: Path) -> None:
+    train = write_parquet(tmp_path / "train.parquet", [0, 1], ["ant", "cat"])
+    held_out = write_parquet(tmp_path / "val.parquet", [0, 1], ["cat", "ant"])
+    values = folder_params(train, source="parquet", labels="stored", held_out=None, held_out_path=str(held_out))
+    with pytest.raises(DataError, match="they are the same in another order"):
+        load_parts(values)
+
+
+def test_a_class_of_the_schema_without_images_is_named(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "train.parquet", [0, 0, 2], ["ant", "bee", "cat"])
+    with pytest.raises(DataError, match=r"has no image of 1 of its 3 classes \(bee\)"):
+        load_parts(folder_params(path, source="parquet", labels="stored"))
+
+
+def test_held_out_images_that_are_not_there_name_their_key(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "train.tar", samples({"a": 0, "b": 1}))
+    values = folder_params(path, source="tar", labels="stored", held_out=None, held_out_path=str(tmp_path / "val.tar"))
+    with pytest.raises(DataError, match=r"prepare\.held_out_path .*val\.tar does not exist"):
+        load_parts(values)
+
+
+def test_the_digest_of_a_set_covers_names_labels_classes_and_files(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", {"cat": 2, "ant": 1})
+    before = load_images(folder_params(root)).digest()
+    assert load_images(folder_params(root)).digest() == before
+    Image.new("RGB", (21, 30)).save(root / "cat" / "0.png")
+    changed = load_images(folder_params(root)).digest()
+    assert changed != before
+    (root / "ant").rename(root / "bee")
+    assert load_images(folder_params(root)).digest() != changed
+    assert load_images(params()).digest() == load_images(params()).digest()

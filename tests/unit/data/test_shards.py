@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import DataError, NumericsError
 
 FIELDS = {"z": FieldSpec("float32", (3, 2)), "label": FieldSpec("int64", ())}
@@ -128,7 +129,8 @@ def test_a_killed_writer_leaves_a_partial_folder_that_the_next_write_removes(tmp
         import os, signal, sys
         from pathlib import Path
         import numpy as np
-        from sfd_core.data.shards import FieldSpec, ShardWriter
+        from sfd_core.data.shard_writer import ShardWriter
+        from sfd_core.data.shards import FieldSpec
         with ShardWriter(Path(sys.argv[1]), {"x": FieldSpec("int64", ())}, {}) as writer:
             writer.append(x=np.arange(1000))
             os.kill(os.getpid(), signal.SIGKILL)

@@ -11,7 +11,8 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION
 
 from sfd_core.config import ReferenceParams
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import ConfigError, DataError, IdentityError, ResourceError
 from sfd_core.evaluation import extractors
 from sfd_core.evaluation.extractors import FEATURES, DinoV2, EfficientNetLite0, EfficientNetLite2, register

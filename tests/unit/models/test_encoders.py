@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,18 @@ from sfd_core.config import FeaturesParams
 from sfd_core.data.twemoji import Placement, render
 from sfd_core.errors import ConfigError, DataError, ResourceError
 from sfd_core.models import encoders
-from sfd_core.models.encoders import efficientnet_lite, fold_batch_norms, load_encoder, weights_digest
+from sfd_core.models.encoders import Encoder, efficientnet_lite, fold_batch_norms, load_encoder, weights_digest
 
 
 def params(**changes: object) -> FeaturesParams:
-    values = {"encoder": "tf_efficientnet_lite0", "weights": "package", "input_size": 128, "grid": 8, "batch_size": 4}
+    values = {
+        "encoder": "tf_efficientnet_lite0",
+        "weights": "package",
+        "input_size": 128,
+        "grid": 8,
+        "precision": "float32",
+        "batch_size": 4,
+    }
     return FeaturesParams.model_validate(values | changes)
 
 
@@ -107,23 +115,168 @@ def test_vision_transformers_give_normalised_patch_tokens_in_raster_order(
     torch.testing.assert_close(encoder.tokens(images), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "mean"),
-    [
-        ("vit_base_patch14_reg4_dinov2.lvd142m", 0.485),
-        ("vit_base_patch16_224.mae", 0.485),
-        ("vit_base_patch16_clip_224.openai", 0.48145466),
-        ("vit_base_patch16_siglip_256.webli", 0.5),
-    ],
-)
-def test_the_papers_encoders_give_a_16x16_grid_with_their_own_normalisation(tmp_path: Path, name: str, mean: float) -> None:
-    patch = 14 if "patch14" in name else 16
-    native = timm.get_pretrained_cfg(name).input_size[-1]
-    torch.save(timm.create_model(name, img_size=native).state_dict(), tmp_path / "weights.pth")
-    encoder = load_encoder(params(encoder=name, weights=str(tmp_path / "weights.pth"), input_size=16 * patch, grid=16))
-    assert encoder.tokens(some_images(256, count=1)).shape == (1, 768, 16, 16)
-    assert encoder.get_buffer("mean").flatten()[0].item() == pytest.approx(mean)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PAPERS = {
+    "vit_small_patch14_reg4_dinov2.lvd142m": (224, 384, 5, IMAGENET),
+    "vit_base_patch14_reg4_dinov2.lvd142m": (224, 768, 5, IMAGENET),
+    "vit_large_patch14_reg4_dinov2.lvd142m": (224, 1024, 5, IMAGENET),
+    "vit_base_patch16_224.mae": (256, 768, 1, IMAGENET),
+    "vit_base_patch16_clip_quickgelu_224.openai": (256, 768, 1, CLIP),
+    "vit_base_patch16_siglip_224.webli": (256, 768, 0, HALF),
+    "vit_base_patch16_siglip_256.webli": (256, 768, 0, HALF),
+}
+"""The paper's encoders: input size for a 16 x 16 grid, channels, tokens before the patches, mean and deviation of pixels."""
+
+
+@pytest.mark.parametrize("name", [name if "small" in name else pytest.param(name, marks=pytest.mark.slow) for name in PAPERS])
+def test_the_papers_encoders_give_their_patch_tokens_on_a_16x16_grid(name: str) -> None:
+    """Against a direct call of the true architecture, with random weights."""
+    size, channels, prefix, (mean, std) = PAPERS[name]
+    model = random_model(name, size)
+    encoder = Encoder(name, model, size, 16, "float32")
+    images = some_images(size, count=1)
+    pixels = (images / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    with torch.no_grad():
+        sequence = model.forward_features(pixels)
+    assert sequence.shape == (1, prefix + 256, channels)
+    expected = sequence[:, prefix:].transpose(1, 2).reshape(1, channels, 16, 16)
+    assert encoder.channels == channels
+    torch.testing.assert_close(encoder.tokens(images), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_encoders_end_in_a_norm_over_their_channels(name: str) -> None:
+    size, channels, prefix, _ = PAPERS[name]
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0, img_size=size)
+    assert isinstance(model.norm, torch.nn.LayerNorm)
+    assert (model.norm.normalized_shape, model.num_prefix_tokens) == ((channels,), prefix)
+    assert model.patch_embed.grid_size == (16, 16)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Architectures as they are, but with two blocks of 64 channels."""
+    create = timm.create_model
+
+    def create_small(name: str, **options: object) -> torch.nn.Module:
+        return create(name, embed_dim=64, depth=2, num_heads=4, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+
+
+def facebook_dinov2(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    """DINOv2's own file: the class token's position is a part of `pos_embed`, registers have no position."""
+    first = torch.randn(1, 1, 64)
+    named = {name: value for name, value in state.items() if name not in ("reg_token", "cls_token", "pos_embed")}
+    return named | {
+        "cls_token": state["cls_token"] - first,
+        "register_tokens": state["reg_token"],
+        "pos_embed": torch.cat([first, state["pos_embed"]], dim=1),
+        "mask_token": torch.zeros(1, 64),
+    }
+
+
+def facebook_mae(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {"model": state}
+
+
+def facebook_mae_with_decoder(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    decoder = {
+        "decoder_embed.weight": torch.zeros(32, 64),
+        "decoder_pos_embed": torch.zeros(1, 5, 32),
+        "mask_token": torch.zeros(1),
+    }
+    return {"model": state | decoder, "epoch": 799}
+
+
+def open_clip(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    """An OpenAI CLIP in open_clip's names: an image tower of its own, and a text tower."""
+    named = {
+        "visual.class_embedding": state["cls_token"][0, 0],
+        "visual.positional_embedding": state["pos_embed"][0],
+        "visual.conv1.weight": state["patch_embed.proj.weight"],
+        "visual.proj": torch.randn(64, 32),
+        "logit_scale": torch.zeros(()),
+        "transformer.resblocks.0.ln_1.weight": torch.zeros(32),
+    }
+    parts = {
+        "norm1": "ln_1", "norm2": "ln_2", "attn.proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    }  # fmt: skip
+    for kind in ("weight", "bias"):
+        named[f"visual.ln_pre.{kind}"], named[f"visual.ln_post.{kind}"] = state[f"norm_pre.{kind}"], state[f"norm.{kind}"]
+        for block in range(2):
+            place = f"visual.transformer.resblocks.{block}"
+            named[f"{place}.attn.in_proj_{kind}"] = state[f"blocks.{block}.attn.qkv.{kind}"]
+            for ours, theirs in parts.items():
+                named[f"{place}.{theirs}.{kind}"] = state[f"blocks.{block}.{ours}.{kind}"]
+    return dict(named)
+
+
+def open_clip_siglip(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    """A SigLIP in open_clip's names: timm's image tower as the trunk."""
+    return {f"visual.trunk.{name}": value for name, value in state.items()} | {
+        "text.x": torch.zeros(1),
+        "logit_bias": torch.zeros(1),
+    }
+
+
+PUBLISHED = {
+    "DINOv2": ("vit_base_patch14_reg4_dinov2.lvd142m", 56, facebook_dinov2),
+    "MAE": ("vit_base_patch16_224.mae", 64, facebook_mae),
+    "MAE with decoder": ("vit_base_patch16_224.mae", 64, facebook_mae_with_decoder),
+    "CLIP": ("vit_base_patch16_clip_quickgelu_224.openai", 64, open_clip),
+    "SigLIP": ("vit_base_patch16_siglip_256.webli", 64, open_clip_siglip),
+}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("name", "size", "publish"), PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_files_of_weights_are_read_as_each_family_publishes_them(
+    tmp_path: Path, name: str, size: int, publish: Callable[[dict[str, torch.Tensor]], dict[str, object]]
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, img_size=size).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    torch.save(publish(model.state_dict()), tmp_path / "weights.pth")
+    encoder = load_encoder(params(encoder=name, weights=str(tmp_path / "weights.pth"), input_size=size, grid=4))
+    expected = Encoder(name, model, size, 4, "float32")
+    torch.testing.assert_close(encoder.tokens(some_images(size)), expected.tokens(some_images(size)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("name", "size", "publish"), PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_position_embeddings_of_a_published_file_are_resampled_to_the_grid(
+    tmp_path: Path, name: str, size: int, publish: Callable[[dict[str, torch.Tensor]], dict[str, object]]
+) -> None:
+    """Bicubic with antialiasing over the patches' positions; those of other tokens stay."""
+    torch.manual_seed(0)
+    native = timm.create_model(name, num_classes=0, img_size=7 * size // 4)
+    torch.nn.init.normal_(native.pos_embed)
+    torch.save(publish(native.state_dict()), tmp_path / "weights.pth")
+    encoder = load_encoder(params(encoder=name, weights=str(tmp_path / "weights.pth"), input_size=size, grid=4))
+    patches = native.pos_embed[:, -49:].detach().transpose(1, 2).reshape(1, 64, 7, 7)
+    resampled = F.interpolate(patches, (4, 4), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder.model.pos_embed[:, -16:], resampled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.model.pos_embed[:, :-16], native.pos_embed[:, :-49])
+
+
+def test_bfloat16_is_near_float32_and_another_identity() -> None:
+    single, half = load_encoder(params()), load_encoder(params(precision="bfloat16"))
+    images = some_images()
+    expected, found = single.tokens(images), half.tokens(images)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
+    assert {key for key in single.identity if single.identity[key] != half.identity[key]} == {"precision"}
+
+
+def test_clip_weights_trained_with_quick_gelu_are_refused_in_a_model_with_gelu() -> None:
+    with pytest.raises(ConfigError, match=r"set it to vit_base_patch16_clip_quickgelu_224\.openai"):
+        load_encoder(params(encoder="vit_base_patch16_clip_224.openai", weights="hub", input_size=256, grid=16))
 
 
 def test_position_embeddings_are_resized_to_another_input_size(tmp_path: Path) -> None:
@@ -211,8 +364,11 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty\.pth holds weights of another model: \d+ tensors are missing"):
         load_encoder(params(weights=str(tmp_path / "empty.pth")))
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "nested.pth")
-    with pytest.raises(DataError, match=r"nested\.pth is no plain dictionary of tensors"):
+    with pytest.raises(DataError, match=r"nested\.pth holds weights of another model"):
         load_encoder(params(weights=str(tmp_path / "nested.pth")))
+    torch.save({"optimizer": {"step": 1}}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match=r"other\.pth is no plain dictionary of tensors"):
+        load_encoder(params(weights=str(tmp_path / "other.pth")))
 
 
 class Payload:
@@ -231,5 +387,10 @@ def test_code_in_a_file_of_weights_is_not_run(tmp_path: Path, monkeypatch: pytes
 def test_the_hub_out_of_reach_says_to_give_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ResourceError, match=r"weights of test_vit\.r160_in1k could not be fetched from the hub .* local file"):
+    message = r"weights of test_vit\.r160_in1k could not be fetched .* fetch model\.safetensors of .* timm/test_vit"
+    with pytest.raises(ResourceError, match=message):
         load_encoder(params(encoder="test_vit.r160_in1k", weights="hub", input_size=160, grid=10))
+    with pytest.raises(
+        ResourceError, match=r"repository timm/vit_small\S+ or https://\S+/dinov2_vits14_reg4_pretrain\.pth elsewhere"
+    ):
+        load_encoder(params(encoder="vit_small_patch14_reg4_dinov2.lvd142m", weights="hub", input_size=56, grid=4))

@@ -8,7 +8,8 @@ import torch
 
 from sfd_core.composite import load_statistics
 from sfd_core.config import FeaturesParams
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import ConfigError, DataError, NumericsError, ResourceError
 from sfd_core.models import encoders
 from sfd_core.models.encoders import efficientnet_lite, load_encoder
@@ -16,7 +17,14 @@ from sfd_core.stages.features import extract_features
 
 
 def params(**changes: object) -> FeaturesParams:
-    values = {"encoder": "tf_efficientnet_lite0", "weights": "package", "input_size": 64, "grid": 4, "batch_size": 3}
+    values = {
+        "encoder": "tf_efficientnet_lite0",
+        "weights": "package",
+        "input_size": 64,
+        "grid": 4,
+        "precision": "float32",
+        "batch_size": 3,
+    }
     return FeaturesParams.model_validate(values | changes)
 
 

@@ -1,6 +1,13 @@
 import json
+import os
+import random
+import re
 import shutil
+import signal
+import subprocess
 import sys
+import textwrap
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,6 +20,7 @@ from sfd_core.config import PrepareParams
 from sfd_core.data.images import load_images, split
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import DataError, ResourceError
+from sfd_core.stages import prepare as stage
 from sfd_core.stages.prepare import main, prepare
 
 ROOT = Path(__file__).parents[3]
@@ -20,10 +28,17 @@ ROOT = Path(__file__).parents[3]
 
 def params(path: Path | None, **changes: object) -> PrepareParams:
     values = {
-        "source": "folder", "path": path and str(path), "labels": "folder", "resolution": 16, "copies": 1, "held_out": 0.3,
-        "skip_unreadable": False, "seed": 0,
+        "source": "folder", "path": path and str(path), "held_out_path": None, "labels": "folder", "resolution": 16,
+        "copies": 1, "held_out": 0.3, "skip_unreadable": False, "seed": 0,
     }  # fmt: skip
     return PrepareParams.model_validate(values | changes)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted runs are kept below the working folder."""
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
 
 
 @pytest.fixture
@@ -116,7 +131,7 @@ def test_a_file_that_is_no_readable_image_stops_and_is_named(folder: Path, tmp_p
     file = spoil(folder, content)
     with pytest.raises(DataError, match=str(file)):
         prepare(params(folder), tmp_path / "out" / "prepare")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
@@ -138,15 +153,13 @@ def test_a_class_whose_files_are_all_unreadable_is_an_error_even_when_skipping(f
         file.write_text("text")
     with pytest.raises(DataError, match="no readable training image in 1 of 2 classes: cat"):
         prepare(params(folder, skip_unreadable=True), tmp_path / "out" / "prepare")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
-def test_an_earlier_result_survives_a_failure_and_an_interrupted_write_is_cleaned(folder: Path, tmp_path: Path) -> None:
+def test_an_earlier_result_survives_a_failure(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "prepare"
     prepare(params(folder), out)
     before = ShardReader(out / "train").digest
-    leftover = out.parent / ".prepare.abc.partial"
-    (leftover / "train").mkdir(parents=True)
     spoil(folder, b"text")
     with pytest.raises(DataError):
         prepare(params(folder), out)
@@ -179,3 +192,123 @@ def test_the_command_ends_with_code_2_and_one_line_for_bad_input(
         f"error: prepare.path {missing} is no folder; give the folder that holds one folder per class\n"
     )
     assert not (tmp_path / "outputs").exists()
+
+
+def all_files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def limit_files(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(stage, "FILE_BYTES", rows * 3 * 16 * 16)
+
+
+def test_an_interrupted_run_reads_only_what_is_missing_and_ends_in_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit_files(monkeypatch, rows=3)
+    spoil(folder, b"text")
+    values, read = params(folder, skip_unreadable=True), []
+    prepare(values, tmp_path / "whole")
+    original = stage.Plan.render
+
+    def render(plan: stage.Plan, row: int) -> object:
+        read.append((plan.copies, row))
+        if len(read) == interrupted_at:
+            raise KeyboardInterrupt
+        return original(plan, row)
+
+    monkeypatch.setattr(stage.Plan, "render", render)
+    interrupted_at = 9
+    with pytest.raises(KeyboardInterrupt):
+        prepare(values, tmp_path / "broken")
+    read.clear()
+    interrupted_at = 0
+    capsys.readouterr()
+    prepare(values, tmp_path / "broken")
+    assert len(read) <= 14 - 3
+    assert "rows of an interrupted run" in capsys.readouterr().err
+    assert all_files(tmp_path / "broken") == all_files(tmp_path / "whole")
+    assert not list(Path(".sfd/resume/prepare").iterdir())
+
+
+def test_what_was_skipped_stops_a_continued_run_that_may_not_skip(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_files(monkeypatch, rows=1)
+    file = spoil(folder, b"text")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "write_contact_sheet", fail)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(params(folder, skip_unreadable=True), tmp_path / "prepare")
+    with pytest.raises(DataError, match=str(file)):
+        prepare(params(folder), tmp_path / "prepare")
+
+
+def test_other_images_start_anew_and_the_forgotten_work_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = spoil(folder, b"text")
+    with pytest.raises(DataError):
+        prepare(params(folder), tmp_path / "prepare")
+    Image.new("RGB", (20, 18)).save(file)
+    prepare(params(folder), tmp_path / "prepare")
+    assert re.search(r"note: \.sfd/resume/prepare/\w+ keeps .* of an interrupted run", capsys.readouterr().err)
+
+
+def test_the_outlook_tells_rows_bytes_disk_and_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage, "_seconds_per_row", lambda plan: 600.0)
+    prepare(params(folder), tmp_path / "prepare")
+    said = capsys.readouterr().err
+    assert re.search(r"rows +14 \(train \d+, held_out \d+\)", said)
+    assert re.search(r"bytes +10\.9 kB, 776 a row", said)
+    assert re.search(r"free disk +[\d.,]+ [GT]B", said)
+    assert re.search(r"time +about 2\.3 hours", said)
+
+
+PROGRAM = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    from sfd_core.config import PrepareParams
+    from sfd_core.stages import prepare as stage
+    stage.FILE_BYTES = 3 * 3 * 16 * 16
+    original = stage.Plan.render
+    def slowly(plan, row):
+        time.sleep(0.02)
+        return original(plan, row)
+    stage.Plan.render = slowly
+    print("ready", flush=True)
+    stage.prepare(PrepareParams.model_validate_json(sys.argv[1]), Path("out"))
+""")
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_no_byte(folder: Path, tmp_path: Path) -> None:
+    spoil(folder, b"text")
+    values = params(folder, skip_unreadable=True, held_out=0.5)
+    chance, kills = random.Random(0), 5
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+        while True:
+            process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, values.model_dump_json()],
+                cwd=tmp_path / name,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            )
+            assert process.stdout is not None
+            process.stdout.readline()
+            if name == "killed" and kills:
+                kills -= 1
+                time.sleep(chance.uniform(0, 0.4))
+                process.send_signal(signal.SIGKILL)
+            process.stdout.close()
+            if process.wait() == 0:
+                break
+    assert all_files(tmp_path / "killed" / "out") == all_files(tmp_path / "whole" / "out")

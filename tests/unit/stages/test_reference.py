@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sfd_core.config import Params, load_params, parse_params
-from sfd_core.data.shards import FieldSpec, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec
 from sfd_core.errors import DataError
 from sfd_core.evaluation.judge import Judge
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape

@@ -12,7 +12,8 @@ from denoisers import CLASSES, variant
 from sfd_core.artifact import load_denoiser
 from sfd_core.composite import ChannelStatistics, save_statistics
 from sfd_core.config import Optimisation, RepaParams, TrainParams
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import ConfigError, DataError, IdentityError, NumericsError
 from sfd_core.identity import LatentIdentity
 from sfd_core.paths import file_digest
