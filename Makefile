@@ -18,7 +18,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 # Values to give on the command line, such as `make seeds SEEDS="0 1 2 3 4"`
 SEEDS ?= 0 1 2
-RATES ?= 0.002 0.004 0.008
+RATES ?= 0.002 0.004 0.008 0.016
 RATE_STEPS ?= 600
 LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000

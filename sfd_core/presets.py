@@ -32,6 +32,13 @@ class Preset:
         return parse_params(self.values, source=f"preset {self.name}")
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes a value that is used twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def preset_names(folder: Path = PRESETS) -> list[str]:
     """Return the names of all presets in `folder`. Raises `ConfigError` if there is none."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -50,7 +57,7 @@ def load_preset(name: str, folder: Path = PRESETS) -> Preset:
     values = _compose(name, folder, ())
     if BASE in _parse(text, name):
         comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-        text = f"{comment}{yaml.safe_dump(values, sort_keys=False, width=120)}"
+        text = f"{comment}{yaml.dump(values, Dumper=_Plain, sort_keys=False, width=120)}"
     return Preset(name, header, values, text)
 
 
