@@ -37,7 +37,9 @@ from sfd_core.training.history import write_empty_history
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
 from sfd_core.training.semantics import SemanticVAETask
 
-OUTPUT_BYTES = 64 << 20
+SPARE_BYTES = 1 << 20
+SAVED_STATES = 8
+"""Copies of the weights on disk: the output, and model and two AdamW moments in two checkpoints, and some spare."""
 BATCH = 256
 PROBE_IMAGES = 20_000
 """Most images a linear probe is fitted to."""
@@ -80,9 +82,9 @@ class MadeVAE:
 def make_semantic_vae(params: SemanticVAEParams, prepared: Path, features: Path, out: Path) -> None:
     """Make both compressors, judge them on `features/held_out`, and write everything to `out` in one atomic step."""
     tokens = TokenSets.open(params, features)
-    require_disk(out, OUTPUT_BYTES, "stage semantic_vae")
     if params.weights is not None:
         vae = _published_vae(params, Path(params.weights), tokens.channels)
+        _require_disk(vae, 1, out)
         _write(MadeVAE(vae, {}, write_empty_history), params, prepared, tokens, out)
     else:
         train_semantic_vae(params, prepared, tokens, out)
@@ -91,6 +93,7 @@ def make_semantic_vae(params: SemanticVAEParams, prepared: Path, features: Path,
 def train_semantic_vae(params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
     """Train on all training tokens; a training that was broken off goes on where it stood."""
     vae = _fresh_vae(params, tokens.channels).to(training_device())
+    _require_disk(vae, SAVED_STATES, out)
     key = resume_key(params, inputs=[tokens.train.digest])
     resume = ResumeFolder.of("semantic_vae", key)
     plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate)
@@ -123,6 +126,11 @@ def _published_vae(params: SemanticVAEParams, path: Path, token_channels: int) -
             "name the right file, mend the sizes, or take the encoder that it was trained on"
         )
     return vae.requires_grad_(False).to(training_device())
+
+
+def _require_disk(vae: SemanticVAE, copies: int, out: Path) -> None:
+    weights = 4 * sum(parameter.numel() for parameter in vae.parameters())
+    require_disk(out, copies * weights + SPARE_BYTES, "stage semantic_vae")
 
 
 def _fresh_vae(params: SemanticVAEParams, token_channels: int) -> SemanticVAE:

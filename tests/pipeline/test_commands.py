@@ -1,4 +1,4 @@
-"""The command `sfd` on a reproduced tiny project: sample, evaluate, experiment."""
+"""The command `sfd` on a reproduced tiny project: sample, evaluate, import, experiment."""
 
 import json
 import re
@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from projects import Project
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
 
@@ -24,6 +26,24 @@ def test_samples_are_a_picture_that_the_seed_decides(reproduced: Project) -> Non
     assert (drawn("1") != first).any()
 
 
+def test_an_imported_denoiser_is_sampled_and_judged_as_the_one_that_was_trained(reproduced: Project) -> None:
+    weights = load_file(reproduced.path / "outputs" / "train" / "sfd" / "snapshots" / "step-00000004.safetensors")
+    (reproduced.path / ".sfd" / "public").mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {"ema": {f"module.{name}": value for name, value in weights.items()}},
+        reproduced.path / ".sfd" / "public" / "0000004.pt",
+    )
+    reproduced.run("sfd", "import", "sfd", ".sfd/public/0000004.pt", "--out", ".sfd/imported", "--batch-size", "8")
+    images, numbers = [], []
+    for artifact in ("sfd", ".sfd/imported"):
+        reproduced.run("sfd", "sample", artifact, "--out", ".sfd/drawn.png")
+        images.append(np.asarray(Image.open(reproduced.path / ".sfd" / "drawn.png")))
+        reproduced.run("sfd", "evaluate", artifact, "--samples", "6", "--out", ".sfd/numbers.json")
+        numbers.append(json.loads((reproduced.path / ".sfd" / "numbers.json").read_text()))
+    np.testing.assert_array_equal(*images)
+    assert numbers[0] == numbers[1]
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -32,6 +52,7 @@ def test_samples_are_a_picture_that_the_seed_decides(reproduced: Project) -> Non
         (["sample", "sfd", "--snapshot", "3"], "snapshot"),
         (["experiment", "wrong", "--set", "train.steps=3"], "train.steps"),
         (["validate", "none-such.yaml"], "none-such.yaml"),
+        (["import", "sfd", "none-such.pt", "--out", ".sfd/none", "--step", "1"], "none-such.pt does not exist"),
     ],
 )
 def test_a_user_s_mistake_is_one_message_and_exit_code_2(reproduced: Project, words: list[str], named: str) -> None:

@@ -11,6 +11,7 @@ from synthetic_outputs import FINAL, write_studies
 from sfd_core.config import Params
 from sfd_core.errors import DataError
 from sfd_core.stages.report import report
+from sfd_core.training.history import write_empty_history
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,14 @@ def bare(params: Params, written: Path, tmp_path: Path) -> Path:
         for file in ("curve.csv", "numbers.json"):
             shutil.copy(written / "evaluate" / name / file, tmp_path / "outputs" / "evaluate" / name / file)
     return tmp_path / "outputs"
+
+
+def test_a_published_vae_has_no_curve(params: Params, bare: Path) -> None:
+    (bare / "texture_vae").mkdir()
+    write_empty_history(bare / "texture_vae" / "history.csv")
+    html = report(params, bare, bare / "results", bare / "report").read_text()
+    assert "<summary>Texture VAE" not in html
+    assert "texture_vae" not in payload(html)["training"]
 
 
 def payload(html: str) -> dict[str, object]:
