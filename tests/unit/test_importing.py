@@ -16,7 +16,8 @@ from sfd_core.artifact import Denoiser, SnapshotRecord, load_denoiser
 from sfd_core.cli.importing import step_of
 from sfd_core.cli.main import build_parser
 from sfd_core.composite import ChannelStatistics, Composite, LatentStatistics, save_statistics
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import ConfigError, DataError, IdentityError
 from sfd_core.identity import LatentIdentity, read_latent_identity
 from sfd_core.importing import ImportOptions, LatentSource, import_denoiser, read_public_statistics

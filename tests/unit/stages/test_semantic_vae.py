@@ -12,7 +12,8 @@ import yaml
 from sfd_core.composite import ChannelStatistics, save_statistics
 from sfd_core.compressors import SemanticCompressors
 from sfd_core.config import SemanticVAEParams
-from sfd_core.data.shards import FieldSpec, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec
 from sfd_core.errors import DataError
 from sfd_core.models.semantic_vae import SemanticVAE
 from sfd_core.paths import file_digest

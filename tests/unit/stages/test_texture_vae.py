@@ -10,7 +10,8 @@ from latent_diffusion import LatentDiffusionVAE, f16
 from PIL import Image
 
 from sfd_core.config import LDMVAEParams
-from sfd_core.data.shards import FieldSpec, ShardReader, ShardWriter
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import DataError
 from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import file_digest
