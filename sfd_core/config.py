@@ -189,6 +189,10 @@ class FeaturesParams(EncoderParams):
     """Patch tokens of the frozen semantic encoder."""
 
     batch_size: Positive
+    """Images the encoder sees at once."""
+    store: bool
+    """Keep all tokens on disk (4 C g^2 bytes an image: 1 TB for ImageNet and DINOv2-B), or only their statistics: later stages
+    then compute them again, which needs the encoder's weights and, when training, time for it."""
 
 
 class SemanticVAEParams(Group):

@@ -35,7 +35,7 @@ class Preset:
 class _Plain(yaml.SafeDumper):
     """Writes a value that is used twice twice."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, _: Any) -> bool:
         return True
 
 

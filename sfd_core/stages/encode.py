@@ -28,6 +28,7 @@ from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
 from sfd_core.seeding import sample_noise
 from sfd_core.stages.progress import with_progress
+from sfd_core.tokens import TokenSource, open_tokens
 
 PARTS = ("train", "held_out")
 FIELDS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
@@ -53,14 +54,14 @@ class LatentEncoder:
         self.vae, self.compressors = vae.to(device), compressors.to(device)
 
     @torch.no_grad()
-    def encode(self, images: NDArray[np.uint8], tokens: NDArray[np.float16], part: str, first_row: int) -> dict[str, Tensor]:
+    def encode(self, images: NDArray[np.uint8], tokens: Tensor, part: str, first_row: int) -> dict[str, Tensor]:
         """Return z_tex, z_sem, z_pca (N, 2, C, g, g) of images (N, 3, R, R) and tokens (N, 2, C, g, g).
 
         The posterior sample of a row depends on the seed, the part and the row only.
         """
         pixels = torch.from_numpy(images).to(self.device).float() / 127.5 - 1
         pairs = torch.stack([pixels, pixels.flip(-1)], dim=1)
-        normalised = self.compressors.statistics.normalise(torch.from_numpy(tokens).to(self.device).float().flatten(0, 1))
+        normalised = self.compressors.statistics.normalise(tokens.to(self.device).float().flatten(0, 1))
         texture = self.vae.encode(pairs.flatten(0, 1))
         semantic = self.compressors.vae.encode(normalised)
         rows = list(range(first_row, first_row + len(images)))
@@ -88,11 +89,11 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
     vae, texture_identity = load_texture_vae(inputs.texture_vae)
     compressors, semantic_identity = SemanticCompressors.load(inputs.semantic_vae)
     images = {part: ShardReader(inputs.prepare / part) for part in PARTS}
-    tokens = {part: ShardReader(inputs.features / part) for part in PARTS}
-    _require_one_origin(images, tokens, semantic_identity)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = {part: open_tokens(inputs.features / part, images[part], device) for part in PARTS}
+    _require_one_origin(images, tokens, semantic_identity)
     encoder = LatentEncoder(params, vae, compressors, device)
-    grid = tokens["train"]["tokens"].shape[-1]
+    grid = tokens["train"].grid
     channels = {"z_tex": vae.shape.channels, "z_sem": compressors.vae.channels, "z_pca": compressors.pca.channels}
     fields = {name: FieldSpec(params.dtype, (2, count, grid, grid)) for name, count in channels.items()}
     rows = sum(len(part) for part in images.values())
@@ -101,7 +102,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
     with atomic_dir(out) as folder:
         for part in PARTS:
             meta = {
-                "encoder": tokens[part].meta["encoder"],
+                "encoder": tokens[part].encoder,
                 "classes": images[part].meta["classes"],
                 "prepare": images[part].digest,
             }
@@ -116,7 +117,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
         identity = LatentIdentity(
             texture_vae=texture_identity,
             semantic_vae=semantic_identity,
-            encoder=tokens["train"].meta["encoder"],
+            encoder=tokens["train"].encoder,
             statistics=file_digest(folder / STATISTICS_FILE),
             latents=ShardReader(folder / "train", verify=False).digest,
         )
@@ -124,28 +125,28 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
 
 
 def _require_one_origin(
-    images: dict[str, ShardReader], tokens: dict[str, ShardReader], semantic_identity: dict[str, object]
+    images: dict[str, ShardReader], tokens: dict[str, TokenSource], semantic_identity: dict[str, object]
 ) -> None:
     for part in PARTS:
-        if tokens[part].meta["prepare"] != images[part].digest:
+        if tokens[part].prepare != images[part].digest:
             raise IdentityError(
                 f"tokens of {part} were taken of other images than outputs/prepare holds; run `dvc repro features`"
             )
-    if semantic_identity["encoder"] != tokens["train"].meta["encoder"]:
+    if semantic_identity["encoder"] != tokens["train"].encoder:
         raise IdentityError(
             f"the Semantic VAE was trained on tokens of {semantic_identity['encoder']}, but these are of "
-            f"{tokens['train'].meta['encoder']}; run `dvc repro semantic_vae`"
+            f"{tokens['train'].encoder}; run `dvc repro semantic_vae`"
         )
 
 
 def _blocks(
-    encoder: LatentEncoder, images: ShardReader, tokens: ShardReader, part: str
+    encoder: LatentEncoder, images: ShardReader, tokens: TokenSource, part: str
 ) -> Iterator[tuple[dict[str, Tensor], NDArray[np.int64]]]:
     size = encoder.params.batch_size
-    pairs = zip(images["image"].blocks(size), tokens["tokens"].blocks(size), images["label"].blocks(size), strict=True)
+    blocks = zip(images["image"].blocks(size), images["label"].blocks(size), strict=True)
     first = 0
-    for pixels, token_block, labels in with_progress(pairs, len(images), f"encode {part}", step=size):
-        latents = encoder.encode(pixels, token_block, part, first)
+    for pixels, labels in with_progress(blocks, len(images), f"encode {part}", step=size):
+        latents = encoder.encode(pixels, tokens.pairs(range(first, first + len(labels))), part, first)
         for name, latent in latents.items():
             if not bool(torch.isfinite(latent).all()):
                 raise NumericsError(f"{name} of {part} images {first} to {first + len(labels) - 1} holds NaN or infinity")

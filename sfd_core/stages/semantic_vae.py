@@ -8,7 +8,7 @@ of the training, which has no rows where nothing was trained.
 
 import argparse
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from sfd_core.models.semantic_vae import SemanticVAE, semantic_vae_loss
 from sfd_core.models.weights import read_public_checkpoint
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.seeding import derive_seed
+from sfd_core.tokens import TokenSource, open_tokens
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
@@ -49,15 +50,16 @@ PROBE_IMAGES = 20_000
 class TokenSets:
     """Tokens of all images, and the channel statistics that they are standardised with."""
 
-    train: ShardReader
-    held_out: ShardReader
+    train: TokenSource
+    held_out: TokenSource
     statistics: ChannelStatistics
 
     @classmethod
-    def open(cls, params: SemanticVAEParams, features: Path) -> "TokenSets":
-        """Open the `features` folder. Raises `DataError` if it has fewer token channels than PCA shall have components."""
-        train, held_out = ShardReader(features / "train"), ShardReader(features / "held_out")
-        channels = train["tokens"].shape[2]
+    def open(cls, params: SemanticVAEParams, prepared: Path, features: Path) -> "TokenSets":
+        """Open images and tokens. Raises `DataError` if tokens have fewer channels than PCA shall have components."""
+        device = training_device()
+        train, held_out = (open_tokens(features / part, prepared / part, device) for part in ("train", "held_out"))
+        channels = train.channels
         if params.pca_channels > channels:
             raise DataError(f"semantic_vae.pca_channels {params.pca_channels} exceeds the encoder's {channels} token channels")
         measured = load_statistics(features / "statistics.safetensors")["token"]
@@ -67,7 +69,7 @@ class TokenSets:
     @property
     def channels(self) -> int:
         """Channels of a token."""
-        return self.train["tokens"].shape[2]
+        return self.train.channels
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class MadeVAE:
 
 def make_semantic_vae(params: SemanticVAEParams, prepared: Path, features: Path, out: Path) -> None:
     """Make both compressors, judge them on `features/held_out`, and write everything to `out` in one atomic step."""
-    tokens = TokenSets.open(params, features)
+    tokens = TokenSets.open(params, prepared, features)
     if params.weights is not None:
         vae = _published_vae(params, Path(params.weights), tokens.channels)
         _require_disk(vae, 1, out)
@@ -98,7 +100,7 @@ def train_semantic_vae(params: SemanticVAEParams, prepared: Path, tokens: TokenS
     resume = ResumeFolder.of("semantic_vae", key)
     plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate)
     with follow(training_run("semantic_vae", params), resume.history_path, key):
-        result = run(SemanticVAETask(vae, tokens.train["tokens"], tokens.statistics, params), plan, resume)
+        result = run(SemanticVAETask(vae, tokens.train, tokens.statistics, params), plan, resume)
     made = MadeVAE(vae.eval(), _cost(result), partial(shutil.copyfile, resume.history_path))
     _write(made, params, prepared, tokens, out)
     resume.delete()
@@ -143,27 +145,27 @@ def _write(made: MadeVAE, params: SemanticVAEParams, prepared: Path, tokens: Tok
     compressors = SemanticCompressors(made.vae, _fit_pca(params, tokens), tokens.statistics)
     metrics = {**_judge(compressors.to(training_device()), prepared, tokens), **made.cost}
     with atomic_dir(out) as folder:
-        compressors.to(torch.device("cpu")).save(folder, params, tokens.train.meta["encoder"])
+        compressors.to(torch.device("cpu")).save(folder, params, tokens.train.encoder)
         write_json(folder / "metrics.json", metrics)
         made.write_history(folder / "history.csv")
 
 
 def _fit_pca(params: SemanticVAEParams, tokens: TokenSets) -> PCA:
-    blocks = (tokens.statistics.normalise(_tokens(block).flatten(0, 1)) for block in tokens.train["tokens"].blocks(BATCH))
-    return PCA.fit(blocks, params.pca_channels)
+    pairs = (tokens.train.pairs(rows).cpu().float() for rows in _blocks(len(tokens.train)))
+    return PCA.fit((tokens.statistics.normalise(block.flatten(0, 1)) for block in pairs), params.pca_channels)
 
 
 @torch.no_grad()
 def _judge(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
     totals = dict.fromkeys(("mse", "cosine", "kl", "pca_mse", "pca_cosine"), 0.0)
-    for block in sets.held_out["tokens"].blocks(BATCH):
-        tokens = compressors.standardised(_tokens(block)[:, 0])
+    for rows in _blocks(len(sets.held_out)):
+        tokens = compressors.standardised(_plain(sets.held_out, rows))
         posterior = compressors.vae.encode(tokens)
         vae = semantic_vae_loss(compressors.vae.decode(posterior.mean), tokens, posterior, 0.0)
         pca = semantic_vae_loss(compressors.pca.decode(compressors.pca.encode(tokens)), tokens, posterior, 0.0)
         found = {"mse": vae.mse, "cosine": 1 - vae.cosine, "kl": vae.kl, "pca_mse": pca.mse, "pca_cosine": 1 - pca.cosine}
         for name, value in found.items():
-            totals[name] += value.item() * len(block) / len(sets.held_out)
+            totals[name] += value.item() * len(rows) / len(sets.held_out)
     named = {f"{name}_held_out": value for name, value in totals.items()}
     return named | {"linear_probe_top1": _linear_probe(compressors, prepared, sets)}
 
@@ -177,20 +179,22 @@ def _linear_probe(compressors: SemanticCompressors, prepared: Path, sets: TokenS
     return float(probe.score(_flat_latents(compressors, sets.held_out), labels["held_out"]))
 
 
-def _flat_latents(compressors: SemanticCompressors, shard: ShardReader) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    found = []
-    for start in range(0, min(len(shard), PROBE_IMAGES), BATCH):
-        tokens = _tokens(shard["tokens"][start : min(start + BATCH, PROBE_IMAGES)])[:, 0]
-        found.append(compressors.vae.encode(compressors.standardised(tokens)).mean.flatten(1).cpu())
-    return torch.cat(found).numpy()
+def _flat_latents(compressors: SemanticCompressors, source: TokenSource) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    blocks = (compressors.standardised(_plain(source, rows)) for rows in _blocks(min(len(source), PROBE_IMAGES)))
+    return torch.cat([compressors.vae.encode(tokens).mean.flatten(1).cpu() for tokens in blocks]).numpy()
 
 
 def _cost(result: TrainingResult) -> dict[str, float]:
     return {"images_seen": result.images_seen, "seconds": result.seconds, "images_per_second": result.images_per_second}
 
 
-def _tokens(block: object) -> torch.Tensor:
-    return torch.as_tensor(block).float()
+def _blocks(count: int) -> Iterator[range]:
+    return (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+
+
+def _plain(source: TokenSource, rows: range) -> torch.Tensor:
+    """Return the tokens of images as they are, none mirrored, float32 on the CPU."""
+    return source.chosen(rows, torch.zeros(len(rows), dtype=torch.bool)).cpu().float()
 
 
 @exits_cleanly

@@ -20,6 +20,7 @@ from sfd_core.models.dit import DiT
 from sfd_core.models.ema import EMA
 from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.tokens import TokenSource, open_tokens
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
@@ -35,15 +36,18 @@ class TrainInputs:
     """What a variant is trained on, opened and checked."""
 
     latents: ShardReader
-    tokens: ShardReader | None
+    tokens: TokenSource | None
     """The encoder's tokens, for REPA."""
     statistics: LatentStatistics
     identity: LatentIdentity
     spec: LatentSpec
 
     @classmethod
-    def open(cls, variant: VariantParams, encode: Path, features: Path) -> "TrainInputs":
-        """Open the latents of `encode` and, for REPA, the tokens of `features`; all is verified before the first step."""
+    def open(cls, variant: VariantParams, encode: Path, features: Path, images: Path) -> "TrainInputs":
+        """Open the latents of `encode` and, for REPA, the tokens of `features`, computed of `images` where none are stored.
+
+        All is verified before the first step.
+        """
         identity = read_latent_identity(encode)
         latents = ShardReader(encode / "train")
         if latents.digest != identity.latents:
@@ -56,13 +60,15 @@ class TrainInputs:
         if field is not None:
             latents.require_finite(field)
         statistics = LatentStatistics(named["texture"], None if field is None else named[variant.semantic])
-        tokens = ShardReader(features / "train") if variant.repa.weight > 0 else None
-        if tokens is not None and tokens.meta["prepare"] != latents.meta["prepare"]:
+        tokens = None
+        if variant.repa.weight > 0:
+            tokens = open_tokens(features / "train", images / "train", training_device())
+        if tokens is not None and tokens.prepare != latents.meta["prepare"]:
             raise IdentityError(
                 f"{features / 'train'} holds tokens of other images than {encode / 'train'}; run `dvc repro encode`"
             )
         composite = Composite(statistics)
-        token_channels = 0 if tokens is None else tokens["tokens"].shape[2]
+        token_channels = 0 if tokens is None else tokens.channels
         spec = LatentSpec(composite.n_texture, composite.n_semantic, latents["z_tex"].shape[-1], token_channels)
         return cls(latents, tokens, statistics, identity, spec)
 
@@ -133,7 +139,7 @@ def main() -> None:
     name = parser.parse_args().variant
     params = load_params()
     variant = params.variant(name)
-    inputs = TrainInputs.open(variant, stage_dir("encode"), stage_dir("features"))
+    inputs = TrainInputs.open(variant, stage_dir("encode"), stage_dir("features"), stage_dir("prepare"))
     train_variant(name, variant, params.train, inputs, stage_dir("train", name))
 
 

@@ -18,6 +18,7 @@ from sfd_core.errors import ConfigError
 from sfd_core.models.dit import DiT
 from sfd_core.models.lightningdit import LightningDiT
 from sfd_core.seeding import derive_seed, generator
+from sfd_core.tokens import TokenSource
 from sfd_core.training.batches import BatchOrder
 
 SEMANTIC_FIELDS = {"none": None, "vae": "z_sem", "pca": "z_pca"}
@@ -69,7 +70,7 @@ class FlowTask:
     """
 
     def __init__(
-        self, model: LightningDiT, batches: LatentBatches, variant: VariantParams, tokens: ShardReader | None = None
+        self, model: LightningDiT, batches: LatentBatches, variant: VariantParams, tokens: TokenSource | None = None
     ) -> None:
         self.model, self.batches, self.variant, self.tokens = model, batches, variant, tokens
         self.schedule = AsyncSchedule(variant.delta_t)
@@ -95,8 +96,8 @@ class FlowTask:
         return flow_loss(output.prediction, path.velocity, self.n_texture, self.weights, active, repa).named()
 
     def _tokens(self, batch: Batch) -> Tensor:
-        tokens = cast(ShardReader, self.tokens)
-        return _choose(tokens["tokens"].take(batch.rows.numpy()), batch.mirrored).to(batch.latents.device)
+        tokens = cast(TokenSource, self.tokens)
+        return tokens.chosen(batch.rows.numpy(), batch.mirrored).to(batch.latents.device).float()
 
 
 class GaussianTask:

@@ -22,6 +22,7 @@ def params(**changes: object) -> FeaturesParams:
         "input_size": 128,
         "grid": 8,
         "precision": "float32",
+        "store": True,
         "batch_size": 4,
     }
     return FeaturesParams.model_validate(values | changes)

@@ -23,6 +23,7 @@ def params(**changes: object) -> FeaturesParams:
         "input_size": 64,
         "grid": 4,
         "precision": "float32",
+        "store": True,
         "batch_size": 3,
     }
     return FeaturesParams.model_validate(values | changes)

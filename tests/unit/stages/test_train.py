@@ -92,7 +92,7 @@ def tokens(folder: Path, prepare: str = "p") -> Path:
 )
 def test_every_kind_of_variant_trains_to_an_artifact_that_loads(changes: dict[str, object], tmp_path: Path) -> None:
     chosen = variant(**changes)
-    inputs = TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features"))
+    inputs = TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features"), tmp_path / "prepare")
     train_variant("v", chosen, TRAIN, inputs, tmp_path / "out")
     denoiser = load_denoiser(tmp_path / "out")
     assert denoiser.snapshot.step == 3
@@ -109,7 +109,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     weights = []
     for number, seed in enumerate((0, 0, 1)):
         chosen = variant(seed=seed)
-        train_variant("v", chosen, TRAIN, TrainInputs.open(chosen, folder, tmp_path), tmp_path / f"out{number}")
+        train_variant(
+            "v", chosen, TRAIN, TrainInputs.open(chosen, folder, tmp_path, tmp_path / "prepare"), tmp_path / f"out{number}"
+        )
         weights.append(load_denoiser(tmp_path / f"out{number}").model.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
@@ -118,7 +120,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
 @pytest.mark.parametrize("field", ["z_tex", "z_sem"])
 def test_latents_with_nan_are_refused(field: str, tmp_path: Path) -> None:
     with pytest.raises(NumericsError, match=rf"row 7 of '{field}'"):
-        TrainInputs.open(variant(), encoded(tmp_path / "encode", poison=field), tmp_path)
+        TrainInputs.open(variant(), encoded(tmp_path / "encode", poison=field), tmp_path, tmp_path / "prepare")
 
 
 def test_latents_that_do_not_match_their_hash_are_refused(tmp_path: Path) -> None:
@@ -128,14 +130,14 @@ def test_latents_that_do_not_match_their_hash_are_refused(tmp_path: Path) -> Non
     raw[-1] ^= 1
     file.write_bytes(raw)
     with pytest.raises(DataError, match=file.name):
-        TrainInputs.open(variant(), folder, tmp_path)
+        TrainInputs.open(variant(), folder, tmp_path, tmp_path / "prepare")
 
 
 def test_statistics_of_another_run_are_refused(tmp_path: Path) -> None:
     folder = encoded(tmp_path / "encode")
     save_statistics(folder / "statistics.safetensors", {"texture": ChannelStatistics(torch.ones(4), torch.ones(4))})
     with pytest.raises(DataError, match="recorded hash"):
-        TrainInputs.open(variant(), folder, tmp_path)
+        TrainInputs.open(variant(), folder, tmp_path, tmp_path / "prepare")
 
 
 def test_latents_of_another_run_are_refused(tmp_path: Path) -> None:
@@ -143,17 +145,17 @@ def test_latents_of_another_run_are_refused(tmp_path: Path) -> None:
     identity = json.loads((other / "identity.json").read_text()) | {"latents": "0" * 64}
     (folder / "identity.json").write_text(json.dumps(identity))
     with pytest.raises(IdentityError, match=r"identity\.json"):
-        TrainInputs.open(variant(), folder, tmp_path)
+        TrainInputs.open(variant(), folder, tmp_path, tmp_path / "prepare")
 
 
 def test_tokens_of_other_images_are_refused(tmp_path: Path) -> None:
     chosen = variant(repa=RepaParams(weight=0.5, mode="cosine", block=2, width=16))
     with pytest.raises(IdentityError, match="tokens of other images"):
-        TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features", prepare="q"))
+        TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features", prepare="q"), tmp_path / "prepare")
 
 
 def test_a_batch_larger_than_the_data_set_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    inputs = TrainInputs.open(variant(), encoded(tmp_path / "encode"), tmp_path)
+    inputs = TrainInputs.open(variant(), encoded(tmp_path / "encode"), tmp_path, tmp_path / "prepare")
     large = TRAIN.model_copy(update={"optimisation": TRAIN.optimisation.model_copy(update={"batch_size": 13})})
     with pytest.raises(ConfigError, match="batch_size 13"):
         train_variant("v", variant(), large, inputs, tmp_path / "out")
