@@ -347,7 +347,19 @@ class ReferenceParams(Group):
     extractors: Annotated[list[ExtractorName], Field(min_length=1)]
     inception_weights: str | None
     """Path of torch-fidelity's Inception weights; null downloads them when `inception` is asked for."""
+    adm_npz: str | None
+    """Path of an ADM reference file, such as VIRTUAL_imagenet256_labeled.npz, that `inception` compares with instead of the
+    training images, as published numbers do; null for the training images."""
     batch_size: Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.adm_npz is not None and "inception" not in self.extractors:
+            raise ValueError(
+                f"adm_npz {self.adm_npz!r} holds Inception's statistics, but extractors are {', '.join(self.extractors)}; "
+                "add inception to them or set adm_npz to null"
+            )
+        return self
 
 
 class EvaluateParams(Group):

@@ -3,26 +3,24 @@
 Image i depends on the seed and on i alone, never on the batch it was drawn in.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from sfd_core.artifact import Denoiser, load_denoiser
 from sfd_core.composite import Split
-from sfd_core.config import GuidanceParams, SamplerParams, fingerprint
+from sfd_core.config import GuidanceParams, SamplerParams
 from sfd_core.diffusion import guidance
 from sfd_core.diffusion.gaussian import DenoiseFn, guide_denoiser, sample_gaussian
 from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.schedule import LocalTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
-from sfd_core.errors import ConfigError, DataError, IdentityError
+from sfd_core.errors import ConfigError, IdentityError
 from sfd_core.models.dit import DiT
 from sfd_core.models.image_vae import ImageVAE
 from sfd_core.models.lightningdit import LightningDiT
@@ -202,46 +200,6 @@ class Pipeline:
             return torch.stack([torch.randn(noise.shape[1:], generator=source) for source in sources]).to(noise.device)
 
         return sample_gaussian(denoise, noise, sampler.gaussian_solver, sampler.evaluations, step_noise, observe)
-
-
-def draw_to_folder(
-    pipeline: Pipeline,
-    labels: Sequence[int],
-    sampler: SamplerParams,
-    folder: Path,
-    told: Callable[[int], None] = lambda _: None,
-) -> Samples:
-    """Draw all images, each batch kept in `folder` as it is done: a run that was broken off continues where it stood.
-
-    `told` hears how many images are there. Raises `DataError` if the folder holds another run's batches.
-    """
-    key = fingerprint(sampler, list(labels), pipeline.denoiser.snapshot.step)
-    images: list[Tensor] = []
-    evaluations = 0
-    for first in range(0, len(labels), sampler.batch_size):
-        file = folder / f"{key}-{first:08d}.npz"
-        part = labels[first : first + sampler.batch_size]
-        if not file.exists():
-            drawn = pipeline.draw(first, part, sampler)
-            with atomic_path(file) as temporary, temporary.open("wb") as target:
-                np.savez(target, images=drawn.images.numpy(), evaluations=drawn.evaluations)
-        batch, taken = _read_batch(file, len(part))
-        images.append(batch)
-        evaluations = max(evaluations, taken)
-        told(first + len(part))
-    return Samples(torch.cat(images), torch.tensor(list(labels)), evaluations)
-
-
-def _read_batch(file: Path, count: int) -> tuple[Tensor, int]:
-    try:
-        with np.load(file) as saved:
-            images = cast("NDArray[np.uint8]", saved["images"])
-            evaluations = int(saved["evaluations"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file} is no batch of samples ({error}); delete it and draw again") from error
-    if len(images) != count:
-        raise DataError(f"{file} holds {len(images)} images instead of {count}; delete it and draw again")
-    return torch.from_numpy(images), evaluations
 
 
 def _velocity_of(denoiser: Denoiser, labels: Tensor) -> VelocityFn:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.evaluation.metrics import number_name
 
 RESOLUTION, GRID = 32, 8
 FRAMES, SAMPLES = 27, 6
@@ -39,14 +40,15 @@ PROTOCOL = {
 
 def number_names(params: Params) -> list[str]:
     """Names of the numbers of every judge, as columns of the curves."""
-    return [f"{kind}_{judge}" for judge in params.reference.extractors for kind in ("fd", "kid", "precision", "recall")]
+    kinds = ("fd", "kid", "precision", "recall")
+    return [number_name(kind, judge) for judge in params.reference.extractors for kind in kinds]
 
 
-def write_outputs(root: Path, params: Params) -> Path:
+def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> Path:
     """Write outputs of every active variant, of the VAEs and of the reference stage under `root` and return it."""
     for index, name in enumerate(params.active):
         final = FINAL.get(name, 2400.0)
-        _write_training(root / "train" / name, index)
+        _write_training(root / "train" / name, index, classes)
         _write_evaluation(root / "evaluate" / name, params, name, final)
     real = {"floor": 216.0, "ceiling": 480.0, "train_subset": 72.0}
     reference = {kind: _numbers(params, distance) for kind, distance in real.items()}
@@ -89,10 +91,10 @@ def emblems(count: int, sharpness: float, seed: int = 0) -> np.ndarray[Any, np.d
     return (np.stack(images) * 255).astype(np.uint8)
 
 
-def _write_training(folder: Path, index: int) -> None:
+def _write_training(folder: Path, index: int, classes: list[str]) -> None:
     terms = ("loss", "mse", "vlb") if index == 0 else ("loss", "mse", "cosine")
     _write_history(folder / "history.csv", terms, 1.0 + 0.2 * index)
-    _write_json(folder / "model.json", {"classes": CLASSES, "num_classes": len(CLASSES)})
+    _write_json(folder / "model.json", {"classes": classes, "num_classes": len(classes)})
 
 
 def _write_history(path: Path, terms: tuple[str, ...], scale: float) -> None:
@@ -161,6 +163,8 @@ def _numbers(params: Params, distance: float, samples: int = 1500) -> dict[str, 
 
 def _value(name: str, distance: float) -> float:
     factor = 0.8 if name.endswith("lite0") else 1.0
+    if name == "fid":
+        return distance / 200
     if name.startswith("fd_"):
         return distance * factor
     return distance / 2e4 * factor if name.startswith("kid_") else 0.9 - distance / 4500

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core import __version__
-from sfd_core.cli import experiment, importing, preset, sampling
+from sfd_core.cli import evaluation, experiment, guidance, importing, preset, sampling
 from sfd_core.cli.results import PARAMS, print_results
 from sfd_core.config import Params, load_params
 from sfd_core.errors import exits_cleanly
@@ -19,7 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sfd {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sampling.add_sample(commands)
-    sampling.add_evaluate(commands)
+    evaluation.add_evaluate(commands)
+    guidance.add_guidance_curve(commands)
     importing.add_import(commands)
     _add_validate(commands)
     _add_results(commands)

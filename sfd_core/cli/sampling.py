@@ -1,14 +1,14 @@
-"""`sfd sample` and `sfd evaluate`: images of a trained denoiser, to look at and to be judged."""
+"""`sfd sample`: images of a trained denoiser, to look at; and the options of everything that draws."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sfd_core.cli.results import PARAMS
 from sfd_core.config import Params, SamplerParams, load_params, parse_params
 from sfd_core.errors import ConfigError
-from sfd_core.paths import OUTPUTS, stage_dir, write_json
+from sfd_core.paths import OUTPUTS, stage_dir
 
 if TYPE_CHECKING:
     from sfd_core.sampling import Pipeline
@@ -19,7 +19,7 @@ FIELDS = ("solver", "gaussian_solver", "evaluations", "shift", "guidance", "guid
 def add_sample(commands: Any) -> None:
     """Add the command to the subparsers `commands`."""
     command = commands.add_parser("sample", help="draw images and write them as one PNG", description=_sample.__doc__)
-    _add_sampler(command)
+    add_sampler(command)
     command.add_argument("--labels", nargs="+", metavar="LABEL", help="names or indices of classes (default: every class once)")
     command.add_argument("--count", type=int, default=1, metavar="N", help="images of each label (default: %(default)s)")
     command.add_argument(
@@ -29,25 +29,17 @@ def add_sample(commands: Any) -> None:
     command.set_defaults(handler=_sample)
 
 
-def add_evaluate(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
-    command = commands.add_parser(
-        "evaluate", help="draw images and measure their distance to real ones", description=_evaluate.__doc__
+def add_sampler(command: argparse.ArgumentParser, needs_artifact: bool = True, evaluations: Literal["+"] | None = None) -> None:
+    """Add the denoiser and every value of the sampler to a command; `evaluations` "+" takes several numbers of those."""
+    command.add_argument(
+        "artifact", nargs=None if needs_artifact else "?", help="a variant's name, or the folder of a trained denoiser"
     )
-    _add_sampler(command)
-    command.add_argument("--samples", type=int, metavar="N", help="images to judge (default: evaluate.final_samples)")
-    command.add_argument("--out", type=Path, metavar="FILE", help="also write all numbers with their protocols as JSON")
-    command.set_defaults(handler=_evaluate)
-
-
-def _add_sampler(command: argparse.ArgumentParser) -> None:
-    command.add_argument("artifact", help="a variant's name, or the folder of a trained denoiser")
     command.add_argument(
         "--snapshot", type=int, metavar="STEP", help="take the weights of this training step (default: the last)"
     )
     options = command.add_argument_group("sampler", "default: evaluate.sampler of params.yaml")
     options.add_argument("--seed", type=int, metavar="N", help="image i depends on the seed and on i alone")
-    options.add_argument("--evaluations", type=int, metavar="N", help="network evaluations an image")
+    options.add_argument("--evaluations", type=int, nargs=evaluations, metavar="N", help="network evaluations an image")
     options.add_argument("--solver", choices=["euler", "heun", "dopri5"], help="of velocity models")
     options.add_argument("--gaussian-solver", choices=["ddpm", "ddim"], help="of DiT")
     options.add_argument("--shift", type=float, metavar="S", help="timestep shift; 1 is none")
@@ -73,32 +65,18 @@ def _sample(arguments: argparse.Namespace) -> None:
     )
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    """Draw images of a trained denoiser and measure, as every judge sees it, their distance to the training images."""
-    from sfd_core.evaluation.judge import Judge
-    from sfd_core.evaluation.labels import class_balanced_labels
-    from sfd_core.stages.evaluate import drawn_with
-
-    params = load_params(PARAMS)
-    sampler, pipeline = _prepared(arguments)
-    judge = Judge.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
-    labels = class_balanced_labels(arguments.samples or params.evaluate.final_samples, len(pipeline.denoiser.classes))
-    samples = pipeline(labels.tolist(), seed=sampler.seed, sampler=sampler)
-    drawn = drawn_with(sampler, pipeline.denoiser.variant, samples.evaluations)
-    numbers = judge.numbers(judge.features(samples.images), drawn)
-    for name, number in numbers.items():
-        print(f"{name:<32} {number.value:.6g}")
-    if arguments.out:
-        write_json(arguments.out, {name: number.as_dict() for name, number in numbers.items()})
-
-
 def _prepared(arguments: argparse.Namespace) -> "tuple[SamplerParams, Pipeline]":
     """Check the options, then load the denoiser."""
     sampler = sampler_of(arguments, load_params(PARAMS))
     from sfd_core.sampling import Pipeline
 
-    folder = stage_dir("train", arguments.artifact) if "/" not in arguments.artifact else Path(arguments.artifact)
+    folder = artifact_folder(arguments.artifact)
     return sampler, Pipeline.from_artifact(folder, OUTPUTS / "texture_vae", arguments.snapshot, sampler.guide)
+
+
+def artifact_folder(artifact: str) -> Path:
+    """Return the folder of a variant by its name, or the folder that was named."""
+    return stage_dir("train", artifact) if "/" not in artifact else Path(artifact)
 
 
 def sampler_of(arguments: argparse.Namespace, params: Params) -> SamplerParams:

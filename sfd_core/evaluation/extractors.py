@@ -5,6 +5,7 @@ feature of sFID). Each carries an identity of weights and preprocessing; its `ke
 torch-fidelity's own cache looks at names alone.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,12 +113,16 @@ class EfficientNetLite0(EfficientNetLite):
 
 
 class DinoV2(JudgeNetwork):
-    """Class token (1024-d) of DINOv2 ViT-L/14 at 224 pixels, the judge that Stein et al. 2023 recommend.
+    """Class token (1024-d) of DINOv2 ViT-L/14 at 224 pixels, the judge that Stein et al. 2023 (arXiv 2306.04675) recommend.
 
-    Weights: the file given, else `<model>.safetensors` in torch.hub's checkpoint folder, else the Hugging Face hub.
+    As in their dgm-eval with clean resizing: every channel bicubic with antialiasing in floating point, class token after the
+    last norm, and positions resampled as torch.hub's model does it, which timm does otherwise. Weights: the file given, else
+    `<model>.safetensors` in torch.hub's checkpoint folder, else the Hugging Face hub.
     """
 
     architecture: ClassVar[str] = "vit_large_patch14_dinov2.lvd142m"
+    native_size: ClassVar[int] = 518
+    """Side in pixels of the weights' position embedding."""
     input_size: ClassVar[int] = 224
 
     def __init__(
@@ -126,9 +131,9 @@ class DinoV2(JudgeNetwork):
         super().__init__(name, features_list)
         place = weights_folder() / f"{self.architecture}.safetensors"
         weights = feature_extractor_weights_path or (str(place) if place.is_file() else "hub")
-        grid = self.input_size // 14
+        grid = self.native_size // 14
         wanted = EncoderParams(
-            encoder=self.architecture, weights=weights, input_size=self.input_size, grid=grid, precision="float32"
+            encoder=self.architecture, weights=weights, input_size=self.native_size, grid=grid, precision="float32"
         )
         try:
             encoder = load_encoder(wanted)
@@ -137,15 +142,33 @@ class DinoV2(JudgeNetwork):
                 f"extractor dinov2 has no weights ({error}); fetch "
                 f"https://huggingface.co/timm/{self.architecture}/resolve/main/model.safetensors and put it at {place}"
             ) from error
-        preprocessing = "bicubic antialias, clamped, ImageNet mean and deviation"
+        preprocessing = "bicubic antialias, clamped, ImageNet mean and deviation, positions as in torch.hub (Stein et al. 2023)"
         self.identity = ExtractorIdentity("dinov2", str(encoder.identity["weights"]), self.input_size, preprocessing)
         self.network = encoder.model
+        positions = hub_positions(self.network.pos_embed.detach(), self.input_size // 14)
+        self.network.set_input_size(img_size=self.input_size)
+        self.network.pos_embed = torch.nn.Parameter(positions, requires_grad=False)
         self.register_buffer("mean", encoder.get_buffer("mean") * 255, persistent=False)
         self.register_buffer("std", encoder.get_buffer("std") * 255, persistent=False)
 
     def layers(self, images: Tensor) -> dict[str, Tensor]:
         pixels = resize(images, self.input_size).sub_(self.mean).div_(self.std)
         return {FEATURES: self.network(pixels).float()}
+
+
+def hub_positions(positions: Tensor, grid: int) -> Tensor:
+    """Resample a position embedding (1, 1 + M * M, D), class token first, to (1, 1 + grid * grid, D).
+
+    The rule of facebookresearch/dinov2 (`interpolate_pos_encoding`): bicubic without antialiasing, by the scale
+    (grid + 0.1) / M rather than to a size, which shifts the sampling points a little.
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    if side == grid:
+        return positions
+    patches = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    scale = (grid + 0.1) / side
+    resampled = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([positions[:, :1], resampled.flatten(2).transpose(1, 2)], dim=1)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from sfd_core.errors import DataError, NumericsError
 
+BLOCK = 8192
+"""Images whose features are held in float64 at a time."""
+
 
 class FeatureMoments:
     """Mean and covariance of features in one pass, in float64; any number of batches."""
@@ -60,9 +63,14 @@ class FrechetReference:
     @classmethod
     def of(cls, moments: FeatureMoments) -> "FrechetReference":
         """Factor a covariance; directions without variance are left out."""
-        values, vectors = torch.linalg.eigh(moments.covariance)
+        return cls.of_statistics(moments.mean, moments.covariance)
+
+    @classmethod
+    def of_statistics(cls, mean: Tensor, covariance: Tensor) -> "FrechetReference":
+        """Factor a symmetric covariance (D, D); both are taken as float64."""
+        values, vectors = torch.linalg.eigh(covariance.double())
         kept = values > 0
-        return cls(moments.mean, vectors[:, kept] * values[kept].sqrt())
+        return cls(mean.double(), vectors[:, kept] * values[kept].sqrt())
 
     @property
     def covariance(self) -> Tensor:
@@ -72,11 +80,14 @@ class FrechetReference:
     def distance(self, features: Tensor) -> float:
         """Return the squared Fréchet distance (as always reported) of features (N, D), N >= 2, to this distribution.
 
-        The smaller Gram matrix of the projected features, N x N or r x r, has the wanted eigenvalues.
+        The smaller Gram matrix of the projected features, N x N or r x r, has the wanted eigenvalues. Of many images only
+        a block is ever held in float64.
         """
         require_finite(features)
         if len(features) < 2:
             raise DataError(f"a Fréchet distance needs at least two images, got {len(features)}; draw more samples")
+        if len(features) > max(BLOCK, self.factor.shape[1]):
+            return self._distance_of_many(features)
         values = features.double()
         mean = values.mean(dim=0)
         centred = (values - mean) / (len(values) - 1) ** 0.5
@@ -85,6 +96,15 @@ class FrechetReference:
         cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
         traces = self.factor.square().sum() + centred.square().sum()
         return float((mean - self.mean).square().sum() + traces - 2 * cross)
+
+    def _distance_of_many(self, features: Tensor) -> float:
+        moments = FeatureMoments()
+        for block in torch.split(features, BLOCK):
+            moments.update(block)
+        covariance = moments.covariance
+        cross = torch.linalg.eigvalsh(self.factor.T @ covariance @ self.factor).clamp(min=0).sqrt().sum()
+        traces = self.factor.square().sum() + covariance.trace()
+        return float((moments.mean - self.mean).square().sum() + traces - 2 * cross)
 
 
 def require_finite(features: Tensor) -> None:

@@ -1,7 +1,7 @@
 """All extractors of an experiment with their reference: images in, numbers with protocols out."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,7 @@ from sfd_core.evaluation.extractors import FEATURES, DinoV2, EfficientNetLite0, 
 from sfd_core.evaluation.inception import Inception
 from sfd_core.evaluation.neighbours import Nearest, nearest_images
 from sfd_core.evaluation.protocol import Drawn, Number, Protocol
-from sfd_core.evaluation.reference import DESCRIPTION, ReferenceSet, layers_in_batches
+from sfd_core.evaluation.reference import ReferenceSet, layers_in_batches
 
 EXTRACTORS: dict[ExtractorName, type[JudgeNetwork]] = {
     "inception": Inception,
@@ -61,7 +61,7 @@ class Judge:
         extractors = {name: load_extractor(name, params.inception_weights) for name in params.extractors}
         references = {name: ReferenceSet.load(folder / name) for name in params.extractors}
         for name, reference in references.items():
-            reference.require(extractors[name].identity)
+            reference.require(extractors[name].identity, params.adm_npz if name == "inception" else None)
             if images_digest not in {None, reference.digest}:
                 raise IdentityError(
                     f"{folder / name} was made of other training images than those of now; run `dvc repro reference`"
@@ -81,6 +81,21 @@ class Judge:
             for layer, values in layers_in_batches(extractor, images, self.batch_size).items()
         }
 
+    def features_of(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Return what `features` does of images that come batch by batch and are not kept."""
+        return metrics.concatenated([self.features(images) for images in batches])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that the layers of one image take."""
+        blank = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+        return sum(values.nbytes for values in self.features(blank).values())
+
+    @property
+    def keys(self) -> list[str]:
+        """Identity of every extractor, for caches of features."""
+        return [extractor.identity.key for extractor in self.extractors.values()]
+
     def score(self, features: Features) -> dict[str, float]:
         """Return every number by name; see `metrics.score` and `metrics.number_name`."""
         return {
@@ -91,12 +106,16 @@ class Judge:
 
     def numbers(self, features: Features, drawn: Drawn) -> dict[str, Number]:
         """Return every number with its protocol."""
+        values = self.score(features)
+        protocols = self.protocols(len(features[f"{self.main}/{FEATURES}"]), drawn)
+        return {name: Number(value, protocols[name]) for name, value in values.items()}
+
+    def protocols(self, samples: int, drawn: Drawn) -> dict[str, Protocol]:
+        """Return the protocol of every number that `numbers` would measure of so many images."""
         return {
-            metrics.number_name(kind, self.references[name].identity.name): Number(
-                value, self._protocol(name, kind, len(features[f"{name}/{FEATURES}"]), drawn)
-            )
-            for name in self.extractors
-            for kind, value in self._score(name, features).items()
+            metrics.number_name(kind, self.references[name].identity.name): self._protocol(name, kind, samples, drawn)
+            for name, extractor in self.extractors.items()
+            for kind in metrics.kinds(extractor.features_list)
         }
 
     def nearest(self, features: Features, k: int) -> Nearest:
@@ -117,11 +136,11 @@ class Judge:
             input_size=identity.input_size,
             preprocessing=identity.preprocessing,
             samples=samples,
-            reference=DESCRIPTION,
+            reference=reference.description,
             reference_images=reference.images,
-            reference_digest=reference.digest,
-            settings=metrics.settings(kind, samples, len(reference.features), self.kid_subset_size),
-            **asdict(drawn),
+            reference_digest=reference.source_digest,
+            settings=metrics.settings(kind, samples, reference.compared_images, self.kid_subset_size),
+            **vars(drawn),
         )
 
 

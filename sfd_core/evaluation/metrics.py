@@ -1,10 +1,15 @@
 """Features of judged images against those of the reference -> named numbers, by torch-fidelity's functions.
 
+Definitions are those of ADM's evaluator (Dhariwal and Nichol 2021, guided-diffusion `evaluations/evaluator.py`), so that
+numbers compare with published ones: unbiased covariances; the Inception score of consecutive images, not of shuffled ones;
+precision and recall with k = 3 over all judged and all reference images. One thing differs: ADM rounds squared distances of
+precision and recall to float16, here they are float32.
+
 A number is called `fid`, `sfid` or `is` only if Inception with the standard weights made it; otherwise its name says the
 extractor: `fd_efficientnet_lite2`. Shapes: N judged images, M reference images, D features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +27,12 @@ NEIGHBOURHOOD = 3
 KID_SUBSETS = 100
 SUBSET_SEED = 2020
 """torch-fidelity's default; the same subsets for every judged set of one size."""
-IS_SPLITS = 10
+IS_SPLIT = 5000
+"""Images of one split of the Inception score; the last may be smaller, and counts as much."""
 LARGEST_DENSE = 10_000
 """Above so many images precision and recall take their distances in parts."""
+DISTANCE_ROWS = 2000
+"""Images on each side of such a part; the largest matrix is this by the number of images."""
 
 TITLES = {"inception": {"fd": "fid", "sfd": "sfid", "is": "is"}}
 """Names that only the standard network's numbers bear."""
@@ -47,6 +55,12 @@ def number_name(kind: str, extractor: str) -> str:
     return TITLES.get(extractor, {}).get(kind, f"{'sfid' if kind == 'sfd' else kind}_{extractor}")
 
 
+def kinds(layers: Collection[str]) -> list[str]:
+    """Return the kinds of numbers that these layers of an extractor give."""
+    further = {LOGITS: "is", SPATIAL: "sfd"}
+    return ["fd", "kid", "precision", "recall", *(kind for layer, kind in further.items() if layer in layers)]
+
+
 def settings(kind: str, samples: int, reference_images: int, kid_subset_size: int) -> str:
     """Return what a kind of number depends on beside the features, in words, for its protocol."""
     subset = _subset_size(samples, reference_images, kid_subset_size)
@@ -57,7 +71,7 @@ def settings(kind: str, samples: int, reference_images: int, kid_subset_size: in
         "kid": f"mean of {KID_SUBSETS} subsets of {subset}, cubic kernel, seed {SUBSET_SEED}; {compared}",
         "precision": f"k = {NEIGHBOURHOOD}; {compared}",
         "recall": f"k = {NEIGHBOURHOOD}; {compared}",
-        "is": f"mean of {IS_SPLITS} splits, seed {SUBSET_SEED}",
+        "is": f"mean over splits of {min(IS_SPLIT, samples)} consecutive images in the drawn order",
     }[kind]
 
 
@@ -78,11 +92,21 @@ def score(layers: Mapping[str, Tensor], reference: Reference, kid_subset_size: i
     values = {"fd": reference.frechet.distance(features), "kid": _kid(features, reference.features, kid_subset_size)}
     values |= _precision_recall(features, reference.features)
     if LOGITS in layers:
-        splits = isc_features_to_metric(layers[LOGITS], min(IS_SPLITS, len(features)), True, SUBSET_SEED)
-        values["is"] = float(splits[KEY_METRIC_ISC_MEAN])
+        values["is"] = inception_score(layers[LOGITS])
     if SPATIAL in layers and reference.spatial is not None:
         values["sfd"] = reference.spatial.distance(layers[SPATIAL])
     return values
+
+
+def inception_score(logits: Tensor) -> float:
+    """Return exp of the mean divergence of class probabilities from their mean, averaged over splits of 5,000 images.
+
+    `logits` (N, classes) are without bias. A split is consecutive images as they were drawn, as in ADM's evaluator, so the
+    score depends on the order: a split that lacks classes scores lower. Labels that cycle fill every split alike.
+    """
+    return float(
+        np.mean([isc_features_to_metric(part, 1, False)[KEY_METRIC_ISC_MEAN] for part in torch.split(logits, IS_SPLIT)])
+    )
 
 
 def _kid(features: Tensor, reference: Tensor, subset_size: int) -> float:
@@ -101,11 +125,14 @@ def _kid(features: Tensor, reference: Tensor, subset_size: int) -> float:
 def _precision_recall(features: Tensor, reference: Tensor) -> dict[str, float]:
     # Distances do not change with the origin, but float32 keeps more of them near it.
     origin = reference.mean(dim=0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    in_parts = max(len(features), len(reference)) > LARGEST_DENSE
     metric = prc_features_to_metric(
-        features - origin,
-        reference - origin,
+        (features - origin).to(device),
+        (reference - origin).to(device),
         prc_neighborhood=NEIGHBOURHOOD,
-        save_cpu_ram=max(len(features), len(reference)) > LARGEST_DENSE,
+        prc_batch_size=DISTANCE_ROWS if in_parts else LARGEST_DENSE,
+        save_cpu_ram=in_parts,
         verbose=False,
     )
     return {"precision": float(metric[KEY_METRIC_PRECISION]), "recall": float(metric[KEY_METRIC_RECALL])}

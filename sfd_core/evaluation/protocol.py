@@ -1,5 +1,6 @@
 """A number and how it was measured: without its protocol a distance means nothing."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ class Drawn:
     evaluations: int | None = None
     """Network evaluations an image; None for images that no sampler drew."""
     guidance: str = "none"
+    recipe: Mapping[str, Any] | None = None
+    """All that is needed to draw them again: artifact, hashes of weights, every value of the sampler; see `measurement`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Protocol:
     reference: str
     reference_images: int
     reference_digest: str
-    """Identity of the images' shard."""
+    """Hash of the images' shard, or of the ADM reference file."""
     settings: str
     """Of the measure: neighbours, subsets, seeds."""
     images: str
@@ -43,6 +46,7 @@ class Protocol:
     sampler: str
     evaluations: int | None
     guidance: str
+    recipe: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Layout: `<folder>/<extractor>/statistics.safetensors` (mean, factor of the covariance; the same of the spatial layer) over all
 training images and their mirror images, and `<folder>/<extractor>/features/`, a shard of `features` float32 (2, D) (image,
-mirror image) and `row`, of all training images, or of evenly spaced ones where there are very many.
+mirror image) and `row`, of all training images, or of evenly spaced ones where there are very many. With an ADM reference
+file the statistics are the file's, and `<folder>/<extractor>/compared/` holds `features` (D,) of the file's images.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from torch import Tensor
 from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import DataError, IdentityError
+from sfd_core.evaluation.adm import AdmIdentity, AdmReference
 from sfd_core.evaluation.extractors import FEATURES, SPATIAL, ExtractorIdentity, JudgeNetwork
 from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
 from sfd_core.evaluation.metrics import Reference, concatenated
@@ -28,9 +30,9 @@ from sfd_core.seeding import derive_seed
 
 MOST_FEATURES = 50_000
 """Training images whose features are kept for KID, precision, recall and neighbours; statistics always cover all."""
-DESCRIPTION = "training images and their mirror images"
 
-Progress = Callable[[Iterable[NDArray[Any]]], Iterable[NDArray[Any]]]
+Progress = Callable[[Iterable[NDArray[Any]], int], Iterable[NDArray[Any]]]
+"""Given batches of images and how many images they are in all, yields the batches."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,42 @@ class ReferenceSet:
     digest: str
     """Of the train shard."""
     images: int
-    """Training images and mirror images in the statistics."""
+    """Training images and mirror images in the statistics; with an ADM reference the images of its file."""
+    adm: AdmIdentity | None
     features: Tensor
     """(M, 2, D): image, mirror image."""
     rows: NDArray[np.int64]
     """(M,) rows of the train shard."""
     frechet: FrechetReference
     spatial: FrechetReference | None
+    compared: Tensor | None
+    """(M, D) of the images of an ADM reference."""
+
+    @property
+    def description(self) -> str:
+        """What the images are compared with, in words, for protocols."""
+        if self.adm is None:
+            return "training images and their mirror images"
+        return f"ADM's {self.adm.file}: its mu, sigma, mu_s and sigma_s, and its {self.adm.images} images"
+
+    @property
+    def compared_images(self) -> int:
+        """Images M that precision, recall and KID see."""
+        return len(self.features if self.compared is None else self.compared)
+
+    @property
+    def source_digest(self) -> str:
+        """Hash of what the images are compared with: the train shard, or the ADM reference file."""
+        return self.digest if self.adm is None else self.adm.sha256
 
     @property
     def reference(self) -> Reference:
-        """Every kept image once, mirrored or not by a fixed coin.
+        """Every kept image once, mirrored or not by a fixed coin; with an ADM reference its images as they are.
 
         Mirror images of symmetric drawings would be duplicates, which nearest-neighbour radii take for density.
         """
+        if self.compared is not None:
+            return Reference(self.compared, self.frechet, self.spatial)
         coins = np.random.default_rng(derive_seed("reference orientation")).integers(0, 2, len(self.features))
         return Reference(self.features[torch.arange(len(coins)), torch.from_numpy(coins)], self.frechet, self.spatial)
 
@@ -77,18 +101,26 @@ class ReferenceSet:
             identity=ExtractorIdentity(**shard.meta["extractor"]),
             digest=shard.meta["prepare"],
             images=shard.meta["images"],
-            features=torch.from_numpy(np.array(shard["features"].array)),
+            adm=AdmIdentity(**shard.meta["adm"]) if shard.meta["adm"] else None,
+            features=_features(shard),
             rows=np.array(shard["row"].array),
             frechet=frechet,
             spatial=spatial,
+            compared=_features(ShardReader(folder / "compared")) if shard.meta["adm"] else None,
         )
 
-    def require(self, identity: ExtractorIdentity) -> None:
-        """Raise `IdentityError` if another extractor than `identity` made this."""
+    def require(self, identity: ExtractorIdentity, adm_npz: str | None) -> None:
+        """Raise `IdentityError` if another extractor than `identity` made this, or of another reference than `adm_npz`."""
         if identity != self.identity:
             raise IdentityError(
                 f"the reference was made with extractor {self.identity.key}, but the extractor now is {identity.key}: "
                 "weights or preprocessing changed; run `dvc repro reference`"
+            )
+        file = self.adm.file if self.adm else None
+        if file != (Path(adm_npz).name if adm_npz else None):
+            raise IdentityError(
+                f"the reference of {identity.name} was made with ADM file {file}, but reference.adm_npz is {adm_npz}; "
+                "run `dvc repro reference`"
             )
 
 
@@ -106,28 +138,86 @@ def layers_in_batches(extractor: JudgeNetwork, images: Tensor, batch_size: int) 
     return concatenated([layers_of(extractor, batch) for batch in torch.split(images, batch_size)])
 
 
-def write_reference(folder: Path, extractor: JudgeNetwork, train: ShardReader, batch_size: int, progress: Progress) -> None:
-    """Judge all images of `train` and their mirror images and write `folder` atomically."""
-    moments = {name: FeatureMoments() for name in (FEATURES, SPATIAL) if name in extractor.features_list}
+def write_reference(
+    folder: Path,
+    extractor: JudgeNetwork,
+    train: ShardReader,
+    batch_size: int,
+    progress: Progress,
+    adm: AdmReference | None = None,
+) -> None:
+    """Judge all images of `train` and their mirror images and write `folder` atomically.
+
+    With `adm` statistics come from its file; only the training images whose features are kept, for nearest neighbours, and the
+    file's own are then looked at. Raises `IdentityError` if the extractor is not the network that made the file's statistics,
+    `DataError` if the file is damaged.
+    """
+    if adm is not None and extractor.identity.name != "inception":
+        raise IdentityError(
+            f"{adm.path} holds statistics of Inception with its standard weights, but the extractor is "
+            f"{extractor.identity.name}; set reference.inception_weights to null, or reference.adm_npz to null"
+        )
     kept = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST_FEATURES)).round().astype(np.int64))
-    meta = {"extractor": asdict(extractor.identity), "prepare": train.digest, "images": 2 * len(train)}
-    width = layers_of(extractor, torch.from_numpy(train["image"][:1]))[FEATURES].shape[1]
-    fields = {FEATURES: FieldSpec("float32", (2, width)), "row": FieldSpec("int64", ())}
+    identity = adm.identity() if adm else None
+    meta = {
+        "extractor": asdict(extractor.identity),
+        "prepare": train.digest,
+        "images": identity.images if identity else 2 * len(train),
+        "adm": asdict(identity) if identity else None,
+    }
     with atomic_dir(folder) as temporary:
-        with ShardWriter(temporary / "features", fields, meta) as writer:
-            start = 0
-            for images in progress(train["image"].blocks(batch_size)):
-                pair = _both_orientations(extractor, torch.from_numpy(images))
-                for name, moment in moments.items():
-                    moment.update(pair[name].flatten(0, 1))
-                rows = kept[(kept >= start) & (kept < start + len(images))]
-                writer.append(features=pair[FEATURES][rows - start].numpy(), row=rows)
-                start += len(images)
-        factored = {name: FrechetReference.of(moment) for name, moment in moments.items()}
+        judge = _TrainingImages(extractor, train, batch_size, progress)
+        if adm is None:
+            moments = {name: FeatureMoments() for name in (FEATURES, SPATIAL) if name in extractor.features_list}
+            judge.write(temporary / "features", meta, np.arange(len(train)), kept, moments)
+            factored = {name: FrechetReference.of(moment) for name, moment in moments.items()}
+        else:
+            factored = dict(zip((FEATURES, SPATIAL), adm.statistics(), strict=True))
+            judge.write(temporary / "features", meta, kept, kept, {})
+            with ShardWriter(temporary / "compared", {FEATURES: FieldSpec("float32", (judge.width,))}, meta) as writer:
+                for images in progress(adm.blocks(batch_size), adm.images):
+                    writer.append(features=layers_of(extractor, torch.from_numpy(images))[FEATURES].numpy())
         tensors = {"mean": factored[FEATURES].mean, "factor": factored[FEATURES].factor.contiguous()}
         if SPATIAL in factored:
             tensors |= {"spatial_mean": factored[SPATIAL].mean, "spatial_factor": factored[SPATIAL].factor.contiguous()}
         save_file(tensors, temporary / "statistics.safetensors")
+
+
+@dataclass(frozen=True)
+class _TrainingImages:
+    extractor: JudgeNetwork
+    train: ShardReader
+    batch_size: int
+    progress: Progress
+
+    @property
+    def width(self) -> int:
+        """Values D of a feature."""
+        return layers_of(self.extractor, torch.from_numpy(self.train["image"][:1]))[FEATURES].shape[1]
+
+    def write(
+        self,
+        folder: Path,
+        meta: dict[str, Any],
+        judged: NDArray[np.int64],
+        kept: NDArray[np.int64],
+        moments: dict[str, FeatureMoments],
+    ) -> None:
+        """Judge the rows `judged` in both orientations, add them to `moments` and write the features of those in `kept`."""
+        fields = {FEATURES: FieldSpec("float32", (2, self.width)), "row": FieldSpec("int64", ())}
+        batches = [judged[start : start + self.batch_size] for start in range(0, len(judged), self.batch_size)]
+        with ShardWriter(folder, fields, meta) as writer:
+            images = (self.train["image"].take(rows) for rows in batches)
+            for rows, block in zip(batches, self.progress(images, len(judged)), strict=True):
+                pair = _both_orientations(self.extractor, torch.from_numpy(block))
+                for name, moment in moments.items():
+                    moment.update(pair[name].flatten(0, 1))
+                wanted = np.isin(rows, kept, assume_unique=True)
+                writer.append(features=pair[FEATURES][torch.from_numpy(wanted)].numpy(), row=rows[wanted])
+
+
+def _features(shard: ShardReader) -> Tensor:
+    return torch.from_numpy(np.array(shard[FEATURES].array))
 
 
 def _both_orientations(extractor: JudgeNetwork, images: Tensor) -> dict[str, Tensor]:

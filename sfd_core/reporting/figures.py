@@ -10,7 +10,7 @@ from PIL import Image
 
 from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
-from sfd_core.reporting import text
+from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import PHASE_COLOURS, VariantStyle
 from sfd_core.reporting.phases import BAND_NAMES, phases_svg
 from sfd_core.reporting.pictures import Pixels, sheet
@@ -50,6 +50,10 @@ def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, Varia
         (line,) = axes.plot(x[seen], y[seen], linewidth=2, color=style.light, marker=style.matplotlib_marker)
         line.set_linestyle(style.matplotlib_dash)
         ends.append((float(y[seen][-1]), f"{name}  {text.number(y[seen][-1])}", style.light))
+    if number.name == published_numbers.NUMBER and published_numbers.comparable(params, outputs):
+        for model, points in published_numbers.curves().items():
+            axes.plot(points["images_seen"], points["fid"], color=MUTED, linewidth=1, linestyle="dashed")
+            ends.append((float(points["fid"].iloc[-1]), f"published: {model}  {points['fid'].iloc[-1]:g}", MUTED))
     references = [
         (REFERENCES[kind], numbers) for kind, numbers in outputs.snapshot_references.items() if kind != "train_subset"
     ]

@@ -15,7 +15,7 @@ from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.paths import atomic_dir, write_json
-from sfd_core.reporting import figures, studies, tables, text
+from sfd_core.reporting import figures, published_numbers, studies, tables, text
 from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.payload import NO_TERMS, build_payload
 from sfd_core.reporting.phases import phase_words, phases_svg
@@ -94,6 +94,7 @@ def render_page(params: Params, outputs: Outputs, reaches: Sequence[Reach], styl
         phases_figure=phases_svg(outputs.largest_offset),
         terms=_terms(outputs),
         studies=_studies(outputs),
+        published=published_numbers.published_tables() if published_numbers.comparable(params, outputs) else [],
         protocols=_protocols(outputs),
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         text=text,

@@ -47,6 +47,12 @@ _OTHERS = (
 )
 
 
+def line_styles(count: int) -> list[VariantStyle]:
+    """Return the looks of `count` lines that are no variants."""
+    looks = [*_FIXED.values(), *_OTHERS]
+    return [looks[index % len(looks)] for index in range(count)]
+
+
 def variant_styles(names: list[str]) -> dict[str, VariantStyle]:
     """Return the style of every variant; the six of `params.yaml` always look alike, others take spare styles in turn."""
     spare = [name for name in names if name not in _FIXED]

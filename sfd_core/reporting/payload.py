@@ -9,7 +9,7 @@ import torch
 
 from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
-from sfd_core.reporting import text
+from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import VariantStyle
 from sfd_core.reporting.phases import phase_words
 from sfd_core.reporting.pictures import data_uri, sheet, thinned, thumbnails
@@ -30,6 +30,7 @@ def build_payload(params: Params, outputs: Outputs, styles: dict[str, VariantSty
         "curves": {v.name: _curve(v.curve) for v in variants},
         "long": _long_curves(outputs),
         "lines": _lines(outputs),
+        "published": _published(params, outputs),
         "training": {
             "denoisers": {v.name: _history(v.history) for v in variants if v.history is not None and len(v.history)},
             **{stage: {stage: _history(table)} for stage, table in outputs.vae_histories.items() if len(table)},
@@ -71,6 +72,32 @@ def _lines(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
     return {
         number: [{"name": title, "value": numbers[number].value} for title, numbers in named if number in numbers]
         for number in outputs.number_names()
+    }
+
+
+def _published(params: Params, outputs: Outputs) -> dict[str, Any]:
+    """Published curves by number, and one's own and the published offsets; nothing where they would not compare."""
+    if not published_numbers.comparable(params, outputs):
+        return {}
+    offsets = published_numbers.offset_curve()
+    own = {
+        name: v for name, v in outputs.variants.items() if v.params.semantic != "none" and published_numbers.NUMBER in v.numbers
+    }
+    return {
+        "curves": {
+            published_numbers.NUMBER: {
+                f"published: {model}": {
+                    "steps": _plain(points["step"]),
+                    "images_seen": _plain(points["images_seen"]),
+                    "y": _plain(points["fid"]),
+                }
+                for model, points in published_numbers.curves().items()
+            }
+        },
+        "offsets": {"x": _plain(offsets["delta_t"]), "y": _plain(offsets["fid"])},
+        "own_offsets": {
+            name: {"x": [v.params.delta_t], "y": _plain([v.numbers[published_numbers.NUMBER].value])} for name, v in own.items()
+        },
     }
 
 

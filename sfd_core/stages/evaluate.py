@@ -4,13 +4,15 @@
 
 writes `outputs/evaluate/<variant>/`: `curve.csv` (every snapshot, `snapshot_samples` images), `numbers.json` (the last one,
 `final_samples` images, and the oracle, each number with its protocol), `metrics.json` (their values alone), `samples.npz`,
-`trajectory.npz`, `neighbours.png`, `grids/`.
+`trajectory.npz`, `neighbours.png`, `grids/`. Several GPUs give the same numbers:
+
+    torchrun --nproc-per-node 8 -m sfd_core.stages.evaluate --variant sfd
 """
 
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +20,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from sfd_core.artifact import Denoiser, DenoiserManifest, SnapshotRecord
-from sfd_core.config import Params, SamplerParams, VariantParams, load_params
+from sfd_core.config import Params, load_params
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import exits_cleanly
 from sfd_core.evaluation.judge import Judge, head
-from sfd_core.evaluation.labels import CLASS_BALANCED, class_balanced_labels
+from sfd_core.evaluation.labels import class_balanced_labels
 from sfd_core.evaluation.neighbours import neighbour_sheet
 from sfd_core.evaluation.protocol import Drawn, Number
 from sfd_core.identity import read_latent_identity
+from sfd_core.measurement import (
+    ORACLE,
+    SAMPLES,
+    Batch,
+    Measured,
+    Order,
+    drawn_with,
+    measure,
+    oracle_order,
+    recipe,
+    semantic_latents,
+)
 from sfd_core.paths import atomic_dir, file_digest, require_disk, resume_dir, stage_dir, write_json
-from sfd_core.sampling import Pipeline, Samples, draw_to_folder
+from sfd_core.processes import Processes
+from sfd_core.sampling import Pipeline, Samples
+from sfd_core.stages.progress import with_progress
 from sfd_core.training.checkpoint import resume_key
-from sfd_core.training.denoising import SEMANTIC_FIELDS
 from sfd_core.trajectory import record_trajectory
 
 TRAINING_PASSES = 3
@@ -41,6 +57,8 @@ TRAINING_PASSES = 3
 NEIGHBOURS_SHOWN = 4
 GRID_COLUMNS = 8
 SPARE_BYTES = 64 << 20
+COLOUR_LATENTS = 10_000
+"""Semantic latents of training images, evenly spaced, whose principal components give a denoising run its colours."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +74,11 @@ class EvaluateInputs:
 
 
 class Evaluation:
-    """Judges one variant; what was drawn is kept on disk until all of it is judged."""
+    """Judges one variant; what was judged is kept on disk until all of it is, and several processes may share the work."""
 
-    def __init__(self, name: str, params: Params, inputs: EvaluateInputs) -> None:
+    def __init__(self, name: str, params: Params, inputs: EvaluateInputs, processes: Processes | None = None) -> None:
         self.name, self.params, self.inputs = name, params.evaluate, inputs
+        self.processes = processes or Processes(0, 1)
         self.grid_images = params.report.grid_images
         self.manifest = DenoiserManifest.read(inputs.train)
         identity = read_latent_identity(inputs.encode)
@@ -68,52 +87,77 @@ class Evaluation:
         self.latents = ShardReader(inputs.encode / "train")
         self.judge = Judge.load(inputs.reference, params.reference, self.params.kid_subset_size, self.images.digest)
         weights = [file_digest(inputs.train / snapshot.file) for snapshot in self.manifest.snapshots]
-        self.drawn = resume_dir("evaluate", resume_key(name, self.params, inputs=[*weights, identity.statistics]))
+        key = resume_key(name, self.params, inputs=[*weights, identity.statistics, *self.judge.keys])
+        self.judged = resume_dir("evaluate", key)
 
     def run(self, out: Path) -> None:
-        """Judge all snapshots and write everything to `out` in one atomic step."""
-        pixels = 3 * self.images["image"].shape[-1] ** 2
+        """Judge all snapshots; the first process writes everything to `out` in one atomic step."""
         images = self.params.final_samples + self.params.snapshot_samples * len(self.manifest.snapshots)
-        require_disk(out, 2 * images * pixels + SPARE_BYTES, f"stage evaluate, variant {self.name}")
+        require_disk(out, images * self.judge.row_bytes + SPARE_BYTES, f"stage evaluate, variant {self.name}")
         rows: list[dict[str, float]] = []
         grids: list[Tensor] = []
         for snapshot in self.manifest.snapshots:
             pipeline = self._pipeline(snapshot)
-            samples = self._draw(pipeline, snapshot)
-            features = self.judge.features(samples.images)
-            rows.append(self._row(snapshot, self.judge.score(head(features, self.params.snapshot_samples))))
-            grids.append(samples.images[: self.grid_images])
-            self._tell(rows[-1])
-        numbers = self._final(pipeline, samples, features)
-        trajectory = record_trajectory(pipeline, self.params.sampler, self._semantic_latents(pipeline.denoiser))
-        nearest = self.judge.nearest(head(features, self.params.neighbours), NEIGHBOURS_SHOWN)
-        shown = samples.images[: self.params.neighbours].numpy()
-        sheet = neighbour_sheet(
-            shown, self.images["image"].take(nearest.rows.ravel()).reshape(*nearest.rows.shape, *shown.shape[1:]), nearest
-        )
+            measured = self._measure(pipeline, snapshot)
+            if measured is not None:
+                rows.append(self._row(snapshot, self.judge.score(head(measured.features, self.params.snapshot_samples))))
+                grids.append(measured.shown[: self.grid_images])
+                self._tell(rows[-1])
+        oracle = self._measure_oracle(pipeline)
+        if measured is not None:
+            self._write(out, pipeline, measured, oracle, rows, grids)
+        self.processes.wait()
+        if self.processes.first:
+            shutil.rmtree(self.judged, ignore_errors=True)
+
+    def _write(
+        self,
+        out: Path,
+        pipeline: Pipeline,
+        measured: Measured,
+        oracle: Measured | None,
+        rows: list[dict[str, float]],
+        grids: list[Tensor],
+    ) -> None:
+        numbers = self._numbers(pipeline, measured, oracle)
+        trajectory = record_trajectory(pipeline, self.params.sampler, self._some_semantic_latents(pipeline.denoiser))
         with atomic_dir(out) as folder:
             pd.DataFrame(rows).to_csv(folder / "curve.csv", index=False)
-            write_json(folder / "numbers.json", {kind: _plain(measured) for kind, measured in numbers.items()})
+            write_json(folder / "numbers.json", {kind: _plain(named) for kind, named in numbers.items()})
             write_json(folder / "metrics.json", _values(numbers))
             steps = np.array([snapshot.step for snapshot in self.manifest.snapshots])
-            labels = samples.labels[: self.grid_images].numpy()
-            np.savez_compressed(folder / "samples.npz", images=torch.stack(grids).numpy(), steps=steps, labels=labels)
+            labels = measured.labels[: self.grid_images]
+            np.savez_compressed(folder / "samples.npz", images=torch.stack(grids).numpy(), steps=steps, labels=labels.numpy())
             np.savez_compressed(folder / "trajectory.npz", allow_pickle=False, **trajectory)
-            Image.fromarray(sheet).save(folder / "neighbours.png")
-            for step, images_of_step in zip(steps, grids, strict=True):
-                Samples(images_of_step, samples.labels, 0).save_grid(folder / "grids" / f"step-{step:07d}.png", GRID_COLUMNS)
-        shutil.rmtree(self.drawn, ignore_errors=True)
+            Image.fromarray(self._neighbour_sheet(measured)).save(folder / "neighbours.png")
+            for step, images in zip(steps, grids, strict=True):
+                Samples(images, labels, 0).save_grid(folder / "grids" / f"step-{step:07d}.png", GRID_COLUMNS)
 
     def _pipeline(self, snapshot: SnapshotRecord) -> Pipeline:
         return Pipeline.from_artifact(
             self.inputs.train, self.inputs.texture_vae, step=snapshot.step, guide=self.params.sampler.guide
         )
 
-    def _draw(self, pipeline: Pipeline, snapshot: SnapshotRecord) -> Samples:
+    def _measure(self, pipeline: Pipeline, snapshot: SnapshotRecord) -> Measured | None:
         last = snapshot == self.manifest.snapshots[-1]
         count = max(self.params.final_samples, self.params.snapshot_samples) if last else self.params.snapshot_samples
         labels = class_balanced_labels(count, len(self.manifest.classes)).tolist()
-        return draw_to_folder(pipeline, labels, self.params.sampler, self.drawn)
+        shown = max(self.grid_images, self.params.neighbours if last else 0)
+        return self._judge(pipeline, Order(labels, self.params.sampler, shown=shown), f"step {snapshot.step}")
+
+    def _measure_oracle(self, pipeline: Pipeline) -> Measured | None:
+        """Draw texture while semantics move along the exact line to the latent of a training image of the same class."""
+        if not self.params.oracle or self.manifest.latent.semantic_channels == 0:
+            return None
+        labels = class_balanced_labels(self.params.snapshot_samples, len(self.manifest.classes)).tolist()
+        order = oracle_order(pipeline.denoiser, labels, self.params.sampler, self.latents)
+        return self._judge(pipeline, order, "oracle")
+
+    def _judge(self, pipeline: Pipeline, order: Order, what: str) -> Measured | None:
+        def progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+            return with_progress(batches, total, f"{self.name}, {what}", step=order.sampler.batch_size)
+
+        return measure(pipeline, self.judge, order, self.judged, self.processes, progress)
 
     def _row(self, snapshot: SnapshotRecord, scores: Mapping[str, float]) -> dict[str, float]:
         return {
@@ -125,64 +169,31 @@ class Evaluation:
             **scores,
         }
 
-    def _final(self, pipeline: Pipeline, samples: Samples, features: Mapping[str, Tensor]) -> dict[str, dict[str, Number]]:
-        """Return the last snapshot's numbers under `final`, and those of the oracle under `oracle` where it is asked for."""
-        drawn = self._protocol(samples.evaluations, "samples")
-        numbers = {"final": self.judge.numbers(head(features, self.params.final_samples), drawn)}
-        if self.params.oracle and self.manifest.latent.semantic_channels > 0:
-            oracle = self._oracle(pipeline)
-            drawn = self._protocol(oracle.evaluations, "samples whose semantic latents are those of training images")
-            numbers["oracle"] = self.judge.numbers(self.judge.features(oracle.images), drawn)
+    def _numbers(self, pipeline: Pipeline, measured: Measured, oracle: Measured | None) -> dict[str, dict[str, Number]]:
+        """Return the last snapshot's numbers under `final`, and those of the oracle under `oracle` where it was asked for."""
+        drawn = self._drawn(pipeline, measured, SAMPLES)
+        numbers = {"final": self.judge.numbers(head(measured.features, self.params.final_samples), drawn)}
+        if oracle is not None:
+            numbers["oracle"] = self.judge.numbers(oracle.features, self._drawn(pipeline, oracle, ORACLE))
         return numbers
 
-    def _oracle(self, pipeline: Pipeline) -> Samples:
-        """Draw texture while semantics move along the exact line to the latent of a training image of the same class."""
-        labels = class_balanced_labels(self.params.snapshot_samples, len(self.manifest.classes)).tolist()
-        by_class: dict[int, list[int]] = {}
-        for row, label in enumerate(np.asarray(self.latents["label"][:]).tolist()):
-            by_class.setdefault(label, []).append(row)
-        taken = dict.fromkeys(by_class, 0)
-        rows = []
-        for label in labels:
-            rows.append(by_class[label][taken[label] % len(by_class[label])])
-            taken[label] += 1
-        semantics = self._semantic_latents(pipeline.denoiser, np.array(rows))
-        parts = list(pipeline.batches(labels, self.params.sampler, semantics))
-        return Samples(
-            torch.cat([part.images for part in parts]), torch.tensor(labels), max(part.evaluations for part in parts)
-        )
+    def _drawn(self, pipeline: Pipeline, measured: Measured, images: str) -> Drawn:
+        by = recipe(self.inputs.train, pipeline, self.params.sampler, oracle=images == ORACLE)
+        return drawn_with(self.params.sampler, self.manifest.variant, measured.evaluations, images, by)
 
-    def _semantic_latents(self, denoiser: Denoiser, rows: Any = slice(None)) -> Tensor | None:
-        """Return normalised semantic latents (N, C, g, g) of training images, or None for a texture-only variant."""
-        field, statistics = SEMANTIC_FIELDS[denoiser.variant.semantic], denoiser.composite.statistics.semantic
-        if field is None or statistics is None:
-            return None
-        return statistics.normalise(torch.from_numpy(np.asarray(self.latents[field][rows])[:, 0]).float())
+    def _some_semantic_latents(self, denoiser: Denoiser) -> Tensor | None:
+        rows = np.linspace(0, len(self.latents) - 1, min(len(self.latents), COLOUR_LATENTS)).astype(np.int64)
+        return semantic_latents(denoiser, self.latents, rows)
 
-    def _protocol(self, evaluations: int, images: str) -> Drawn:
-        return drawn_with(self.params.sampler, self.manifest.variant, evaluations, images)
+    def _neighbour_sheet(self, measured: Measured) -> NDArray[np.uint8]:
+        shown = measured.shown[: self.params.neighbours].numpy()
+        nearest = self.judge.nearest(head(measured.features, len(shown)), NEIGHBOURS_SHOWN)
+        found = self.images["image"].take(nearest.rows.ravel()).reshape(*nearest.rows.shape, *shown.shape[1:])
+        return neighbour_sheet(shown, found, nearest)
 
     def _tell(self, row: Mapping[str, float]) -> None:
         distances = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name.startswith(("fd_", "fid")))
         print(f"{self.name}: step {row['step']:.0f}, {row['samples']:.0f} samples: {distances}", file=sys.stderr, flush=True)
-
-
-def drawn_with(sampler: SamplerParams, variant: VariantParams, evaluations: int, images: str = "samples") -> Drawn:
-    """Return how class-balanced `images` of `variant` were drawn by `sampler`, for the protocol of their numbers."""
-    gaussian = variant.family == "gaussian"
-    solver = sampler.gaussian_solver if gaussian else sampler.solver
-    shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
-    return Drawn(images, CLASS_BALANCED, sampler.seed, f"{solver}{shift}", evaluations, _guidance(sampler))
-
-
-def _guidance(sampler: SamplerParams) -> str:
-    if sampler.guidance == "none":
-        return "none"
-    parts = ", ".join(
-        f"{name} {part.scale} in {part.interval}"
-        for name, part in (("texture", sampler.texture), ("semantic", sampler.semantic))
-    )
-    return f"{sampler.guidance}: {parts}" + (f", guide {sampler.guide}" if sampler.guide else "")
 
 
 def _values(numbers: Mapping[str, Mapping[str, Number]]) -> dict[str, float]:
@@ -206,7 +217,9 @@ def main() -> None:
     inputs = EvaluateInputs(
         stage_dir("train", name), stage_dir("encode"), stage_dir("prepare"), stage_dir("reference"), stage_dir("texture_vae")
     )
-    Evaluation(name, params, inputs).run(stage_dir("evaluate", name))
+    processes = Processes.join()
+    Evaluation(name, params, inputs, processes).run(stage_dir("evaluate", name))
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Mirror images count; where there are fewer held-out images, the protocol's `samp
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from torch import Tensor
 from sfd_core.config import EvaluateParams, Params, ReferenceParams, load_params
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import exits_cleanly
+from sfd_core.evaluation.adm import AdmReference
 from sfd_core.evaluation.extractors import FEATURES
 from sfd_core.evaluation.judge import Judge, head, load_extractor
 from sfd_core.evaluation.labels import random_rows
 from sfd_core.evaluation.protocol import Drawn, Number
-from sfd_core.evaluation.reference import write_reference
+from sfd_core.evaluation.reference import MOST_FEATURES, write_reference
 from sfd_core.models.image_vae import ImageVAE
 from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
@@ -37,6 +38,8 @@ SEED = 0
 """Of the choice of real images; results are compared across experiments, so it is no parameter."""
 WIDEST = 2048
 """Values of a feature, for the estimate of disk space."""
+BATCH = 64
+"""Real images that are read, or encoded and decoded, at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,72 +47,92 @@ class RealSet:
     """Judged images that no denoiser drew, in random order: every prefix is a random subset."""
 
     name: str
-    images: Tensor
-    """uint8 (N, 3, R, R)"""
+    count: int
+    batches: Callable[[], Iterable[Tensor]]
+    """uint8 (N, 3, R, R), read as they are asked for."""
     drawn: Drawn
 
 
 def reference(params: Params, prepare: Path, texture_vae: Path, out: Path) -> None:
     """Write statistics, features and the numbers of real images to `out` in one atomic step.
 
-    Raises `ResourceError` for missing weights or a full disk, `DataError` for missing or damaged inputs.
+    Raises `ResourceError` for missing weights or a full disk, `DataError` for missing or damaged inputs, `ConfigError` for an
+    ADM reference of another resolution.
     """
+    file = params.reference.adm_npz
+    adm = AdmReference.open(Path(file), params.prepare.resolution) if file else None
     train, held_out = ShardReader(prepare / "train"), ShardReader(prepare / "held_out")
     vae, _ = load_texture_vae(texture_vae)
-    require_disk(out, len(params.reference.extractors) * (len(train) * 2 * WIDEST * 4 + WIDEST**2 * 16), "stage reference")
+    kept = 2 * min(len(train), MOST_FEATURES) + (adm.images if adm else 0)
+    require_disk(out, len(params.reference.extractors) * (kept * WIDEST * 4 + WIDEST**2 * 16), "stage reference")
     with atomic_dir(out) as folder:
-        _write_references(params.reference, train, folder)
+        _write_references(params.reference, train, folder, adm)
         judge = Judge.load(folder, params.reference, params.evaluate.kid_subset_size, train.digest)
         sets = _real_sets(train, held_out, vae, max(_counts(params.evaluate)))
         write_json(folder / "metrics.json", _metrics(judge, sets, params.evaluate))
 
 
-def _write_references(params: ReferenceParams, train: ShardReader, folder: Path) -> None:
+def _write_references(params: ReferenceParams, train: ShardReader, folder: Path, adm: AdmReference | None) -> None:
     for name in params.extractors:
         extractor = load_extractor(name, params.inception_weights)
 
-        def progress(blocks: Any, name: str = name) -> Iterator[NDArray[Any]]:
-            return with_progress(blocks, len(train), f"reference {name}", step=params.batch_size)
+        def progress(blocks: Any, total: int, name: str = name) -> Iterator[NDArray[Any]]:
+            return with_progress(blocks, total, f"reference {name}", step=params.batch_size)
 
-        write_reference(folder / name, extractor, train, params.batch_size, progress)
+        write_reference(folder / name, extractor, train, params.batch_size, progress, adm if name == "inception" else None)
 
 
 def _real_sets(train: ShardReader, held_out: ShardReader, vae: ImageVAE, count: int) -> list[RealSet]:
     """Return `count` images of each kind, or as many as there are."""
-    held_out_images = _oriented(held_out, random_rows(count, 2 * len(held_out), SEED, "held out"))
-    train_images = _oriented(train, random_rows(count, 2 * len(train), SEED, "train subset"))
-    originals = _oriented(train, random_rows(count, 2 * len(train), SEED, "reconstructions"))
     labels = "as in the data"
+
+    def chosen(shard: ShardReader, purpose: str) -> NDArray[np.int64]:
+        return random_rows(count, 2 * len(shard), SEED, purpose)
+
+    unseen, subset, originals = chosen(held_out, "held out"), chosen(train, "train subset"), chosen(train, "reconstructions")
     return [
-        RealSet("floor", held_out_images, Drawn("held-out images and their mirror images", labels, SEED)),
+        RealSet(
+            "floor",
+            len(unseen),
+            lambda: _oriented(held_out, unseen),
+            Drawn("held-out images and their mirror images", labels, SEED),
+        ),
         RealSet(
             "ceiling",
-            _reconstructed(vae, originals),
+            len(originals),
+            lambda: _reconstructed(vae, _oriented(train, originals)),
             Drawn("the texture VAE's reconstructions of training images", labels, SEED),
         ),
-        RealSet("train_subset", train_images, Drawn("training images and their mirror images", labels, SEED)),
+        RealSet(
+            "train_subset",
+            len(subset),
+            lambda: _oriented(train, subset),
+            Drawn("training images and their mirror images", labels, SEED),
+        ),
     ]
 
 
-def _oriented(shard: ShardReader, choices: NDArray[np.int64]) -> Tensor:
-    """Return images by number: 2 i is image i, 2 i + 1 its mirror image."""
-    images = torch.from_numpy(shard["image"].take(choices // 2))
-    return torch.where(torch.from_numpy(choices % 2 == 1)[:, None, None, None], images.flip(-1), images)
+def _oriented(shard: ShardReader, choices: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Yield images by number, batch by batch: 2 i is image i, 2 i + 1 its mirror image."""
+    for start in range(0, len(choices), BATCH):
+        part = choices[start : start + BATCH]
+        images = torch.from_numpy(shard["image"].take(part // 2))
+        yield torch.where(torch.from_numpy(part % 2 == 1)[:, None, None, None], images.flip(-1), images)
 
 
 @torch.inference_mode()
-def _reconstructed(vae: ImageVAE, images: Tensor, batch_size: int = 64) -> Tensor:
+def _reconstructed(vae: ImageVAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """Decode a sample of each image's posterior: what a denoiser that is perfect draws."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae.to(device)
-    parts = []
-    for start in range(0, len(images), batch_size):
-        posterior = vae.encode(images[start : start + batch_size].to(device).float() / 127.5 - 1)
-        rows = list(range(start, start + len(posterior.mean)))
+    first = 0
+    for images in batches:
+        posterior = vae.encode(images.to(device).float() / 127.5 - 1)
+        rows = list(range(first, first + len(images)))
         noise = sample_noise(SEED, rows, tuple(posterior.mean.shape[1:]), "ceiling").to(device)
         decoded = vae.decode(posterior.sample(noise))
-        parts.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-    return torch.cat(parts)
+        yield ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        first += len(images)
 
 
 def _counts(params: EvaluateParams) -> tuple[int, int]:
@@ -119,8 +142,9 @@ def _counts(params: EvaluateParams) -> tuple[int, int]:
 def _metrics(judge: Judge, sets: list[RealSet], params: EvaluateParams) -> dict[str, Any]:
     final, snapshot = _counts(params)
     metrics: dict[str, Any] = {"snapshot": {}, "nearest_distance": {}}
-    for images in with_progress(sets, len(sets), "reference numbers", unit="sets"):
-        features = judge.features(images.images)
+    for images in sets:
+        batches = with_progress(images.batches(), images.count, f"reference numbers, {images.name}", step=BATCH)
+        features = judge.features_of(batches)
         metrics[images.name] = _plain(judge.numbers(head(features, final), images.drawn))
         metrics["snapshot"][images.name] = _plain(judge.numbers(head(features, snapshot), images.drawn))
         if images.name == "floor":

@@ -53,6 +53,11 @@ def test_an_imported_denoiser_is_sampled_and_judged_as_the_one_that_was_trained(
         (["experiment", "wrong", "--set", "train.steps=3"], "train.steps"),
         (["validate", "none-such.yaml"], "none-such.yaml"),
         (["import", "sfd", "none-such.pt", "--out", ".sfd/none", "--step", "1"], "none-such.pt does not exist"),
+        (["evaluate"], "nothing to evaluate"),
+        (["evaluate", "--from", "none-such.json"], "none-such.json"),
+        (["evaluate", "--from", "none-such.json", "--seed", "3"], "--seed"),
+        (["evaluate", "sfd", "--png", "images"], "would be replaced"),
+        (["guidance-curve", "sfd", "--scales", "2", "--out", ".sfd/no"], "choose --guidance"),
     ],
 )
 def test_a_user_s_mistake_is_one_message_and_exit_code_2(reproduced: Project, words: list[str], named: str) -> None:
@@ -67,9 +72,41 @@ def test_numbers_are_printed_and_written_with_their_protocols(reproduced: Projec
         "sfd", "evaluate", "sfd", "--samples", "6", "--evaluations", "4", "--out", ".sfd/numbers.json"
     ).stdout
     numbers = json.loads((reproduced.path / ".sfd" / "numbers.json").read_text())
-    protocol = numbers["fd_efficientnet_lite0"]["protocol"]
+    protocol = numbers["final"]["fd_efficientnet_lite0"]["protocol"]
     assert (protocol["samples"], protocol["evaluations"]) == (6, 4)
     assert re.search(r"^fd_efficientnet_lite0 +\d", printed, re.MULTILINE)
+
+
+def test_every_number_of_a_variant_can_be_measured_again_from_its_protocol(reproduced: Project) -> None:
+    recorded = "outputs/evaluate/sfd/numbers.json"
+    printed = reproduced.run("sfd", "evaluate", "--from", recorded, "--out", ".sfd/again.json").stdout
+    old, new = (json.loads((reproduced.path / name).read_text()) for name in (recorded, ".sfd/again.json"))
+    assert set(new) == {"final", "oracle"}
+    assert new == old
+    assert printed.count("  equal") == sum(len(numbers) for numbers in old.values())
+    assert not list((reproduced.path / ".sfd" / "resume").glob("measure/*"))
+
+
+def test_the_judged_images_are_exported(reproduced: Project) -> None:
+    reproduced.run("sfd", "evaluate", "sfd", "--samples", "6", "--npz", ".sfd/samples.npz", "--png", ".sfd/png")
+    with np.load(reproduced.path / ".sfd" / "samples.npz", allow_pickle=False) as saved:
+        images, labels = saved["arr_0"], saved["arr_1"]
+    assert images.shape == (6, 32, 32, 3)
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    files = sorted((reproduced.path / ".sfd" / "png").iterdir())
+    for file, image in zip(files, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+
+
+def test_a_guidance_curve_is_measured_point_by_point_and_only_once(reproduced: Project) -> None:
+    words = ["guidance-curve", "sfd", "--guidance", "cfg", "--scales", "1", "2", "--intervals", "0,1", "0.3,1"]
+    words += ["--evaluations", "3", "4", "--samples", "6", "--out", ".sfd/guidance"]
+    first = reproduced.run("sfd", *words)
+    table = pd.read_csv(reproduced.path / ".sfd" / "guidance" / "curve.csv")
+    assert len(table) == 2 * (1 + 2)
+    again = reproduced.run("sfd", *words)
+    assert again.stderr.count("measured already") == len(table)
+    assert again.stdout == first.stdout
 
 
 def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Project) -> None:

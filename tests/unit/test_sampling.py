@@ -1,4 +1,4 @@
-"""Image i depends on the seed and i; a broken-off run continues; guidance and identities hold."""
+"""Image i depends on the seed and i; guidance and identities hold."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from denoisers import CLASSES, artifact, texture_vae, variant
 from PIL import Image
 
 from sfd_core.config import GuidanceParams
-from sfd_core.errors import ConfigError, DataError, IdentityError
-from sfd_core.sampling import DEFAULT_SAMPLER, Pipeline, draw_to_folder
+from sfd_core.errors import ConfigError, IdentityError
+from sfd_core.sampling import DEFAULT_SAMPLER, Pipeline
 
 KINDS = {
     "sfd": {},
@@ -42,33 +42,6 @@ def test_an_image_does_not_depend_on_its_batch(kind: str, solver: str, tmp_path:
 def test_another_seed_gives_other_images(tmp_path: Path) -> None:
     pipe = pipeline(tmp_path)
     assert not torch.equal(pipe([0, 1], seed=0, sampler=SAMPLER).images, pipe([0, 1], seed=1, sampler=SAMPLER).images)
-
-
-def test_a_run_that_was_broken_off_continues_and_gives_the_same_images(tmp_path: Path) -> None:
-    pipe = pipeline(tmp_path)
-    labels, sampler = [0, 1, 2, 0, 1], SAMPLER.model_copy(update={"batch_size": 2})
-    whole = draw_to_folder(pipe, labels, sampler, tmp_path / "whole")
-
-    def break_off(done: int) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        draw_to_folder(pipe, labels, sampler, tmp_path / "broken", break_off)
-    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "broken").iterdir()}
-    continued = draw_to_folder(pipe, labels, sampler, tmp_path / "broken")
-    assert len(kept) == 2
-    assert {name: (tmp_path / "broken" / name).stat().st_mtime_ns for name in kept} == kept
-    assert torch.equal(continued.images, whole.images)
-
-
-def test_a_damaged_batch_on_disk_is_named(tmp_path: Path) -> None:
-    pipe = pipeline(tmp_path)
-    draw_to_folder(pipe, [0, 1], SAMPLER, tmp_path / "drawn")
-    (file,) = (tmp_path / "drawn").iterdir()
-    file.write_bytes(b"nothing")
-    with pytest.raises(DataError, match=file.name):
-        draw_to_folder(pipe, [0, 1], SAMPLER, tmp_path / "drawn")
 
 
 def test_evaluations_are_counted(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ const AXES = {
   steps: { label: "optimiser steps", format: (v) => metric(v) },
   flops: { label: "training FLOPs", format: (v) => `${metric(v)}${v >= 1000 ? "FLOP" : " FLOP"}` },
   seconds: { label: "training wall time", format: duration },
+  delta_t: { label: "offset Δt", format: (v) => String(Number(v.toPrecision(3))) },
 };
 
 function linearTicks(low, high, count) {
@@ -179,8 +180,8 @@ function lineChart(box, options) {
   }
   for (const s of series) {
     const d = s.x.map((x, i) => `${i ? "L" : "M"}${X(x).toFixed(1)} ${Y(s.y[i]).toFixed(1)}`).join("");
-    svg("path", { d, fill: "none", stroke: s.colour, "stroke-width": options.markers ? 2.4 : 1.6, "stroke-dasharray": s.dash || "none", "stroke-linejoin": "round" }, root);
-    if (options.markers) s.x.forEach((x, i) => marker(s.marker, X(x), Y(s.y[i]), s.colour, root));
+    svg("path", { d, fill: "none", stroke: s.colour, "stroke-width": s.width || (options.markers ? 2.4 : 1.6), "stroke-dasharray": s.dash || "none", "stroke-linejoin": "round" }, root);
+    if (options.markers && s.marker) s.x.forEach((x, i) => marker(s.marker, X(x), Y(s.y[i]), s.colour, root));
     ends.push({ y: Y(s.y.at(-1)), text: `${s.name} ${plain(s.y.at(-1))}`, colour: s.colour });
   }
   spread(named, 13, margin.top + 10, height - margin.bottom - 4);

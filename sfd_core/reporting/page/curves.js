@@ -41,17 +41,37 @@ function convergence() {
   const draw = () => {
     const axis = picked(form, "axis"), number = (DATA.measures[picked(form, "measure")] || {})[picked(form, "judge")];
     const lines = picked(form, "lines") === "on" ? DATA.lines[number] || [] : [];
+    const shown = picked(form, "published") === "on" ? publishedSeries(number, axis) : [];
     lineChart(box, {
-      series: names.filter((n) => !hidden.has(n) && DATA.curves[n].numbers[number])
-        .map((n) => ({ ...styled(n), x: DATA.curves[n][axis], y: DATA.curves[n].numbers[number] })),
+      series: [...names.filter((n) => !hidden.has(n) && DATA.curves[n].numbers[number])
+        .map((n) => ({ ...styled(n), x: DATA.curves[n][axis], y: DATA.curves[n].numbers[number] })), ...shown],
       lines: lines.map((l) => ({ name: l.name, y: l.value })),
       xAxis: axis, xLog: picked(form, "xscale") === "log", yLog: picked(form, "yscale") === "log",
       height: box.clientWidth < 620 ? 340 : 440, markers: true, endLabels: true, keyboard: true,
-      label: `${number} of ${names.join(", ")} against ${AXES[axis].label}`,
+      label: `${number} of ${[...names, ...shown.map((s) => s.name)].join(", ")} against ${AXES[axis].label}`,
     });
   };
   const hidden = legend(document.getElementById("convergence-legend"), names, draw);
   form.addEventListener("change", draw);
+  new ResizeObserver(draw).observe(box);
+}
+
+// Papers report steps, and their batch gives images; FLOPs and wall time are not known.
+function publishedSeries(number, axis) {
+  const curves = (DATA.published.curves || {})[number] || {};
+  return Object.entries(curves).filter(([, c]) => c[axis])
+    .map(([name, c]) => ({ name, colour: "var(--muted)", dash: "5 4", marker: "", width: 1.2, x: c[axis], y: c.y }));
+}
+
+function publishedOffsets() {
+  const box = document.getElementById("published-offsets");
+  if (!box) return;
+  const published = { name: "published: SFD", colour: "var(--muted)", dash: "5 4", marker: "circle", width: 1.4, ...DATA.published.offsets };
+  const own = Object.entries(DATA.published.own_offsets).map(([name, point]) => ({ ...styled(name), ...point }));
+  const draw = () => lineChart(box, {
+    series: [...own, published], xAxis: "delta_t", xLog: false, yLog: true, height: box.clientWidth < 620 ? 300 : 360,
+    markers: true, endLabels: true, label: "fid against the offset, published and here",
+  });
   new ResizeObserver(draw).observe(box);
 }
 

@@ -32,3 +32,4 @@ samples();
 scrubber();
 training();
 longTraining();
+publishedOffsets();

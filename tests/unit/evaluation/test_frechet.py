@@ -5,6 +5,7 @@ from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from sfd_core.errors import DataError, NumericsError
+from sfd_core.evaluation import frechet
 from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
 
 
@@ -38,6 +39,19 @@ def test_distance_equals_torch_fidelity_and_numpy(samples: int) -> None:
     theirs = fid_statistics_to_metric(fid_features_to_statistics(drawn), fid_features_to_statistics(real), verbose=False)
     assert mine == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
     assert mine == pytest.approx(numpy_distance(real, drawn), rel=1e-6)
+
+
+def test_many_images_are_taken_block_by_block_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, drawn = correlated(400, 48, seed=1), correlated(300, 48, seed=2)
+    whole = reference_of(real).distance(drawn)
+    monkeypatch.setattr(frechet, "BLOCK", 64)
+    assert reference_of(real).distance(drawn) == pytest.approx(whole, rel=1e-9)
+
+
+def test_a_reference_of_given_statistics_is_that_of_the_features() -> None:
+    real, drawn = correlated(400, 12, seed=1).double(), correlated(90, 12, seed=2)
+    given = FrechetReference.of_statistics(real.mean(0), torch.from_numpy(np.cov(real.numpy(), rowvar=False)))
+    assert given.distance(drawn) == pytest.approx(reference_of(real).distance(drawn), rel=1e-9)
 
 
 def test_distance_equals_torch_fidelity_where_the_reference_has_fewer_images_than_features() -> None:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from sfd_core.errors import DataError, NumericsError
+from sfd_core.evaluation import metrics
 from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
-from sfd_core.evaluation.metrics import KID_SUBSETS, SUBSET_SEED, Reference, number_name, score, settings
+from sfd_core.evaluation.metrics import KID_SUBSETS, SUBSET_SEED, Reference, inception_score, number_name, score, settings
 
 
 def cloud(count: int, seed: int, width: int = 12, offset: float = 0.0) -> Tensor:
@@ -82,6 +83,42 @@ def test_inception_score_of_uniform_and_of_certain_logits() -> None:
     certain = score({"features": real, "logits": 100 * torch.eye(2).repeat(20, 1)}, reference_of(real), 20)
     assert even["is"] == pytest.approx(1.0)
     assert 1.0 < certain["is"] <= 2.0
+
+
+def numpy_inception_score(logits: np.ndarray, split: int) -> float:
+    """Salimans et al. 2016 in consecutive splits: mean of exp E KL(p(y|x) || p(y))."""
+    exponents = np.exp(logits - logits.max(1, keepdims=True))
+    p = exponents / exponents.sum(1, keepdims=True)
+    scores = []
+    for start in range(0, len(p), split):
+        part = p[start : start + split]
+        scores.append(np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()))
+    return float(np.mean(scores))
+
+
+@pytest.mark.parametrize("count", [40, 50, 64])
+def test_inception_score_is_that_of_consecutive_splits(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "IS_SPLIT", 20)
+    logits = 3 * cloud(count, 2, width=8)
+    assert inception_score(logits) == pytest.approx(numpy_inception_score(logits.double().numpy(), 20), rel=1e-9)
+
+
+def test_inception_score_depends_on_the_order_of_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "IS_SPLIT", 10)
+    cycling = 8 * torch.eye(10).repeat(10, 1)
+    by_class = cycling[torch.arange(100).reshape(10, 10).T.flatten()]
+    assert inception_score(by_class) == pytest.approx(1.0)
+    assert inception_score(cycling) > 8.0
+    assert "consecutive images in the drawn order" in settings("is", 50_000, 10_000, 1000)
+
+
+def test_precision_and_recall_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, drawn = cloud(80, 0, width=3), cloud(130, 1, width=3, offset=0.7)
+    whole = score({"features": drawn}, reference_of(real), kid_subset_size=20)
+    monkeypatch.setattr(metrics, "LARGEST_DENSE", 20)
+    monkeypatch.setattr(metrics, "DISTANCE_ROWS", 32)
+    parts = score({"features": drawn}, reference_of(real), kid_subset_size=20)
+    assert (parts["precision"], parts["recall"]) == (whole["precision"], whole["recall"])
 
 
 def test_spatial_distance_is_scored_where_there_is_a_spatial_layer() -> None:

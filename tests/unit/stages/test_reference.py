@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def params() -> Params:
     values = load_params(ROOT / "params.yaml").model_dump(mode="json")
-    values["reference"] = {"extractors": ["efficientnet_lite0"], "inception_weights": None, "batch_size": 8}
+    values["reference"] |= {"extractors": ["efficientnet_lite0"], "batch_size": 8}
     values["evaluate"] |= {"snapshot_samples": 6, "final_samples": 20, "kid_subset_size": 5}
     return parse_params(values)
 

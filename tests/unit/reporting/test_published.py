@@ -1,0 +1,110 @@
+"""Published numbers: in the package with their sources, and shown beside FID on ImageNet 256 alone."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from synthetic_outputs import write_outputs, write_studies
+
+from sfd_core.config import Params, parse_params
+from sfd_core.reporting import published_numbers
+from sfd_core.reporting.published_numbers import TABLE, comparable, curves, offset_curve, published_tables, read_published
+from sfd_core.reporting.sources import read_outputs
+from sfd_core.stages.report import report
+
+CLASSES = [f"class {index}" for index in range(1000)]
+
+
+@pytest.fixture(scope="module")
+def imagenet(params: Params) -> Params:
+    """The experiment at 256 pixels, judged by Inception first."""
+    values = params.model_dump(mode="json")
+    values["prepare"] |= {"source": "folder", "path": "images", "labels": "folder", "resolution": 256}
+    values["features"]["grid"] = 32
+    values["reference"]["extractors"] = ["inception", "dinov2"]
+    return parse_params(values)
+
+
+@pytest.fixture(scope="module")
+def page(imagenet: Params, tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("imagenet")
+    outputs = write_outputs(root / "outputs", imagenet, CLASSES)
+    return report(imagenet, outputs, write_studies(root / "results"), root / "report").read_text()
+
+
+def payload(html: str) -> dict[str, object]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    loaded: dict[str, object] = json.loads(found[1])
+    return loaded
+
+
+@pytest.mark.parametrize("name", ["convergence", "guided", "ablations"])
+def test_every_number_names_its_source_and_whether_it_is_exact(name: str) -> None:
+    table = read_published(name)
+    assert table["source"].str.fullmatch(r"arXiv \d{4}\.\d{5}").all()
+    assert set(table["exactness"]) <= {TABLE, "read off a figure, about 2 %"}
+    assert table["fid"].between(1, 50).all()
+    assert not table.duplicated(list(table.columns[:2])).any()
+
+
+def test_curves_fall_with_training_and_the_best_offset_is_three_tenths() -> None:
+    for model, points in curves().items():
+        assert points["fid"].is_monotonic_decreasing, model
+        assert (points["images_seen"] == 256 * points["step"]).all()
+    offsets = offset_curve()
+    assert offsets["delta_t"].tolist() == pytest.approx([index / 10 for index in range(11)])
+    assert offsets.loc[offsets["fid"].idxmin(), "delta_t"] == 0.3
+    assert offsets["fid"].min() == 3.03
+
+
+def test_the_published_speed_ups_follow_from_the_curves() -> None:
+    drawn = curves()
+    dit = drawn["DiT-XL/2"].set_index("step")["fid"]
+    sfd = drawn["LightningDiT-XL/1 + SFD"].set_index("step")["fid"]
+    plain = drawn["LightningDiT-XL/1"].set_index("step")["fid"]
+    assert sfd[70_000] < dit[7_000_000]
+    assert 7_000_000 / 70_000 == 100
+    assert sfd[120_000] < plain[4_000_000]
+
+
+def test_tables_say_that_they_are_published_and_what_was_read_off_a_figure() -> None:
+    unguided, guided, ablations = published_tables()
+    assert all(table.caption.startswith("Published") for table in (unguided, guided, ablations))
+    assert all("not measured here" in table.note for table in (unguided, guided, ablations))
+    row = next(row for row in unguided.rows if row.title == "published: LightningDiT-XL/1 + SFD")
+    cells = dict(zip(unguided.columns, [cell.text for cell in row.cells], strict=True))
+    assert (cells["70K"], cells["80K"], cells["7M"]) == ("8.79", "≈ 8.2", "-")
+
+
+def test_imagenet_with_fid_shows_them_dashed_and_named(page: str) -> None:
+    published = payload(page)["published"]
+    assert set(published["curves"]) == {"fid"}
+    assert "published: LightningDiT-XL/1 + SFD" in published["curves"]["fid"]
+    assert set(published["own_offsets"]) == {"sync", "sfd"}
+    assert 'id="published"' in page
+    assert "Published: unguided, by training step" in page
+
+
+def test_twemoji_distances_never_stand_beside_them(params: Params, written: Path, tmp_path: Path) -> None:
+    html = report(params, written, tmp_path / "none", tmp_path / "report").read_text()
+    assert payload(html)["published"] == {}
+    assert "Published" not in html
+    assert "arXiv 2410.06940" not in html
+
+
+@pytest.mark.parametrize("change", ["resolution", "classes", "judge"])
+def test_another_resolution_other_classes_or_another_judge_do_not_compare(
+    change: str, params: Params, imagenet: Params, tmp_path: Path
+) -> None:
+    changed = imagenet
+    if change == "resolution":
+        changed = imagenet.model_copy(update={"prepare": imagenet.prepare.model_copy(update={"resolution": 512})})
+    if change == "judge":
+        changed = imagenet.model_copy(update={"reference": params.reference})
+    outputs = write_outputs(tmp_path / "outputs", changed, CLASSES[: 100 if change == "classes" else None])
+    assert not comparable(changed, read_outputs(changed, outputs, tmp_path))
+    same = write_outputs(tmp_path / "same", imagenet, CLASSES)
+    assert comparable(imagenet, read_outputs(imagenet, same, tmp_path))
+    assert published_numbers.SAMPLES == 50_000
