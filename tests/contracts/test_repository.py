@@ -1,6 +1,7 @@
 """What is true of the tracked files as a whole: the lock, the addresses they hold, the commands they name."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,15 @@ def test_every_command_of_the_readme_exists() -> None:
             with pytest.raises(SystemExit) as ended:
                 build_parser().parse_args([match[1], "--help"])
             assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/imagenet.md"])
+def test_every_command_line_of_a_document_is_understood(document: str) -> None:
+    blocks = FENCED.findall((ROOT / document).read_text())
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("sfd ")]
+    assert lines
+    for line in lines:
+        assert build_parser().parse_args(shlex.split(line)[1:]).handler
 
 
 def test_make_help_lists_every_target_but_no_other() -> None:
