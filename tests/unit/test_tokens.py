@@ -29,7 +29,16 @@ OPTIMISATION = Optimisation(
     precision="float32", checkpoint_every=1, seed=0,
 )  # fmt: skip
 SEMANTIC_VAE = SemanticVAEParams(
-    channels=2, width=16, depth=1, heads=2, kl_weight=1e-7, pca_channels=3, learning_rate=1e-3, optimisation=OPTIMISATION
+    weights=None,
+    standardise=True,
+    channels=2,
+    width=16,
+    depth=1,
+    heads=2,
+    kl_weight=1e-7,
+    pca_channels=3,
+    learning_rate=1e-3,
+    optimisation=OPTIMISATION,
 )
 
 
