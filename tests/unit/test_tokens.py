@@ -18,7 +18,7 @@ from sfd_core.errors import DataError, IdentityError
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.encode import EncodeInputs, encode
 from sfd_core.stages.features import extract_features
-from sfd_core.stages.semantic_vae import train_semantic_vae
+from sfd_core.stages.semantic_vae import make_semantic_vae
 from sfd_core.stages.train import TrainInputs, train_variant
 from sfd_core.tokens import ComputedTokens, StoredTokens, TokenSource, open_tokens
 
@@ -123,7 +123,7 @@ def test_computed_tokens_may_be_the_target_of_a_loss(project: Project) -> None:
 def run(project: Project, store: bool) -> Path:
     """Run the stages after `features` and return their folder."""
     folder = project.path / f"run-{store}"
-    train_semantic_vae(SEMANTIC_VAE, project.prepare, project.features(store), folder / "semantic_vae")
+    make_semantic_vae(SEMANTIC_VAE, project.prepare, project.features(store), folder / "semantic_vae")
     torch.manual_seed(0)
     (folder / "texture_vae").mkdir()
     TextureVAE(TextureVAEShape(channels=4, downsampling=8, width=8, depth=1)).save(folder / "texture_vae")
