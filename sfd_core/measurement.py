@@ -149,8 +149,9 @@ def _merged(batches: Sequence[Batch], order: Order) -> Measured:
         shown.append(tensors.pop(IMAGES)[: max(0, order.shown - batch.first)])
         for name, values in tensors.items():
             # filled in place: joining a list of parts would hold everything twice
-            whole = features.setdefault(name, torch.empty(len(order.labels), values.shape[1]))
-            whole[batch.first : batch.first + len(values)] = values
+            if name not in features:
+                features[name] = torch.empty(len(order.labels), values.shape[1])
+            features[name][batch.first : batch.first + len(values)] = values
         evaluations = max(evaluations, taken)
     return Measured(features, torch.cat(shown), torch.tensor([int(label) for label in order.labels]), evaluations, batches)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from sfd_core.config import Params
+from sfd_core.config import Params, parse_params
 from sfd_core.diffusion.schedule import AsyncSchedule
 from sfd_core.evaluation.metrics import number_name
 
@@ -36,6 +36,18 @@ PROTOCOL = {
     "evaluations": 40,
     "seed": 0,
 }
+
+
+IMAGENET_CLASSES = [f"class {index}" for index in range(1000)]
+
+
+def imagenet_like(params: Params) -> Params:
+    """Return the experiment at 256 pixels, judged by Inception first."""
+    values = params.model_dump(mode="json")
+    values["prepare"] |= {"source": "folder", "path": "images", "labels": "folder", "resolution": 256}
+    values["features"]["grid"] = 256 // values["texture_vae"]["downsampling"]
+    values["reference"]["extractors"] = ["inception", "dinov2"]
+    return parse_params(values)
 
 
 def number_names(params: Params) -> list[str]:

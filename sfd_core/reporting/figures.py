@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from sfd_core.config import Params
@@ -22,6 +22,8 @@ DPI = 160
 STRIP_FRAMES = 11
 STRIP_SAMPLES = 2
 STRIP_TILE = 128
+CROWDED = 300
+"""An axis that spans more than this factor has room for powers of ten only."""
 
 
 def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantStyle], folder: Path) -> None:
@@ -158,12 +160,18 @@ def _quiet(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+        low, high = axis.get_view_interval()
+        wide = high > CROWDED * low
+        axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        axis.set_major_formatter(EngFormatter() if wide else FuncFormatter(_with_thousands))
         axis.set_minor_formatter(NullFormatter())
         axis.label.set_color(MUTED)
     axes.grid(color=RULE, linewidth=0.6)
     axes.tick_params(which="both", colors=MUTED, length=0)
+
+
+def _with_thousands(value: float, _: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _save(figure: Figure, path: Path) -> None:

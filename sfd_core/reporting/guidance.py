@@ -24,7 +24,9 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
     axes = figure.add_subplot()
     lines = list(table.groupby(["interval_from", "interval_to", "evaluations"], sort=True))
     for ((low, high, evaluations), points), style in zip(lines, line_styles(len(lines)), strict=True):
-        ordered = points.sort_values("scale")
+        # at scale 1 guidance does nothing, so that point belongs to every interval
+        unguided = table[(table["scale"] == 1) & (table["evaluations"] == evaluations)]
+        ordered = pd.concat([unguided, points]).drop_duplicates("scale").sort_values("scale")
         label = f"{evaluations:.0f} evaluations, guided in [{low:g}, {high:g}]"
         axes.plot(
             ordered["scale"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from synthetic_outputs import FINAL, FRAMES, write_outputs, write_studies
+from synthetic_outputs import FINAL, FRAMES, IMAGENET_CLASSES, imagenet_like, write_outputs, write_studies
 
 from sfd_core.config import load_params
 from sfd_core.stages.report import report
@@ -149,6 +149,31 @@ def test_longer_training_has_a_chart_of_every_variant_by_judge(visit: Visit) -> 
     charts = visit.page.locator("[data-long]")
     assert charts.count() == 2
     assert all(name in chart.text_content() for chart in charts.all() for name in FINAL)
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_published_curves_stand_beside_fid_on_imagenet_and_can_be_hidden(width: int, browser: Browser, tmp_path: Path) -> None:
+    params = imagenet_like(load_params(Path(__file__).parents[2] / "params.yaml"))
+    outputs = write_outputs(tmp_path / "outputs", params, IMAGENET_CLASSES)
+    written = report(params, outputs, write_studies(tmp_path / "results"), tmp_path / "report")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(written.as_uri())
+    page.wait_for_selector("#scrubber[data-ready]")
+    curves = page.locator("#convergence-chart svg > path[fill=none]:not(.break)")
+    shown = curves.count()
+    assert page.locator("#convergence-legend button", has_text="published: ").count() == shown - len(FINAL)
+    page.check("input[name=published][value=off]", force=True)
+    assert curves.count() == len(FINAL)
+    page.check("input[name=published][value=on]", force=True)
+    page.check("input[name=axis][value=flops]", force=True)
+    assert curves.count() == len(FINAL), "papers do not say FLOPs"
+    assert page.locator("#published-offsets svg > path[fill=none]").count() >= 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert complaints == []
+    page.close()
 
 
 def test_theme_follows_the_system_and_the_button(visit: Visit) -> None:

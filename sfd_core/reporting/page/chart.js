@@ -127,7 +127,8 @@ function lineChart(box, options) {
   box.classList.add("chart");
   const width = Math.max(260, box.clientWidth), height = options.height;
   const wide = width > 620 && options.endLabels;
-  const margin = { top: 10, right: wide ? 158 : 12, bottom: 42, left: 58 };
+  const longest = Math.max(...[...options.series, ...(options.lines || [])].map((s) => s.name.length + 7));
+  const margin = { top: 10, right: wide ? Math.max(158, Math.min(longest * 6.4 + 16, width * 0.4)) : 12, bottom: 42, left: 58 };
   box.replaceChildren();
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": options.label }, box);
   const series = options.series.map((s) => {
@@ -181,15 +182,15 @@ function lineChart(box, options) {
   for (const s of series) {
     const d = s.x.map((x, i) => `${i ? "L" : "M"}${X(x).toFixed(1)} ${Y(s.y[i]).toFixed(1)}`).join("");
     svg("path", { d, fill: "none", stroke: s.colour, "stroke-width": s.width || (options.markers ? 2.4 : 1.6), "stroke-dasharray": s.dash || "none", "stroke-linejoin": "round" }, root);
-    if (options.markers && s.marker) s.x.forEach((x, i) => marker(s.marker, X(x), Y(s.y[i]), s.colour, root));
-    ends.push({ y: Y(s.y.at(-1)), text: `${s.name} ${plain(s.y.at(-1))}`, colour: s.colour });
+    if (options.markers) s.x.forEach((x, i) => marker(s.marker, X(x), Y(s.y[i]), s.colour, root, s.light ? 2.6 : 4.5));
+    ends.push({ y: Y(s.y.at(-1)), text: `${s.name} ${plain(s.y.at(-1))}`, colour: s.colour, light: s.light });
   }
   spread(named, 13, margin.top + 10, height - margin.bottom - 4);
   for (const name of named) svg("text", { x: margin.left + 4, y: name.at }, root, name.text);
   if (wide) {
     spread(ends, 16, margin.top + 6, height - margin.bottom);
     for (const end of ends) {
-      const text = svg("text", { x: width - margin.right + 12, y: end.at + 4, class: end.colour ? "end" : "" }, root, end.text);
+      const text = svg("text", { x: width - margin.right + 12, y: end.at + 4, class: end.colour && !end.light ? "end" : "" }, root, end.text);
       if (end.colour) text.style.fill = end.colour;
     }
   }

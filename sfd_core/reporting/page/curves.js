@@ -1,12 +1,19 @@
 "use strict";
 // Convergence curves with their switches, and the training curves by loss term.
 
+const MARKERS = ["circle", "square", "diamond", "triangle"];
+const PUBLISHED = Object.values(DATA.published.curves || {}).flatMap(Object.keys);
+
 function colour(variant) {
   return `var(--v${DATA.variants.findIndex((v) => v.name === variant)})`;
 }
 
 function styled(variant) {
   const style = DATA.variants.find((v) => v.name === variant);
+  if (PUBLISHED.includes(variant)) {
+    const index = PUBLISHED.indexOf(variant);
+    return { name: variant, colour: "var(--muted)", dash: ["6 4", "2 3", "9 3 2 3"][index % 3], marker: MARKERS[index % 4], width: 1.2, light: true };
+  }
   if (!style) return { name: variant, colour: "var(--accent)", dash: "", marker: "circle" };
   return { name: variant, colour: colour(variant), dash: style.dash, marker: style.marker };
 }
@@ -41,7 +48,7 @@ function convergence() {
   const draw = () => {
     const axis = picked(form, "axis"), number = (DATA.measures[picked(form, "measure")] || {})[picked(form, "judge")];
     const lines = picked(form, "lines") === "on" ? DATA.lines[number] || [] : [];
-    const shown = picked(form, "published") === "on" ? publishedSeries(number, axis) : [];
+    const shown = picked(form, "published") === "on" ? publishedSeries(number, axis).filter((s) => !hidden.has(s.name)) : [];
     lineChart(box, {
       series: [...names.filter((n) => !hidden.has(n) && DATA.curves[n].numbers[number])
         .map((n) => ({ ...styled(n), x: DATA.curves[n][axis], y: DATA.curves[n].numbers[number] })), ...shown],
@@ -51,7 +58,7 @@ function convergence() {
       label: `${number} of ${[...names, ...shown.map((s) => s.name)].join(", ")} against ${AXES[axis].label}`,
     });
   };
-  const hidden = legend(document.getElementById("convergence-legend"), names, draw);
+  const hidden = legend(document.getElementById("convergence-legend"), [...names, ...PUBLISHED], draw);
   form.addEventListener("change", draw);
   new ResizeObserver(draw).observe(box);
 }
@@ -60,13 +67,13 @@ function convergence() {
 function publishedSeries(number, axis) {
   const curves = (DATA.published.curves || {})[number] || {};
   return Object.entries(curves).filter(([, c]) => c[axis])
-    .map(([name, c]) => ({ name, colour: "var(--muted)", dash: "5 4", marker: "", width: 1.2, x: c[axis], y: c.y }));
+    .map(([name, c]) => ({ ...styled(name), x: c[axis], y: c.y }));
 }
 
 function publishedOffsets() {
   const box = document.getElementById("published-offsets");
   if (!box) return;
-  const published = { name: "published: SFD", colour: "var(--muted)", dash: "5 4", marker: "circle", width: 1.4, ...DATA.published.offsets };
+  const published = { name: "published: SFD", colour: "var(--muted)", dash: "6 4", marker: "circle", width: 1.4, light: true, ...DATA.published.offsets };
   const own = Object.entries(DATA.published.own_offsets).map(([name, point]) => ({ ...styled(name), ...point }));
   const draw = () => lineChart(box, {
     series: [...own, published], xAxis: "delta_t", xLog: false, yLog: true, height: box.clientWidth < 620 ? 300 : 360,

@@ -1,14 +1,19 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from judges import patterns, train_shard
 from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from sfd_core.config import ReferenceParams
 from sfd_core.errors import DataError, ResourceError
 from sfd_core.evaluation import inception
-from sfd_core.evaluation.judge import load_extractor
+from sfd_core.evaluation.adm import AdmReference
+from sfd_core.evaluation.judge import Judge, load_extractor
+from sfd_core.evaluation.reference import layers_in_batches, write_reference
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +92,29 @@ def test_without_network_the_error_says_where_to_put_the_file(monkeypatch: pytes
     with pytest.raises(ResourceError, match=f"put it at {tmp_path}/weights-inception-2015-12-05-6726825d.pth"):
         load_extractor("inception")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_adm_reference_of_true_shapes_is_at_no_distance_from_its_own_images(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inception, "STANDARD_DIGEST", load_extractor("inception", str(weights)).identity.weights[:8])
+    extractor = load_extractor("inception", str(weights))
+    images = patterns(8, seed=4, size=32)
+    layers = layers_in_batches(extractor, images, 4)
+    arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
+    for layer, suffix in (("features", ""), ("spatial", "_s")):
+        values = layers[layer].double().numpy()
+        arrays |= {f"mu{suffix}": values.mean(0), f"sigma{suffix}": np.cov(values, rowvar=False)}
+    np.savez(tmp_path / "VIRTUAL.npz", **arrays)
+    adm, train = AdmReference.open(tmp_path / "VIRTUAL.npz", 32), train_shard(tmp_path / "train", count=4, size=32)
+    write_reference(tmp_path / "reference" / "inception", extractor, train, 4, lambda blocks, _: blocks, adm)
+    params = ReferenceParams(
+        extractors=["inception"], inception_weights=str(weights), adm_npz=str(tmp_path / "VIRTUAL.npz"), batch_size=4
+    )
+    judge = Judge.load(tmp_path / "reference", params, 4)
+    own, other = (judge.score(judge.features(drawn)) for drawn in (images, patterns(8, seed=5, size=32)))
+    scale = float(judge.references["inception"].frechet.covariance.trace())
+    assert set(own) == {"fid", "sfid", "is", "kid_inception", "precision_inception", "recall_inception"}
+    assert abs(own["fid"]) < 1e-5 * scale < abs(other["fid"])
+    assert own["precision_inception"] == own["recall_inception"] == 1.0

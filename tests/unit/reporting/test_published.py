@@ -5,25 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
-from synthetic_outputs import write_outputs, write_studies
+from synthetic_outputs import IMAGENET_CLASSES as CLASSES
+from synthetic_outputs import imagenet_like, write_outputs, write_studies
 
-from sfd_core.config import Params, parse_params
+from sfd_core.config import Params
 from sfd_core.reporting import published_numbers
 from sfd_core.reporting.published_numbers import TABLE, comparable, curves, offset_curve, published_tables, read_published
 from sfd_core.reporting.sources import read_outputs
 from sfd_core.stages.report import report
 
-CLASSES = [f"class {index}" for index in range(1000)]
-
 
 @pytest.fixture(scope="module")
 def imagenet(params: Params) -> Params:
-    """The experiment at 256 pixels, judged by Inception first."""
-    values = params.model_dump(mode="json")
-    values["prepare"] |= {"source": "folder", "path": "images", "labels": "folder", "resolution": 256}
-    values["features"]["grid"] = 32
-    values["reference"]["extractors"] = ["inception", "dinov2"]
-    return parse_params(values)
+    return imagenet_like(params)
 
 
 @pytest.fixture(scope="module")
