@@ -45,7 +45,7 @@ def test_train_step(benchmark: BenchmarkFixture, per_second: Callable[[int], Non
         loss = flow_loss(output.prediction, path.velocity, LATENT.texture_channels, weights).total
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     losses = [step() for _ in range(2)]
     benchmark.pedantic(step, rounds=8)
