@@ -1,7 +1,7 @@
+import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import textwrap
@@ -170,7 +170,7 @@ def test_a_folder_at_work_belongs_to_one_process(tmp_path: Path) -> None:
 
 
 PROGRAM = textwrap.dedent("""
-    import sys, time
+    import sys
     from pathlib import Path
     import numpy as np
     from sfd_core.data.shard_writer import ResumableShardWriter
@@ -182,33 +182,47 @@ PROGRAM = textwrap.dedent("""
         with ResumableShardWriter(folder / "x", fields, {}, journal, 3) as writer:
             print(len(writer), flush=True)
             for number in range(len(writer), 100):
+                sys.stdin.readline()
                 if number % 7 == 0:
                     writer.note(number)
                 writer.append(x=np.random.default_rng(number).normal(size=(1, 50)))
-                time.sleep(0.001)
+                print(number, flush=True)
             writer.meta["notes"] = writer.notes
 """)
 
 
 def test_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
     chance, started = random.Random(0), []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True, env=environment
+
+    def program(name: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        assert process.stdout is not None
-        started.append(int(process.stdout.readline()))
-        # The last run is left alone.
-        if len(started) < 5:
-            time.sleep(chance.uniform(0, 0.1))
-            process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        if process.wait() == 0:
-            break
-    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
-    assert started == sorted(started)
-    assert 0 < started[-1] < 100
+
+    for _ in range(4):
+        with program("killed") as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            started.append(int(process.stdout.readline()))
+            # The program may append 20 rows and dies at any moment after the tenth or so, also while it writes one.
+            process.stdin.write("\n" * 20)
+            process.stdin.flush()
+            for _ in range(chance.randrange(8, 12)):
+                process.stdout.readline()
+            time.sleep(chance.uniform(0, 0.002))
+            process.kill()
+    for name in ("killed", "whole"):
+        with program(name) as process:
+            output, _ = process.communicate("\n" * 100)
+            assert process.returncode == 0
+            started.append(int(output.split()[0]))
+    *killed, whole = started
+    assert whole == killed[0] == 0
+    assert all(earlier < later for earlier, later in itertools.pairwise(killed))
     assert files(tmp_path / "killed" / "out") == files(tmp_path / "whole" / "out")
     assert not (tmp_path / "killed" / "work").exists()
     assert json.loads((tmp_path / "whole" / "out" / "x" / "manifest.json").read_text())["meta"]["notes"] == list(
