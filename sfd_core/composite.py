@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -44,32 +44,55 @@ class ChannelStatistics:
 
 
 class StreamingMoments:
-    """Exact channel statistics in one pass, in float64; batches are merged by Chan's formula, so order hardly matters."""
+    """Exact channel statistics in one pass, in float64 on the device of the values.
+
+    Batches and parts are merged by Chan's formula (Chan, Golub and LeVeque 1979), so that order hardly matters.
+    """
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
+        self.channels, self.count = channels, 0
         self._mean = torch.zeros(channels, dtype=torch.float64)
         self._squares = torch.zeros(channels, dtype=torch.float64)
 
     def update(self, z: Tensor) -> None:
         """Add a batch (N, C, ...); an empty one changes nothing. Raises `NumericsError` for values that are not finite."""
-        values = z.detach().to("cpu").double().transpose(0, 1).flatten(1)
-        if not bool(torch.isfinite(values).all()):
-            raise NumericsError("latents hold NaN or infinity, so they have no statistics; look where they were made")
+        values = z.detach().double().transpose(0, 1).flatten(1)
         n = values.shape[1]
         if n == 0:
             return
         mean = values.mean(dim=1)
-        delta, total = mean - self._mean, self.count + n
-        self._squares += (values - mean[:, None]).square().sum(dim=1) + delta.square() * (self.count * n / total)
-        self._mean += delta * (n / total)
-        self.count = total
+        squares = (values - mean[:, None]).square().sum(dim=1)
+        if not bool(torch.isfinite(squares).all()):
+            raise NumericsError("latents hold NaN or infinity, so they have no statistics; look where they were made")
+        self._add(n, mean.cpu(), squares.cpu())
+
+    def merge(self, other: "StreamingMoments") -> None:
+        """Add all values that `other` has seen."""
+        if other.count:
+            self._add(other.count, other._mean, other._squares)
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as plain values, which JSON keeps to the last bit."""
+        return {"count": self.count, "mean": self._mean.tolist(), "squares": self._squares.tolist()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Undo `state`."""
+        moments = cls(len(state["mean"]))
+        moments._add(state["count"], *(torch.tensor(state[name], dtype=torch.float64) for name in ("mean", "squares")))
+        return moments
 
     def statistics(self) -> ChannelStatistics:
         """Return mean and population deviation of all values so far. Raises `DataError` if there are none."""
         if self.count == 0:
             raise DataError("no latents were given, so they have no statistics; check that the data set is not empty")
         return ChannelStatistics(self._mean.float(), (self._squares / self.count).sqrt().float())
+
+    def _add(self, n: int, mean: Tensor, squares: Tensor) -> None:
+        delta, total = mean - self._mean, self.count + n
+        self._squares += squares + delta.square() * (self.count * n / total)
+        self._mean += delta * (n / total)
+        self.count = total
 
 
 def save_statistics(path: Path, statistics: Mapping[str, ChannelStatistics]) -> None:

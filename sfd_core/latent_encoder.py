@@ -42,4 +42,4 @@ class LatentEncoder:
 
     def _pairs(self, latents: Tensor) -> Tensor:
         dtype = {"float16": torch.float16, "float32": torch.float32}[self.params.dtype]
-        return latents.reshape(-1, 2, *latents.shape[1:]).to(dtype).cpu()
+        return latents.reshape(-1, 2, *latents.shape[1:]).to(dtype)

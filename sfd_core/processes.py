@@ -1,22 +1,33 @@
-"""Which share of some work is this process's: the only one, or one of several that `torchrun` or `accelerate launch` started.
+"""Which share of some work is this process's: the only one, or one of several that `spread` or another launcher started.
 
 The work is cut into items whose results are files, so that processes need no more than to wait for one another; they meet over
 gloo, on GPUs too. Several machines need a shared disk.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sfd_core.errors import ConfigError
+from sfd_core.paths import resumable_dir
 
 T = TypeVar("T")
 
+COUNT = "SFD_PROCESSES"
+"""Environment variable: how many processes a stage is spread over; one for each GPU if it is not set."""
+LEFT_ALONE = 75
+"""Exit code of a process that ends only because another one did, which has told why."""
 PATIENCE = timedelta(days=2)
 """How long one process waits for the others: the first computes numbers while the rest already draw what comes next."""
 
@@ -58,13 +69,76 @@ class Processes:
         """Return every count-th of `items`, starting at this process's rank."""
         return items[self.rank :: self.count]
 
+    @property
+    def device(self) -> torch.device:
+        """This process's own GPU, or the CPU; it holds in every thread."""
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+    @contextmanager
+    def first_first(self) -> Iterator[None]:
+        """Let the others into the `with` block once the first process is through: what it checked need not be checked again."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    @contextmanager
+    def resumable_dir(self, path: Path, work: Path) -> Iterator[Path]:
+        """Give all processes the one folder of `paths.resumable_dir`, which ends when all are through."""
+        with resumable_dir(path, work) if self.first else nullcontext(work / "out") as folder:
+            self.wait()
+            yield folder
+            self.wait()
+
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has come here; exit with `LEFT_ALONE` if one never will."""
         if self.count > 1:
-            distributed.barrier()
+            try:
+                distributed.barrier()
+            except RuntimeError:
+                sys.exit(LEFT_ALONE)
 
     def leave(self) -> None:
         """Wait for the others a last time, then part."""
         self.wait()
         if self.count > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def spread() -> None:
+    """Run this program (`python -m module ...`) in as many processes as `SFD_PROCESSES` says, or as there are GPUs, and exit.
+
+    Returns at once where one process is enough or a launcher has started several already. Raises `ConfigError` if the variable
+    is no positive number.
+    """
+    count = _wanted_processes()
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    # a process that fails has told why; the launcher's own account of it only hides that
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(1, 1, count, run_id="sfd", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    try:
+        elastic_launch(config, sys.executable)("-m", _module(), *sys.argv[1:])
+    except ChildFailedError as error:
+        failures = sorted(error.failures.values(), key=lambda failure: (failure.exitcode == LEFT_ALONE, failure.timestamp))
+        code = failures[0].exitcode
+        sys.exit(code if code >= 0 else 128 - code)
+    sys.exit(0)
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        raise ConfigError("a script cannot start itself in several processes; start it with python -m, or unset SFD_PROCESSES")
+    return spec.name
+
+
+def _wanted_processes() -> int:
+    text = os.environ.get(COUNT)
+    if text is None:
+        return max(1, torch.cuda.device_count())
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{COUNT} is {text!r}, but must be a number of processes such as 1 or 8; set it right or unset it")
+    return int(text)

@@ -126,8 +126,8 @@ class TokenRecipe:
     """Digest of the shard of images."""
 
     def write(self, folder: Path) -> None:
-        """Write the recipe into `folder`, which must not exist."""
-        folder.mkdir()
+        """Write the recipe into `folder`."""
+        folder.mkdir(exist_ok=True)
         params = self.params.model_dump(mode="json", include=set(EncoderParams.model_fields))
         values = {"params": params, "batch_size": self.batch_size, "encoder": self.encoder, "prepare": self.prepare}
         write_json(folder / RECIPE, values)

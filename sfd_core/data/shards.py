@@ -1,6 +1,7 @@
 """The one on-disk format: a folder of memory-mapped `.npy` files, described and hashed by `manifest.json`.
 
-A field continues in a further file every so many rows. `sfd_core.data.shard_writer` writes such folders.
+A field continues in a further file every so many rows. `sfd_core.data.shard_writer` writes such folders, and
+`sfd_core.data.pieces` large ones, whose files lie in sub-folders.
 """
 
 import hashlib
@@ -101,8 +102,7 @@ class ShardReader:
 
     def __init__(self, path: Path, verify: bool = True) -> None:
         self.path = path
-        text = _read_manifest(path)
-        manifest = _parse_manifest(path, text)
+        manifest, text = read_manifest(path)
         self._length: int = manifest["length"]
         self.meta: dict[str, Any] = manifest["meta"]
         self.digest = hashlib.sha256(text).hexdigest()
@@ -139,14 +139,12 @@ class ShardReader:
                 )
 
 
-def _read_manifest(path: Path) -> bytes:
+def read_manifest(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Return what the manifest of the shard folder `path` says, and its bytes. Raises `DataError`; see `ShardReader`."""
     try:
-        return (path / MANIFEST).read_bytes()
+        text = (path / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path / MANIFEST} does not exist; run the stage that writes {path} (`dvc repro`)") from error
-
-
-def _parse_manifest(path: Path, text: bytes) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(text)
         version = manifest["version"]
@@ -154,7 +152,7 @@ def _parse_manifest(path: Path, text: bytes) -> dict[str, Any]:
         raise DataError(f"{path / MANIFEST} is no shard manifest ({error}); delete {path} and run its stage again") from error
     if version != VERSION:
         raise DataError(f"{path / MANIFEST} has format version {version}, this program reads {VERSION}; run its stage again")
-    return manifest
+    return manifest, text
 
 
 def _open_file(path: Path, file: ShardFile, spec: FieldSpec, verify: bool) -> Array:

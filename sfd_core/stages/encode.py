@@ -3,36 +3,44 @@
     python -m sfd_core.stages.encode
 
 writes `outputs/encode/{train,held_out}/` (z_tex, z_sem, z_pca (2, C, g, g): image and mirror image; label),
-`statistics.safetensors` (exact, over train) and `identity.json`, all of it or nothing.
+`statistics.safetensors` (exact, over train) and `identity.json`, all of it or nothing. Every GPU, or as many processes as
+`SFD_PROCESSES` says, takes its share of the work; a run that was killed goes on with the pieces that are missing.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sfd_core.composite import StreamingMoments, save_statistics
+from sfd_core.codehash import code_fingerprint
+from sfd_core.composite import save_statistics
 from sfd_core.compressors import SemanticCompressors
-from sfd_core.config import EncodeParams, load_params
-from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.config import EncodeParams, fingerprint, load_params
+from sfd_core.data.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import IdentityError, NumericsError, exits_cleanly
 from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
 from sfd_core.latent_encoder import LatentEncoder
 from sfd_core.models.vae_loader import load_texture_vae
-from sfd_core.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
-from sfd_core.stages.progress import with_progress
+from sfd_core.paths import file_digest, resume_dir, stage_dir, write_json
+from sfd_core.processes import Processes, spread
+from sfd_core.stages.extraction import Extraction, Values, moments_of
+from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
 from sfd_core.tokens import TokenSource, open_tokens
 
 PARTS = ("train", "held_out")
 FIELDS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
 """Field of the shard -> name of its statistics."""
 SPARE_BYTES = 1 << 20
+
+Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images (N, 3, R, R) and labels (N,)."""
 
 
 @dataclass(frozen=True)
@@ -45,52 +53,83 @@ class EncodeInputs:
     semantic_vae: Path
 
 
-def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
+def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Processes | None = None) -> None:
     """Write latents of all images, their statistics and their identity to `out` in one atomic step.
 
     Raises `IdentityError` if tokens and images are not of the same `prepare` run or the compressors of another encoder,
     `NumericsError` for latents that are not finite.
     """
-    vae, texture_identity = load_texture_vae(inputs.texture_vae)
-    compressors, semantic_identity = SemanticCompressors.load(inputs.semantic_vae)
-    images = {part: ShardReader(inputs.prepare / part) for part in PARTS}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = {part: open_tokens(inputs.features / part, images[part], device) for part in PARTS}
-    _require_one_origin(images, tokens, semantic_identity)
-    encoder = LatentEncoder(params, vae, compressors, device)
-    grid = tokens["train"].grid
-    channels = {"z_tex": vae.shape.channels, "z_sem": compressors.vae.channels, "z_pca": compressors.pca.channels}
-    fields = {name: FieldSpec(params.dtype, (2, count, grid, grid)) for name, count in channels.items()}
-    rows = sum(len(part) for part in images.values())
-    require_disk(out, rows * (sum(field.row_bytes for field in fields.values()) + 8) + SPARE_BYTES, "stage encode")
-    moments = {name: StreamingMoments(count) for name, count in channels.items()}
-    with atomic_dir(out) as folder:
-        for part in PARTS:
-            meta = {
-                "encoder": tokens[part].encoder,
-                "classes": images[part].meta["classes"],
-                "prepare": images[part].digest,
-            }
-            all_fields = {**fields, "label": FieldSpec("int64", ())}
-            with ShardWriter(folder / part, all_fields, meta) as writer:
-                for latents, labels in _blocks(encoder, images[part], tokens[part], part):
-                    writer.append(**{name: latent.numpy() for name, latent in latents.items()}, label=labels)
-                    if part == "train":
-                        for name, latent in latents.items():
-                            moments[name].update(latent.flatten(0, 1))
-        save_statistics(folder / STATISTICS_FILE, {FIELDS[name]: value.statistics() for name, value in moments.items()})
-        identity = LatentIdentity(
-            texture_vae=texture_identity,
-            semantic_vae=semantic_identity,
-            encoder=tokens["train"].encoder,
-            statistics=file_digest(folder / STATISTICS_FILE),
-            latents=ShardReader(folder / "train", verify=False).digest,
-        )
-        write_json(folder / IDENTITY_FILE, asdict(identity))
+    processes = processes or Processes(0, 1)
+    with processes.first_first():
+        sources = Sources.open(params, inputs, processes)
+    work = resume_dir("encode", sources.resume_key(params, processes))
+    fields = sources.fields(params)
+    rows = {part: len(images) for part, images in sources.images.items()}
+    row_bytes = sum(field.row_bytes for field in fields.values())
+    if processes.first:
+        tell_of_forgotten(work.parent, work)
+        require_room(work, out, sum(rows.values()) * row_bytes + SPARE_BYTES, "stage encode")
+    with processes.resumable_dir(out, work) as folder:
+        parts = {
+            part: Extraction(
+                f"encode {part}",
+                PiecedShard(folder / part, fields, count, rows_per_piece(fields, params.batch_size)),
+                params.batch_size,
+                read=partial(_pixels_and_labels, sources.images[part]),
+                compute=partial(_latents, sources, part),
+            )
+            for part, count in rows.items()
+        }
+        if processes.first:
+            kept = sum(extraction.shard.rows_kept() for extraction in parts.values())
+            Outlook("encode", rows, row_bytes, kept, parts["train"].seconds_per_row(), processes.count).show(work)
+        for extraction in parts.values():
+            extraction.run(processes)
+        if processes.first:
+            _finish(sources, folder, parts)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that latents are made of, opened and checked."""
+
+    images: dict[str, ShardReader]
+    tokens: dict[str, TokenSource]
+    encoder: LatentEncoder
+    texture_identity: Mapping[str, Any]
+    semantic_identity: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, params: EncodeParams, inputs: EncodeInputs, processes: Processes) -> Self:
+        """Open everything on the process's device; the first process checks the content of all files."""
+        vae, texture_identity = load_texture_vae(inputs.texture_vae)
+        compressors, semantic_identity = SemanticCompressors.load(inputs.semantic_vae)
+        images = {part: ShardReader(inputs.prepare / part, verify=processes.first) for part in PARTS}
+        tokens = {part: open_tokens(inputs.features / part, images[part], processes.device) for part in PARTS}
+        _require_one_origin(images, tokens, semantic_identity)
+        encoder = LatentEncoder(params, vae, compressors, processes.device)
+        return cls(images, tokens, encoder, texture_identity, semantic_identity)
+
+    def fields(self, params: EncodeParams) -> dict[str, FieldSpec]:
+        """Return the fields of the shards."""
+        compressors, grid = self.encoder.compressors, self.tokens["train"].grid
+        channels = {
+            "z_tex": self.encoder.vae.shape.channels,
+            "z_sem": compressors.vae.channels,
+            "z_pca": compressors.pca.channels,
+        }
+        latents = {name: FieldSpec(params.dtype, (2, count, grid, grid)) for name, count in channels.items()}
+        return latents | {"label": FieldSpec("int64", ())}
+
+    def resume_key(self, params: EncodeParams, processes: Processes) -> str:
+        """Return the hash of all that shapes the result."""
+        digests = [source.digest for sources in (self.images, self.tokens) for source in sources.values()]
+        identities = [self.texture_identity, self.semantic_identity]
+        return fingerprint(params, digests, identities, processes.device.type, code_fingerprint())
 
 
 def _require_one_origin(
-    images: dict[str, ShardReader], tokens: dict[str, TokenSource], semantic_identity: dict[str, object]
+    images: dict[str, ShardReader], tokens: dict[str, TokenSource], semantic_identity: Mapping[str, object]
 ) -> None:
     for part in PARTS:
         if tokens[part].prepare != images[part].digest:
@@ -104,27 +143,47 @@ def _require_one_origin(
         )
 
 
-def _blocks(
-    encoder: LatentEncoder, images: ShardReader, tokens: TokenSource, part: str
-) -> Iterator[tuple[dict[str, Tensor], NDArray[np.int64]]]:
-    size = encoder.params.batch_size
-    blocks = zip(images["image"].blocks(size), images["label"].blocks(size), strict=True)
-    first = 0
-    for pixels, labels in with_progress(blocks, len(images), f"encode {part}", step=size):
-        latents = encoder.encode(pixels, tokens.pairs(range(first, first + len(labels))), part, first)
-        for name, latent in latents.items():
-            if not bool(torch.isfinite(latent).all()):
-                raise NumericsError(f"{name} of {part} images {first} to {first + len(labels) - 1} holds NaN or infinity")
-        yield latents, labels
-        first += len(labels)
+def _pixels_and_labels(images: ShardReader, rows: range) -> Block:
+    chosen = slice(rows.start, rows.stop)
+    return images["image"][chosen], images["label"][chosen]
+
+
+def _latents(sources: Sources, part: str, rows: range, block: Block) -> Values:
+    pixels, labels = block
+    latents = sources.encoder.encode(pixels, sources.tokens[part].pairs(rows), part, rows.start)
+    for name, latent in latents.items():
+        if not bool(torch.isfinite(latent).all()):
+            raise NumericsError(f"{name} of {part} images {rows.start} to {rows.stop - 1} holds NaN or infinity")
+    counted = {FIELDS[name]: moments_of(latent.flatten(0, 1)) for name, latent in latents.items() if part == "train"}
+    return Values({name: latent.cpu().numpy() for name, latent in latents.items()} | {"label": labels}, counted)
+
+
+def _finish(sources: Sources, folder: Path, parts: dict[str, Extraction[Block]]) -> None:
+    for part, images in sources.images.items():
+        encoder = sources.tokens[part].encoder
+        parts[part].shard.join({"encoder": encoder, "classes": images.meta["classes"], "prepare": images.digest})
+    statistics = {name: moments.statistics() for name, moments in parts["train"].counted().items()}
+    save_statistics(folder / STATISTICS_FILE, statistics)
+    identity = LatentIdentity(
+        texture_vae=sources.texture_identity,
+        semantic_vae=sources.semantic_identity,
+        encoder=sources.tokens["train"].encoder,
+        statistics=file_digest(folder / STATISTICS_FILE),
+        latents=ShardReader(folder / "train", verify=False).digest,
+    )
+    write_json(folder / IDENTITY_FILE, asdict(identity))
 
 
 @exits_cleanly
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images and tokens to latents (outputs/encode).").parse_args()
+    params = load_params().encode
     inputs = EncodeInputs(*(stage_dir(stage) for stage in ("prepare", "features", "texture_vae", "semantic_vae")))
-    encode(load_params().encode, inputs, stage_dir("encode"))
+    spread()
+    processes = Processes.join()
+    encode(params, inputs, stage_dir("encode"), processes)
+    processes.leave()
 
 
 if __name__ == "__main__":

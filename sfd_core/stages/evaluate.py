@@ -4,9 +4,8 @@
 
 writes `outputs/evaluate/<variant>/`: `curve.csv` (every snapshot, `snapshot_samples` images), `numbers.json` (the last one,
 `final_samples` images, and the oracle, each number with its protocol), `metrics.json` (their values alone), `samples.npz`,
-`trajectory.npz`, `neighbours.png`, `grids/`. Several GPUs give the same numbers:
-
-    torchrun --nproc-per-node 8 -m sfd_core.stages.evaluate --variant sfd
+`trajectory.npz`, `neighbours.png`, `grids/`. Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the
+work; the numbers are the same.
 """
 
 import argparse
@@ -46,7 +45,7 @@ from sfd_core.measurement import (
     semantic_latents,
 )
 from sfd_core.paths import atomic_dir, file_digest, require_disk, resume_dir, stage_dir, write_json
-from sfd_core.processes import Processes
+from sfd_core.processes import Processes, spread
 from sfd_core.sampling import Pipeline, Samples
 from sfd_core.stages.progress import with_progress
 from sfd_core.training.checkpoint import resume_key
@@ -217,6 +216,7 @@ def main() -> None:
     inputs = EvaluateInputs(
         stage_dir("train", name), stage_dir("encode"), stage_dir("prepare"), stage_dir("reference"), stage_dir("texture_vae")
     )
+    spread()
     processes = Processes.join()
     Evaluation(name, params, inputs, processes).run(stage_dir("evaluate", name))
     processes.leave()

@@ -5,78 +5,116 @@
 writes `outputs/features/{train,held_out}/` and `outputs/features/statistics.safetensors` (`token_mean`, `token_std` over
 train), all of it or nothing. The folder of a part is a shard (tokens float16 (2, C, g, g): the image's and its mirror
 image's), or with `features.store: false` the recipe by which `sfd_core.tokens` computes the same tokens again.
+Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the work; a run that was killed goes on with the
+pieces that are missing.
 """
 
 import argparse
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from sfd_core.composite import StreamingMoments, save_statistics
-from sfd_core.config import FeaturesParams, load_params
-from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.codehash import code_fingerprint
+from sfd_core.composite import save_statistics
+from sfd_core.config import FeaturesParams, fingerprint, load_params
+from sfd_core.data.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import exits_cleanly
 from sfd_core.models.encoders import Encoder, load_encoder
-from sfd_core.paths import atomic_dir, require_disk, stage_dir
-from sfd_core.stages.progress import with_progress
+from sfd_core.paths import resume_dir, stage_dir
+from sfd_core.processes import Processes, spread
+from sfd_core.stages.extraction import Extraction, Values, moments_of
+from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
 from sfd_core.tokens import TokenRecipe, rounded
 
 PARTS = ("train", "held_out")
 SPARE_BYTES = 1 << 20
 
 
-def extract_features(params: FeaturesParams, images: Path, out: Path) -> None:
+def extract_features(params: FeaturesParams, images: Path, out: Path, processes: Processes | None = None) -> None:
     """Write tokens of all images of the `prepare` folder `images`, and their statistics, to `out` in one atomic step.
 
     Without `params.store` the statistics are as exact, but tokens are not kept. Raises `NumericsError` for tokens that float16
     cannot hold, and what `load_encoder` and `ShardReader` raise.
     """
-    shards = {part: ShardReader(images / part) for part in PARTS}
-    encoder = load_encoder(params).to("cuda" if torch.cuda.is_available() else "cpu")
-    field = FieldSpec("float16", (2, encoder.channels, params.grid, params.grid))
-    rows = sum(len(shard) for shard in shards.values()) if params.store else 0
-    require_disk(out, rows * field.row_bytes + SPARE_BYTES, "stage features")
-    moments = StreamingMoments(encoder.channels)
-    with atomic_dir(out) as folder:
-        for part, shard in shards.items():
-            if params.store:
-                batches = _stored(_batches(encoder, shard, part, params.batch_size), folder / part, field, encoder, shard)
-            else:
-                TokenRecipe(params, params.batch_size, encoder.identity, shard.digest).write(folder / part)
-                batches = _batches(encoder, shard, part, params.batch_size) if part == "train" else iter(())
-            for tokens in batches:
-                if part == "train":
-                    moments.update(tokens.flatten(0, 1))
-        save_statistics(folder / "statistics.safetensors", {"token": moments.statistics()})
+    processes = processes or Processes(0, 1)
+    with processes.first_first():
+        shards = {part: ShardReader(images / part, verify=processes.first) for part in PARTS}
+        encoder = load_encoder(params).to(processes.device)
+    work = resume_dir("features", _resume_key(params, shards, encoder, processes))
+    stored = {"tokens": FieldSpec("float16", (2, encoder.channels, params.grid, params.grid))} if params.store else {}
+    size = rows_per_piece(stored, params.batch_size)
+    rows = {part: len(shards[part]) for part in (PARTS if params.store else ("train",))}
+    row_bytes = sum(field.row_bytes for field in stored.values())
+    if processes.first:
+        tell_of_forgotten(work.parent, work)
+        require_room(work, out, sum(rows.values()) * row_bytes + SPARE_BYTES, "stage features")
+    with processes.resumable_dir(out, work) as folder:
+        parts = {
+            part: Extraction(
+                f"features {part}",
+                PiecedShard((folder if params.store else work / "moments") / part, stored, count, size),
+                params.batch_size,
+                read=partial(_pixels, shards[part]),
+                compute=partial(_tokens, encoder, part, params.store),
+            )
+            for part, count in rows.items()
+        }
+        if processes.first:
+            kept = sum(extraction.shard.rows_kept() for extraction in parts.values())
+            Outlook("features", rows, row_bytes, kept, parts["train"].seconds_per_row(), processes.count).show(work)
+        for extraction in parts.values():
+            extraction.run(processes)
+        if processes.first:
+            _finish(params, folder, parts, shards, encoder)
 
 
-def _stored(
-    batches: Iterator[torch.Tensor], path: Path, field: FieldSpec, encoder: Encoder, images: ShardReader
-) -> Iterator[torch.Tensor]:
-    """Yield batches of tokens and write them to a shard."""
-    meta = {"encoder": encoder.identity, "prepare": images.digest}
-    with ShardWriter(path, {"tokens": field}, meta) as writer:
-        for tokens in batches:
-            writer.append(tokens=tokens.numpy())
-            yield tokens
+def _resume_key(params: FeaturesParams, shards: dict[str, ShardReader], encoder: Encoder, processes: Processes) -> str:
+    """Return the hash of all that shapes the result."""
+    digests = [shard.digest for shard in shards.values()]
+    return fingerprint(params, digests, encoder.identity, processes.device.type, code_fingerprint())
 
 
-def _batches(encoder: Encoder, shard: ShardReader, part: str, batch_size: int) -> Iterator[torch.Tensor]:
-    """Yield tokens (N, 2, C, g, g) of images and mirror images; statistics are taken of these rounded values."""
-    batches = shard["image"].blocks(batch_size)
-    for batch in with_progress(batches, len(shard), f"features {part}", step=batch_size):
-        images = torch.from_numpy(batch)
-        pairs = torch.stack([encoder.tokens(images), encoder.tokens(images.flip(-1))], dim=1)
-        yield rounded(pairs, f"tokens of {part} images").cpu()
+def _pixels(shard: ShardReader, rows: range) -> NDArray[np.uint8]:
+    return shard["image"][rows.start : rows.stop]
+
+
+def _tokens(encoder: Encoder, part: str, store: bool, _: range, pixels: NDArray[np.uint8]) -> Values:
+    """Return tokens (N, 2, C, g, g) of images and mirror images; statistics are taken of these rounded values, over train."""
+    images = torch.from_numpy(pixels)
+    pairs = rounded(torch.stack([encoder.tokens(images), encoder.tokens(images.flip(-1))], dim=1), f"tokens of {part} images")
+    counted = {"token": moments_of(pairs.flatten(0, 1))} if part == "train" else {}
+    return Values({"tokens": pairs.cpu().numpy()} if store else {}, counted)
+
+
+def _finish(
+    params: FeaturesParams,
+    folder: Path,
+    parts: dict[str, Extraction[NDArray[np.uint8]]],
+    shards: dict[str, ShardReader],
+    encoder: Encoder,
+) -> None:
+    for part, images in shards.items():
+        if params.store:
+            parts[part].shard.join({"encoder": encoder.identity, "prepare": images.digest})
+        else:
+            TokenRecipe(params, params.batch_size, encoder.identity, images.digest).write(folder / part)
+    statistics = {name: moments.statistics() for name, moments in parts["train"].counted().items()}
+    save_statistics(folder / "statistics.safetensors", statistics)
 
 
 @exits_cleanly
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images to patch tokens (outputs/features).").parse_args()
-    extract_features(load_params().features, stage_dir("prepare"), stage_dir("features"))
+    params = load_params().features
+    spread()
+    processes = Processes.join()
+    extract_features(params, stage_dir("prepare"), stage_dir("features"), processes)
+    processes.leave()
 
 
 if __name__ == "__main__":

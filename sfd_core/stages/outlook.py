@@ -19,7 +19,9 @@ class Outlook:
     done_rows: int
     """Kept from an interrupted run."""
     seconds_per_row: float | None
-    """Measured on the first few rows; None if all of them take but a moment."""
+    """Measured on the first few rows in one process; None if all of them take but a moment."""
+    processes: int = 1
+    """That share the work."""
 
     @property
     def left(self) -> int:
@@ -37,8 +39,10 @@ class Outlook:
         if self.done_rows:
             lines["kept"] = f"{self.done_rows:,} rows of an interrupted run"
         if self.seconds_per_row is not None:
-            rate = 1 / max(self.seconds_per_row, 1e-9)
-            lines["time"] = f"about {format_seconds(self.left * self.seconds_per_row)} at {rate:,.0f} rows/s"
+            rate = self.processes / max(self.seconds_per_row, 1e-9)
+            shared = f" in {self.processes} processes" if self.processes > 1 else ""
+            shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            lines["time"] = f"about {format_seconds(self.left / rate)} at {shown} rows/s{shared}"
         print(self.what, file=sys.stderr)
         for name, text in lines.items():
             print(f"  {name:<10}{text}", file=sys.stderr, flush=True)

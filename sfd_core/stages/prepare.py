@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +24,17 @@ from sfd_core.config import PrepareParams, fingerprint, load_params
 from sfd_core.data.contact_sheet import write_contact_sheet
 from sfd_core.data.crops import Pixels
 from sfd_core.data.images import Part, load_parts
-from sfd_core.data.shard_writer import ResumableShardWriter
+from sfd_core.data.pieces import PiecedShard, rows_per_piece
+from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import DataError, exits_cleanly
 from sfd_core.paths import resumable_dir, resume_dir, stage_dir, write_json
+from sfd_core.processes import Processes
 from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
 from sfd_core.stages.progress import with_progress
 
 LOOK_AHEAD = 4
 """Images in work per thread: enough to keep threads busy, few enough to need no memory."""
-FILE_BYTES = 1 << 30
-"""A file of images is about this large at most: what a kill costs, and what a reader maps at once."""
-MOST_ROWS_PER_FILE = 65536
 SPARE_BYTES = 1 << 20
 """Room for manifests, metrics and the contact sheet."""
 TIMED = 48
@@ -76,33 +75,24 @@ class Plan:
 def prepare(params: PrepareParams, out: Path) -> None:
     """Write the shards, metrics and contact sheet of `params` to the folder `out` in one atomic step.
 
-    A run that is killed and started again goes on after the last whole file and ends in the same bytes. Raises `DataError`
+    A run that is killed and started again goes on with the missing pieces and ends in the same bytes. Raises `DataError`
     for unusable images and `ResourceError` for a full disk or a missing package.
     """
     parts = load_parts(params)
     plans = {"train": Plan(parts.train, params.copies), "held_out": Plan(parts.held_out, 1)}
     work = resume_dir("prepare", _resume_key(params, plans))
     tell_of_forgotten(work.parent, work)
-    row_bytes = _image_field(params).row_bytes + 8
+    fields = {"image": FieldSpec("uint8", (3, params.resolution, params.resolution)), "label": FieldSpec("int64", ())}
+    row_bytes = sum(field.row_bytes for field in fields.values())
     rows = {name: len(plan) for name, plan in plans.items()}
     name_bytes = sum(len(name) for name in parts.train.images.names) * params.copies
     require_room(work, out, sum(rows.values()) * row_bytes + name_bytes + SPARE_BYTES, "stage prepare")
     with resumable_dir(out, work) as folder:
-        seconds = _seconds_per_row(plans["train"])
+        shards = {name: PiecedShard(folder / name, fields, len(plan), rows_per_piece(fields)) for name, plan in plans.items()}
+        kept = sum(shard.rows_kept() for shard in shards.values())
+        Outlook("prepare", rows, row_bytes, kept, _seconds_per_row(plans["train"])).show(work)
         for name, plan in plans.items():
-            fields = {"image": _image_field(params), "label": FieldSpec("int64", ())}
-            images = plan.part.images
-            meta = {
-                "classes": images.classes,
-                "resolution": params.resolution,
-                "source": params.source,
-                "copies": params.copies,
-            }
-            journal = work / f"{name}.jsonl"
-            with ResumableShardWriter(folder / name, fields, meta, journal, _rows_per_file(fields["image"])) as writer:
-                if name == "train":
-                    Outlook("prepare", rows, row_bytes, len(writer), seconds).show(work)
-                _write_part(writer, plan, params.skip_unreadable)
+            _write_part(shards[name], plan, params)
         train, held_out = (ShardReader(folder / part, verify=False) for part in plans)
         _require_classes(train)
         write_contact_sheet(train, folder / "contact_sheet.png")
@@ -110,36 +100,56 @@ def prepare(params: PrepareParams, out: Path) -> None:
 
 
 def _resume_key(params: PrepareParams, plans: dict[str, Plan]) -> str:
-    """Return the hash of all that shapes the result; what was skipped is known from the journal."""
+    """Return the hash of all that shapes the result; each piece says what it skipped."""
     values = params.model_dump(mode="json", exclude={"skip_unreadable"})
     sets = {id(plan.part.images): plan.part.images for plan in plans.values()}
     return fingerprint(values, [images.digest() for images in sets.values()], PIL.__version__, code_fingerprint())
 
 
-def _write_part(writer: ResumableShardWriter, plan: Plan, skip_unreadable: bool) -> None:
-    """Append the rows of a part that are not there yet; a note is taken of every image that is skipped."""
-    part = writer.path.name
-    if writer.notes and not skip_unreadable:
-        raise DataError(writer.notes[0]["error"])
-    first = len(writer) + len(writer.notes)
-    left = range(first, len(plan))
-    for row, result in zip(left, with_progress(_rendered(plan, left), len(left), f"prepare {part}"), strict=True):
-        if isinstance(result, DataError):
-            if not skip_unreadable:
-                raise result
-            writer.note({"row": row, "error": str(result)})
-            continue
-        label = np.array([plan.label(row)], dtype=np.int64)
-        writer.append(image=result.transpose(2, 0, 1)[None], label=label)
-    skipped = {note["row"] for note in writer.notes}
-    writer.meta["names"] = [plan.name(row) for row in range(len(plan)) if row not in skipped]
-    for note in writer.notes[:MOST_NAMED]:
+def _write_part(shard: PiecedShard, plan: Plan, params: PrepareParams) -> None:
+    """Write the pieces of a part that are not there yet, then the part's manifest."""
+    left = shard.left(Processes(0, 1))
+    skipped = [note for notes in shard.notes() for note in notes["skipped"]]
+    if skipped and not params.skip_unreadable:
+        raise DataError(skipped[0]["error"])
+    rows = [row for piece in left for row in piece.rows]
+    rendered = with_progress(_rendered(plan, rows), len(rows), f"prepare {shard.path.name}")
+    for piece in left:
+        _write_piece(shard.writer(piece), plan, zip(piece.rows, rendered, strict=False), params.skip_unreadable)
+    next(rendered, None)  # tells the progress that this was all
+    skipped = [note for notes in shard.notes() for note in notes["skipped"]]
+    for note in skipped[:MOST_NAMED]:
         print(f"skipped: {note['error']}", file=sys.stderr)
     if skipped:
-        print(f"skipped {len(skipped)} of {len(plan)} files of {part}", file=sys.stderr)
+        print(f"skipped {len(skipped)} of {len(plan)} files of {shard.path.name}", file=sys.stderr)
+    left_out = {note["row"] for note in skipped}
+    meta = {
+        "classes": plan.part.images.classes,
+        "resolution": params.resolution,
+        "source": params.source,
+        "copies": params.copies,
+        "names": [plan.name(row) for row in range(len(plan)) if row not in left_out],
+    }
+    shard.join(meta)
 
 
-def _rendered(plan: Plan, rows: range) -> Iterator[Pixels | DataError]:
+def _write_piece(
+    opened: ShardWriter, plan: Plan, rendered: Iterable[tuple[int, Pixels | DataError]], skip_unreadable: bool
+) -> None:
+    """Write one piece; it names the rows that it lacks as their files are unreadable."""
+    with opened as writer:
+        skipped = []
+        for row, result in rendered:
+            if not isinstance(result, DataError):
+                writer.append(image=result.transpose(2, 0, 1)[None], label=np.array([plan.label(row)], dtype=np.int64))
+            elif skip_unreadable:
+                skipped.append({"row": row, "error": str(result)})
+            else:
+                raise result
+        writer.meta["skipped"] = skipped
+
+
+def _rendered(plan: Plan, rows: Iterable[int]) -> Iterator[Pixels | DataError]:
     """Yield the pixels of rows in order, or the error of a file; only a few images are in memory."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pending: deque[Future[Pixels | DataError]] = deque()
@@ -163,14 +173,6 @@ def _seconds_per_row(plan: Plan) -> float | None:
     for _ in _rendered(plan, range(TIMED)):
         pass
     return (time.perf_counter() - start) / TIMED
-
-
-def _image_field(params: PrepareParams) -> FieldSpec:
-    return FieldSpec("uint8", (3, params.resolution, params.resolution))
-
-
-def _rows_per_file(image: FieldSpec) -> int:
-    return max(1, min(MOST_ROWS_PER_FILE, FILE_BYTES // image.row_bytes))
 
 
 def _require_classes(train: ShardReader) -> None:

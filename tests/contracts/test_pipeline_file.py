@@ -20,12 +20,13 @@ NO_RESULT_DEPENDS_ON = {
     "sfd_core/config.py",
     "sfd_core/errors.py",
     "sfd_core/paths.py",
+    "sfd_core/processes.py",
     "sfd_core/stages/outlook.py",
     "sfd_core/stages/progress.py",
     *(path.relative_to(ROOT).as_posix() for path in (ROOT / "sfd_core" / "tracking").glob("*.py")),
     "sfd_core/training/progress.py",
 }
-"""Checks, messages, places and progress: a change there leaves every result as it is."""
+"""Checks, messages, places, sharing of work and progress: a change there leaves every result as it is."""
 
 
 def paths(entries: list[Any]) -> list[str]:

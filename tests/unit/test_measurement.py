@@ -12,7 +12,7 @@ import torch
 from denoisers import artifact, variant
 from measured_together import LABELS, SAMPLER, lay_out, measurement
 
-from sfd_core.errors import ConfigError, DataError, IdentityError
+from sfd_core.errors import DataError, IdentityError
 from sfd_core.measurement import Measured, Order, measure
 from sfd_core.processes import Processes
 from sfd_core.rerun import Measurement, Recorded, read_recorded, write_numbers
@@ -126,21 +126,6 @@ def test_two_processes_measure_what_one_does(measuring: Measurement, folder: Pat
     assert together == {"final": {name: number.as_dict() for name, number in alone[0].items()}}
     assert drawn == ["0 6", "3 9"]
     assert not list((folder / ".sfd").rglob("*.safetensors"))
-
-
-def test_every_item_is_some_process_s_and_no_two_s() -> None:
-    items = list(range(11))
-    shares = [Processes(rank, 3).share(items) for rank in range(3)]
-    assert sorted(item for share in shares for item in share) == items
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_processes_that_cannot_meet_are_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="start them with torchrun or accelerate launch"):
-        Processes.join()
 
 
 def recorded(measuring: Measurement, file: Path) -> Recorded:

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from sfd_core.config import PrepareParams
+from sfd_core.data import pieces
 from sfd_core.data.images import load_images, split
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import DataError, ResourceError
@@ -94,7 +95,7 @@ def test_two_runs_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         prepare(params(folder), tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
-    assert len(files) == 8
+    assert len(files) == 10
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
 
@@ -198,14 +199,14 @@ def all_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def limit_files(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(stage, "FILE_BYTES", rows * 3 * 16 * 16)
+def limit_pieces(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(pieces, "BYTES", rows * 3 * 16 * 16)
 
 
 def test_an_interrupted_run_reads_only_what_is_missing_and_ends_in_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    limit_files(monkeypatch, rows=3)
+    limit_pieces(monkeypatch, rows=3)
     spoil(folder, b"text")
     values, read = params(folder, skip_unreadable=True), []
     prepare(values, tmp_path / "whole")
@@ -234,7 +235,7 @@ def test_an_interrupted_run_reads_only_what_is_missing_and_ends_in_the_same_byte
 def test_what_was_skipped_stops_a_continued_run_that_may_not_skip(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit_files(monkeypatch, rows=1)
+    limit_pieces(monkeypatch, rows=1)
     file = spoil(folder, b"text")
 
     def fail(*_: object) -> None:
@@ -275,8 +276,9 @@ PROGRAM = textwrap.dedent("""
     import sys, time
     from pathlib import Path
     from sfd_core.config import PrepareParams
+    from sfd_core.data import pieces
     from sfd_core.stages import prepare as stage
-    stage.FILE_BYTES = 3 * 3 * 16 * 16
+    pieces.BYTES = 3 * 3 * 16 * 16
     original = stage.Plan.render
     def slowly(plan, row):
         time.sleep(0.02)

@@ -1,0 +1,226 @@
+"""Tokens and latents made in pieces: by one process or two, at one go or killed and continued, the bytes are the same."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from sfd_core.composite import load_statistics
+from sfd_core.config import FeaturesParams, Optimisation, SemanticVAEParams
+from sfd_core.data import pieces
+from sfd_core.data.pieces import PiecedShard
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
+from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.processes import Processes
+from sfd_core.stages.extraction import Extraction, Values, ahead, moments_of
+from sfd_core.stages.features import extract_features
+from sfd_core.stages.semantic_vae import make_semantic_vae
+
+ROOT = Path(__file__).parents[3]
+ROWS = {"train": 26, "held_out": 7}
+FEATURES = {
+    "encoder": "test_vit", "weights": "weights.pth", "input_size": 64, "grid": 4, "precision": "float32", "batch_size": 3,
+}  # fmt: skip
+OPTIMISATION = Optimisation(
+    steps=2, batch_size=4, warmup_steps=1, decay_steps=0, final_rate=1.0, betas=[0.9, 0.95], weight_decay=0.0, clip_norm=1.0,
+    precision="float32", checkpoint_every=1, seed=0,
+)  # fmt: skip
+SEMANTIC_VAE = SemanticVAEParams(
+    weights=None, standardise=True, channels=2, width=16, depth=1, heads=2, kl_weight=1e-7, pca_channels=3,
+    learning_rate=1e-3, optimisation=OPTIMISATION,
+)  # fmt: skip
+PROGRAM = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    from sfd_core.config import EncodeParams, FeaturesParams
+    from sfd_core.data import pieces
+    from sfd_core.processes import Processes, spread
+    from sfd_core.stages.encode import EncodeInputs, encode
+    from sfd_core.stages.features import extract_features
+
+    pieces.ROWS = 6
+    stage, out, values = sys.argv[1:]
+    if __name__ == "__main__":
+        spread()
+        processes = Processes.join()
+        print("ready", flush=True)
+        if stage == "features":
+            extract_features(FeaturesParams.model_validate_json(values), Path("prepare"), Path(out), processes)
+        else:
+            inputs = EncodeInputs(*map(Path, ("prepare", "features", "texture_vae", "semantic_vae")))
+            encode(EncodeParams.model_validate_json(values), inputs, Path(out), processes)
+        processes.leave()
+""")
+
+
+def start(stage: str, out: str, values: str, count: int = 1) -> subprocess.Popen[str]:
+    Path("program.py").write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SFD_PROCESSES": str(count)}
+    command = [sys.executable, "-m", "program", stage, out, values]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+
+
+def ready(process: subprocess.Popen[str]) -> float:
+    """Wait until a process has its imports behind it; return that moment."""
+    assert process.stdout is not None
+    process.stdout.readline()
+    return time.monotonic()
+
+
+def files(folder: str) -> dict[str, bytes]:
+    found = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.fixture(autouse=True)
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chance = np.random.default_rng(0)
+    fields = {"image": FieldSpec("uint8", (3, 32, 32)), "label": FieldSpec("int64", ())}
+    for part, rows in ROWS.items():
+        with ShardWriter(Path("prepare") / part, fields, {"classes": ["a", "b"], "resolution": 32}) as writer:
+            writer.append(image=chance.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), label=np.arange(rows) % 2)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit").state_dict(), "weights.pth")
+
+
+def values_of(stage: str) -> str:
+    """Return the parameters of a stage; for `encode`, its inputs are made first."""
+    features = FeaturesParams.model_validate(FEATURES | {"store": stage == "features"})
+    if stage == "features":
+        return features.model_dump_json()
+    extract_features(features, Path("prepare"), Path("features"))
+    make_semantic_vae(SEMANTIC_VAE, Path("prepare"), Path("features"), Path("semantic_vae"))
+    Path("texture_vae").mkdir()
+    TextureVAE(TextureVAEShape(channels=4, downsampling=8, width=8, depth=1)).save(Path("texture_vae"))
+    return '{"dtype": "float16", "batch_size": 4, "seed": 0}'
+
+
+@pytest.mark.parametrize("stage", ["features", "encode"])
+def test_two_processes_write_the_bytes_of_one(stage: str) -> None:
+    values = values_of(stage)
+    for count in (1, 2):
+        finish(start(stage, f"out-{count}", values, count))
+    assert files("out-1") == files("out-2")
+    shard = ShardReader(Path("out-1") / "train")
+    assert len(shard) == 26
+    assert len([name for name in files("out-1") if name.startswith("train/") and name.endswith("manifest.json")]) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["features", "encode"])
+def test_kills_at_random_moments_change_no_byte(stage: str) -> None:
+    values, chance, kept = values_of(stage), random.Random(0), 0
+    process = start(stage, "whole", values)
+    began = ready(process)
+    finish(process)
+    length = time.monotonic() - began
+    for _ in range(6):
+        process = start(stage, "killed", values)
+        ready(process)
+        time.sleep(chance.uniform(0, length))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kept += any(Path(".sfd/resume").rglob("train/0*/manifest.json"))
+    finish(start(stage, "killed", values))
+    assert files("killed") == files("whole")
+    assert kept > 0
+    assert not list(Path(".sfd/resume", stage).iterdir())
+
+
+def toy(path: Path, computed: list[range], stop_at: int | None = None) -> Extraction[np.ndarray]:
+    """Squares of row numbers, two to a batch and four to a piece."""
+
+    def compute(rows: range, numbers: np.ndarray) -> Values:
+        if rows.start == stop_at:
+            raise KeyboardInterrupt
+        computed.append(rows)
+        squares = torch.from_numpy(numbers).double().square()[:, None]
+        return Values({"x": squares.numpy()}, {"square": moments_of(squares)})
+
+    shard = PiecedShard(path, {"x": FieldSpec("float64", (1,))}, 11, 4)
+    return Extraction("toy", shard, 2, read=np.array, compute=compute)
+
+
+def test_an_interrupted_extraction_computes_only_what_is_missing(tmp_path: Path) -> None:
+    computed: list[range] = []
+    with pytest.raises(KeyboardInterrupt):
+        toy(tmp_path / "s", computed, stop_at=8).run(Processes(0, 1))
+    assert [rows.start for rows in computed] == [0, 2, 4, 6]
+    computed.clear()
+    extraction = toy(tmp_path / "s", computed)
+    extraction.run(Processes(0, 1))
+    assert [rows.start for rows in computed] == [8, 10]
+    extraction.shard.join({})
+    np.testing.assert_array_equal(ShardReader(tmp_path / "s")["x"][:][:, 0], np.arange(11) ** 2)
+    statistics = extraction.counted()["square"].statistics()
+    assert statistics.mean.item() == pytest.approx(np.mean(np.arange(11) ** 2), rel=1e-7)
+    assert statistics.std.item() == pytest.approx(np.std(np.arange(11) ** 2), rel=1e-7)
+
+
+def test_statistics_are_exact_over_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "ROWS", 6)
+    params = FeaturesParams.model_validate(FEATURES | {"store": True})
+    extract_features(params, Path("prepare"), Path("features"))
+    tokens = ShardReader(Path("features/train"))["tokens"][:].astype(np.float64)
+    statistics = load_statistics(Path("features/statistics.safetensors"))["token"]
+    np.testing.assert_allclose(statistics.mean, tokens.mean(axis=(0, 1, 3, 4)), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(statistics.std, tokens.std(axis=(0, 1, 3, 4)), rtol=1e-6)
+
+
+def test_the_time_of_all_is_estimated_where_it_is_long(tmp_path: Path) -> None:
+    extraction = toy(tmp_path / "s", [])
+    assert extraction.seconds_per_row() is None
+
+    def wait(_: range, numbers: np.ndarray) -> Values:
+        time.sleep(0.02)
+        return Values({"x": numbers[:, None].astype(float)}, {})
+
+    shard = PiecedShard(tmp_path / "long", {"x": FieldSpec("float64", (1,))}, 1000, 500)
+    seconds = Extraction("long", shard, 2, read=np.array, compute=wait).seconds_per_row()
+    assert seconds is not None
+    assert seconds >= 0.01
+    assert not (tmp_path / "long").exists()
+
+
+def test_items_are_made_ahead_in_order_in_another_thread() -> None:
+    made: list[int] = []
+
+    def numbers() -> object:
+        for number in range(6):
+            made.append(number)
+            yield number, threading.get_ident()
+
+    items = ahead(numbers(), 2)
+    assert made == []
+    first, thread = next(items)
+    assert (first, thread == threading.get_ident()) == (0, False)
+    assert [number for number, _ in items] == [1, 2, 3, 4, 5]
+    assert list(ahead([], 2)) == []
+
+
+def test_an_error_ahead_reaches_whoever_asks() -> None:
+    def numbers() -> object:
+        yield 1
+        raise ZeroDivisionError
+
+    items = ahead(numbers(), 3)
+    assert next(items) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(items)

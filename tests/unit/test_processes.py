@@ -1,0 +1,93 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from sfd_core.errors import ConfigError
+from sfd_core.processes import Processes, spread
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = textwrap.dedent("""
+    import json, os, sys
+    from pathlib import Path
+    from sfd_core.errors import DataError, exits_cleanly
+    from sfd_core.processes import Processes, spread
+
+    @exits_cleanly
+    def main():
+        spread()
+        processes = Processes.join()
+        with processes.first_first():
+            if processes.first:
+                Path("checked").write_text("")
+                if "--wrong" in sys.argv:
+                    raise DataError("the first process says what is wrong")
+            assert Path("checked").exists()
+        with processes.resumable_dir(Path("out"), Path("work")) as folder:
+            threads = os.environ.get("OMP_NUM_THREADS")
+            told = {"share": list(processes.share(range(7))), "threads": threads, "arguments": sys.argv[1:]}
+            (folder / f"{processes.rank}.json").write_text(json.dumps(told))
+        processes.leave()
+
+    if __name__ == "__main__":
+        main()
+""")
+
+
+def run(folder: Path, count: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "program.py").write_text(PROGRAM)
+    environment = {name: value for name, value in os.environ.items() if name not in {"OMP_NUM_THREADS", "SFD_PROCESSES"}}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({} if count is None else {"SFD_PROCESSES": count})
+    command = [sys.executable, "-m", "program", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_program_spreads_over_the_processes_asked_for(tmp_path: Path, count: int) -> None:
+    ended = run(tmp_path, str(count), "--some", "argument")
+    assert ended.returncode == 0, ended.stderr
+    told = [json.loads((tmp_path / "out" / f"{rank}.json").read_text()) for rank in range(count)]
+    assert sorted(item for one in told for item in one["share"]) == list(range(7))
+    assert all(one["arguments"] == ["--some", "argument"] for one in told)
+    assert all((one["threads"] is None) == (count == 1) for one in told)
+    assert len(list((tmp_path / "out").iterdir())) == count
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_mistake_is_told_once_and_ends_all_with_its_exit_code(tmp_path: Path) -> None:
+    ended = run(tmp_path, "2", "--wrong")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == ["error: the first process says what is wrong"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", ""])
+def test_a_count_that_is_no_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    monkeypatch.setenv("SFD_PROCESSES", count)
+    with pytest.raises(ConfigError, match=f"SFD_PROCESSES is '{count}', but must be a number of processes"):
+        spread()
+
+
+def test_a_launched_process_does_not_spread_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_PROCESSES", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    spread()
+
+
+def test_every_item_is_some_process_s_and_no_two_s() -> None:
+    items = list(range(11))
+    shares = [Processes(rank, 3).share(items) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_processes_that_cannot_meet_are_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start them with torchrun or accelerate launch"):
+        Processes.join()
