@@ -63,23 +63,13 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Pro
     with processes.first_first():
         sources = Sources.open(params, inputs, processes)
     work = resume_dir("encode", sources.resume_key(params, processes))
-    fields = sources.fields(params)
     rows = {part: len(images) for part, images in sources.images.items()}
-    row_bytes = sum(field.row_bytes for field in fields.values())
+    row_bytes = sum(field.row_bytes for field in sources.fields(params).values())
     if processes.first:
         tell_of_forgotten(work.parent, work)
         require_room(work, out, sum(rows.values()) * row_bytes + SPARE_BYTES, "stage encode")
     with processes.resumable_dir(out, work) as folder:
-        parts = {
-            part: Extraction(
-                f"encode {part}",
-                PiecedShard(folder / part, fields, count, rows_per_piece(fields, params.batch_size)),
-                params.batch_size,
-                read=partial(_pixels_and_labels, sources.images[part]),
-                compute=partial(_latents, sources, part),
-            )
-            for part, count in rows.items()
-        }
+        parts = sources.extractions(params, folder)
         if processes.first:
             kept = sum(extraction.shard.rows_kept() for extraction in parts.values())
             Outlook("encode", rows, row_bytes, kept, parts["train"].seconds_per_row(), processes.count).show(work)
@@ -120,6 +110,20 @@ class Sources:
         }
         latents = {name: FieldSpec(params.dtype, (2, count, grid, grid)) for name, count in channels.items()}
         return latents | {"label": FieldSpec("int64", ())}
+
+    def extractions(self, params: EncodeParams, folder: Path) -> dict[str, Extraction[Block]]:
+        """Return the work on each part, whose shard lies in `folder`."""
+        fields = self.fields(params)
+        return {
+            part: Extraction(
+                f"encode {part}",
+                PiecedShard(folder / part, fields, len(images), rows_per_piece(fields, params.batch_size)),
+                params.batch_size,
+                read=partial(_pixels_and_labels, images),
+                compute=partial(_latents, self, part),
+            )
+            for part, images in self.images.items()
+        }
 
     def resume_key(self, params: EncodeParams, processes: Processes) -> str:
         """Return the hash of all that shapes the result."""

@@ -6,10 +6,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 RATES = pytest.StashKey[dict[str, float]]()
+REMARKS = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RATES] = {}
+    config.stash[RATES], config.stash[REMARKS] = {}, {}
 
 
 @pytest.fixture
@@ -24,6 +25,17 @@ def per_second(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> C
     return note
 
 
+@pytest.fixture
+def compared(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Note, in words behind a rate, what it is to be compared with."""
+
+    def note(remark: str) -> None:
+        request.config.stash[REMARKS][request.node.name] = remark
+
+    return note
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for name, rate in config.stash[RATES].items():
-        terminalreporter.write_line(f"{name:<40} {rate:>14,.1f} a second")
+        remark = config.stash[REMARKS].get(name, "")
+        terminalreporter.write_line(f"{name:<48} {rate:>14,.2f} a second {remark}".rstrip())

@@ -41,7 +41,7 @@ SEMANTIC_VAE = SemanticVAEParams(
     learning_rate=1e-3, optimisation=OPTIMISATION,
 )  # fmt: skip
 PROGRAM = textwrap.dedent("""
-    import sys
+    import sys, time
     from pathlib import Path
     from sfd_core.config import EncodeParams, FeaturesParams
     from sfd_core.data import pieces
@@ -49,12 +49,15 @@ PROGRAM = textwrap.dedent("""
     from sfd_core.stages.encode import EncodeInputs, encode
     from sfd_core.stages.features import extract_features
 
-    pieces.ROWS = 6
+    write = pieces.PiecedShard.writer
+    def slowly(shard, piece):
+        time.sleep(0.1)
+        return write(shard, piece)
+    pieces.ROWS, pieces.PiecedShard.writer = 6, slowly
     stage, out, values = sys.argv[1:]
     if __name__ == "__main__":
         spread()
         processes = Processes.join()
-        print("ready", flush=True)
         if stage == "features":
             extract_features(FeaturesParams.model_validate_json(values), Path("prepare"), Path(out), processes)
         else:
@@ -74,13 +77,6 @@ def start(stage: str, out: str, values: str, count: int = 1) -> subprocess.Popen
 def finish(process: subprocess.Popen[str]) -> None:
     _, error = process.communicate()
     assert process.returncode == 0, error
-
-
-def ready(process: subprocess.Popen[str]) -> float:
-    """Wait until a process has its imports behind it; return that moment."""
-    assert process.stdout is not None
-    process.stdout.readline()
-    return time.monotonic()
 
 
 def files(folder: str) -> dict[str, bytes]:
@@ -126,22 +122,25 @@ def test_two_processes_write_the_bytes_of_one(stage: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["features", "encode"])
 def test_kills_at_random_moments_change_no_byte(stage: str) -> None:
-    values, chance, kept = values_of(stage), random.Random(0), 0
-    process = start(stage, "whole", values)
-    began = ready(process)
-    finish(process)
-    length = time.monotonic() - began
-    for _ in range(6):
+    values, chance, kept = values_of(stage), random.Random(0), []
+    finish(start(stage, "whole", values))
+    for kill in range(4):
         process = start(stage, "killed", values)
-        ready(process)
-        time.sleep(chance.uniform(0, length))
+        while len(pieces_there()) <= kill and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kept += any(Path(".sfd/resume").rglob("train/0*/manifest.json"))
+        kept.append(len(pieces_there()))
     finish(start(stage, "killed", values))
     assert files("killed") == files("whole")
-    assert kept > 0
+    assert kept[0] > 0
+    assert kept == sorted(kept)
     assert not list(Path(".sfd/resume", stage).iterdir())
+
+
+def pieces_there() -> list[Path]:
+    return list(Path(".sfd/resume").rglob("0*/manifest.json"))
 
 
 def toy(path: Path, computed: list[range], stop_at: int | None = None) -> Extraction[np.ndarray]:
