@@ -51,17 +51,21 @@ class StreamingMoments:
         self._mean = torch.zeros(channels, dtype=torch.float64)
         self._squares = torch.zeros(channels, dtype=torch.float64)
 
-    def update(self, z: Tensor) -> None:
-        """Add a batch (N, C, ...); an empty one changes nothing. Raises `NumericsError` for values that are not finite."""
-        values = z.detach().to("cpu").double().transpose(0, 1).flatten(1)
-        if not bool(torch.isfinite(values).all()):
-            raise NumericsError("latents hold NaN or infinity, so they have no statistics; look where they were made")
+    def update(self, z: Tensor, std: Tensor | None = None) -> None:
+        """Add a batch (N, C, ...); an empty one changes nothing.
+
+        With `std`, of the shape of `z`, the values are drawn: z are their means, and the statistics are exact for all that can
+        be drawn, variance = var(mean) + mean(std^2). Raises `NumericsError` for values that are not finite.
+        """
+        values, drawn = _by_channel(z), None if std is None else _by_channel(std)
         n = values.shape[1]
         if n == 0:
             return
         mean = values.mean(dim=1)
         delta, total = mean - self._mean, self.count + n
         self._squares += (values - mean[:, None]).square().sum(dim=1) + delta.square() * (self.count * n / total)
+        if drawn is not None:
+            self._squares += drawn.square().sum(dim=1)
         self._mean += delta * (n / total)
         self.count = total
 
@@ -180,6 +184,14 @@ class Composite:
         if self.statistics.semantic is None:
             raise DataError("a composite of texture alone has no semantic latent")
         return self.statistics.semantic.denormalise(x_sem)
+
+
+def _by_channel(z: Tensor) -> Tensor:
+    """Return z (N, C, ...) as float64 (C, values)."""
+    values = z.detach().to("cpu").double().transpose(0, 1).flatten(1)
+    if not bool(torch.isfinite(values).all()):
+        raise NumericsError("latents hold NaN or infinity, so they have no statistics; look where they were made")
+    return values
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     python -m sfd_core.stages.encode
 
-writes `outputs/encode/{train,held_out}/` (z_tex, z_sem, z_pca (2, C, g, g): image and mirror image; label),
+writes `outputs/encode/{train,held_out}/` (label and the fields of z_tex, z_sem, z_pca, see `sfd_core.data.latents`),
 `statistics.safetensors` (exact, over train) and `identity.json`, all of it or nothing.
 """
 
@@ -19,11 +19,12 @@ from torch import Tensor
 from sfd_core.composite import StreamingMoments, save_statistics
 from sfd_core.compressors import SemanticCompressors
 from sfd_core.config import EncodeParams, load_params
+from sfd_core.data.latents import latent_fields, moments_of, posterior_meta
 from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import IdentityError, NumericsError, exits_cleanly
+from sfd_core.errors import IdentityError, exits_cleanly
 from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
-from sfd_core.latent_encoder import LatentEncoder
+from sfd_core.latent_encoder import LatentEncoder, require_resolved
 from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
 from sfd_core.stages.progress import with_progress
@@ -31,7 +32,7 @@ from sfd_core.tokens import TokenSource, open_tokens
 
 PARTS = ("train", "held_out")
 FIELDS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
-"""Field of the shard -> name of its statistics."""
+"""Latent -> name of its statistics."""
 SPARE_BYTES = 1 << 20
 
 
@@ -49,7 +50,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
     """Write latents of all images, their statistics and their identity to `out` in one atomic step.
 
     Raises `IdentityError` if tokens and images are not of the same `prepare` run or the compressors of another encoder,
-    `NumericsError` for latents that are not finite.
+    `NumericsError` for latents that are not finite or that `params.dtype` cannot hold.
     """
     vae, texture_identity = load_texture_vae(inputs.texture_vae)
     compressors, semantic_identity = SemanticCompressors.load(inputs.semantic_vae)
@@ -60,7 +61,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
     encoder = LatentEncoder(params, vae, compressors, device)
     grid = tokens["train"].grid
     channels = {"z_tex": vae.shape.channels, "z_sem": compressors.vae.channels, "z_pca": compressors.pca.channels}
-    fields = {name: FieldSpec(params.dtype, (2, count, grid, grid)) for name, count in channels.items()}
+    fields = latent_fields(params.posterior, channels, params.dtype, grid)
     rows = sum(len(part) for part in images.values())
     require_disk(out, rows * (sum(field.row_bytes for field in fields.values()) + 8) + SPARE_BYTES, "stage encode")
     moments = {name: StreamingMoments(count) for name, count in channels.items()}
@@ -70,21 +71,25 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path) -> None:
                 "encoder": tokens[part].encoder,
                 "classes": images[part].meta["classes"],
                 "prepare": images[part].digest,
+                **posterior_meta(params.posterior, part, params.seed),
             }
             all_fields = {**fields, "label": FieldSpec("int64", ())}
             with ShardWriter(folder / part, all_fields, meta) as writer:
                 for latents, labels in _blocks(encoder, images[part], tokens[part], part):
                     writer.append(**{name: latent.numpy() for name, latent in latents.items()}, label=labels)
                     if part == "train":
-                        for name, latent in latents.items():
-                            moments[name].update(latent.flatten(0, 1))
-        save_statistics(folder / STATISTICS_FILE, {FIELDS[name]: value.statistics() for name, value in moments.items()})
+                        for name, value in moments.items():
+                            value.update(*moments_of(latents, name))
+        statistics = {FIELDS[name]: value.statistics() for name, value in moments.items()}
+        require_resolved(statistics, params)
+        save_statistics(folder / STATISTICS_FILE, statistics)
         identity = LatentIdentity(
             texture_vae=texture_identity,
             semantic_vae=semantic_identity,
             encoder=tokens["train"].encoder,
             statistics=file_digest(folder / STATISTICS_FILE),
             latents=ShardReader(folder / "train", verify=False).digest,
+            posterior=params.posterior,
         )
         write_json(folder / IDENTITY_FILE, asdict(identity))
 
@@ -111,11 +116,7 @@ def _blocks(
     blocks = zip(images["image"].blocks(size), images["label"].blocks(size), strict=True)
     first = 0
     for pixels, labels in with_progress(blocks, len(images), f"encode {part}", step=size):
-        latents = encoder.encode(pixels, tokens.pairs(range(first, first + len(labels))), part, first)
-        for name, latent in latents.items():
-            if not bool(torch.isfinite(latent).all()):
-                raise NumericsError(f"{name} of {part} images {first} to {first + len(labels) - 1} holds NaN or infinity")
-        yield latents, labels
+        yield encoder.encode(pixels, tokens.pairs(range(first, first + len(labels))), part, first), labels
         first += len(labels)
 
 
