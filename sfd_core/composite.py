@@ -54,14 +54,27 @@ class StreamingMoments:
         self._mean = torch.zeros(channels, dtype=torch.float64)
         self._squares = torch.zeros(channels, dtype=torch.float64)
 
-    def update(self, z: Tensor) -> None:
-        """Add a batch (N, C, ...); an empty one changes nothing. Raises `NumericsError` for values that are not finite."""
-        values = z.detach().double().transpose(0, 1).flatten(1)
+    @classmethod
+    def of(cls, z: Tensor, std: Tensor | None = None) -> Self:
+        """Return the moments of one batch; see `update`."""
+        moments = cls(z.shape[1])
+        moments.update(z, std)
+        return moments
+
+    def update(self, z: Tensor, std: Tensor | None = None) -> None:
+        """Add a batch (N, C, ...); an empty one changes nothing.
+
+        With `std`, of the shape of `z`, the values are drawn: z are their means, and the statistics are exact for all that can
+        be drawn, variance = var(mean) + mean(std^2). Raises `NumericsError` for values that are not finite.
+        """
+        values = _by_channel(z)
         n = values.shape[1]
         if n == 0:
             return
         mean = values.mean(dim=1)
         squares = (values - mean[:, None]).square().sum(dim=1)
+        if std is not None:
+            squares += _by_channel(std).square().sum(dim=1)
         if not bool(torch.isfinite(squares).all()):
             raise NumericsError("latents hold NaN or infinity, so they have no statistics; look where they were made")
         self._add(n, mean.cpu(), squares.cpu())
@@ -203,6 +216,11 @@ class Composite:
         if self.statistics.semantic is None:
             raise DataError("a composite of texture alone has no semantic latent")
         return self.statistics.semantic.denormalise(x_sem)
+
+
+def _by_channel(z: Tensor) -> Tensor:
+    """Return z (N, C, ...) as float64 (C, values)."""
+    return z.detach().double().transpose(0, 1).flatten(1)
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

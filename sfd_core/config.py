@@ -223,10 +223,13 @@ class SemanticVAEParams(Group):
 class EncodeParams(Group):
     """Latents of all images, frozen on disk."""
 
+    posterior: Literal["sample", "moments"]
+    """`sample` (the paper): one sample of each VAE's posterior is stored. `moments`: its mean and standard deviation are, twice
+    the bytes, and every training step draws a fresh sample. PCA has no posterior and is stored as it is."""
     dtype: Literal["float16", "float32"]
     batch_size: Positive
     seed: Seed
-    """Seed of the posterior sample that is frozen."""
+    """Seed of the posterior sample that is frozen; with `moments`, of the one that everything but training draws."""
 
 
 class TrainParams(Group):
@@ -251,6 +254,9 @@ class RepaParams(Group):
     weight: NonNegative
     """0 switches it off."""
     mode: Literal["cosine", "cosine+mse"]
+    targets: Literal["encoder", "semantic"]
+    """`encoder` (the paper): the encoder's tokens, stored or computed (`features.store`). `semantic`: what the Semantic VAE
+    decodes of the stored semantic latent, which needs neither 4 C g^2 bytes an image nor the encoder."""
     block: Positive
     """The hidden state after this block is projected."""
     width: Positive
@@ -293,6 +299,11 @@ class VariantParams(Group):
         depth = MODEL_SIZES[self.size].depth
         if self.repa.weight > 0 and self.repa.block > depth:
             raise ValueError(f"repa.block {self.repa.block} is beyond the {depth} blocks of size {self.size}")
+        if self.repa.weight > 0 and self.repa.targets == "semantic" and self.semantic == "pca":
+            raise ValueError(
+                "repa.targets semantic are decoded by the Semantic VAE, but semantic is pca, which does without one; "
+                "set repa.targets to encoder or semantic to vae"
+            )
         return self
 
 

@@ -23,6 +23,8 @@ class LatentIdentity:
     """Hash of the file of normalisation statistics."""
     latents: str
     """Digest of the shards of training latents."""
+    posterior: str = "sample"
+    """How the VAEs' posteriors are stored (`encode.posterior`); identities that do not say are of frozen samples."""
 
     def require(self, other: "LatentIdentity", purpose: str) -> None:
         """Raise `IdentityError` that names what differs unless `other` is the same."""

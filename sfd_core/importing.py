@@ -17,6 +17,7 @@ from torch import Tensor
 from sfd_core.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.composite import ChannelStatistics, LatentStatistics, load_statistics
 from sfd_core.config import RepaParams, VariantParams
+from sfd_core.data.latents import StoredLatent
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import ConfigError, DataError, IdentityError
 from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity, read_latent_identity
@@ -58,7 +59,7 @@ class LatentSource:
             )
         named = load_statistics(folder / STATISTICS_FILE)
         statistics = LatentStatistics(named["texture"], named["vae"])
-        return cls(statistics, identity, latents["z_tex"].shape[-1], latents.meta["classes"])
+        return cls(statistics, identity, StoredLatent(latents, "z_tex").grid, latents.meta["classes"])
 
     @classmethod
     def of_statistics(cls, files: Sequence[Path], texture_vae: Path) -> "LatentSource":
@@ -192,7 +193,7 @@ def _variant(model: LightningDiT, options: ImportOptions, file: Path) -> Variant
         delta_t=options.delta_t if COMPOSITE[options.kind] else 0.0,
         semantic_weight=2.0,
         cosine_weight=1.0,
-        repa=RepaParams(weight=0.0, mode="cosine", block=2, width=2048),
+        repa=RepaParams(weight=0.0, mode="cosine", targets="encoder", block=2, width=2048),
         mask_clamped=False,
         learning_rate=1e-4,
         seed=0,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sfd_core.artifact import Denoiser
 from sfd_core.config import SamplerParams, VariantParams, fingerprint
+from sfd_core.data.latents import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.data.shards import ShardReader
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.evaluation.judge import Judge
@@ -27,7 +28,6 @@ from sfd_core.evaluation.protocol import Drawn
 from sfd_core.paths import atomic_path, file_digest
 from sfd_core.processes import Processes
 from sfd_core.sampling import Pipeline
-from sfd_core.training.denoising import SEMANTIC_FIELDS
 
 IMAGES = "images"
 SAMPLES = "samples"
@@ -175,10 +175,10 @@ def semantic_latents(denoiser: Denoiser, latents: ShardReader, rows: NDArray[np.
 
     `latents` is the train shard of stage `encode`.
     """
-    name, statistics = SEMANTIC_FIELDS[denoiser.variant.semantic], denoiser.composite.statistics.semantic
+    name, statistics = SEMANTIC_LATENTS[denoiser.variant.semantic], denoiser.composite.statistics.semantic
     if name is None or statistics is None:
         return None
-    return statistics.normalise(torch.from_numpy(np.asarray(latents[name].take(rows))[:, 0]).float())
+    return statistics.normalise(StoredLatent(latents, name).frozen(rows, torch.zeros(len(rows), dtype=torch.bool)))
 
 
 def oracle_order(denoiser: Denoiser, labels: Sequence[int], sampler: SamplerParams, latents: ShardReader) -> Order:

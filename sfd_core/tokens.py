@@ -2,7 +2,8 @@
 
 The `features` stage writes the folder of a part either as a shard of tokens or as `tokens.json` alone, which says what
 computes them; `open_tokens` knows which. Both give float16 values: a computed token differs from a stored one by no more than
-the rounding of another batch. Shapes: N images, C channels of a token, g side of the token grid.
+the rounding of another batch. A third source, `sfd_core.decoded_tokens`, decodes them from semantic latents.
+Shapes: N images, C channels of a token, g side of the token grid.
 """
 
 import hashlib

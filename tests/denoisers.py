@@ -28,7 +28,7 @@ def variant(**changes: object) -> VariantParams:
         "delta_t": 0.3,
         "semantic_weight": 2.0,
         "cosine_weight": 1.0,
-        "repa": RepaParams(weight=0.0, mode="cosine", block=2, width=16),
+        "repa": RepaParams(weight=0.0, mode="cosine", targets="encoder", block=2, width=16),
         "mask_clamped": False,
         "learning_rate": 1e-3,
         "seed": 0,

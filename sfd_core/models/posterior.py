@@ -23,10 +23,15 @@ class Posterior:
         mean, log_variance = moments.chunk(2, dim=1)
         return cls(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation (N, C, g, g)."""
+        return torch.exp(0.5 * self.log_variance)
+
     def sample(self, source: torch.Generator | Tensor) -> Tensor:
         """Draw latents (N, C, g, g) with noise from a generator, or with the standard normal noise given (reparametrised)."""
         noise = source if isinstance(source, Tensor) else _noise_like(self.mean, source)
-        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+        return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
         """Return the divergence from a standard normal (N,) in nats, summed over each latent."""

@@ -2,7 +2,7 @@
 
     python -m sfd_core.stages.encode
 
-writes `outputs/encode/{train,held_out}/` (z_tex, z_sem, z_pca (2, C, g, g): image and mirror image; label),
+writes `outputs/encode/{train,held_out}/` (label and the fields of z_tex, z_sem, z_pca, see `sfd_core.data.latents`),
 `statistics.safetensors` (exact, over train) and `identity.json`, all of it or nothing. Every GPU, or as many processes as
 `SFD_PROCESSES` says, takes its share of the work; a run that was killed goes on with the pieces that are missing.
 """
@@ -15,28 +15,28 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sfd_core.codehash import code_fingerprint
-from sfd_core.composite import save_statistics
+from sfd_core.composite import StreamingMoments, save_statistics
 from sfd_core.compressors import SemanticCompressors
 from sfd_core.config import EncodeParams, fingerprint, load_params
+from sfd_core.data.latents import latent_fields, moments_of, posterior_meta
 from sfd_core.data.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import IdentityError, NumericsError, exits_cleanly
+from sfd_core.errors import IdentityError, exits_cleanly
 from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
-from sfd_core.latent_encoder import LatentEncoder
+from sfd_core.latent_encoder import LatentEncoder, require_resolved
 from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import file_digest, resume_dir, stage_dir, write_json
 from sfd_core.processes import Processes, spread
-from sfd_core.stages.extraction import Extraction, Values, moments_of
+from sfd_core.stages.extraction import Extraction, Values
 from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
 from sfd_core.tokens import TokenSource, open_tokens
 
 PARTS = ("train", "held_out")
-FIELDS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
-"""Field of the shard -> name of its statistics."""
+LATENTS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
+"""Latent -> name of its statistics."""
 SPARE_BYTES = 1 << 20
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -57,7 +57,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Pro
     """Write latents of all images, their statistics and their identity to `out` in one atomic step.
 
     Raises `IdentityError` if tokens and images are not of the same `prepare` run or the compressors of another encoder,
-    `NumericsError` for latents that are not finite.
+    `NumericsError` for latents that are not finite or that `params.dtype` cannot hold.
     """
     processes = processes or Processes(0, 1)
     with processes.first_first():
@@ -76,7 +76,7 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Pro
         for extraction in parts.values():
             extraction.run(processes)
         if processes.first:
-            _finish(sources, folder, parts)
+            _finish(params, sources, folder, parts)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class Sources:
             "z_sem": compressors.vae.channels,
             "z_pca": compressors.pca.channels,
         }
-        latents = {name: FieldSpec(params.dtype, (2, count, grid, grid)) for name, count in channels.items()}
-        return latents | {"label": FieldSpec("int64", ())}
+        return latent_fields(params.posterior, channels, params.dtype, grid) | {"label": FieldSpec("int64", ())}
 
     def extractions(self, params: EncodeParams, folder: Path) -> dict[str, Extraction[Block]]:
         """Return the work on each part, whose shard lies in `folder`."""
@@ -154,26 +153,27 @@ def _pixels_and_labels(images: ShardReader, rows: range) -> Block:
 
 def _latents(sources: Sources, part: str, rows: range, block: Block) -> Values:
     pixels, labels = block
-    latents = sources.encoder.encode(pixels, sources.tokens[part].pairs(rows), part, rows.start)
-    for name, latent in latents.items():
-        if not bool(torch.isfinite(latent).all()):
-            raise NumericsError(f"{name} of {part} images {rows.start} to {rows.stop - 1} holds NaN or infinity")
-    counted = {FIELDS[name]: moments_of(latent.flatten(0, 1)) for name, latent in latents.items() if part == "train"}
-    return Values({name: latent.cpu().numpy() for name, latent in latents.items()} | {"label": labels}, counted)
+    fields = sources.encoder.encode(pixels, sources.tokens[part].pairs(rows), part, rows.start)
+    counted = {}
+    if part == "train":
+        counted = {statistics: StreamingMoments.of(*moments_of(fields, name)) for name, statistics in LATENTS.items()}
+    return Values({name: field.cpu().numpy() for name, field in fields.items()} | {"label": labels}, counted)
 
 
-def _finish(sources: Sources, folder: Path, parts: dict[str, Extraction[Block]]) -> None:
-    for part, images in sources.images.items():
-        encoder = sources.tokens[part].encoder
-        parts[part].shard.join({"encoder": encoder, "classes": images.meta["classes"], "prepare": images.digest})
+def _finish(params: EncodeParams, sources: Sources, folder: Path, parts: dict[str, Extraction[Block]]) -> None:
     statistics = {name: moments.statistics() for name, moments in parts["train"].counted().items()}
+    require_resolved(statistics, params)
     save_statistics(folder / STATISTICS_FILE, statistics)
+    for part, images in sources.images.items():
+        meta = {"encoder": sources.tokens[part].encoder, "classes": images.meta["classes"], "prepare": images.digest}
+        parts[part].shard.join(meta | posterior_meta(params.posterior, part, params.seed))
     identity = LatentIdentity(
         texture_vae=sources.texture_identity,
         semantic_vae=sources.semantic_identity,
         encoder=sources.tokens["train"].encoder,
         statistics=file_digest(folder / STATISTICS_FILE),
         latents=ShardReader(folder / "train", verify=False).digest,
+        posterior=params.posterior,
     )
     write_json(folder / IDENTITY_FILE, asdict(identity))
 

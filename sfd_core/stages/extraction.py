@@ -11,8 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from torch import Tensor
-
 from sfd_core.composite import StreamingMoments
 from sfd_core.data.pieces import Piece, PiecedShard
 from sfd_core.data.shards import Array
@@ -95,13 +93,6 @@ class Extraction(Generic[Source]):
                 for name, moments in batch.counted.items():
                     total.setdefault(name, StreamingMoments(moments.channels)).merge(moments)
             writer.meta["moments"] = {name: moments.state() for name, moments in total.items()}
-
-
-def moments_of(values: Tensor) -> StreamingMoments:
-    """Return the channel statistics of one batch (N, C, ...)."""
-    moments = StreamingMoments(values.shape[1])
-    moments.update(values)
-    return moments
 
 
 def ahead(items: Iterable[T], count: int = LOOK_AHEAD) -> Iterator[T]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfd_core.codehash import code_fingerprint
-from sfd_core.composite import save_statistics
+from sfd_core.composite import StreamingMoments, save_statistics
 from sfd_core.config import FeaturesParams, fingerprint, load_params
 from sfd_core.data.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.shards import FieldSpec, ShardReader
@@ -26,7 +26,7 @@ from sfd_core.errors import exits_cleanly
 from sfd_core.models.encoders import Encoder, load_encoder
 from sfd_core.paths import resume_dir, stage_dir
 from sfd_core.processes import Processes, spread
-from sfd_core.stages.extraction import Extraction, Values, moments_of
+from sfd_core.stages.extraction import Extraction, Values
 from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
 from sfd_core.tokens import TokenRecipe, rounded
 
@@ -86,7 +86,7 @@ def _tokens(encoder: Encoder, part: str, store: bool, _: range, pixels: NDArray[
     """Return tokens (N, 2, C, g, g) of images and mirror images; statistics are taken of these rounded values, over train."""
     images = torch.from_numpy(pixels)
     pairs = rounded(torch.stack([encoder.tokens(images), encoder.tokens(images.flip(-1))], dim=1), f"tokens of {part} images")
-    counted = {"token": moments_of(pairs.flatten(0, 1))} if part == "train" else {}
+    counted = {"token": StreamingMoments.of(pairs.flatten(0, 1))} if part == "train" else {}
     return Values({"tokens": pairs.cpu().numpy()} if store else {}, counted)
 
 

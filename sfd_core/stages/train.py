@@ -13,7 +13,9 @@ from pathlib import Path
 from sfd_core.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.composite import Composite, LatentStatistics, load_statistics
 from sfd_core.config import TrainParams, VariantParams, load_params
+from sfd_core.data.latents import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.data.shards import ShardReader
+from sfd_core.decoded_tokens import open_decoded_tokens
 from sfd_core.errors import IdentityError, exits_cleanly
 from sfd_core.identity import STATISTICS_FILE, LatentIdentity, read_latent_identity
 from sfd_core.models.dit import DiT
@@ -24,11 +26,21 @@ from sfd_core.tokens import TokenSource, open_tokens
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
-from sfd_core.training.denoising import SEMANTIC_FIELDS, FlowTask, GaussianTask, LatentBatches
+from sfd_core.training.denoising import FlowTask, GaussianTask, LatentBatches
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
 
 SAVED_STATES = 10
 """Copies of the weights on disk besides snapshots: model, EMA and two AdamW moments, in two checkpoints and some spare."""
+
+
+@dataclass(frozen=True)
+class TrainFolders:
+    """The folders that `train` reads; of the last three only what the variant needs."""
+
+    encode: Path
+    features: Path
+    prepare: Path
+    semantic_vae: Path
 
 
 @dataclass(frozen=True)
@@ -37,17 +49,19 @@ class TrainInputs:
 
     latents: ShardReader
     tokens: TokenSource | None
-    """The encoder's tokens, for REPA."""
+    """What REPA aligns with: the encoder's tokens or those that the Semantic VAE decodes."""
     statistics: LatentStatistics
     identity: LatentIdentity
     spec: LatentSpec
 
     @classmethod
-    def open(cls, variant: VariantParams, encode: Path, features: Path, images: Path) -> "TrainInputs":
-        """Open the latents of `encode` and, for REPA, the tokens of `features`, computed of `images` where none are stored.
+    def open(cls, variant: VariantParams, folders: TrainFolders) -> "TrainInputs":
+        """Open the latents and, for REPA, its targets: tokens of `features`, computed of the images of `prepare` where none are
+        stored, or those that the Semantic VAE decodes.
 
         All is verified before the first step.
         """
+        encode = folders.encode
         identity = read_latent_identity(encode)
         latents = ShardReader(encode / "train")
         if latents.digest != identity.latents:
@@ -55,22 +69,28 @@ class TrainInputs:
                 f"{encode / 'train'} is not the shard that {encode / 'identity.json'} names; run `dvc repro encode`"
             )
         named = load_statistics(encode / STATISTICS_FILE)
-        field = SEMANTIC_FIELDS[variant.semantic]
-        latents.require_finite("z_tex")
-        if field is not None:
-            latents.require_finite(field)
-        statistics = LatentStatistics(named["texture"], None if field is None else named[variant.semantic])
-        tokens = None
-        if variant.repa.weight > 0:
-            tokens = open_tokens(features / "train", images / "train", training_device())
-        if tokens is not None and tokens.prepare != latents.meta["prepare"]:
-            raise IdentityError(
-                f"{features / 'train'} holds tokens of other images than {encode / 'train'}; run `dvc repro encode`"
-            )
+        name, texture = SEMANTIC_LATENTS[variant.semantic], StoredLatent(latents, "z_tex")
+        texture.require_finite()
+        if name is not None:
+            StoredLatent(latents, name).require_finite()
+        statistics = LatentStatistics(named["texture"], None if name is None else named[variant.semantic])
+        tokens: TokenSource | None = None
+        if variant.repa.weight > 0 and variant.repa.targets == "semantic":
+            tokens = open_decoded_tokens(latents, identity, folders.semantic_vae, training_device())
+        elif variant.repa.weight > 0:
+            tokens = _encoder_tokens(latents, folders)
         composite = Composite(statistics)
         token_channels = 0 if tokens is None else tokens.channels
-        spec = LatentSpec(composite.n_texture, composite.n_semantic, latents["z_tex"].shape[-1], token_channels)
+        spec = LatentSpec(composite.n_texture, composite.n_semantic, texture.grid, token_channels)
         return cls(latents, tokens, statistics, identity, spec)
+
+
+def _encoder_tokens(latents: ShardReader, folders: TrainFolders) -> TokenSource:
+    path = folders.features / "train"
+    tokens = open_tokens(path, folders.prepare / "train", training_device())
+    if tokens.prepare != latents.meta["prepare"]:
+        raise IdentityError(f"{path} holds tokens of other images than {latents.path}; run `dvc repro encode`")
+    return tokens
 
 
 def train_variant(name: str, variant: VariantParams, train: TrainParams, inputs: TrainInputs, out: Path) -> None:
@@ -81,7 +101,8 @@ def train_variant(name: str, variant: VariantParams, train: TrainParams, inputs:
     require_disk(out, 4 * parameters * (SAVED_STATES + 2 * train.snapshots), f"stage train, variant {name}")
     batches = LatentBatches(inputs.latents, Composite(inputs.statistics), variant, train, null=len(classes))
     task = GaussianTask(model, batches) if isinstance(model, DiT) else FlowTask(model, batches, variant, inputs.tokens)
-    key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics])
+    targets = [] if inputs.tokens is None else [inputs.tokens.digest]
+    key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics, *targets])
     resume = ResumeFolder.of("train", key)
     plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train))
     ema = EMA(model, train.ema_decay, train.ema_warmup)
@@ -139,7 +160,8 @@ def main() -> None:
     name = parser.parse_args().variant
     params = load_params()
     variant = params.variant(name)
-    inputs = TrainInputs.open(variant, stage_dir("encode"), stage_dir("features"), stage_dir("prepare"))
+    folders = TrainFolders(*(stage_dir(stage) for stage in ("encode", "features", "prepare", "semantic_vae")))
+    inputs = TrainInputs.open(variant, folders)
     train_variant(name, variant, params.train, inputs, stage_dir("train", name))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfd_core.composite import Composite
 from sfd_core.config import TrainParams, VariantParams
+from sfd_core.data.latents import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.data.shards import ShardReader
 from sfd_core.diffusion.gaussian import GaussianProcess
 from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss
@@ -20,8 +21,6 @@ from sfd_core.models.lightningdit import LightningDiT
 from sfd_core.seeding import derive_seed, generator
 from sfd_core.tokens import TokenSource
 from sfd_core.training.batches import BatchOrder
-
-SEMANTIC_FIELDS = {"none": None, "vae": "z_sem", "pca": "z_pca"}
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,14 @@ class Batch:
 
 
 class LatentBatches:
-    """Batches of stored latents: a function of the seed and the step alone."""
+    """Batches of stored latents, drawn where their posteriors are stored: a function of the seed and the step alone."""
 
     def __init__(
         self, latents: ShardReader, composite: Composite, variant: VariantParams, train: TrainParams, null: int
     ) -> None:
-        self.texture, self.labels = latents["z_tex"], latents["label"]
-        field = SEMANTIC_FIELDS[variant.semantic]
-        self.semantic = None if field is None else latents[field]
+        self.texture, self.labels = StoredLatent(latents, "z_tex"), latents["label"]
+        name = SEMANTIC_LATENTS[variant.semantic]
+        self.semantic = None if name is None else StoredLatent(latents, name)
         self.composite, self.train, self.null = composite, train, null
         self.seed = derive_seed(train.optimisation.seed, variant.seed)
         self.order = BatchOrder(len(latents), train.optimisation.batch_size, self.seed)
@@ -50,10 +49,12 @@ class LatentBatches:
     def batch(self, step: int, device: torch.device) -> Batch:
         """Return the batch of `step` on `device`."""
         rows = self.order.rows(step)
+        taken = rows.numpy()
         mirrored = self.order.mirrored(step) if self.train.flips else torch.zeros(len(rows), dtype=torch.bool)
-        z_tex = _choose(self.texture.take(rows.numpy()), mirrored).to(device)
-        z_sem = None if self.semantic is None else _choose(self.semantic.take(rows.numpy()), mirrored).to(device)
-        labels = torch.from_numpy(self.labels.take(rows.numpy()))
+        z_tex, z_sem = self.texture.draw(taken, mirrored, self.generator("texture posterior", step)).to(device), None
+        if self.semantic is not None:
+            z_sem = self.semantic.draw(taken, mirrored, self.generator("semantic posterior", step)).to(device)
+        labels = torch.from_numpy(self.labels.take(taken))
         dropped = torch.rand(len(rows), generator=self.generator("dropout", step)) < self.train.class_dropout
         labels = torch.where(dropped, self.null, labels).to(device)
         return Batch(self.composite.join(z_tex, z_sem), labels, rows, mirrored)
@@ -116,9 +117,3 @@ class GaussianTask:
         x = self.process.add_noise(batch.latents, noise, levels)
         output = self.model(x, self.process.model_levels(levels), batch.labels)
         return self.process.hybrid_loss(output, batch.latents, noise, levels).named()
-
-
-def _choose(pairs: object, mirrored: Tensor) -> Tensor:
-    """Pairs (N, 2, C, g, g) of image and mirror image -> the chosen ones (N, C, g, g), float32."""
-    tensor = torch.as_tensor(pairs)
-    return tensor[torch.arange(len(tensor)), mirrored.long()].float()

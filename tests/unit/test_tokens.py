@@ -19,7 +19,7 @@ from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.encode import EncodeInputs, encode
 from sfd_core.stages.features import extract_features
 from sfd_core.stages.semantic_vae import make_semantic_vae
-from sfd_core.stages.train import TrainInputs, train_variant
+from sfd_core.stages.train import TrainFolders, TrainInputs, train_variant
 from sfd_core.tokens import ComputedTokens, StoredTokens, TokenSource, open_tokens
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def run(project: Project, store: bool) -> Path:
     (folder / "texture_vae").mkdir()
     TextureVAE(TextureVAEShape(channels=4, downsampling=8, width=8, depth=1)).save(folder / "texture_vae")
     inputs = EncodeInputs(project.prepare, project.features(store), folder / "texture_vae", folder / "semantic_vae")
-    encode(EncodeParams(dtype="float32", batch_size=5, seed=0), inputs, folder / "encode")
+    encode(EncodeParams(posterior="sample", dtype="float32", batch_size=5, seed=0), inputs, folder / "encode")
     return folder
 
 
@@ -140,11 +140,12 @@ def test_every_later_stage_runs_without_stored_tokens_and_agrees(project: Projec
             np.testing.assert_allclose(first, second, rtol=0.02, atol=0.02)
     metrics = [json.loads((folder / "semantic_vae" / "metrics.json").read_text()) for folder in (stored, computed)]
     assert metrics[0]["mse_held_out"] == pytest.approx(metrics[1]["mse_held_out"], rel=1e-2)
-    chosen = variant(repa=RepaParams(weight=0.5, mode="cosine+mse", block=2, width=16))
+    chosen = variant(repa=RepaParams(weight=0.5, mode="cosine+mse", targets="encoder", block=2, width=16))
     train = TrainParams(optimisation=OPTIMISATION, snapshots=1, ema_decay=0.9, ema_warmup=True, class_dropout=0.1, flips=True)
     losses = []
     for store, folder in ((True, stored), (False, computed)):
-        inputs = TrainInputs.open(chosen, stored / "encode", project.features(store), project.prepare)
+        folders = TrainFolders(stored / "encode", project.features(store), project.prepare, stored / "semantic_vae")
+        inputs = TrainInputs.open(chosen, folders)
         train_variant("v", chosen, train, inputs, folder / "train")
         header, *_, last = (folder / "train" / "history.csv").read_text().splitlines()
         losses.append(float(dict(zip(header.split(","), last.split(","), strict=True))["repa"]))

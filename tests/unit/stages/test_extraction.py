@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 
-from sfd_core.composite import load_statistics
+from sfd_core.composite import StreamingMoments, load_statistics
 from sfd_core.config import FeaturesParams, Optimisation, SemanticVAEParams
 from sfd_core.data import pieces
 from sfd_core.data.pieces import PiecedShard
@@ -23,7 +23,7 @@ from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.processes import Processes
-from sfd_core.stages.extraction import Extraction, Values, ahead, moments_of
+from sfd_core.stages.extraction import Extraction, Values, ahead
 from sfd_core.stages.features import extract_features
 from sfd_core.stages.semantic_vae import make_semantic_vae
 
@@ -105,7 +105,7 @@ def values_of(stage: str) -> str:
     make_semantic_vae(SEMANTIC_VAE, Path("prepare"), Path("features"), Path("semantic_vae"))
     Path("texture_vae").mkdir()
     TextureVAE(TextureVAEShape(channels=4, downsampling=8, width=8, depth=1)).save(Path("texture_vae"))
-    return '{"dtype": "float16", "batch_size": 4, "seed": 0}'
+    return '{"posterior": "moments", "dtype": "float16", "batch_size": 4, "seed": 0}'
 
 
 @pytest.mark.parametrize("stage", ["features", "encode"])
@@ -151,7 +151,7 @@ def toy(path: Path, computed: list[range], stop_at: int | None = None) -> Extrac
             raise KeyboardInterrupt
         computed.append(rows)
         squares = torch.from_numpy(numbers).double().square()[:, None]
-        return Values({"x": squares.numpy()}, {"square": moments_of(squares)})
+        return Values({"x": squares.numpy()}, {"square": StreamingMoments.of(squares)})
 
     shard = PiecedShard(path, {"x": FieldSpec("float64", (1,))}, 11, 4)
     return Extraction("toy", shard, 2, read=np.array, compute=compute)

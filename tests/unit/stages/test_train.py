@@ -17,7 +17,7 @@ from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import ConfigError, DataError, IdentityError, NumericsError
 from sfd_core.identity import LatentIdentity
 from sfd_core.paths import file_digest
-from sfd_core.stages.train import TrainInputs, train_variant
+from sfd_core.stages.train import TrainFolders, TrainInputs, train_variant
 
 IMAGES, GRID = 12, 4
 CHANNELS = {"z_tex": 4, "z_sem": 2, "z_pca": 3}
@@ -70,6 +70,10 @@ def encoded(folder: Path, poison: str | None = None) -> Path:
     return folder
 
 
+def folders(project: Path) -> TrainFolders:
+    return TrainFolders(*(project / stage for stage in ("encode", "features", "prepare", "semantic_vae")))
+
+
 def tokens(folder: Path, prepare: str = "p") -> Path:
     rng = np.random.default_rng(1)
     with ShardWriter(folder / "train", {"tokens": FieldSpec("float16", (2, 5, GRID, GRID))}, {"prepare": prepare}) as writer:
@@ -86,13 +90,15 @@ def tokens(folder: Path, prepare: str = "p") -> Path:
         {"semantic": "pca"},
         {"semantic": "none", "delta_t": 0.0},
         {"model": "dit", "semantic": "none", "delta_t": 0.0},
-        {"repa": RepaParams(weight=0.5, mode="cosine+mse", block=2, width=16)},
+        {"repa": RepaParams(weight=0.5, mode="cosine+mse", targets="encoder", block=2, width=16)},
     ],
     ids=["sfd", "sync", "masked", "redi", "texture", "dit", "repa"],
 )
 def test_every_kind_of_variant_trains_to_an_artifact_that_loads(changes: dict[str, object], tmp_path: Path) -> None:
     chosen = variant(**changes)
-    inputs = TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features"), tmp_path / "prepare")
+    encoded(tmp_path / "encode")
+    tokens(tmp_path / "features")
+    inputs = TrainInputs.open(chosen, folders(tmp_path))
     train_variant("v", chosen, TRAIN, inputs, tmp_path / "out")
     denoiser = load_denoiser(tmp_path / "out")
     assert denoiser.snapshot.step == 3
@@ -105,13 +111,11 @@ def test_every_kind_of_variant_trains_to_an_artifact_that_loads(changes: dict[st
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
-    folder = encoded(tmp_path / "encode")
+    encoded(tmp_path / "encode")
     weights = []
     for number, seed in enumerate((0, 0, 1)):
         chosen = variant(seed=seed)
-        train_variant(
-            "v", chosen, TRAIN, TrainInputs.open(chosen, folder, tmp_path, tmp_path / "prepare"), tmp_path / f"out{number}"
-        )
+        train_variant("v", chosen, TRAIN, TrainInputs.open(chosen, folders(tmp_path)), tmp_path / f"out{number}")
         weights.append(load_denoiser(tmp_path / f"out{number}").model.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
@@ -119,8 +123,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
 
 @pytest.mark.parametrize("field", ["z_tex", "z_sem"])
 def test_latents_with_nan_are_refused(field: str, tmp_path: Path) -> None:
+    encoded(tmp_path / "encode", poison=field)
     with pytest.raises(NumericsError, match=rf"row 7 of '{field}'"):
-        TrainInputs.open(variant(), encoded(tmp_path / "encode", poison=field), tmp_path, tmp_path / "prepare")
+        TrainInputs.open(variant(), folders(tmp_path))
 
 
 def test_latents_that_do_not_match_their_hash_are_refused(tmp_path: Path) -> None:
@@ -130,14 +135,14 @@ def test_latents_that_do_not_match_their_hash_are_refused(tmp_path: Path) -> Non
     raw[-1] ^= 1
     file.write_bytes(raw)
     with pytest.raises(DataError, match=file.name):
-        TrainInputs.open(variant(), folder, tmp_path, tmp_path / "prepare")
+        TrainInputs.open(variant(), folders(tmp_path))
 
 
 def test_statistics_of_another_run_are_refused(tmp_path: Path) -> None:
     folder = encoded(tmp_path / "encode")
     save_statistics(folder / "statistics.safetensors", {"texture": ChannelStatistics(torch.ones(4), torch.ones(4))})
     with pytest.raises(DataError, match="recorded hash"):
-        TrainInputs.open(variant(), folder, tmp_path, tmp_path / "prepare")
+        TrainInputs.open(variant(), folders(tmp_path))
 
 
 def test_latents_of_another_run_are_refused(tmp_path: Path) -> None:
@@ -145,17 +150,20 @@ def test_latents_of_another_run_are_refused(tmp_path: Path) -> None:
     identity = json.loads((other / "identity.json").read_text()) | {"latents": "0" * 64}
     (folder / "identity.json").write_text(json.dumps(identity))
     with pytest.raises(IdentityError, match=r"identity\.json"):
-        TrainInputs.open(variant(), folder, tmp_path, tmp_path / "prepare")
+        TrainInputs.open(variant(), folders(tmp_path))
 
 
 def test_tokens_of_other_images_are_refused(tmp_path: Path) -> None:
-    chosen = variant(repa=RepaParams(weight=0.5, mode="cosine", block=2, width=16))
+    chosen = variant(repa=RepaParams(weight=0.5, mode="cosine", targets="encoder", block=2, width=16))
+    encoded(tmp_path / "encode")
+    tokens(tmp_path / "features", prepare="q")
     with pytest.raises(IdentityError, match="tokens of other images"):
-        TrainInputs.open(chosen, encoded(tmp_path / "encode"), tokens(tmp_path / "features", prepare="q"), tmp_path / "prepare")
+        TrainInputs.open(chosen, folders(tmp_path))
 
 
 def test_a_batch_larger_than_the_data_set_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    inputs = TrainInputs.open(variant(), encoded(tmp_path / "encode"), tmp_path, tmp_path / "prepare")
+    encoded(tmp_path / "encode")
+    inputs = TrainInputs.open(variant(), folders(tmp_path))
     large = TRAIN.model_copy(update={"optimisation": TRAIN.optimisation.model_copy(update={"batch_size": 13})})
     with pytest.raises(ConfigError, match="batch_size 13"):
         train_variant("v", variant(), large, inputs, tmp_path / "out")
