@@ -104,7 +104,7 @@ def test_a_changed_value_concerns_just_the_stages_that_read_it(
     [
         ("sfd_core/config.py", set()),
         ("sfd_core/cli.py", set()),
-        ("sfd_core/models/pca.py", {"semantic_vae", "encode"}),
+        ("sfd_core/latent_encoder.py", {"encode"}),
         ("sfd_core/stages/report.py", {"report"}),
     ],
 )
