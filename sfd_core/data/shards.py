@@ -7,7 +7,9 @@ A field continues in a further file every so many rows. `sfd_core.data.shard_wri
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +110,11 @@ class ShardReader:
         self.digest = hashlib.sha256(text).hexdigest()
         """Identity of the content: the manifest names the hash of every file."""
         self.fields: dict[str, ShardArray] = {}
-        for name, field in manifest["fields"].items():
-            spec = FieldSpec(field["dtype"], tuple(field["shape"]))
-            files = [ShardFile(**file) for file in field["files"]]
-            self.fields[name] = ShardArray(spec, [_open_file(path / file.file, file, spec, verify) for file in files])
+        with ThreadPoolExecutor() as pool:  # hashing takes a core for each file
+            for name, field in manifest["fields"].items():
+                spec = FieldSpec(field["dtype"], tuple(field["shape"]))
+                opened = pool.map(partial(_open_file, path, spec, verify), [ShardFile(**file) for file in field["files"]])
+                self.fields[name] = ShardArray(spec, list(opened))
 
     def __len__(self) -> int:
         return self._length
@@ -155,7 +158,8 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], bytes]:
     return manifest, text
 
 
-def _open_file(path: Path, file: ShardFile, spec: FieldSpec, verify: bool) -> Array:
+def _open_file(folder: Path, spec: FieldSpec, verify: bool, file: ShardFile) -> Array:
+    path = folder / file.file
     try:
         if verify:
             with path.open("rb") as handle:

@@ -82,8 +82,9 @@ class Evaluation:
         self.manifest = DenoiserManifest.read(inputs.train)
         identity = read_latent_identity(inputs.encode)
         identity.require(self.manifest.identity, f"evaluating {name} with the latents in {inputs.encode}")
-        self.images = ShardReader(inputs.prepare / "train")
-        self.latents = ShardReader(inputs.encode / "train")
+        self.images, self.latents = (
+            ShardReader(folder / "train", verify=self.processes.first) for folder in (inputs.prepare, inputs.encode)
+        )
         self.judge = Judge.load(inputs.reference, params.reference, self.params.kid_subset_size, self.images.digest)
         weights = [file_digest(inputs.train / snapshot.file) for snapshot in self.manifest.snapshots]
         key = resume_key(name, self.params, inputs=[*weights, identity.statistics, *self.judge.keys])
@@ -218,7 +219,9 @@ def main() -> None:
     )
     spread()
     processes = Processes.join()
-    Evaluation(name, params, inputs, processes).run(stage_dir("evaluate", name))
+    with processes.first_first():
+        evaluation = Evaluation(name, params, inputs, processes)
+    evaluation.run(stage_dir("evaluate", name))
     processes.leave()
 
 
