@@ -130,19 +130,24 @@ def draw_images(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
-def make_project(path: Path, active: list[str], cache_of: Project | None = None) -> Project:
-    """Lay out a project as a clone of this one with tiny parameters, committed; with a copy of another one's DVC cache."""
+def copy_pipeline(path: Path) -> Project:
+    """Lay out the pipeline, its code and its presets in a new folder, without git and without outputs."""
     path.mkdir(parents=True)
-    for name in ("sfd_core", ".dvc"):
+    for name in ("sfd_core", ".dvc", "presets"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy2(ROOT / name, path / name)
     shutil.copytree(ROOT / "docs" / "results", path / "docs" / "results")
+    return Project(path)
+
+
+def make_project(path: Path, active: list[str], cache_of: Project | None = None) -> Project:
+    """Lay out a project as a clone of this one with tiny parameters, committed; with a copy of another one's DVC cache."""
+    project = copy_pipeline(path)
     if cache_of is not None:
         shutil.copytree(cache_of.path / ".dvc" / "cache", path / ".dvc" / "cache")
     draw_images(path / "images")
     (path / "params.yaml").write_text(yaml.safe_dump(tiny_values(active), sort_keys=False))
-    project = Project(path)
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "tiny")

@@ -20,7 +20,7 @@ def add_import(commands: Any) -> None:
     command = commands.add_parser("import", help="make an artifact of a public denoiser", description=_import.__doc__)
     command.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items()))
     command.add_argument("file", type=Path, metavar="FILE", help="the public checkpoint, a torch file or safetensors")
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="such as outputs/train/sfd-xl")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="such as weights/sfd-xl")
     latents = command.add_argument_group("latents that it was trained on").add_mutually_exclusive_group()
     latents.add_argument(
         "--encode", type=Path, default=stage_dir("encode"), metavar="FOLDER", help="output of encode (default: %(default)s)"

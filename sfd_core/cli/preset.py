@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from sfd_core.cli.inputs import in_words, missing_inputs
 from sfd_core.cli.results import PARAMS
 from sfd_core.presets import load_preset, preset_names, use_preset
 
@@ -49,5 +50,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _use(arguments: argparse.Namespace) -> None:
     """Write a preset to params.yaml; `git diff params.yaml` shows what that changes."""
-    use_preset(load_preset(arguments.name), PARAMS)
+    preset = load_preset(arguments.name)
+    use_preset(preset, PARAMS)
     print(f"{PARAMS} is now preset {arguments.name}; `git diff {PARAMS}` shows the difference, `make repro` runs it")
+    missing = missing_inputs(preset.check())
+    if missing:
+        print(f"not there yet: {in_words(missing)}")

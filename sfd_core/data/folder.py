@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from sfd_core.data.crops import Pixels, centre_crop, read_image
-from sfd_core.data.image_set import ImageSet, Location, require_plain, stamp_files
+from sfd_core.data.image_set import ImageSet, Location, require_classes, require_plain, stamp_files
 from sfd_core.errors import DataError
 
 
@@ -17,6 +17,7 @@ def folder_images(location: Location, resolution: int) -> ImageSet:
     if not root.is_dir():
         raise DataError(f"{location} is no folder; give the folder that holds one folder per class")
     classes, names, labels = _class_folders(root, location), [], []
+    require_classes(classes, location)
     for label, name in enumerate(classes):
         found = _files_below(root / name)
         if not found:

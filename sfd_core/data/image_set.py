@@ -10,6 +10,9 @@ import numpy as np
 from sfd_core.data.crops import Pixels
 from sfd_core.errors import DataError
 
+PARTS = frozenset({"train", "test", "val", "valid", "validation", "unlabeled"})
+"""What the folders of a data set's parts are called."""
+
 
 @dataclass(frozen=True)
 class Location:
@@ -92,6 +95,15 @@ def numbered_classes(labels: Sequence[int], location: Location) -> list[str]:
             "number the classes without gaps, or add the missing files"
         )
     return [str(number) for number in range(count)]
+
+
+def require_classes(classes: Sequence[str], location: Location) -> None:
+    """Raise `DataError` if class folders are called like the parts of a data set."""
+    if len(classes) > 1 and set(classes) <= PARTS:
+        raise DataError(
+            f"{location} holds {' and '.join(classes)}, which are parts of a data set, not classes; name the part to train on "
+            "in prepare.path, and the other in prepare.held_out_path"
+        )
 
 
 def require_plain(name: str, copy: int) -> None:

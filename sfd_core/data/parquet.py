@@ -1,7 +1,8 @@
 """Parquet files of images as a data set, in the layout of Hugging Face image data sets.
 
-Column `image` is a struct with the encoded file in its field `bytes`, or plain binary; column `label` is a class number. Class
-names come from the `ClassLabel` feature that Hugging Face stores in the schema; without it classes are named by their number.
+Column `image` (or `img`, as in CIFAR-10) is a struct with the encoded file in its field `bytes`, or plain binary; column
+`label` is a class number. Class names come from the `ClassLabel` feature that Hugging Face stores in the schema; without it
+classes are named by their number.
 Images are read one row group at a time, so row groups must fit into memory (Hugging Face writes 100 to 1,000 rows).
 """
 
@@ -23,7 +24,8 @@ from sfd_core.data.crops import REMEDY, Pixels, centre_crop, decode_image
 from sfd_core.data.image_set import ImageSet, Location, find_files, numbered_classes, require_plain, stamp_files
 from sfd_core.errors import DataError
 
-IMAGE, LABEL = "image", "label"
+IMAGES, LABEL = ("image", "img"), "label"
+"""Columns; of the images the first that there is."""
 KEPT_GROUPS = 2
 """Row groups in memory: threads read rows in order, so that all but a few need the same one."""
 LARGEST_GROUP = 2 << 30
@@ -64,7 +66,8 @@ class _Images:
             if place not in self._loaded:
                 group = self._groups[place]
                 with _opened(group.file) as file:
-                    self._loaded[place] = file.read_row_group(group.number, columns=[IMAGE]).column(IMAGE)
+                    name = _image_column(file.schema_arrow)
+                    self._loaded[place] = file.read_row_group(group.number, columns=[name]).column(name)
                 if len(self._loaded) > KEPT_GROUPS:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(place)
@@ -121,15 +124,21 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _require_columns(path: Path, schema: Any) -> None:
-    for name in (IMAGE, LABEL):
+    column = _image_column(schema)
+    for name in (column, LABEL):
         if name not in schema.names:
             raise DataError(f"{path} has no column {name!r}, only {', '.join(schema.names)}; rename its columns")
-    image, label = schema.field(IMAGE).type, schema.field(LABEL).type
+    image, label = schema.field(column).type, schema.field(LABEL).type
     encoded = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
     if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
-        raise DataError(f"{path}: column {IMAGE!r} is {image}, but encoded images are binary or a struct with binary 'bytes'")
+        raise DataError(f"{path}: column {column!r} is {image}, but encoded images are binary or a struct with binary 'bytes'")
     if not pa.types.is_integer(label):
         raise DataError(f"{path}: column {LABEL!r} is {label}, but a class is a whole number")
+
+
+def _image_column(schema: Any) -> str:
+    """Return the name of the column of images, the usual one if there is none."""
+    return next((name for name in IMAGES if name in schema.names), IMAGES[0])
 
 
 def _class_names(schema: Any) -> list[str] | None:

@@ -18,7 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from sfd_core.data.crops import Pixels, centre_crop, decode_image
-from sfd_core.data.image_set import ImageSet, Location, find_files, numbered_classes, require_plain, stamp_files
+from sfd_core.data.image_set import (
+    ImageSet,
+    Location,
+    find_files,
+    numbered_classes,
+    require_classes,
+    require_plain,
+    stamp_files,
+)
 from sfd_core.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
@@ -69,7 +77,8 @@ def tar_images(location: Location, labels: Literal["folder", "stored"], resoluti
     """List the images of one tar file, of all in a folder, or of those that match a pattern.
 
     Raises `DataError` for a file that is no tar file, is compressed or cut off, for links, names that occur twice, images
-    outside class folders, an image without a label or a label without an image, and numbers that are no class.
+    outside class folders, folders of parts instead of classes, an image without a label or a label without an image, and
+    numbers that are no class.
     """
     files = find_files(location, ".tar")
     images = _Images(files)
@@ -155,6 +164,7 @@ def _classes_of(folders: list[str], images: _Images, location: Location) -> tupl
         depth += 1
     class_of = {folder: parts[depth] for folder, parts in paths.items()}
     classes = sorted(set(class_of.values()))
+    require_classes(classes, location)
     number_of = {name: number for number, name in enumerate(classes)}
     return classes, [number_of[class_of[folder]] for folder in folders]
 

@@ -139,7 +139,7 @@ class DinoV2(JudgeNetwork):
             encoder = load_encoder(wanted)
         except ResourceError as error:
             raise ResourceError(
-                f"extractor dinov2 has no weights ({error}); fetch "
+                f"extractor dinov2 has no weights ({error.__cause__ or error}); connect to the network, or fetch "
                 f"https://huggingface.co/timm/{self.architecture}/resolve/main/model.safetensors and put it at {place}"
             ) from error
         preprocessing = "bicubic antialias, clamped, ImageNet mean and deviation, positions as in torch.hub (Stein et al. 2023)"

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,8 @@ WEIGHTS_FILE = WEIGHTS_URL.rsplit("/", 1)[-1]
 STANDARD_DIGEST = WEIGHTS_FILE.removesuffix(".pth").rsplit("-", 1)[-1]
 """First digits of the sha256 of the file that every published FID rests on."""
 SPATIAL_CHANNELS = 7
+LONGEST_REASON = 300
+"""Letters; torch lists every tensor that does not fit."""
 
 
 class Inception(JudgeNetwork):
@@ -46,7 +49,8 @@ class Inception(JudgeNetwork):
                 "inception-v3-compat", ["2048", "logits_unbiased"], _safe_copy(path, content)
             )
         except RuntimeError as error:
-            raise DataError(f"{path} holds weights of another network ({error}); fetch {WEIGHTS_URL}") from error
+            reason = textwrap.shorten(str(error), LONGEST_REASON)
+            raise DataError(f"{path} holds weights of another network ({reason}); fetch {WEIGHTS_URL}") from error
         standard = digest.startswith(STANDARD_DIGEST)
         self.identity = ExtractorIdentity(
             "inception" if standard else "inception_custom",

@@ -122,7 +122,7 @@ def load_encoder(features: EncoderParams) -> Encoder:
     elif source == "hub":
         model = _from_hub(name, features.input_size)
     else:
-        _load_file(model, Path(source))
+        _load_file(model, name, Path(source))
     return Encoder(name, model, features.input_size, features.grid, features.precision)
 
 
@@ -236,12 +236,17 @@ def _published_at(name: str) -> str:
     return " or ".join(places) or "its weights"
 
 
-def _load_file(model: Any, path: Path) -> None:
+def _load_file(model: Any, name: str, path: Path) -> None:
     """Load a checkpoint in timm's format or in one that timm converts; position embeddings are resized as timm does.
 
     Classifiers and MAE's decoder are left out; nothing else may be missing or unknown. timm converts, among others, the
     files of DINOv2, MAE (`model` in a dictionary) and open_clip.
     """
+    if not path.is_file():
+        raise ResourceError(
+            f"file of weights {path} does not exist; fetch {_published_at(name)} and put it there, or set features.weights to "
+            "hub"
+        )
     state = _without_decoder(_read_weights(path))
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     classifier = model.pretrained_cfg.get("classifier") or ()
@@ -249,13 +254,25 @@ def _load_file(model: Any, path: Path) -> None:
     try:
         state = convert(state, model) if convert is not None else state
         state = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
-        missing, unexpected = model.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} holds weights of another model ({error}); name its model in features.encoder") from error
-    if missing or unexpected:
+    _require_fitting(model, state, path)
+    model.load_state_dict(state)
+
+
+def _require_fitting(model: Any, state: dict[str, Tensor], path: Path) -> None:
+    own: dict[str, Tensor] = model.state_dict()
+    missing = [key for key in own if key not in state]
+    unknown = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {tuple(tensor.shape)} instead of {tuple(own[key].shape)}"
+        for key, tensor in state.items()
+        if key in own and tensor.shape != own[key].shape
+    ]
+    if missing or unknown or misshapen:
         raise DataError(
-            f"{path} holds weights of another model: {len(missing)} tensors are missing {missing[:3]}, "
-            f"{len(unexpected)} are unknown {unexpected[:3]}; name its model in features.encoder"
+            f"{path} holds weights of another model: {len(missing)} tensors are missing {missing[:3]}, {len(unknown)} are "
+            f"unknown {unknown[:3]}, {len(misshapen)} have another shape {misshapen[:3]}; name its model in features.encoder"
         )
 
 

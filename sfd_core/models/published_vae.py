@@ -88,7 +88,8 @@ def _diffusers_folder(params: DiffusersVAEParams) -> Path:
     except (HFValidationError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ResourceError(
             f"texture_vae.weights {params.weights} is no local folder and could not be fetched from the hub "
-            f"({str(error).splitlines()[0]}); connect to the network, mend the name or the subfolder, or name a local folder"
+            f"({str(error).splitlines()[0]}); connect to the network, mend the name or the subfolder, or fetch "
+            f"{DIFFUSERS_CONFIG} and {DIFFUSERS_WEIGHTS} of it into a folder and name that in texture_vae.weights"
         ) from error
     return Path(files[0]).parent
 

@@ -34,6 +34,12 @@ def _with_lines(items: Iterable[T], total: int, what: str, unit: str, step: int)
             said = now
             rate = done / (now - start)
             left = (total - done) / rate
-            print(f"{what}: {done} of {total} {unit}, {rate:.0f} {unit}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            shown = f"{format_rate(rate)} {unit}/s, {left:.0f} s left"
+            print(f"{what}: {done} of {total} {unit}, {shown}", file=sys.stderr, flush=True)
     seconds = max(time.monotonic() - start, 1e-9)
-    print(f"{what}: {done} {unit} in {seconds:.1f} s, {done / seconds:.0f} {unit}/s", file=sys.stderr, flush=True)
+    print(f"{what}: {done} {unit} in {seconds:.1f} s, {format_rate(done / seconds)} {unit}/s", file=sys.stderr, flush=True)
+
+
+def format_rate(rate: float) -> str:
+    """Return a rate in whole units, a slow one with two digits, such as `0.16`."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -66,6 +66,15 @@ def test_a_folder_is_listed_in_one_order_with_classes_by_folder(tmp_path: Path) 
     assert tuple(loaded.render(2, 0)[0, 0]) == (0, 1, 0)
 
 
+def test_folders_of_parts_are_no_classes(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for part in ("test", "train"):
+        make_folder(root / part, {"ant": 1, "bee": 1})
+    with pytest.raises(DataError, match=r"holds test and train, which are parts of a data set, .* prepare\.held_out_path"):
+        load_images(folder_params(root))
+    assert load_images(folder_params(root / "train")).classes == ["ant", "bee"]
+
+
 def test_listing_a_folder_reads_no_image(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", {"cat": 2})
     (root / "cat" / "0.png").write_text("broken")

@@ -46,6 +46,12 @@ def test_images_may_be_plain_binary(tmp_path: Path, kind: pa.DataType) -> None:
     assert images.render(0, 0)[0, 0, 0] == 7
 
 
+def test_images_may_be_in_the_column_of_cifar_10(tmp_path: Path) -> None:
+    column = pa.array([{"bytes": encoded(7), "path": None}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    images = load(write(tmp_path / "a.parquet", img=column, label=pa.array([0])))
+    assert images.render(0, 0)[0, 0, 0] == 7
+
+
 def test_only_a_few_row_groups_are_in_memory_and_threads_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load(write_parquet(tmp_path / "a.parquet", [0] * 40, row_group_size=4))
     read: list[int] = []
@@ -81,7 +87,7 @@ def test_rows_that_are_no_image_are_named_when_they_are_read(tmp_path: Path) -> 
 def test_other_columns_are_named(tmp_path: Path) -> None:
     image, label = pa.array([encoded(0)]), pa.array([0])
     cases = [
-        ({"img": image, "label": label}, r"has no column 'image', only img, label; rename its columns"),
+        ({"jpg": image, "label": label}, r"has no column 'image', only jpg, label; rename its columns"),
         ({"image": image, "fine_label": label}, r"has no column 'label', only image, fine_label"),
         ({"image": pa.array(["a.png"]), "label": label}, r"column 'image' is string, but encoded images are binary"),
         ({"image": pa.array([{"path": "a.png"}]), "label": label}, r"column 'image' is struct<path: string>"),

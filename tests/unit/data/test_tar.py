@@ -130,6 +130,12 @@ def test_images_outside_class_folders_are_named(tmp_path: Path) -> None:
         load(write_tar(tmp_path / "a.tar", in_folders() | {"9.png": b""}))
 
 
+def test_folders_of_parts_are_no_classes(tmp_path: Path) -> None:
+    content = {f"{part}/{name}/0.png": encoded(0) for part in ("train", "test") for name in ("cat", "dog")}
+    with pytest.raises(DataError, match="holds test and train, which are parts of a data set"):
+        load(write_tar(tmp_path / "a.tar", content))
+
+
 def test_hidden_members_are_no_data(tmp_path: Path) -> None:
     content = in_folders() | {"cat/._0.png": b"x", ".DS_Store": b"x"}
     assert len(load(write_tar(tmp_path / "a.tar", content)).names) == 3

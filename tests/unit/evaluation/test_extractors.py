@@ -247,3 +247,14 @@ def test_dinov2_gives_the_class_token_of_local_weights(tmp_path: Path, monkeypat
         token = network.forward_features((images(2, size=56) / 255 - mean) / std)[:, 0]
     torch.testing.assert_close(features, token, rtol=1e-3, atol=1e-4)
     assert features.shape == (2, 384)
+
+
+def test_dinov2_without_network_says_what_to_fetch_and_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(extractors, "weights_folder", lambda: tmp_path)
+    name = "vit_small_patch14_dinov2.lvd142m"
+    message = rf"extractor dinov2 .* fetch https://\S+/timm/{name}/\S+ and put it at {tmp_path}/{name}\.safetensors"
+    with pytest.raises(ResourceError, match=message) as raised:
+        SmallDinoV2("dinov2", [FEATURES])
+    assert "features.weights" not in str(raised.value)

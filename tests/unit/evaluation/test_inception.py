@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from judges import patterns, train_shard
+from published_files import inception_state
 from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -19,12 +20,7 @@ from sfd_core.evaluation.reference import layers_in_batches, write_reference
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """Random weights of the standard file's names and shapes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "load", lambda *_, **__: {})
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        torch.manual_seed(0)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "unused")
-    return network.state_dict()
+    return inception_state()
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +73,10 @@ def test_a_file_that_would_execute_code_is_refused_unexecuted(tmp_path: Path, mo
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(DataError, match="weights of another network"):
+    with pytest.raises(DataError, match="weights of another network") as raised:
         load_extractor("inception", str(tmp_path / "other.pth"))
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 800
 
 
 def test_a_missing_file_says_what_to_fetch(tmp_path: Path) -> None:

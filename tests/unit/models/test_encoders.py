@@ -325,7 +325,7 @@ def test_the_digest_covers_names_types_and_values() -> None:
         ({"encoder": "resnet_of_dreams"}, ConfigError, "'resnet_of_dreams' is no timm model"),
         ({"grid": 7}, ConfigError, r"no 7x7 grid at features\.input_size 128; .* must be one of 14, 28, 56, 112, 224"),
         ({"encoder": "test_resnet"}, ConfigError, r"no package ships weights of 'test_resnet' .* set features\.weights"),
-        ({"weights": "nowhere.safetensors"}, ResourceError, r"file of weights nowhere\.safetensors does not exist"),
+        ({"weights": "nowhere.safetensors"}, ResourceError, r"file of weights nowhere\.safetensors does not exist; fetch "),
     ],
 )
 def test_bad_choices_say_what_to_do(changes: dict[str, object], error: type[Exception], message: str) -> None:
@@ -361,6 +361,13 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     torch.save(efficientnet_lite("tf_efficientnet_lite2").state_dict(), tmp_path / "lite2.pth")
     with pytest.raises(DataError, match=r"lite2\.pth holds weights of another model"):
         load_encoder(params(weights=str(tmp_path / "lite2.pth")))
+    small, base = (f"vit_{size}_patch14_reg4_dinov2.lvd142m" for size in ("small", "base"))
+    with torch.device("meta"):
+        shapes = timm.create_model(small, num_classes=0).state_dict()
+    torch.save({key: torch.zeros(value.shape) for key, value in shapes.items()}, tmp_path / "small.pth")
+    with pytest.raises(DataError, match=r"have another shape \['cls_token \(1, 1, 384\) instead of \(1, 1, 768\)'") as raised:
+        load_encoder(params(encoder=base, weights=str(tmp_path / "small.pth"), input_size=224, grid=16))
+    assert len(str(raised.value)) < 800
     torch.save({}, tmp_path / "empty.pth")
     with pytest.raises(DataError, match=r"empty\.pth holds weights of another model: \d+ tensors are missing"):
         load_encoder(params(weights=str(tmp_path / "empty.pth")))

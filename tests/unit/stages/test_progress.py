@@ -1,7 +1,7 @@
 import pytest
 
 from sfd_core.stages import progress
-from sfd_core.stages.progress import with_progress
+from sfd_core.stages.progress import format_rate, with_progress
 
 
 def test_items_pass_unchanged_and_the_last_line_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,3 +24,7 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert list(with_progress(range(3), 10, "features", step=4)) == [0, 1, 2]
     assert "10/10" in capsys.readouterr().err
+
+
+def test_a_slow_rate_is_not_shown_as_none() -> None:
+    assert [format_rate(rate) for rate in (0.1624, 1.55, 30.4, 12345.6)] == ["0.16", "1.6", "30", "12,346"]
