@@ -1,4 +1,4 @@
-"""What every measurement reports besides seconds: how many things a second, printed at the end of the run."""
+"""What every measurement reports besides seconds, printed at the end of the run: how many things a second, and a remark."""
 
 from collections.abc import Callable
 
@@ -26,16 +26,16 @@ def per_second(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> C
 
 
 @pytest.fixture
-def compared(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Note, in words behind a rate, what it is to be compared with."""
+def remark(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Note, in words behind the rate, what it is to be compared with."""
 
-    def note(remark: str) -> None:
-        request.config.stash[REMARKS][request.node.name] = remark
+    def note(words: str) -> None:
+        request.config.stash[REMARKS][request.node.name] = words
 
     return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for name, rate in config.stash[RATES].items():
-        remark = config.stash[REMARKS].get(name, "")
-        terminalreporter.write_line(f"{name:<48} {rate:>14,.2f} a second {remark}".rstrip())
+        words = config.stash[REMARKS].get(name, "")
+        terminalreporter.write_line(f"{name:<48} {rate:>14,.2f} a second {words}".rstrip())

@@ -106,7 +106,7 @@ def networks_alone(laboratory: Laboratory, sources: Sources) -> Callable[[], Non
 def test_extraction_against_its_networks(
     benchmark: BenchmarkFixture,
     per_second: Callable[[int], None],
-    compared: Callable[[str], None],
+    remark: Callable[[str], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     lay_out: Callable[[], Laboratory],
@@ -130,4 +130,4 @@ def test_extraction_against_its_networks(
     per_second(count)
     assert len(list(Path("out").rglob("manifest.json"))) == 1
     if benchmark.stats is not None:
-        compared(f"of the networks' own {count / median(seconds[1:]):,.2f} a second")
+        remark(f"of the networks' own {count / median(seconds[1:]):,.2f} a second")

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -55,6 +56,22 @@ def test_moments_of_half_precision_latents_do_not_drift() -> None:
     for _ in range(200):
         streaming.update(z)
     assert torch.allclose(streaming.statistics().mean, z.double().mean((0, 2, 3)).float(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_moments_of_drawn_latents_are_exact_without_drawing(batch: int) -> None:
+    mean = 5 + latents()[0]
+    std = latents()[0].abs()
+    streaming = StreamingMoments(TEXTURE)
+    for rows, deviations in zip(mean.split(batch), std.split(batch), strict=True):
+        streaming.update(rows, deviations)
+    # two equally likely values with this mean and deviation have the statistics of all that can be drawn
+    values = torch.cat([mean - std, mean + std]).double().transpose(0, 1).flatten(1).numpy()
+    statistics = streaming.statistics()
+    np.testing.assert_allclose(statistics.mean.numpy(), values.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(statistics.std.numpy(), values.std(1), rtol=1e-6)
+    with pytest.raises(NumericsError, match="NaN or infinity"):
+        streaming.update(mean, std * float("inf"))
 
 
 def test_joined_latents_are_normalised_texture_first_and_split_gives_them_back() -> None:

@@ -58,6 +58,13 @@ def test_the_committed_experiment_is_valid() -> None:
         ("evaluate.sampler.guide", "outputs/train/weak", "autoguidance needs a guide, nothing else does"),
         ("evaluate.sampler.texture.interval", [0.8, 0.2], "0 <= first < second <= 1"),
         ("variants.repa.repa.block", 5, "beyond the 4 blocks of size tiny"),
+        ("encode.posterior", "mean", r"encode\.posterior: Input should be 'sample' or 'moments'"),
+        ("variants.repa.repa.targets", "pca", r"repa\.targets: Input should be 'encoder' or 'semantic'"),
+        (
+            "variants.redi.repa",
+            {"weight": 0.5, "mode": "cosine", "targets": "semantic", "block": 2, "width": 256},
+            r"variants\.redi: repa\.targets semantic are decoded by the Semantic VAE, but semantic is pca",
+        ),
         ("variants.dit.semantic", "vae", "texture-only DiT baseline"),
         ("train.optimisation.warmup_steps", 10**6, "exceed steps"),
         ("train.optimisation.betas", [0.9, 1.0], r"must lie in \[0, 1\)"),

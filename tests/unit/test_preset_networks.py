@@ -1,13 +1,18 @@
 """The networks of every committed preset at full size, without weights: sizes as published, shapes from pixels to velocity."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfd_core.config import Params, VariantParams
+from sfd_core.data.latents import latent_fields
+from sfd_core.data.shards import FieldSpec
 from sfd_core.models.dit import DiT
 from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.models.lightningdit import LightningDiT
@@ -19,6 +24,9 @@ IMAGENET = [name for name in preset_names(PRESETS) if load_preset(name, PRESETS)
 PUBLISHED = {"B": 130.3e6, "XL": 674.6e6, "XXL": 1028.3e6}
 """Parameters with 48 channels and without REPA's projector (SFD, arXiv 2512.04926, and its public code)."""
 TOKEN_CHANNELS = 768
+IMAGES = 1_281_167 + 50_000
+"""Of ImageNet-1k, for training and validation."""
+IMAGENET_GUIDE = (PRESETS.parent / "docs" / "imagenet.md").read_text()
 
 
 def params_of(name: str) -> Params:
@@ -88,3 +96,55 @@ def test_a_guide_is_asked_for_only_where_the_preset_says_how_to_train_it(name: s
     preset = load_preset(name, PRESETS)
     guided = preset.check().evaluate.sampler.guide is not None
     assert guided == ("imagenet256-guide-b" in preset.header and name != "imagenet256-guide-b")
+
+
+def flops(forward: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward()
+    return int(counter.get_total_flops())
+
+
+def rows_of(document: str, *first: str) -> list[list[str]]:
+    """Cells of the rows of a table whose first cell begins so."""
+    lines = [line for line in document.splitlines() if line.startswith(tuple(f"| {cell}" for cell in first))]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("posterior", ["sample", "moments"])
+def test_the_documented_bytes_of_latents_are_those_of_their_fields(posterior: Literal["sample", "moments"]) -> None:
+    params = params_of("imagenet256-xl-80ep")
+    channels = {
+        "z_tex": params.texture_vae.channels,
+        "z_sem": params.semantic_vae.channels,
+        "z_pca": params.semantic_vae.pca_channels,
+    }
+    image = [
+        sum(field.row_bytes for field in latent_fields(posterior, channels, dtype, params.latent_grid).values())
+        for dtype in ("float32", "float16")
+    ]
+    (row,) = rows_of(IMAGENET_GUIDE, f"`{posterior}`")
+    assert row[1:] == [f"{size:,}" for size in image] + [f"{size * IMAGES / 1e9:.0f} GB" for size in image]
+
+
+def test_the_documented_costs_of_repa_targets_are_those_of_the_networks() -> None:
+    params = params_of("imagenet256-xl-80ep")
+    features, compressor = params.features, params.semantic_vae
+    with torch.device("meta"):
+        encoder = timm.create_model(features.encoder, num_classes=0, img_size=features.input_size).eval()
+        shape = (TOKEN_CHANNELS, compressor.channels, compressor.width, compressor.depth, compressor.heads)
+        vae = SemanticVAE(*shape).eval()
+        image = torch.empty(1, 3, features.input_size, features.input_size)
+        extra = {
+            ("encoder", "true"): 0,
+            ("encoder", "false"): flops(lambda: encoder.forward_features(image)),
+            ("semantic", "false"): flops(lambda: vae.decode(torch.empty(1, compressor.channels, 16, 16))),
+        }
+    steps = [3 * flops_per_image(network("lightningdit", size, "vae", 0.5).train()) for size in ("B", "XL")]
+    stored = FieldSpec("float16", (2, TOKEN_CHANNELS, features.grid, features.grid)).row_bytes
+    rows = {(row[0].split("`")[1], row[1].strip("`")): row[2:] for row in rows_of(IMAGENET_GUIDE, "`encoder`", "`semantic`")}
+    for kind, cost in extra.items():
+        size = stored if kind == ("encoder", "true") else 0
+        gigaflops = f"{cost / 1e9:.1f}" if cost else "0"
+        shares = [f"{100 * cost / step:.1f} %" if cost else "0 %" for step in steps]
+        assert rows[kind] == [f"{size:,}", f"{size * IMAGES / 1e9:,.0f} GB", gigaflops, *shares]
+    assert f"of {parameter_count(vae.decoder) / 1e6:.1f} million" in IMAGENET_GUIDE

@@ -1,0 +1,98 @@
+"""What each way to have REPA's targets costs on disk and in time: tokens stored, computed again in every step, or decoded.
+
+The committed experiment's encoder, networks and shapes; random images and a Semantic VAE that hardly trained cost what real
+ones do.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from sfd_core.composite import Composite
+from sfd_core.config import VariantParams, load_params
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec
+from sfd_core.models.factory import build_denoiser
+from sfd_core.models.lightningdit import LightningDiT
+from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.stages.encode import EncodeInputs, encode
+from sfd_core.stages.features import extract_features
+from sfd_core.stages.semantic_vae import make_semantic_vae
+from sfd_core.stages.train import TrainFolders, TrainInputs
+from sfd_core.training.denoising import FlowTask, LatentBatches
+from sfd_core.training.optim import build_optimizer
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
+
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+IMAGES = {"train": 2 * PARAMS.train.optimisation.batch_size, "held_out": 8}
+WAYS = {"stored": ("encoder", True), "computed": ("encoder", False), "semantic": ("semantic", False)}
+"""Name -> `repa.targets` and `features.store`."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of all stages before training, tokens stored and not."""
+    path = tmp_path_factory.mktemp("stages")
+    random = np.random.default_rng(0)
+    side = PARAMS.prepare.resolution
+    fields = {"image": FieldSpec("uint8", (3, side, side)), "label": FieldSpec("int64", ())}
+    for part, count in IMAGES.items():
+        with ShardWriter(path / "prepare" / part, fields, {"classes": ["a", "b"]}) as writer:
+            images = random.integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+            writer.append(image=images, label=np.arange(count) % 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        for store in (True, False):
+            params = PARAMS.features.model_copy(update={"store": store})
+            extract_features(params, path / "prepare", path / f"features-{store}")
+        few = PARAMS.semantic_vae.optimisation.model_copy(update={"steps": 1, "warmup_steps": 0, "decay_steps": 0})
+        params = PARAMS.semantic_vae.model_copy(update={"optimisation": few})
+        make_semantic_vae(params, path / "prepare", path / "features-True", path / "semantic_vae")
+    (path / "texture_vae").mkdir()
+    shape = PARAMS.texture_vae.model_dump(include={"channels", "downsampling", "width", "depth"})
+    TextureVAE(TextureVAEShape(**shape)).save(path / "texture_vae")
+    inputs = EncodeInputs(path / "prepare", path / "features-True", path / "texture_vae", path / "semantic_vae")
+    encode(PARAMS.encode, inputs, path / "encode")
+    return path
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_step(
+    benchmark: BenchmarkFixture,
+    per_second: Callable[[int], None],
+    remark: Callable[[str], None],
+    path: Path,
+    way: str,
+) -> None:
+    targets, store = WAYS[way]
+    variant = _aligned(targets)
+    features = path / f"features-{store}"
+    inputs = TrainInputs.open(variant, TrainFolders(path / "encode", features, path / "prepare", path / "semantic_vae"))
+    model = build_denoiser(variant, inputs.spec, num_classes=2).train()
+    assert isinstance(model, LightningDiT)
+    batches = LatentBatches(inputs.latents, Composite(inputs.statistics), variant, PARAMS.train, null=2)
+    task = FlowTask(model, batches, variant, inputs.tokens)
+    optimizer = build_optimizer(model.parameters(), variant.learning_rate, PARAMS.train.optimisation)
+    steps = iter(range(1_000))
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = task.loss(next(steps))
+        loss["loss"].backward()
+        optimizer.step()
+        return float(loss["repa"].detach())
+
+    benchmark.pedantic(step, rounds=8, warmup_rounds=2)
+    assert 0 < step() < 10
+    per_second(PARAMS.train.optimisation.batch_size)
+    files = [] if way == "semantic" else [file for file in (features / "train").rglob("*") if file.is_file()]
+    remark(f"{sum(file.stat().st_size for file in files) / IMAGES['train']:,.0f} bytes an image")
+
+
+def _aligned(targets: str) -> VariantParams:
+    repa = PARAMS.variants["repa"].repa.model_copy(update={"targets": targets})
+    return PARAMS.variants["sfd"].model_copy(update={"repa": repa})
