@@ -30,7 +30,8 @@ def require_inputs(params: Params, project: Path = Path()) -> None:
     missing = missing_inputs(params, project)
     if missing:
         raise DataError(
-            f"not there: {in_words(missing)}; put them in place (docs/imagenet.md says where from) or mend the paths"
+            f"not there: {in_words(missing)}; put them in place (the preset's head and docs/imagenet.md say where from) or "
+            "mend the paths"
         )
 
 
