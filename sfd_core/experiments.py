@@ -109,11 +109,18 @@ def _lay_out(plan: Plan, folder: Path, project: Path) -> None:
     cache = (project / ".dvc" / "cache").resolve()
     (folder / ".dvc" / "config").write_text(CONFIG.format(cache=cache))
     (folder / "params.yaml").write_text(yaml.safe_dump(dict(plan.values), sort_keys=False))
-    for path in _relative_paths(plan.values):
-        link, target = folder / path, project / path
-        if target.exists() and not link.exists():
+    for target in (found for path in _relative_paths(plan.values) for found in _meant_by(path, project)):
+        link = folder / target.relative_to(project)
+        if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(target.resolve())
+
+
+def _meant_by(path: Path, project: Path) -> list[Path]:
+    """Return what lies at a relative path in the project, or the files that a pattern of images matches."""
+    if (project / path).exists():
+        return [project / path]
+    return sorted(project.glob(str(path))) if any(letter in path.name for letter in "*?[") else []
 
 
 def _relative_paths(values: Any) -> list[Path]:

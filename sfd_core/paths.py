@@ -67,6 +67,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 def resumable_dir(path: Path, work: Path) -> Iterator[Path]:
     """Give a folder in `work` with what an interrupted run left there; then it replaces `path` and `work` goes.
 
+    What that run was just writing with `atomic_path` or `atomic_dir` is deleted.
+
     Whatever ends the block otherwise, a kill included, leaves `work` as it is, so name it after everything that the result
     depends on (`resume_dir`). Raises `ResourceError` if another process is at work there.
     """
@@ -77,6 +79,8 @@ def resumable_dir(path: Path, work: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ResourceError(f"another process is writing {path} in {work}; wait for it or stop it") from error
+        for leftover in list(work.rglob(".*.partial")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield folder
         path.parent.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_dev == path.parent.stat().st_dev:

@@ -7,6 +7,8 @@ gloo, on GPUs too. Several machines need a shared disk.
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -26,6 +29,8 @@ T = TypeVar("T")
 
 COUNT = "SFD_PROCESSES"
 """Environment variable: how many processes a stage is spread over; one for each GPU if it is not set."""
+LAUNCHER = "SFD_LAUNCHER"
+"""Environment variable that `spread` sets: the process that started this one, without which it is to end."""
 LEFT_ALONE = 75
 """Exit code of a process that ends only because another one did, which has told why."""
 PATIENCE = timedelta(days=2)
@@ -48,6 +53,8 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls(0, 1)
+        if LAUNCHER in os.environ:
+            threading.Thread(target=_end_with, args=[int(os.environ[LAUNCHER])], daemon=True).start()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         if not distributed.is_initialized():
@@ -116,16 +123,29 @@ def spread() -> None:
     if count == 1 or "WORLD_SIZE" in os.environ:
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ[LAUNCHER] = str(os.getpid())
     # a process that fails has told why; the launcher's own account of it only hides that
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(1, 1, count, run_id="sfd", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    config = LaunchConfig(
+        1, 1, count, run_id="sfd", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        logs_specs=DefaultLogsSpecs(os.devnull), local_addr="localhost",  # its own address may have no name
+    )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", _module(), *sys.argv[1:])
     except ChildFailedError as error:
         failures = sorted(error.failures.values(), key=lambda failure: (failure.exitcode == LEFT_ALONE, failure.timestamp))
         code = failures[0].exitcode
         sys.exit(code if code >= 0 else 128 - code)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
     sys.exit(0)
+
+
+def _end_with(launcher: int) -> None:
+    """End this process, wherever it stands, as soon as its launcher is no more: killed, it cannot end the others itself."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(LEFT_ALONE)
 
 
 def _module() -> str:

@@ -134,22 +134,24 @@ class TokenRecipe:
         write_json(folder / RECIPE, values)
 
 
-def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device) -> TokenSource:
+def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, verify: bool = True) -> TokenSource:
     """Open the tokens of one part of the `features` stage, computed of its `images` on `device` if none are stored.
+
+    Without `verify` the content of stored tokens is not compared with its hashes.
 
     Raises `DataError` if neither tokens nor a recipe are there, `IdentityError` if images or encoder are other ones than the
     `features` stage saw, and what `load_encoder` and `ShardReader` raise.
     """
     path = folder / RECIPE
     if not path.is_file():
-        return StoredTokens(ShardReader(folder))
+        return StoredTokens(ShardReader(folder, verify))
     text = path.read_bytes()
     try:
         values = json.loads(text)
         recipe = TokenRecipe(**values | {"params": EncoderParams.model_validate(values["params"])})
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no recipe of tokens ({type(error).__name__}); run `dvc repro features`") from error
-    shard = ShardReader(images) if isinstance(images, Path) else images
+    shard = ShardReader(images, verify) if isinstance(images, Path) else images
     if shard.digest != recipe.prepare:
         raise IdentityError(f"{path} belongs to other images than {shard.path} holds; run `dvc repro features`")
     encoder = load_encoder(recipe.params)

@@ -6,6 +6,7 @@ A field continues in a further file every so many rows. `sfd_core.data.shard_wri
 
 import hashlib
 import json
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfd_core.errors import DataError, NumericsError
+from sfd_core.errors import DataError, NumericsError, ResourceError
 
 VERSION = 1
 MANIFEST = "manifest.json"
 FINITE_CHECK_BYTES = 1 << 26
+SPARE_FILES = 256
+"""Files that may be open besides those of shards."""
 
 Array = NDArray[Any]
 
@@ -99,7 +102,8 @@ class ShardReader:
     """Read a shard folder; `reader[field]` is a `ShardArray`.
 
     With `verify` the content of every file is compared with its sha256. Raises `DataError` that names the file if the
-    folder is missing, incomplete, of another version or changed since it was written.
+    folder is missing, incomplete, of another version or changed since it was written, and `ResourceError` if the system lets
+    a process keep too few files open: a memory map keeps its file open.
     """
 
     def __init__(self, path: Path, verify: bool = True) -> None:
@@ -109,6 +113,7 @@ class ShardReader:
         self.meta: dict[str, Any] = manifest["meta"]
         self.digest = hashlib.sha256(text).hexdigest()
         """Identity of the content: the manifest names the hash of every file."""
+        _allow_open_files(path, sum(len(field["files"]) for field in manifest["fields"].values()))
         self.fields: dict[str, ShardArray] = {}
         with ThreadPoolExecutor() as pool:  # hashing takes a core for each file
             for name, field in manifest["fields"].items():
@@ -156,6 +161,21 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], bytes]:
     if version != VERSION:
         raise DataError(f"{path / MANIFEST} has format version {version}, this program reads {VERSION}; run its stage again")
     return manifest, text
+
+
+def _allow_open_files(folder: Path, count: int) -> None:
+    """Let this process open `count` more files; the usual limit of 1,024 in all is less than a large shard has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(list(Path("/dev/fd").iterdir())) + count + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError) as error:
+        raise ResourceError(
+            f"{folder} consists of {count} files, so that {wanted} may be open at once, but {hard} are allowed; raise the "
+            "hard limit (`ulimit -Hn`)"
+        ) from error
 
 
 def _open_file(folder: Path, spec: FieldSpec, verify: bool, file: ShardFile) -> Array:

@@ -95,7 +95,9 @@ class Sources:
         vae, texture_identity = load_texture_vae(inputs.texture_vae)
         compressors, semantic_identity = SemanticCompressors.load(inputs.semantic_vae)
         images = {part: ShardReader(inputs.prepare / part, verify=processes.first) for part in PARTS}
-        tokens = {part: open_tokens(inputs.features / part, images[part], processes.device) for part in PARTS}
+        tokens = {
+            part: open_tokens(inputs.features / part, images[part], processes.device, verify=processes.first) for part in PARTS
+        }
         _require_one_origin(images, tokens, semantic_identity)
         encoder = LatentEncoder(params, vae, compressors, processes.device)
         return cls(images, tokens, encoder, texture_identity, semantic_identity)

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,19 @@ def test_an_impossible_experiment_writes_nothing(tmp_path: Path) -> None:
         run_experiment(plan, tmp_path / "experiment", ROOT)
     assert not (tmp_path / "experiment").exists()
     assert yaml.safe_load((ROOT / "params.yaml").read_text())["prepare"]["resolution"] != 63
+
+
+def test_images_and_weights_of_the_project_are_those_of_its_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = tmp_path / "project", tmp_path / "experiment"
+    for name in ("sfd_core", "docs/results"):
+        (project / name).mkdir(parents=True)
+    for name in ("dvc.yaml", ".dvcignore", "data/train-0.parquet", "data/train-1.parquet", "data/val.parquet"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).touch()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    changes = {"source": "parquet", "labels": "stored", "path": "data/train-*.parquet", "held_out_path": "data/val.parquet"}
+    changes |= {"held_out": None, "copies": 1}
+    run_experiment(plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()}), folder, project)
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["train-0.parquet", "train-1.parquet", "val.parquet"]

@@ -1,6 +1,7 @@
 """Frozen samples, stored posteriors and half precision hold the same latents, to sampling and rounding, and train alike."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,16 @@ from sfd_core.compressors import SemanticCompressors
 from sfd_core.config import EncodeParams, VariantParams
 from sfd_core.data.latents import StoredLatent
 from sfd_core.data.shards import ShardReader
-from sfd_core.errors import IdentityError, NumericsError
+from sfd_core.errors import DataError, IdentityError, NumericsError
 from sfd_core.identity import read_latent_identity
 from sfd_core.importing import LatentSource
 from sfd_core.latent_encoder import LatentEncoder, require_resolved
 from sfd_core.measurement import semantic_latents
 from sfd_core.models.posterior import Posterior
 from sfd_core.models.vae_loader import load_texture_vae
+from sfd_core.processes import Processes
 from sfd_core.seeding import sample_noise
+from sfd_core.stages.encode import EncodeInputs, Sources
 from sfd_core.stages.train import TrainInputs, train_variant
 from sfd_core.training.denoising import FlowTask, LatentBatches
 
@@ -67,6 +70,17 @@ def every_row(part: str = "train") -> tuple[list[int], torch.Tensor]:
     """Rows and sides such that each image comes with its mirror image."""
     rows = [row for row in range(ROWS[part]) for _ in range(2)]
     return rows, torch.tensor([False, True] * ROWS[part])
+
+
+def test_only_the_first_process_reads_all_inputs_to_check_them(stages: Stages, tmp_path: Path) -> None:
+    shutil.copytree(stages.features(True), tmp_path / "features")
+    file = next((tmp_path / "features" / "train").glob("*/tokens-*.npy"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    run = stages.path / "run-True"
+    inputs = EncodeInputs(stages.prepare, tmp_path / "features", run / "texture_vae", run / "semantic_vae")
+    with pytest.raises(DataError, match="was changed or damaged"):
+        Sources.open(ENCODE, inputs, Processes(0, 2))
+    Sources.open(ENCODE, inputs, Processes(1, 2))
 
 
 def test_a_frozen_sample_is_mean_plus_deviation_times_the_noise_of_its_row(stages: Stages) -> None:

@@ -29,6 +29,17 @@ def test_a_folder_at_work_keeps_its_content_until_it_is_whole(tmp_path: Path) ->
     assert list(work.parent.iterdir()) == []
 
 
+def test_what_a_killed_run_was_just_writing_is_no_part_of_the_result(tmp_path: Path) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    for folder in (work / "out" / "part", work / "out" / "part" / ".00003.x.partial"):
+        folder.mkdir(parents=True)
+        (folder / ".manifest.json.x.partial").write_text("")
+        (folder / "manifest.json").write_text("")
+    with resumable_dir(out, work):
+        pass
+    assert [path.relative_to(out).as_posix() for path in sorted(out.rglob("*"))] == ["part", "part/manifest.json"]
+
+
 def test_a_folder_on_another_disk_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, work, real = tmp_path / "out" / "stage", tmp_path / "work", Path.stat
 

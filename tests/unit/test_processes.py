@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from sfd_core.processes import Processes, spread
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = textwrap.dedent("""
-    import json, os, sys
+    import json, os, sys, time
     from pathlib import Path
     from sfd_core.errors import DataError, exits_cleanly
     from sfd_core.processes import Processes, spread
@@ -21,6 +22,9 @@ PROGRAM = textwrap.dedent("""
     def main():
         spread()
         processes = Processes.join()
+        if "--wait" in sys.argv:
+            print("waits", flush=True)
+            time.sleep(600)
         with processes.first_first():
             if processes.first:
                 Path("checked").write_text("")
@@ -30,6 +34,7 @@ PROGRAM = textwrap.dedent("""
         with processes.resumable_dir(Path("out"), Path("work")) as folder:
             threads = os.environ.get("OMP_NUM_THREADS")
             told = {"share": list(processes.share(range(7))), "threads": threads, "arguments": sys.argv[1:]}
+            told["address"] = os.environ.get("MASTER_ADDR")
             (folder / f"{processes.rank}.json").write_text(json.dumps(told))
         processes.leave()
 
@@ -38,12 +43,18 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
-def run(folder: Path, count: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, count: str, *arguments: str) -> subprocess.Popen[str]:
     (folder / "program.py").write_text(PROGRAM)
     environment = {name: value for name, value in os.environ.items() if name not in {"OMP_NUM_THREADS", "SFD_PROCESSES"}}
-    environment |= {"PYTHONPATH": str(ROOT)} | ({} if count is None else {"SFD_PROCESSES": count})
+    environment |= {"PYTHONPATH": str(ROOT), "SFD_PROCESSES": count}
     command = [sys.executable, "-m", "program", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(folder: Path, count: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(folder, count, *arguments)
+    output, error = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, error)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -53,6 +64,7 @@ def test_a_program_spreads_over_the_processes_asked_for(tmp_path: Path, count: i
     told = [json.loads((tmp_path / "out" / f"{rank}.json").read_text()) for rank in range(count)]
     assert sorted(item for one in told for item in one["share"]) == list(range(7))
     assert all(one["arguments"] == ["--some", "argument"] for one in told)
+    assert all(one["address"] == (None if count == 1 else "localhost") for one in told)
     assert all((one["threads"] is None) == (count == 1) for one in told)
     assert len(list((tmp_path / "out").iterdir())) == count
     assert not (tmp_path / "work").exists()
@@ -63,6 +75,17 @@ def test_a_mistake_is_told_once_and_ends_all_with_its_exit_code(tmp_path: Path) 
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == ["error: the first process says what is wrong"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_no_process_outlives_the_one_that_started_all(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    process = start(tmp_path, "2", "--wait")
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["waits\n"] * 2
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=120)  # the pipes close when the last process has ended
+    assert process.returncode == code
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two", ""])

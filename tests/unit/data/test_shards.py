@@ -53,6 +53,25 @@ def test_files_are_ordinary_npy_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), arrays["z"])
 
 
+@pytest.mark.parametrize(("hard", "said"), [(4096, "179700"), (64, "1200 files, so that")])
+def test_a_shard_may_have_more_files_than_a_process_usually_opens(tmp_path: Path, hard: int, said: str) -> None:
+    write(tmp_path / "s", rows=600, rows_per_file=1, batch=600)
+    program = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        from sfd_core.data.shards import ShardReader
+        from sfd_core.errors import SFDError
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+        try:
+            print(int(ShardReader(Path(sys.argv[1]))["label"][:].sum()))
+        except SFDError as error:
+            print(error)
+    """)
+    command = [sys.executable, "-c", program, str(tmp_path / "s"), str(hard)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said in ended.stdout, ended.stderr
+
+
 def test_one_file_is_memory_mapped_and_not_copied(tmp_path: Path) -> None:
     write(tmp_path / "s")
     assert isinstance(ShardReader(tmp_path / "s")["z"].array, np.memmap)
