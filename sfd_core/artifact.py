@@ -4,10 +4,10 @@ Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -93,7 +93,7 @@ class DenoiserManifest:
             plain = json.loads((folder / MODEL_FILE).read_text())
             return cls(
                 variant_name=plain["variant_name"],
-                variant=VariantParams.model_validate(_with_targets(plain["variant"])),
+                variant=VariantParams.model_validate(plain["variant"]),
                 latent=LatentSpec(**plain["latent"]),
                 classes=plain["classes"],
                 identity=LatentIdentity(**plain["identity"]),
@@ -107,11 +107,6 @@ class DenoiserManifest:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / MODEL_FILE} is damaged ({error}); restore it with `dvc checkout`") from error
-
-
-def _with_targets(variant: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a variant; those that do not say what REPA aligned with are of the encoder's tokens."""
-    return {**variant, "repa": {"targets": "encoder", **variant["repa"]}}
 
 
 def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:

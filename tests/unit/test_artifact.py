@@ -44,13 +44,6 @@ def test_a_damaged_manifest_is_named(folder: Path) -> None:
         load_denoiser(folder)
 
 
-def test_a_manifest_that_does_not_say_what_repa_aligned_with_means_the_encoder(folder: Path) -> None:
-    plain = json.loads((folder / "model.json").read_text())
-    del plain["variant"]["repa"]["targets"], plain["identity"]["posterior"]
-    (folder / "model.json").write_text(json.dumps(plain))
-    assert load_denoiser(folder).variant.repa.targets == "encoder"
-
-
 def test_truncated_weights_are_named(folder: Path) -> None:
     weights = folder / "snapshots" / "step-00000007.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
