@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
-from sfd_core.config import parse_params
+from sfd_core.config import Params, parse_params
 from sfd_core.errors import ConfigError, DataError
-from sfd_core.paths import OUTPUTS, STATE
+from sfd_core.inputs import found_at, named_inputs, require_inputs, require_none_in_outputs
+from sfd_core.paths import STATE
 
 COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore")
 CONFIG = """[core]
@@ -72,10 +73,13 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
 def run_experiment(plan: Plan, folder: Path, project: Path = Path()) -> None:
     """Run the whole pipeline of `project` with the parameters of `plan` in `folder`; continues a run that was broken off.
 
-    Raises `ConfigError` for invalid parameters and `DataError` if a stage fails.
+    Raises `ConfigError` for invalid parameters, `DataError` for inputs that are not there and if a stage fails.
     """
-    parse_params(plan.values, source="the experiment")
+    params = parse_params(plan.values, source="the experiment")
+    require_none_in_outputs(params, project)
+    require_inputs(params, project)
     _lay_out(plan, folder, project)
+    _link_inputs(params, folder, project)
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{project.resolve() / STATE / 'mlflow.db'}"} | dict(os.environ)
     environment |= {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment, check=False).returncode:
@@ -109,27 +113,16 @@ def _lay_out(plan: Plan, folder: Path, project: Path) -> None:
     cache = (project / ".dvc" / "cache").resolve()
     (folder / ".dvc" / "config").write_text(CONFIG.format(cache=cache))
     (folder / "params.yaml").write_text(yaml.safe_dump(dict(plan.values), sort_keys=False))
-    for target in (found for path in _relative_paths(plan.values) for found in _meant_by(path, project)):
-        link = folder / target.relative_to(project)
-        if not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(target.resolve())
 
 
-def _meant_by(path: Path, project: Path) -> list[Path]:
-    """Return what lies at a relative path in the project, or the files that a pattern of images matches."""
-    if (project / path).exists():
-        return [project / path]
-    return sorted(project.glob(str(path))) if any(letter in path.name for letter in "*?[") else []
-
-
-def _relative_paths(values: Any) -> list[Path]:
-    """Find what may be paths of images and weights that lie in the project; outputs belong to the experiment itself."""
-    if isinstance(values, Mapping):
-        return [path for value in values.values() for path in _relative_paths(value)]
-    if not isinstance(values, str) or "/" not in values or Path(values).is_absolute():
-        return []
-    return [Path(values)] if Path(values).parts[0] != OUTPUTS.name else []
+def _link_inputs(params: Params, folder: Path, project: Path) -> None:
+    """Let images and weights at relative paths be found from the experiment's folder, too."""
+    for path in named_inputs(params, project).values():
+        for target in found_at(path, project) if not Path(path).is_absolute() else []:
+            link = folder / target.relative_to(project)
+            if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target.resolve())
 
 
 def _set(values: Any, key: str, value: Any) -> None:

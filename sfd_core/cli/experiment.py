@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfd_core.cli.inputs import require_inputs
 from sfd_core.cli.results import PARAMS, print_results, write_curves, write_table
-from sfd_core.config import load_params, parse_params
+from sfd_core.config import load_params
 from sfd_core.errors import ConfigError
 from sfd_core.experiments import Axis, experiment_dir, plan_experiment, run_experiment
 
@@ -48,7 +47,6 @@ def _experiment(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--vary {key} names no value; write them behind the key, such as --vary seed 0 1 2")
         axis = Axis(key, tuple(parse_value(value) for value in values))
     plan = plan_experiment(load_params(PARAMS).model_dump(mode="json"), changes, axis)
-    require_inputs(parse_params(plan.values, source="the experiment"))
     folder = experiment_dir(arguments.name)
     run_experiment(plan, folder)
     if arguments.table:

@@ -6,10 +6,10 @@ from typing import Any
 
 from sfd_core import __version__
 from sfd_core.cli import evaluation, experiment, guidance, importing, preset, sampling
-from sfd_core.cli.inputs import in_words, missing_inputs
 from sfd_core.cli.results import PARAMS, print_results
 from sfd_core.config import Params, load_params
 from sfd_core.errors import exits_cleanly
+from sfd_core.inputs import in_words, missing_inputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def _validate(arguments: argparse.Namespace) -> None:
     """Check every value of a parameter file, alone and together, and say what the experiment is."""
     params = load_params(arguments.file)
     print(f"{arguments.file} is a valid experiment: {_describe(params)}")
-    missing = missing_inputs(params, arguments.file.parent)
+    missing = missing_inputs(params)
     if missing:
         print(f"not there yet: {in_words(missing)}")
 

@@ -63,3 +63,12 @@ def test_images_and_weights_of_the_project_are_those_of_its_experiments(
     changes |= {"held_out": None, "copies": 1}
     run_experiment(plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()}), folder, project)
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["train-0.parquet", "train-1.parquet", "val.parquet"]
+
+
+def test_an_input_in_the_outputs_is_refused(tmp_path: Path) -> None:
+    plan = plan_experiment(
+        VALUES, {"evaluate.sampler.guidance": "autoguidance", "evaluate.sampler.guide": "outputs/train/weak"}
+    )
+    with pytest.raises(ConfigError, match=r"guide outputs/train/weak lies in outputs, .* such as weights/weak"):
+        run_experiment(plan, tmp_path / "experiment", ROOT)
+    assert not (tmp_path / "experiment").exists()

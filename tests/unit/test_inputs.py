@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.cli.inputs import missing_inputs, require_inputs
 from sfd_core.cli.main import build_parser
 from sfd_core.errors import DataError
+from sfd_core.inputs import missing_inputs, require_inputs
 from sfd_core.presets import load_preset
 
-PRESETS = Path(__file__).parents[3] / "presets"
+PRESETS = Path(__file__).parents[2] / "presets"
 OF_IMAGENET = {
     "prepare.path": "data/imagenet/train",
     "prepare.held_out_path": "data/imagenet/val",
@@ -45,7 +45,10 @@ def test_a_pattern_that_matches_a_file_is_there(tmp_path: Path) -> None:
     require_inputs(pattern, tmp_path)
 
 
-def test_validate_says_what_is_not_there_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_says_what_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(load_preset("imagenet256-b", PRESETS).text)
     arguments = build_parser().parse_args(["validate", str(tmp_path / "params.yaml")])
     arguments.handler(arguments)
