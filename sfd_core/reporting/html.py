@@ -38,6 +38,7 @@ class Tile:
     value: str
     share: float
     best: bool
+    """Lowest, by more than seeds differ."""
 
 
 def write_report(params: Params, outputs: Outputs, reaches: Sequence[Reach], out: Path) -> Path:
@@ -69,6 +70,7 @@ def render_page(params: Params, outputs: Outputs, reaches: Sequence[Reach], styl
     template = environment.from_string((PAGE / "index.html.jinja").read_text(encoding="utf-8"))
     encoder = params.features.encoder
     primary = tables.primary_number(outputs, encoder)
+    spread = studies.seed_spread(outputs.studies.get("seeds", pd.DataFrame()), primary.name)
     payload = build_payload(params, outputs, styles, params.report.grid_images)
     return template.render(
         title=params.report.title,
@@ -78,9 +80,9 @@ def render_page(params: Params, outputs: Outputs, reaches: Sequence[Reach], styl
         style=(PAGE / "style.css").read_text(encoding="utf-8") + _variant_rules(styles),
         scripts="\n".join((PAGE / script).read_text(encoding="utf-8") for script in SCRIPTS),
         payload=json.dumps(payload, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        tiles=_tiles(outputs, primary.name),
+        tiles=_tiles(outputs, primary.name, spread),
         primary=primary,
-        finding=tables.finding(outputs, primary, encoder),
+        finding=tables.finding(outputs, primary, encoder, spread),
         result=tables.result_table(outputs),
         speed=tables.speed_tables(reaches, outputs),
         measures=[(kind, text.KINDS[kind]) for kind in payload["measures"]],
@@ -108,11 +110,12 @@ def _variant_rules(styles: dict[str, VariantStyle]) -> str:
     return f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
 
 
-def _tiles(outputs: Outputs, number: str) -> list[Tile]:
+def _tiles(outputs: Outputs, number: str, spread: float) -> list[Tile]:
     values = outputs.final_values(number)
-    worst, best = max(values.values()), min(values, key=lambda name: values[name])
+    worst, level = max(values.values()), tables.level_with_best(values, spread)
+    best = set() if len(level) > 1 else level
     says = {name: tables.describe(outputs.variants[name].params) for name in values}
-    return [Tile(name, says[name], text.number(value), value / worst, name == best) for name, value in values.items()]
+    return [Tile(name, says[name], text.number(value), value / worst, name in best) for name, value in values.items()]
 
 
 def _judges(measures: dict[str, dict[str, str]]) -> list[tuple[str, str]]:

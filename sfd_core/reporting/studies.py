@@ -61,6 +61,14 @@ def seed_table(table: pd.DataFrame, number: str) -> list[SeedRow]:
     return rows
 
 
+def seed_spread(table: pd.DataFrame, number: str) -> float:
+    """Return the largest difference between seeds of one variant; 0 without a table."""
+    if number not in table:
+        return 0.0
+    by_variant = table.groupby("variant")[number]
+    return float((by_variant.max() - by_variant.min()).max())
+
+
 def final_values(table: pd.DataFrame, number: str) -> str:
     """Name every variant's images seen and value at its last snapshot."""
     last = table.sort_values("step").groupby("variant", sort=False).last()

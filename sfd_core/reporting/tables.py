@@ -1,6 +1,6 @@
 """The tables of the report, as rows of text ready for the template, and the finding in one sentence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sfd_core.config import VariantParams
@@ -112,17 +112,35 @@ def speed_tables(reaches: Sequence[Reach], outputs: Outputs) -> dict[str, list[T
     return tables
 
 
-def finding(outputs: Outputs, primary: NumberName, encoder: str) -> str:
-    """Say in one sentence who leads at the last snapshot and by how much, as measured by `primary`."""
+def finding(outputs: Outputs, primary: NumberName, encoder: str, spread: float = 0.0) -> str:
+    """Say in one sentence who leads at the last snapshot and by how much, as measured by `primary`.
+
+    Variants within `spread` of the leader, the largest difference between seeds of one variant, are said to be level with it.
+    """
     values = outputs.final_values(primary.name)
     ranked = sorted(values, key=lambda name: values[name])
     leader = ranked[0]
     cost = outputs.variants[leader].cost
     role = "the semantic encoder itself" if primary.extractor == encoder.removeprefix("tf_") else "not the semantic encoder"
-    gaps = [f"{1 - values[leader] / values[name]:.1%} below {name} ({text.number(values[name])})" for name in ranked[1:]]
+    level = level_with_best(values, spread)
+    told = [f"level with {name} ({text.number(values[name])})" for name in ranked[1:] if name in level]
+    told += [
+        f"{1 - values[leader] / values[name]:.1%} below {name} ({text.number(values[name])})"
+        for name in ranked[1:]
+        if name not in level
+    ]
     distance = f"{primary.title} {text.number(values[leader])} as {text.extractor_title(primary.extractor)} ({role}) judges it"
-    stands = f"is closest to the real images: {distance}, {', '.join(gaps)}" if gaps else f"is at {distance}"
-    return f"After {text.count(cost['images_seen'])} training images {leader} {stands}."
+    stands = f"is closest to the real images: {distance}, {', '.join(told)}" if told else f"is at {distance}"
+    bound = (
+        f" Level is what differs by no more than {text.number(spread)}, as seeds of one variant do." if len(level) > 1 else ""
+    )
+    return f"After {text.count(cost['images_seen'])} training images {leader} {stands}.{bound}"
+
+
+def level_with_best(values: Mapping[str, float], spread: float) -> set[str]:
+    """Return the variants whose distance is within `spread` of the lowest, that one included."""
+    lowest = min(values.values())
+    return {name for name, value in values.items() if value - lowest <= spread}
 
 
 def describe(variant: VariantParams) -> str:

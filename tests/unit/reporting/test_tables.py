@@ -7,7 +7,7 @@ from synthetic_outputs import FINAL
 
 from sfd_core.config import Params
 from sfd_core.evaluation.convergence import Reach
-from sfd_core.reporting import studies, tables
+from sfd_core.reporting import studies, tables, text
 from sfd_core.reporting.sources import Outputs, read_outputs
 
 
@@ -76,6 +76,24 @@ def test_finding_names_whoever_leads(outputs: Outputs) -> None:
     beaten[primary.name] = replace(beaten[primary.name], value=100.0)
     upset = replace(outputs, variants={**outputs.variants, "dit": replace(outputs.variants["dit"], numbers=beaten)})
     assert "dit is closest" in tables.finding(upset, primary, "tf_efficientnet_lite0")
+
+
+def test_finding_calls_level_what_differs_no_more_than_seeds_do(outputs: Outputs) -> None:
+    primary = tables.primary_number(outputs, "tf_efficientnet_lite0")
+    values = outputs.final_values(primary.name)
+    leader, second, *others = sorted(values, key=lambda name: values[name])
+    gap = values[second] - values[leader]
+    said = tables.finding(outputs, primary, "tf_efficientnet_lite0", spread=gap)
+    assert f"level with {second} (" in said
+    assert not any(f"level with {name} " in said for name in others)
+    assert f"by no more than {text.number(gap)}, as seeds" in said
+    assert "level" not in tables.finding(outputs, primary, "tf_efficientnet_lite0", spread=gap * 0.99).lower()
+
+
+def test_the_spread_of_seeds_is_the_largest_of_a_variant() -> None:
+    table = pd.DataFrame({"variant": ["a", "a", "b", "b"], "fd": [1.0, 3.0, 10.0, 10.5]})
+    assert studies.seed_spread(table, "fd") == 2.0
+    assert studies.seed_spread(pd.DataFrame(), "fd") == 0.0
 
 
 def test_learning_rate_table_marks_the_best_of_each_variant() -> None:
