@@ -130,4 +130,4 @@ def test_extraction_against_its_networks(
     per_second(count)
     assert len(list(Path("out").rglob("manifest.json"))) == 1
     if benchmark.stats is not None:
-        remark(f"of the networks' own {count / median(seconds[1:]):,.2f} a second")
+        remark(f"in {benchmark.stats.stats.median / median(seconds[1:]):.3f} of the networks' own time")
