@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
 from torch import nn
@@ -96,4 +97,13 @@ def lay_out(path: Path, stores: tuple[bool, ...]) -> Stages:
     found = Stages(path, FeaturesParams.model_validate(values))
     for store in stores:
         extract_features(found.features_params.model_copy(update={"store": store}), found.prepare, found.features(store))
+    return found
+
+
+def lay_out_compressed(path: Path) -> Stages:
+    """Write random images, their stored tokens and both VAEs under `path`; interrupted runs are kept there, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        found = lay_out(path, stores=(True,))
+        found.compress()
     return found

@@ -8,7 +8,7 @@ import pytest
 import torch
 from denoisers import variant
 from safetensors.torch import load_file
-from small_stages import ENCODE, SEMANTIC_VAE, TRAIN, Stages, lay_out
+from small_stages import ENCODE, SEMANTIC_VAE, TRAIN, Stages, lay_out_compressed
 
 from sfd_core.artifact import load_denoiser
 from sfd_core.compressors import SemanticCompressors
@@ -28,12 +28,7 @@ MOMENTS = EncodeParams.model_validate({**ENCODE.model_dump(), "posterior": "mome
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("stages")
-        patch.chdir(path)
-        found = lay_out(path, stores=(True,))
-        found.compress()
-    return found
+    return lay_out_compressed(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from denoisers import variant
 from safetensors.torch import load_file
-from small_stages import ENCODE, ROWS, TRAIN, Stages, lay_out
+from small_stages import ENCODE, ROWS, TRAIN, Stages, lay_out_compressed
 
 from sfd_core.artifact import load_denoiser
 from sfd_core.composite import ChannelStatistics, Composite, load_statistics
@@ -39,12 +39,7 @@ HALF_STEP = 2.0**-11
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("stages")
-        patch.chdir(path)
-        found = lay_out(path, stores=(True,))
-        found.compress()
-    return found
+    return lay_out_compressed(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.fixture(autouse=True)
