@@ -248,6 +248,36 @@ class TrainParams(Group):
     """Choose between an image and its mirror image at load."""
 
 
+class EngineParams(Group):
+    """How trainings are computed on this machine. Results are equal up to rounding: nothing is run again when it changes."""
+
+    sharding: Literal["none", "fsdp"]
+    """With several processes: each has a copy of the denoiser, its average and its optimiser (DDP), or a share (FSDP)."""
+    micro_batch: Positive | None
+    """Most images that a process takes through a network at once; gradients of several add up. null takes its whole share."""
+    activation_checkpointing: bool
+    """Compute the denoiser's activations again in the backward pass instead of keeping them."""
+    compile: bool
+    """Compile the denoiser's blocks (torch.compile), which takes a minute and needs a C++ compiler."""
+    checkpoint_seconds: PositiveFloat
+    """Most seconds between resumable checkpoints, whatever `checkpoint_every` says."""
+    keep_last: Annotated[int, Field(ge=2)]
+    """Newest checkpoints that a training in progress keeps; if one is damaged the one before is used."""
+    keep_every: Positive | None
+    """Besides, keep the checkpoint of every so many steps, after the training too; null keeps none."""
+    milestones: list[Positive]
+    """Besides, keep the checkpoints of these steps."""
+
+    def keeps(self, step: int) -> bool:
+        """Whether the checkpoint of `step` outlives the training."""
+        return step in self.milestones or (self.keep_every is not None and step % self.keep_every == 0)
+
+    def for_small_networks(self) -> Self:
+        """Return the same for a network that is neither cut in shards nor compiled: the VAEs."""
+        plain = {"sharding": "none", "activation_checkpointing": False, "compile": False, "keep_every": None, "milestones": []}
+        return self.model_copy(update=plain)
+
+
 class RepaParams(Group):
     """Alignment of a hidden state with the encoder's patch tokens (REPA)."""
 
@@ -410,6 +440,7 @@ class Params(Group):
     reference: ReferenceParams
     evaluate: EvaluateParams
     report: ReportParams
+    engine: EngineParams
     active: Annotated[list[str], Field(min_length=1)]
     """The variants that are trained and compared."""
     variants: dict[str, VariantParams]

@@ -24,6 +24,8 @@ class DecodedTokens:
     Of a stored posterior the mean is decoded. Tokens stay on the device.
     """
 
+    stored = False
+
     def __init__(self, latents: ShardReader, compressors: SemanticCompressors, digest: str) -> None:
         self._latents, self._compressors = StoredLatent(latents, "z_sem"), compressors
         self._length = len(latents)

@@ -8,6 +8,8 @@ from typing import ParamSpec
 P = ParamSpec("P")
 
 USER_ERROR_EXIT_CODE = 2
+PREEMPTED_EXIT_CODE = 85
+"""A training was asked to stop (SIGTERM) and wrote a checkpoint: started again, it goes on. HTCondor's default for the same."""
 
 
 class SFDError(Exception):
@@ -34,8 +36,12 @@ class NumericsError(SFDError):
     """A tensor that must be finite is not."""
 
 
+class Preempted(Exception):  # noqa: N818 (nothing went wrong)
+    """A training was asked to stop and has written a checkpoint."""
+
+
 def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
-    """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2."""
+    """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2, and `Preempted` into exit code 85."""
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -44,5 +50,8 @@ def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
         except SFDError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(USER_ERROR_EXIT_CODE)
+        except Preempted as message:
+            print(message, file=sys.stderr)
+            sys.exit(PREEMPTED_EXIT_CODE)
 
     return guarded

@@ -59,7 +59,9 @@ class Processes:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         if not distributed.is_initialized():
             try:
-                distributed.init_process_group("gloo", timeout=PATIENCE)
+                # files are agreed upon over gloo, gradients over NCCL where there are GPUs
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                distributed.init_process_group(backend, timeout=PATIENCE)
             except ValueError as error:
                 raise ConfigError(
                     f"WORLD_SIZE is {count}, but the processes cannot meet ({error}); "
@@ -113,8 +115,14 @@ class Processes:
             distributed.destroy_process_group()
 
 
-def spread() -> None:
+ALONE = Processes(0, 1)
+"""The only process."""
+
+
+def spread(preempted: int | None = None) -> None:
     """Run this program (`python -m module ...`) in as many processes as `SFD_PROCESSES` says, or as there are GPUs, and exit.
+
+    `preempted` is the exit code after SIGTERM of a program that then keeps what it has done, else 128 + 15.
 
     Returns at once where one process is enough or a launcher has started several already. Raises `ConfigError` if the variable
     is no positive number.
@@ -137,7 +145,7 @@ def spread() -> None:
         code = failures[0].exitcode
         sys.exit(code if code >= 0 else 128 - code)
     except SignalException as error:
-        sys.exit(128 + error.sigval)
+        sys.exit(128 + error.sigval if preempted is None else preempted)
     sys.exit(0)
 
 

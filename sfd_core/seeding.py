@@ -17,6 +17,21 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
+NOISE_BLOCK = 64
+"""Images of a batch that share a generator: a process draws no more than the blocks that its share touches."""
+
+
+def batch_noise(batch_size: int, part: slice, shape: tuple[int, ...], *key: int | str) -> Tensor:
+    """Return normal noise (n, *shape) of the positions `part` of a batch; it depends on `key`, batch size and position."""
+    blocks = []
+    for number in range(part.start // NOISE_BLOCK, -(-part.stop // NOISE_BLOCK)):
+        first = number * NOISE_BLOCK
+        source = generator(*key) if number == 0 else generator(*key, number)
+        noise = torch.randn((min(NOISE_BLOCK, batch_size - first), *shape), generator=source)
+        blocks.append(noise[max(part.start - first, 0) : part.stop - first])
+    return torch.cat(blocks)
+
+
 def sample_noise(seed: int, indices: list[int], shape: tuple[int, ...], purpose: str = "sample") -> Tensor:
     """Return standard normal noise (N, *shape), row k depending on `seed`, `purpose` and `indices[k]` only."""
     return torch.stack([torch.randn(shape, generator=generator(seed, purpose, index)) for index in indices])

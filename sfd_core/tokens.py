@@ -8,7 +8,7 @@ Shapes: N images, C channels of a token, g side of the token grid.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +51,10 @@ class TokenSource(Protocol):
     def grid(self) -> int:
         """Side g of the token grid."""
 
+    @property
+    def stored(self) -> bool:
+        """Whether tokens are only read, which a thread may do ahead of time, and not computed."""
+
     def __len__(self) -> int:
         """Return the number of images."""
 
@@ -63,6 +67,8 @@ class TokenSource(Protocol):
 
 class StoredTokens:
     """Tokens read from a shard."""
+
+    stored = True
 
     def __init__(self, shard: ShardReader) -> None:
         self._meta, self._tokens = shard.meta, shard["tokens"]
@@ -90,6 +96,8 @@ class StoredTokens:
 
 class ComputedTokens:
     """Tokens that the encoder, on its device, computes of the stored images; they stay on that device."""
+
+    stored = False
 
     def __init__(self, encoder: Encoder, images: ShardReader, batch_size: int, digest: str) -> None:
         self._encoder, self._images, self._batch_size = encoder, images["image"], batch_size
@@ -161,6 +169,20 @@ def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, 
             f"{encoder.identity}; restore its weights or run `dvc repro features`"
         )
     return ComputedTokens(encoder.to(device), shard, recipe.batch_size, hashlib.sha256(text).hexdigest())
+
+
+def fetch(source: TokenSource, rows: Tensor, mirrored: Tensor) -> dict[str, Tensor]:
+    """Return what `fetched` needs for the tokens of images `rows` (N,), where `mirrored` (N,) of their mirror images."""
+    if source.stored:
+        return {"tokens": source.chosen(rows.numpy(), mirrored)}
+    return {"token_rows": rows, "token_mirrored": mirrored}
+
+
+def fetched(source: TokenSource, batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """Return the tokens (N, C, g, g), float16, that `fetch` has read ahead, or compute them now."""
+    if source.stored:
+        return batch["tokens"]
+    return source.chosen(batch["token_rows"].cpu().numpy(), batch["token_mirrored"].cpu()).to(device)
 
 
 def rounded(tokens: Tensor, what: str = "tokens") -> Tensor:

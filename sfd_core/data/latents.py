@@ -6,7 +6,7 @@ field of that name holds the latent itself: a frozen sample of the VAE's posteri
 Shapes: N images, C channels, g side of the latent grid.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from sfd_core.seeding import sample_noise
 
 PosteriorKind = Literal["sample", "moments"]
 Rows = NDArray[np.int64] | Sequence[int]
+NoiseFn = Callable[[tuple[int, ...]], Tensor]
 
 POSTERIORS = {"z_tex": "texture", "z_sem": "semantic"}
 """Latents that are drawn of a VAE's posterior -> what their noise is for."""
@@ -79,10 +80,13 @@ class StoredLatent:
         for field in self.fields:
             self._shard.require_finite(field)
 
-    def draw(self, rows: Rows, mirrored: Tensor, source: torch.Generator) -> Tensor:
-        """Return latents (N, C, g, g) to train on: a fresh sample of the posterior, or the frozen one where that is stored."""
+    def draw(self, rows: Rows, mirrored: Tensor, noise: NoiseFn) -> Tensor:
+        """Return latents (N, C, g, g) to train on: a fresh sample of the posterior, or the frozen one where that is stored.
+
+        `noise` gives standard normal noise (N, C, g, g) for a shape (C, g, g).
+        """
         mean, std = self._moments(rows, mirrored)
-        return mean if std is None else mean + std * torch.randn(mean.shape, generator=source)
+        return mean if std is None else mean + std * noise(tuple(mean.shape[1:]))
 
     def frozen(self, rows: Rows, mirrored: Tensor) -> Tensor:
         """Return latents (N, C, g, g) that stay the same: the frozen sample, or what it would be but for rounding."""

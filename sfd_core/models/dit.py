@@ -55,6 +55,7 @@ class DiT(nn.Module):
         if grid % patch:
             raise ConfigError(f"patch {patch} does not divide the latent grid {grid}; choose a divisor")
         self.in_channels, self.grid, self.patch, self.num_classes = in_channels, grid, patch, num_classes
+        self.activation_checkpointing = False
         self.x_embedder = layers.PatchEmbedding(in_channels, size.width, patch)
         self.pos_embed = nn.Parameter(layers.sincos_positions(size.width, grid // patch), requires_grad=False)
         self.t_embedder = layers.TimestepEmbedding(size.width)
@@ -69,7 +70,7 @@ class DiT(nn.Module):
         condition = (self.t_embedder(t) + self.y_embedder(labels)).unsqueeze(1)
         tokens = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
-            tokens = block(tokens, condition)
+            tokens = layers.through(block, self.activation_checkpointing and self.training, tokens, condition)
         return layers.unpatchify(self.final_layer(tokens, condition), self.patch, self.grid).to(x.dtype)
 
 

@@ -42,6 +42,12 @@ class EMA:
             self._shadow[name].copy_(state[name])
         self.updates += 1
 
+    @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Begin anew from the weights as they are now, in shards where they are in shards."""
+        self._shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.updates = 0
+
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights under the model's names; they keep changing with further updates."""
         return dict(self._shadow)

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from sfd_core.errors import ConfigError
 from sfd_core.models import fused
@@ -185,6 +186,13 @@ class MLP(nn.Module):
         """Return (N, T, D) for tokens (N, T, D)."""
         projected: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return projected
+
+
+def through(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
+    """Return what a block makes of `inputs`; `recompute` keeps no activations, but computes them again in the backward pass."""
+    if not recompute:
+        return block(*inputs)  # type: ignore[no-any-return]
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 def modulation(width: int, outputs: int) -> nn.Sequential:

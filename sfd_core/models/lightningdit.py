@@ -90,6 +90,7 @@ class LightningDiT(nn.Module):
         width, side = size.width, grid // patch
         self.in_channels, self.grid, self.patch = in_channels, grid, patch
         self.num_classes, self.embedders, self.repa = num_classes, embedders, repa
+        self.activation_checkpointing = False
         self.x_embedder = layers.PatchEmbedding(in_channels, width, patch)
         self.pos_embed = nn.Parameter(layers.sincos_positions(width, side), requires_grad=False)
         if embedders == 2:
@@ -113,7 +114,7 @@ class LightningDiT(nn.Module):
         tokens = self.x_embedder(x) + self.pos_embed
         repa_tokens = None
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition, rotation)
+            tokens = layers.through(block, self.activation_checkpointing and self.training, tokens, condition, rotation)
             if self.repa is not None and self.training and number == self.repa.block:
                 repa_tokens = layers.unpatchify(self.repa_projector(tokens), self.patch, self.grid)
         velocity = layers.unpatchify(self.final_layer(tokens, condition), self.patch, self.grid)

@@ -9,6 +9,7 @@ of the training, which has no rows where nothing was trained.
 import argparse
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,21 +22,23 @@ from sklearn.preprocessing import StandardScaler
 
 from sfd_core.composite import ChannelStatistics, load_statistics
 from sfd_core.compressors import SemanticCompressors
-from sfd_core.config import SemanticVAEParams, load_params
+from sfd_core.config import EngineParams, SemanticVAEParams, load_params
 from sfd_core.data.shards import ShardReader
-from sfd_core.errors import DataError, exits_cleanly
+from sfd_core.errors import PREEMPTED_EXIT_CODE, DataError, exits_cleanly
 from sfd_core.models.pca import PCA
 from sfd_core.models.published_semantic_vae import semantic_vae_from
 from sfd_core.models.semantic_vae import SemanticVAE, semantic_vae_loss
 from sfd_core.models.weights import read_public_checkpoint
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.processes import ALONE, Processes, spread
 from sfd_core.seeding import derive_seed
 from sfd_core.tokens import TokenSource, open_tokens
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.history import write_empty_history
-from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult, run
+from sfd_core.training.parallel import training_device
 from sfd_core.training.semantics import SemanticVAETask
 
 SPARE_BYTES = 1 << 20
@@ -81,26 +84,39 @@ class MadeVAE:
     write_history: Callable[[Path], object]
 
 
-def make_semantic_vae(params: SemanticVAEParams, prepared: Path, features: Path, out: Path) -> None:
+def make_semantic_vae(
+    params: SemanticVAEParams,
+    prepared: Path,
+    features: Path,
+    out: Path,
+    engine: EngineParams = PLAIN_ENGINE,
+    processes: Processes = ALONE,
+) -> None:
     """Make both compressors, judge them on `features/held_out`, and write everything to `out` in one atomic step."""
+    if params.weights is not None and not processes.first:
+        return
     tokens = TokenSets.open(params, prepared, features)
     if params.weights is not None:
         vae = _published_vae(params, Path(params.weights), tokens.channels)
         _require_disk(vae, 1, out)
         _write(MadeVAE(vae, {}, write_empty_history), params, prepared, tokens, out)
     else:
-        train_semantic_vae(params, prepared, tokens, out)
+        train_semantic_vae(params, prepared, tokens, out, engine, processes)
 
 
-def train_semantic_vae(params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
+def train_semantic_vae(
+    params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path, engine: EngineParams, processes: Processes
+) -> None:
     """Train on all training tokens; a training that was broken off goes on where it stood."""
     vae = _fresh_vae(params, tokens.channels).to(training_device())
     _require_disk(vae, SAVED_STATES, out)
     key = resume_key(params, inputs=[tokens.train.digest])
     resume = ResumeFolder.of("semantic_vae", key)
-    plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate)
-    with follow(training_run("semantic_vae", params), resume.history_path, key):
+    plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate, engine=engine.for_small_networks())
+    with follow(training_run("semantic_vae", params), resume.history_path, key) if processes.first else nullcontext():
         result = run(SemanticVAETask(vae, tokens.train, tokens.statistics, params), plan, resume)
+    if not processes.first:
+        return
     made = MadeVAE(vae.eval(), _cost(result), partial(shutil.copyfile, resume.history_path))
     _write(made, params, prepared, tokens, out)
     resume.delete()
@@ -201,7 +217,12 @@ def _plain(source: TokenSource, rows: range) -> torch.Tensor:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Train or read the Semantic VAE, fit the PCA (outputs/semantic_vae).").parse_args()
-    make_semantic_vae(load_params().semantic_vae, stage_dir("prepare"), stage_dir("features"), stage_dir("semantic_vae"))
+    params = load_params()
+    spread(PREEMPTED_EXIT_CODE)
+    processes = Processes.join()
+    prepared, features, out = (stage_dir(stage) for stage in ("prepare", "features", "semantic_vae"))
+    make_semantic_vae(params.semantic_vae, prepared, features, out, params.engine, processes)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ of the training, which has no rows where nothing was trained.
 import argparse
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,20 +17,22 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from sfd_core.config import DiffusersVAEParams, LDMVAEParams, TextureVAEParams, TrainedVAEParams, load_params
+from sfd_core.config import DiffusersVAEParams, EngineParams, LDMVAEParams, TextureVAEParams, TrainedVAEParams, load_params
 from sfd_core.data.shards import ShardReader
-from sfd_core.errors import exits_cleanly
+from sfd_core.errors import PREEMPTED_EXIT_CODE, exits_cleanly
 from sfd_core.models.image_vae import ImageVAE
 from sfd_core.models.published_vae import read_published_vae
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape, psnr
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.processes import ALONE, Processes, spread
 from sfd_core.seeding import derive_seed, generator
 from sfd_core.stages.progress import with_progress
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.history import write_empty_history
-from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult, run
+from sfd_core.training.parallel import training_device
 from sfd_core.training.texture import TextureVAETask, to_signed
 
 PCA_IMAGES = 4096
@@ -42,11 +45,13 @@ PUBLISHED_BYTES = 1 << 30
 """Room for the weights of a published VAE in float32, and pictures."""
 
 
-def make_texture_vae(params: TextureVAEParams, prepared: Path, out: Path) -> None:
+def make_texture_vae(
+    params: TextureVAEParams, prepared: Path, out: Path, engine: EngineParams = PLAIN_ENGINE, processes: Processes = ALONE
+) -> None:
     """Make the VAE of `params`, judge it on `prepared/held_out`, and write everything to `out` in one atomic step."""
     if isinstance(params, TrainedVAEParams):
-        train_texture_vae(params, prepared, out)
-    else:
+        train_texture_vae(params, prepared, out, engine, processes)
+    elif processes.first:
         import_texture_vae(params, prepared, out)
 
 
@@ -57,17 +62,19 @@ def import_texture_vae(params: LDMVAEParams | DiffusersVAEParams, prepared: Path
     _write(vae.to(training_device()), ShardReader(prepared / "held_out"), {}, write_empty_history, out)
 
 
-def train_texture_vae(params: TrainedVAEParams, prepared: Path, out: Path) -> None:
+def train_texture_vae(params: TrainedVAEParams, prepared: Path, out: Path, engine: EngineParams, processes: Processes) -> None:
     """Train on `prepared/train`; a training that was broken off goes on where it stood."""
-    train, held_out = ShardReader(prepared / "train"), ShardReader(prepared / "held_out")
+    train, held_out = (ShardReader(prepared / part, verify=processes.first) for part in ("train", "held_out"))
     require_disk(out, OUTPUT_BYTES, "stage texture_vae")
     vae = _fresh_vae(params, train)
     task = TextureVAETask(vae, train["image"], params)
     key = resume_key(params, inputs=[train.digest])
     resume = ResumeFolder.of("texture_vae", key)
-    plan = TrainingPlan("texture VAE", params.optimisation, params.learning_rate)
-    with follow(training_run("texture_vae", params), resume.history_path, key):
+    plan = TrainingPlan("texture VAE", params.optimisation, params.learning_rate, engine=engine.for_small_networks())
+    with follow(training_run("texture_vae", params), resume.history_path, key) if processes.first else nullcontext():
         result = run(task, plan, resume)
+    if not processes.first:
+        return
     vae.cpu().eval()
     _write(vae, held_out, _cost(result), partial(shutil.copyfile, resume.history_path), out)
     resume.delete()
@@ -129,7 +136,11 @@ def _cost(result: TrainingResult) -> dict[str, float]:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Train or read the image VAE (outputs/texture_vae).").parse_args()
-    make_texture_vae(load_params().texture_vae, stage_dir("prepare"), stage_dir("texture_vae"))
+    params = load_params()
+    spread(PREEMPTED_EXIT_CODE)
+    processes = Processes.join()
+    make_texture_vae(params.texture_vae, stage_dir("prepare"), stage_dir("texture_vae"), params.engine, processes)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -2,32 +2,38 @@
 
     python -m sfd_core.stages.train --variant sfd
 
-writes `outputs/train/<variant>/`: `model.json`, `statistics.safetensors`, `snapshots/`, `history.csv`, `metrics.json`.
+writes `outputs/train/<variant>/`: `model.json`, `statistics.safetensors`, `snapshots/`, `history.csv`, `incidents.csv`
+(steps that were skipped or whose loss spiked, with the images of their batches), `metrics.json`. Every GPU, or as many
+processes as `SFD_PROCESSES` says, takes its share of each batch; on SIGTERM a checkpoint is written and the exit code is 85.
 """
 
 import argparse
 import shutil
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from sfd_core.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.composite import Composite, LatentStatistics, load_statistics
-from sfd_core.config import TrainParams, VariantParams, load_params
+from sfd_core.config import EngineParams, TrainParams, VariantParams, load_params
 from sfd_core.data.latents import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.data.shards import ShardReader
 from sfd_core.decoded_tokens import open_decoded_tokens
-from sfd_core.errors import IdentityError, exits_cleanly
+from sfd_core.errors import PREEMPTED_EXIT_CODE, IdentityError, exits_cleanly
 from sfd_core.identity import STATISTICS_FILE, LatentIdentity, read_latent_identity
 from sfd_core.models.dit import DiT
 from sfd_core.models.ema import EMA
 from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.processes import ALONE, Processes, spread
 from sfd_core.tokens import TokenSource, open_tokens
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.denoising import FlowTask, GaussianTask, LatentBatches
-from sfd_core.training.loop import TrainingPlan, TrainingResult, run, training_device
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult, run
+from sfd_core.training.parallel import training_device
 
 SAVED_STATES = 10
 """Copies of the weights on disk besides snapshots: model, EMA and two AdamW moments, in two checkpoints and some spare."""
@@ -55,46 +61,54 @@ class TrainInputs:
     spec: LatentSpec
 
     @classmethod
-    def open(cls, variant: VariantParams, folders: TrainFolders) -> "TrainInputs":
+    def open(cls, variant: VariantParams, folders: TrainFolders, verify: bool = True) -> "TrainInputs":
         """Open the latents and, for REPA, its targets: tokens of `features`, computed of the images of `prepare` where none are
         stored, or those that the Semantic VAE decodes.
 
-        All is verified before the first step.
+        All is verified before the first step, unless another process does it.
         """
         encode = folders.encode
         identity = read_latent_identity(encode)
-        latents = ShardReader(encode / "train")
+        latents = ShardReader(encode / "train", verify)
         if latents.digest != identity.latents:
             raise IdentityError(
                 f"{encode / 'train'} is not the shard that {encode / 'identity.json'} names; run `dvc repro encode`"
             )
         named = load_statistics(encode / STATISTICS_FILE)
         name, texture = SEMANTIC_LATENTS[variant.semantic], StoredLatent(latents, "z_tex")
-        texture.require_finite()
-        if name is not None:
-            StoredLatent(latents, name).require_finite()
+        for latent in [texture] if name is None else [texture, StoredLatent(latents, name)]:
+            if verify:
+                latent.require_finite()
         statistics = LatentStatistics(named["texture"], None if name is None else named[variant.semantic])
         tokens: TokenSource | None = None
         if variant.repa.weight > 0 and variant.repa.targets == "semantic":
             tokens = open_decoded_tokens(latents, identity, folders.semantic_vae, training_device())
         elif variant.repa.weight > 0:
-            tokens = _encoder_tokens(latents, folders)
+            tokens = _encoder_tokens(latents, folders, verify)
         composite = Composite(statistics)
         token_channels = 0 if tokens is None else tokens.channels
         spec = LatentSpec(composite.n_texture, composite.n_semantic, texture.grid, token_channels)
         return cls(latents, tokens, statistics, identity, spec)
 
 
-def _encoder_tokens(latents: ShardReader, folders: TrainFolders) -> TokenSource:
+def _encoder_tokens(latents: ShardReader, folders: TrainFolders, verify: bool) -> TokenSource:
     path = folders.features / "train"
-    tokens = open_tokens(path, folders.prepare / "train", training_device())
+    tokens = open_tokens(path, folders.prepare / "train", training_device(), verify)
     if tokens.prepare != latents.meta["prepare"]:
         raise IdentityError(f"{path} holds tokens of other images than {latents.path}; run `dvc repro encode`")
     return tokens
 
 
-def train_variant(name: str, variant: VariantParams, train: TrainParams, inputs: TrainInputs, out: Path) -> None:
-    """Train one variant and write its artifact to `out` in one atomic step."""
+def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
+    name: str,
+    variant: VariantParams,
+    train: TrainParams,
+    inputs: TrainInputs,
+    out: Path,
+    engine: EngineParams = PLAIN_ENGINE,
+    processes: Processes = ALONE,
+) -> None:
+    """Train one variant; the first process writes its artifact to `out` in one atomic step."""
     classes = inputs.latents.meta["classes"]
     model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
     parameters = parameter_count(model)
@@ -104,10 +118,12 @@ def train_variant(name: str, variant: VariantParams, train: TrainParams, inputs:
     targets = [] if inputs.tokens is None else [inputs.tokens.digest]
     key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics, *targets])
     resume = ResumeFolder.of("train", key)
-    plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train))
+    plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train), engine=engine)
     ema = EMA(model, train.ema_decay, train.ema_warmup)
-    with follow(training_run(name, train), resume.history_path, key):
+    with follow(training_run(name, train), resume.history_path, key) if processes.first else nullcontext():
         result = run(task, plan, resume, ema=ema)
+    if not processes.first:
+        return
     manifest = DenoiserManifest(
         variant_name=name,
         variant=variant,
@@ -122,7 +138,8 @@ def train_variant(name: str, variant: VariantParams, train: TrainParams, inputs:
         ],
     )
     _write(manifest, inputs.statistics, result, resume, out)
-    resume.delete()
+    for kept in resume.delete(engine.keeps):
+        print(f"{name}: the checkpoint in {kept} is kept", file=sys.stderr)
 
 
 def _snapshot_steps(train: TrainParams) -> tuple[int, ...]:
@@ -138,7 +155,9 @@ def _write(
         "images_seen": result.images_seen,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
+        "data_wait": result.data_wait,
         "skipped_steps": result.skipped_steps,
+        "spikes": result.spikes,
         "parameters": manifest.parameters,
         "flops_per_image": manifest.flops_per_image,
     }
@@ -147,6 +166,7 @@ def _write(
         for kept in result.snapshots:
             shutil.copyfile(kept.path, folder / "snapshots" / kept.path.name)
         shutil.copyfile(resume.history_path, folder / "history.csv")
+        shutil.copyfile(resume.incidents_path, folder / "incidents.csv")
         statistics.save(folder / STATISTICS_FILE)
         manifest.write(folder)
         write_json(folder / "metrics.json", metrics)
@@ -161,8 +181,12 @@ def main() -> None:
     params = load_params()
     variant = params.variant(name)
     folders = TrainFolders(*(stage_dir(stage) for stage in ("encode", "features", "prepare", "semantic_vae")))
-    inputs = TrainInputs.open(variant, folders)
-    train_variant(name, variant, params.train, inputs, stage_dir("train", name))
+    spread(PREEMPTED_EXIT_CODE)
+    processes = Processes.join()
+    with processes.first_first():
+        inputs = TrainInputs.open(variant, folders, verify=processes.first)
+    train_variant(name, variant, params.train, inputs, stage_dir("train", name), params.engine, processes)
+    processes.leave()
 
 
 if __name__ == "__main__":

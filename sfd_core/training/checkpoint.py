@@ -1,6 +1,10 @@
 """Resumable checkpoints, snapshots and the curve of one training, in a folder keyed by everything that shapes it.
 
 The folder lies outside declared outputs: DVC would otherwise hand one experiment the half-trained weights of another.
+
+A checkpoint is a folder `step-N` of safetensors files, one for each process that holds a part of the state, each beside a JSON
+file with its hash. Tensors that are cut in shards (FSDP) are stored piece by piece, each with its place in the whole, so that
+any number of processes may read them. The folder has a temporary name until the last file is there.
 """
 
 import fcntl
@@ -8,23 +12,25 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from sfd_core import config, paths
 from sfd_core.codehash import code_fingerprint
 from sfd_core.errors import ResourceError
 
 KEPT = 2
-STATE_FILE, MANIFEST_FILE = "state.pt", "manifest.json"
+FILE_NAME = re.compile(r"state-\d{5}-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,39 @@ class Snapshot:
     """A safetensors file."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A process's rows of a tensor, from row `first` of the whole on."""
+
+    rows: Tensor
+    first: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Piece":
+        """Return this process's rows of a tensor that may be cut along its first dimension."""
+        if not isinstance(tensor, DTensor):
+            return cls(tensor.detach(), 0)
+        _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        return cls(tensor.to_local().detach(), offset[0])
+
+    def on_cpu(self) -> "Piece":
+        """Return a copy that later steps leave alone."""
+        return Piece(self.rows.to("cpu", copy=True, memory_format=torch.contiguous_format), self.first)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a resumed training needs: tensors by name and plain values."""
+
+    tensors: Mapping[str, Piece]
+    position: Mapping[str, Any]
+
+    @classmethod
+    def copied(cls, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> "State":
+        """Return a state on the CPU that later steps leave alone."""
+        return cls({name: Piece.of(tensor).on_cpu() for name, tensor in tensors.items()}, dict(position))
+
+
 def resume_key(*groups: Any, inputs: Sequence[str] = ()) -> str:
     """Return the key of a training: equal parameters, digests of the inputs and code give equal keys."""
     return config.fingerprint(*groups, list(inputs), code_fingerprint())
@@ -50,6 +89,7 @@ class ResumeFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history_path = path / "history.csv"
+        self.incidents_path = path / "incidents.csv"
 
     @classmethod
     def of(cls, stage: str, key: str) -> "ResumeFolder":
@@ -69,28 +109,69 @@ class ResumeFolder:
                 ) from error
             yield
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state after `step` steps, whole or not at all, and keep the newest two."""
-        target = self.path / f"step-{step:08d}"
-        with paths.atomic_dir(target) as temporary:
-            with (temporary / STATE_FILE).open("wb") as file:  # its errors are OSErrors, those of torch's own file are not
-                torch.save(dict(state), file)
-            manifest = {"step": step, "sha256": paths.file_digest(temporary / STATE_FILE)}
-            (temporary / MANIFEST_FILE).write_text(json.dumps(manifest))
-        for old in self._checkpoints()[:-KEPT]:
-            shutil.rmtree(old)
+    def save(self, step: int, state: State, writer: tuple[int, int] = (0, 1)) -> None:
+        """Write file number `writer[0]` of the `writer[1]` files of the state after `step` steps.
 
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """Return the newest whole checkpoint as (step, state), or None; a damaged one is named, deleted and passed over."""
+        The checkpoint is there as soon as the last of its files is, whichever process wrote it, and absent before.
+        """
+        number, count = writer
+        target, temporary = self._folder(step), self.path / f".step-{step:08d}.partial"
+        temporary.mkdir(parents=True, exist_ok=True)
+        file = temporary / f"state-{number:05d}-of-{count:05d}.safetensors"
+        tensors = {name: piece.rows for name, piece in state.tensors.items()}
+        first = {name: piece.first for name, piece in state.tensors.items()}
+        with paths.atomic_path(file) as path:
+            try:
+                save_file(tensors, path, metadata={"first": json.dumps(first), "position": json.dumps(dict(state.position))})
+            except SafetensorError as error:  # a full disk, told by the operating system
+                raise OSError(str(error)) from error
+        paths.write_json(file.with_suffix(".json"), {"step": step, "sha256": paths.file_digest(file)})
+        if len(list(temporary.glob("state-*.json"))) == count:
+            if target.exists():
+                shutil.rmtree(target)
+            with suppress(FileNotFoundError):  # two processes may be the last at once
+                temporary.replace(target)
+            paths.fsync(self.path)
+
+    def prune(self, keep_last: int = KEPT, keeps: Callable[[int], bool] = lambda _: False) -> None:
+        """Delete all but the newest checkpoints and those whose step `keeps` wants."""
+        for old in self._checkpoints()[:-keep_last]:
+            if not keeps(_step(old)):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self) -> int | None:
+        """Return the step of the newest whole checkpoint, or None; a damaged one is named, deleted and passed over."""
         for leftover in self.path.glob(".*.partial"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for folder in reversed(self._checkpoints()):
             try:
-                return _read_checkpoint(folder)
+                _require_whole(folder)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 print(f"warning: checkpoint {folder} is damaged ({error}); using the one before it", file=sys.stderr)
                 shutil.rmtree(folder)
+            else:
+                return _step(folder)
         return None
+
+    def read(self, step: int, into: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Fill tensors, of which a process may have a shard only, with those of a checkpoint, and return its plain values.
+
+        Raises `KeyError` if a tensor is not there.
+        """
+        wanted = {name: Piece.of(tensor) for name, tensor in into.items()}
+        filled = dict.fromkeys(wanted, 0)
+        position: dict[str, Any] = {}
+        for file in sorted(self._folder(step).glob("state-*.safetensors")):
+            with safe_open(file, framework="pt") as handle:
+                header = handle.metadata()
+                position = json.loads(header["position"])
+                for name, first in json.loads(header["first"]).items():
+                    if name in wanted:
+                        filled[name] += _copy_rows(handle.get_slice(name), first, wanted[name])
+        missing = [name for name, count in filled.items() if count < wanted[name].rows.numel()]
+        if missing:
+            raise KeyError(f"checkpoint {self._folder(step)} lacks {', '.join(missing[:5])}")
+        return position
 
     def save_snapshot(self, step: int, images_seen: int, seconds: float, weights: Mapping[str, Tensor]) -> Snapshot:
         """Write weights as safetensors with step, images and seconds in the header."""
@@ -112,19 +193,54 @@ class ResumeFolder:
             if match is None or int(match[1]) > step:
                 file.unlink()
 
-    def delete(self) -> None:
-        """Delete everything; call it once the stage's output is safely written."""
+    def delete(self, keep: Callable[[int], bool] = lambda _: False) -> list[Path]:
+        """Delete everything once the stage's output is safely written, but move checkpoints whose step `keep` wants.
+
+        Returns where these lie now.
+        """
+        kept = []
+        for folder in self._checkpoints():
+            if keep(_step(folder)):
+                target = paths.STATE / "checkpoints" / self.path.parent.name / self.path.name / folder.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                kept.append(folder.replace(target))
         shutil.rmtree(self.path, ignore_errors=True)
+        return kept
+
+    def _folder(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(folder for folder in self.path.glob("step-*") if folder.is_dir())
+        return sorted((folder for folder in self.path.glob("step-*") if folder.is_dir()), key=_step)
 
 
-def _read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
-    manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    if paths.file_digest(folder / STATE_FILE) != manifest["sha256"]:
-        raise ValueError("its content does not match its hash")
-    return int(manifest["step"]), torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _require_whole(folder: Path) -> None:
+    files = sorted(folder.glob("state-*.safetensors"))
+    match = FILE_NAME.fullmatch(files[0].name) if files else None
+    if match is None or len(files) != int(match[1]):
+        raise ValueError("a file of it is missing")
+    for file in files:
+        if paths.file_digest(file) != json.loads(file.with_suffix(".json").read_text())["sha256"]:
+            raise ValueError("its content does not match its hash")
+
+
+def _copy_rows(stored: Any, first: int, target: Piece) -> int:
+    """Copy the rows that a stored piece and `target` share; return how many values were copied."""
+    shape = stored.get_shape()
+    if not shape:
+        target.rows.copy_(stored[...])
+        return 1
+    low, high = max(first, target.first), min(first + shape[0], target.first + len(target.rows))
+    if low >= high:
+        return 0
+    rows = stored[low - first : high - first]
+    target.rows[low - target.first : high - target.first].copy_(rows)
+    return int(rows.numel())
 
 
 def _read_snapshot(file: Path) -> Snapshot:

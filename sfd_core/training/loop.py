@@ -1,31 +1,47 @@
-"""The one training loop, for every network.
+"""The one training loop, for every network, in one process or many.
 
-A task gives the loss of a step; all its randomness must follow from the step, so that a run killed at any moment and
-started again ends in the same weights, bit for bit, on the same hardware.
+A task gives the batch and the loss of a step; all their randomness follows from the step, so that a run killed at any moment
+and started again ends in the same weights, bit for bit, on the same hardware and number of processes. The host never waits
+for the device in a step: whether loss and gradient are finite is decided there, and the host hears of it a little later.
 """
 
-import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
-from sfd_core.config import Optimisation
-from sfd_core.errors import ConfigError, NumericsError, ResourceError
+from sfd_core.config import EngineParams, Optimisation
+from sfd_core.errors import Preempted, ResourceError
 from sfd_core.seeding import derive_seed
-from sfd_core.training.checkpoint import ResumeFolder, Snapshot
+from sfd_core.training.checkpoint import ResumeFolder, Snapshot, State
 from sfd_core.training.determinism import reproducible, seed_everything
+from sfd_core.training.guards import Guard, Incidents, StepNumbers
 from sfd_core.training.history import History, Record
-from sfd_core.training.optim import build_optimizer, learning_rate_at
+from sfd_core.training.optim import build_optimizer, learning_rate_at, optimizer_tensors
+from sfd_core.training.parallel import Parallel, training_device, whole
+from sfd_core.training.prefetch import Batch, Prefetcher
 from sfd_core.training.progress import Progress
 from sfd_core.training.task import TrainingTask, WeightAverage
 
-SKIPPED_IN_A_ROW_LIMIT = 10
+PLAIN_ENGINE = EngineParams(
+    sharding="none",
+    micro_batch=None,
+    activation_checkpointing=False,
+    compile=False,
+    checkpoint_seconds=60.0,
+    keep_last=2,
+    keep_every=None,
+    milestones=[],
+)
+"""How a training is computed where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class TrainingPlan:
     """Numbers of done steps at which weights are kept."""
     log_every: int | None = None
     """Steps between rows of the curve; None makes about a hundred rows."""
+    engine: EngineParams = PLAIN_ENGINE
 
     @property
     def interval(self) -> int:
@@ -58,6 +75,10 @@ class TrainingResult:
     images_per_second: float
     skipped_steps: int
     """Steps without an update because loss or gradient was not finite."""
+    spikes: int
+    """Steps whose loss was far above its neighbours'."""
+    data_wait: float
+    """Share of the time that was spent waiting for data."""
     snapshots: tuple[Snapshot, ...]
 
 
@@ -67,18 +88,13 @@ class _Position:
 
     step: int = 0
     seconds: float = 0.0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    waited: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     """Of loss terms and `gradient_norm` over the finite steps since the last row."""
     summed: int = 0
     row_step: int = 0
     row_seconds: float = 0.0
-
-
-def training_device() -> torch.device:
-    """Return the device that training runs on: a GPU where there is one, unless ACCELERATE_USE_CPU is set."""
-    return torch.device(PartialState().device)
+    guard: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -89,118 +105,160 @@ def run(
     report: Callable[[Record], None] | None = None,
     on_snapshot: Callable[[int, Mapping[str, Tensor], float], None] | None = None,
 ) -> TrainingResult:
-    """Train to the end, from where an earlier, killed run stood.
+    """Train to the end, from where an earlier, killed run stood; every process of a training calls it.
 
-    The curve is in `resume.history_path` and snapshots are in the result; both lie in the resume folder, to be copied
-    into the stage's output before `resume.delete()`. `ema` must already lie on `training_device()`. `on_snapshot`
-    gets (step, averaged weights if there is an `ema`, else the model's, seconds); it may hear of a step twice if a kill
-    falls between a snapshot and the next checkpoint, with equal weights.
+    The curve is in `resume.history_path`, what went wrong in `resume.incidents_path`, and snapshots are in the result; all lie
+    in the resume folder, to be copied into the stage's output before `resume.delete()`. `ema` must already lie on
+    `training_device()`. `on_snapshot` gets (step, averaged weights if there is an `ema`, else the model's, seconds); it may
+    hear of a step twice if a kill falls between a snapshot and the next checkpoint, with equal weights. The first process
+    alone writes and calls.
 
-    Raises `NumericsError` after ten steps in a row without a finite loss and gradient, and `ResourceError` if another
-    process is at the same training.
+    Raises `NumericsError` after ten steps in a row without a finite loss and gradient, `ResourceError` if another
+    process is at the same training or the disk is full, and `Preempted` once a checkpoint is written after SIGTERM.
     """
-    with resume.locked(), reproducible(training_device()):
-        training = _Run(task, plan, resume, ema, report, on_snapshot)
-        try:
-            return training.finish()
-        finally:
-            training.history.close()
+    with reproducible(training_device()):
+        parallel = Parallel(plan.name, task, plan.optimisation, plan.engine)
+        with resume.locked() if parallel.first else nullcontext():
+            parallel.wait()
+            training = _Run(task, plan, resume, ema, parallel)
+            training.report, training.on_snapshot = report, on_snapshot
+            try:
+                return training.finish()
+            finally:
+                training.close()
 
 
 class _Run:
+    report: Callable[[Record], None] | None = None
+    on_snapshot: Callable[[int, Mapping[str, Tensor], float], None] | None = None
+
     def __init__(
-        self,
-        task: TrainingTask,
-        plan: TrainingPlan,
-        resume: ResumeFolder,
-        ema: WeightAverage | None,
-        report: Callable[[Record], None] | None,
-        on_snapshot: Callable[[int, Mapping[str, Tensor], float], None] | None,
+        self, task: TrainingTask, plan: TrainingPlan, resume: ResumeFolder, ema: WeightAverage | None, parallel: Parallel
     ) -> None:
-        self.task, self.plan, self.resume, self.ema = task, plan, resume, ema
-        self.report, self.on_snapshot = report, on_snapshot
-        self.optimisation = plan.optimisation
-        AcceleratorState._reset_state()  # a process may train several networks, each in its own precision
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.optimisation.precision == "bfloat16" else "no")
-        if self.accelerator.num_processes > 1:
-            raise ConfigError(
-                f"{plan.name}: training was launched in {self.accelerator.num_processes} processes, but it runs in one; "
-                "start it without a launcher"
-            )
-        self.model = task.model.to(self.accelerator.device).train()
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.task, self.plan, self.resume, self.ema, self.parallel = task, plan, resume, ema, parallel
+        self.optimisation, self.engine = plan.optimisation, plan.engine
+        self.model = parallel.model
+        self.named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self.parameters = list(self.named.values())
         self.optimizer = build_optimizer(self.parameters, plan.learning_rate, self.optimisation)
+        if ema is not None and parallel.sharded:
+            ema.restart(self.model)
         self.history = History(resume.history_path)
+        self.guard = Guard(plan.name, plan.learning_rate, Incidents(resume.incidents_path) if parallel.first else None, task)
+        self.numbers = StepNumbers(parallel.device)
         self.at = _Position()
+        self.stop = self.stopping = self.wanted = False
+        self.writing: Future[None] | None = None
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def finish(self) -> TrainingResult:
         """Restore, do the steps that are left, and return what the training took."""
         resumed = self._restore()
-        with Progress(self.plan.name, self.optimisation.steps, self.at.step) as self.progress:
+        steps = self.optimisation.steps
+        with (
+            Progress(self.plan.name, steps, self.at.step, shown=self.parallel.first) as self.progress,
+            Prefetcher.running(self._batches, self.at.step, steps, self.parallel.device) as self.batches,
+            self._heeding_signals(),
+        ):
             if resumed:
-                self.progress.tell(f"resumed after step {self.at.step} of {self.optimisation.steps}")
-            self._began = time.perf_counter()
-            for step in range(self.at.step, self.optimisation.steps):
+                self.progress.tell(f"resumed after step {self.at.step} of {steps}")
+            self.guard.tell = self.progress.tell
+            self._began = self._saved = time.perf_counter()
+            for step in range(self.at.step, steps):
                 self._update(step)
                 self.at.step = step + 1
                 self._keep()
+        self._finish_writing()
+        self.parallel.wait()
         images = self.at.step * self.optimisation.batch_size
-        rate = images / max(self.at.seconds, 1e-9)
-        return TrainingResult(self.at.step, images, self.at.seconds, rate, self.at.skipped, self.resume.snapshots())
+        seconds = max(self.at.seconds, 1e-9)
+        return TrainingResult(
+            steps=self.at.step,
+            images_seen=images,
+            seconds=self.at.seconds,
+            images_per_second=images / seconds,
+            skipped_steps=self.guard.skipped,
+            spikes=self.guard.spikes,
+            data_wait=self.at.waited / seconds,
+            snapshots=self.resume.snapshots(),
+        )
+
+    def close(self) -> None:
+        """Let the thread that writes end, and close the curve."""
+        self.writer.shutdown(wait=True)
+        self.history.close()
+
+    def _batches(self, step: int) -> list[Batch]:
+        return [self.task.batch(step, part) for part in self.parallel.parts]
 
     def _update(self, step: int) -> None:
-        seed_everything(derive_seed(self.optimisation.seed, "step", step))
+        rank = () if self.parallel.first else ("process", self.parallel.rank)
+        seed_everything(derive_seed(self.optimisation.seed, "step", step, *rank))
         rate = learning_rate_at(step, self.plan.learning_rate, self.optimisation)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        with self.accelerator.autocast():
-            terms = self.task.loss(step)
-        self.accelerator.backward(terms["loss"])
+        terms = self.parallel.backward(self.batches.next())
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        # one transfer from the device for all numbers of the step
-        *values, norm_value = torch.stack([*(term.detach().float() for term in terms.values()), norm.float()]).tolist()
-        if not (math.isfinite(norm_value) and all(map(math.isfinite, values))):
-            self._skip(step)
-            return
-        if 0 < self.optimisation.clip_norm < norm_value:
-            torch._foreach_mul_(gradients, self.optimisation.clip_norm / norm_value)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model)
-        self.at.skipped_in_a_row = 0
-        self.at.summed += 1
-        for name, value in zip([*terms, "gradient_norm"], [*values, norm_value], strict=True):
-            self.at.sums[name] = self.at.sums.get(name, 0.0) + value
+        norm = whole(nn.utils.get_total_norm(gradients)).float()
+        wishes = self._wishes(norm.device)
+        means = self.parallel.mean(torch.stack([*terms.values(), norm, *wishes]))
+        finite = means.isfinite().all()
+        with self.parallel.mixed():
+            if self.optimisation.clip_norm > 0:
+                # a norm that is no number leaves gradients that no update uses
+                factor = torch.where(norm > self.optimisation.clip_norm, self.optimisation.clip_norm / norm, 1.0)
+                torch._foreach_mul_(gradients, factor)
+            # the fused kernel itself leaves everything as it is when told that something was not finite
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.model)
+        self.numbers.put(step, [*terms, "gradient_norm", "checkpoint", "stop"], means)
+        for numbers in self.numbers.due():
+            self._hear(*numbers)
 
-    def _skip(self, step: int) -> None:
-        self.at.skipped += 1
-        self.at.skipped_in_a_row += 1
-        self.progress.tell(f"step {step + 1} skipped: loss or gradient is not finite ({self.at.skipped} skipped so far)")
-        if self.at.skipped_in_a_row >= SKIPPED_IN_A_ROW_LIMIT:
-            raise NumericsError(
-                f"{self.plan.name}: loss or gradient was not finite in {SKIPPED_IN_A_ROW_LIMIT} steps in a row, the last one "
-                f"step {step + 1}; lower learning_rate {self.plan.learning_rate}, warm up longer, or set clip_norm"
-            )
+    def _wishes(self, device: torch.device) -> list[Tensor]:
+        """Return whether this process wants a checkpoint, and an end: all processes must do either after the same step."""
+        late = time.perf_counter() - self._saved > self.engine.checkpoint_seconds
+        return [torch.tensor(float(wish), device=device) for wish in (late or self.stop, self.stop)]
+
+    def _hear(self, step: int, values: dict[str, float]) -> None:
+        self.wanted |= values.pop("checkpoint") > 0
+        self.stopping |= values.pop("stop") > 0
+        if not self.guard.check(step, values):
+            return
+        self.at.summed += 1
+        for name, value in values.items():
+            self.at.sums[name] = self.at.sums.get(name, 0.0) + value
 
     def _keep(self) -> None:
         """Log, snapshot and checkpoint what is due at this step; the clock stands still meanwhile."""
         step, last = self.at.step, self.at.step == self.optimisation.steps
         log = step % self.plan.interval == 0 or last
         snapshot = step in self.plan.snapshot_steps
-        checkpoint = step % self.optimisation.checkpoint_every == 0 or last
+        checkpoint = (
+            step % self.optimisation.checkpoint_every == 0 or last or self.engine.keeps(step) or self.wanted or self.stopping
+        )
         if not (log or snapshot or checkpoint):
             return
-        self.at.seconds += time.perf_counter() - self._began
+        for numbers in self.numbers.all():
+            self._hear(*numbers)
+        now = time.perf_counter()
+        self.at.seconds += now - self._began
+        self.at.waited += self.batches.waited
+        self.batches.waited = 0.0
         try:
             self._write(log, snapshot, checkpoint)
         except OSError as error:
-            raise ResourceError(
-                f"{self.plan.name}: step {step} cannot be written under {self.resume.path} ({error}); free space there and "
-                "start again: the training continues from its last checkpoint"
-            ) from error
+            raise self._cannot_write(step, error) from error
         self._began = time.perf_counter()
+        if self.stopping and not last:
+            self._finish_writing()
+            self.parallel.wait()
+            raise Preempted(
+                f"{self.plan.name}: asked to stop; a checkpoint of step {step} is written, the same command goes on from it"
+            )
 
     def _write(self, log: bool, snapshot: bool, checkpoint: bool) -> None:
         if log:
@@ -208,8 +266,7 @@ class _Run:
         if snapshot:
             self._snapshot()
         if checkpoint:
-            self.history.sync()
-            self.resume.save(self.at.step, self._state())
+            self._checkpoint()
 
     def _log(self) -> None:
         at = self.at
@@ -226,6 +283,8 @@ class _Run:
             images_per_second=(at.step - at.row_step) * self.optimisation.batch_size / max(at.seconds - at.row_seconds, 1e-9),
         )
         at.sums, at.summed, at.row_step, at.row_seconds = {}, 0, at.step, at.seconds
+        if not self.parallel.first:
+            return
         self.history.append(record)
         self.progress.show(at.step, record.terms["loss"], record.images_per_second)
         if self.report is not None:
@@ -233,28 +292,83 @@ class _Run:
 
     def _snapshot(self) -> None:
         weights = self.model.state_dict() if self.ema is None else self.ema.weights()
+        weights = {name: whole(tensor) for name, tensor in weights.items()}
+        if not self.parallel.first:
+            return
         images = self.at.step * self.optimisation.batch_size
         self.resume.save_snapshot(self.at.step, images, self.at.seconds, weights)
         if self.on_snapshot is not None:
             self.on_snapshot(self.at.step, weights, self.at.seconds)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else dict(self.ema.state_dict()),
-            "position": asdict(self.at),
-        }
+    def _checkpoint(self) -> None:
+        """Copy the state and let a thread write it."""
+        self._finish_writing()
+        self.wanted = False
+        self._saved = time.perf_counter()
+        if self.parallel.first:
+            self.history.sync()
+        if self.parallel.writer is not None:
+            self.at.guard = self.guard.state()
+            state = State.copied(self._tensors(), asdict(self.at))
+            self.writing = self.writer.submit(self._save, self.at.step, state, self.parallel.writer)
+
+    def _save(self, step: int, state: State, writer: tuple[int, int]) -> None:
+        try:
+            self.resume.save(step, state, writer)
+            if self.parallel.first:
+                self.resume.prune(self.engine.keep_last, self.engine.keeps)
+        except OSError as error:
+            raise self._cannot_write(step, error) from error
+
+    def _finish_writing(self) -> None:
+        """Wait for the checkpoint that is being written; raises what writing it raised."""
+        if self.writing is not None:
+            self.writing.result()
+            self.writing = None
+
+    def _cannot_write(self, step: int, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"{self.plan.name}: step {step} cannot be written under {self.resume.path} ({error}); free space there and "
+            "start again: the training continues from its last checkpoint"
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer, self.named).items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        return tensors
 
     def _restore(self) -> bool:
-        loaded = self.resume.load()
-        if loaded is not None:
-            _, state = loaded
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+        step = self.parallel.told_by_first(self.resume.newest() if self.parallel.first else None)
+        if step is not None:
+            tensors = self._tensors()
+            position = self.resume.read(step, tensors)
             if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
-            self.at = _Position(**state["position"])
-        self.history.truncate(self.at.step)
-        self.resume.forget_beyond(self.at.step)
-        return loaded is not None
+                prefix = "ema."
+                state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+                self.ema.load_state_dict(state)
+            self.at = _Position(**position)
+            self.guard.restore(self.at.guard)
+        if self.parallel.first:
+            self.history.truncate(self.at.step)
+            self.guard.forget_beyond(self.at.step)
+            self.resume.forget_beyond(self.at.step)
+        self.parallel.wait()
+        return step is not None
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        """Note that SIGTERM asks the training to stop; the step in progress is done first."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(_signal: int, _frame: FrameType | None) -> None:
+            self.stop = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -1,10 +1,10 @@
 """AdamW and its learning rate, a pure function of the step so that a resumed run needs no scheduler state."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfd_core.config import Optimisation
 
@@ -34,3 +34,15 @@ def build_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float, op
     return torch.optim.AdamW(
         trainable, lr=learning_rate, betas=(beta1, beta2), weight_decay=optimisation.weight_decay, fused=True
     )
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return AdamW's state, the tensors themselves, as `<quantity>.<parameter>`; before the first step it is zero."""
+    for parameter in named.values():
+        if not optimizer.state[parameter]:
+            device = parameter.device
+            moments = {
+                name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")
+            }
+            optimizer.state[parameter].update({"step": torch.zeros((), dtype=torch.float32, device=device), **moments})
+    return {f"{key}.{name}": value for name, parameter in named.items() for key, value in optimizer.state[parameter].items()}

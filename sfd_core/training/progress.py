@@ -13,10 +13,10 @@ SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """Shows step, loss, rate and time left on stderr."""
 
-    def __init__(self, name: str, total: int, start: int) -> None:
+    def __init__(self, name: str, total: int, start: int, shown: bool = True) -> None:
         self._name, self._total, self._start = name, total, start
         self._began = self._last_line = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._shown, self._terminal = shown, shown and sys.stderr.isatty()
         self._bar: tqdm[NoReturn] = tqdm(total=total, initial=start, desc=name, unit="step", disable=not self._terminal)
 
     def __enter__(self) -> Self:
@@ -27,6 +27,8 @@ class Progress:
 
     def tell(self, message: str) -> None:
         """Print one line that must not be missed."""
+        if not self._shown:
+            return
         self._bar.clear()
         print(f"{self._name}: {message}", file=sys.stderr, flush=True)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from sfd_core.composite import ChannelStatistics
 from sfd_core.config import SemanticVAEParams
 from sfd_core.models.semantic_vae import SemanticVAE, semantic_vae_loss
-from sfd_core.seeding import generator
-from sfd_core.tokens import TokenSource
+from sfd_core.seeding import batch_noise
+from sfd_core.tokens import TokenSource, fetch, fetched
 from sfd_core.training.batches import BatchOrder
 
 
@@ -20,12 +20,20 @@ class SemanticVAETask:
         self.seed = params.optimisation.seed
         self.order = BatchOrder(len(tokens), params.optimisation.batch_size, self.seed)
 
-    def loss(self, step: int) -> Mapping[str, Tensor]:
+    def rows(self, step: int) -> Tensor:
+        """Return the images of a step."""
+        return self.order.rows(step)
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+        """Return tokens (n, C, g, g), or the rows (n,) to compute them of, mirror choice (n,) and noise (n, c, g, g)."""
+        rows, mirrored = self.rows(step)[part], self.order.mirrored(step)[part]
+        shape = (self.model.channels, self.tokens.grid, self.tokens.grid)
+        noise = batch_noise(self.order.batch_size, part, shape, self.seed, "posterior", step)
+        return {"noise": noise, **fetch(self.tokens, rows, mirrored)}
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the terms of `semantic_vae_loss`."""
-        device = next(self.model.parameters()).device
-        chosen = self.tokens.chosen(self.order.rows(step).numpy(), self.order.mirrored(step))
-        tokens = self.statistics.normalise(chosen.to(device).float())
+        tokens = self.statistics.normalise(fetched(self.tokens, batch, batch["noise"].device).float())
         posterior = self.model.encode(tokens)
-        decoded = self.model.decode(posterior.sample(generator(self.seed, "posterior", step)))
-        terms = semantic_vae_loss(decoded, tokens, posterior, self.kl_weight)
+        terms = semantic_vae_loss(self.model.decode(posterior.sample(batch["noise"])), tokens, posterior, self.kl_weight)
         return {"loss": terms.total, "mse": terms.mse, "cosine": terms.cosine, "kl": terms.kl}

@@ -8,7 +8,7 @@ from torch import Tensor
 from sfd_core.config import TrainedVAEParams
 from sfd_core.data.shards import ShardArray
 from sfd_core.models.texture_vae import TextureVAE, texture_vae_loss
-from sfd_core.seeding import generator
+from sfd_core.seeding import batch_noise
 from sfd_core.training.batches import BatchOrder
 
 
@@ -25,12 +25,25 @@ class TextureVAETask:
         self.seed = params.optimisation.seed
         self.order = BatchOrder(len(images), params.optimisation.batch_size, self.seed)
 
-    def loss(self, step: int) -> Mapping[str, Tensor]:
+    def rows(self, step: int) -> Tensor:
+        """Return the images of a step."""
+        return self.order.rows(step)
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+        """Return images (n, 3, R, R) uint8, which of them to mirror (n,), and noise (n, C, g, g)."""
+        side = self.images.shape[-1] // self.model.shape.downsampling
+        return {
+            "images": torch.from_numpy(self.images.take(self.rows(step)[part].numpy())),
+            "mirrored": self.order.mirrored(step)[part],
+            "noise": batch_noise(
+                self.order.batch_size, part, (self.model.shape.channels, side, side), self.seed, "posterior", step
+            ),
+        }
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the terms of `texture_vae_loss`."""
-        device = next(self.model.parameters()).device
-        images = to_signed(torch.from_numpy(self.images.take(self.order.rows(step).numpy())).to(device))
-        mirrored = self.order.mirrored(step).to(device)[:, None, None, None]
+        images = to_signed(batch["images"])
+        mirrored = batch["mirrored"][:, None, None, None]
         images = torch.where(mirrored, images.flip(-1), images).contiguous(memory_format=torch.channels_last)
         posterior = self.model.encode(images)
-        decoded = self.model.decode(posterior.sample(generator(self.seed, "posterior", step)))
-        return texture_vae_loss(images, posterior, decoded, self.kl_weight)
+        return texture_vae_loss(images, posterior, self.model.decode(posterior.sample(batch["noise"])), self.kl_weight)

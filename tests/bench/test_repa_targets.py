@@ -81,7 +81,7 @@ def test_a_training_step(
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(next(steps))
+        loss = task.loss(task.batch(next(steps), slice(0, PARAMS.train.optimisation.batch_size)))
         loss["loss"].backward()
         optimizer.step()
         return float(loss["repa"].detach())

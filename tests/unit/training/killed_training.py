@@ -33,12 +33,19 @@ class Denoise:
         block = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True, norm_first=True)
         self.model = nn.Sequential(nn.Linear(6, 32), block, nn.Linear(32, 6))
 
-    def loss(self, step: int) -> Mapping[str, Tensor]:
+    def rows(self, step: int) -> Tensor:
+        return torch.arange(8)
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Draw batch and noise from the step."""
         draw = generator(0, step)
         clean, noise = torch.randn(8, 16, 6, generator=draw).cumsum(1), torch.randn(8, 16, 6, generator=draw)
-        mse = (self.model(clean + noise) - clean).square().mean()
-        return {"loss": mse + (float("nan") if step == 50 else 0.0)}
+        return {"clean": clean[part], "noise": noise[part], "broken": torch.tensor(float("nan") if step == 50 else 0.0)}
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Compare with the clean sequence."""
+        mse = (self.model(batch["clean"] + batch["noise"]) - batch["clean"]).square().mean()
+        return {"loss": mse + batch["broken"]}
 
 
 def train(name: str) -> None:

@@ -4,37 +4,49 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sfd_core import config, paths
 from sfd_core.errors import ResourceError
 from sfd_core.training import checkpoint
-from sfd_core.training.checkpoint import STATE_FILE, ResumeFolder, code_fingerprint, resume_key
+from sfd_core.training.checkpoint import ResumeFolder, State, code_fingerprint, resume_key
+
+STATE = "state-00000-of-00001.safetensors"
 
 
 def filled(path: Path, *steps: int) -> ResumeFolder:
     folder = ResumeFolder(path)
     for step in steps:
-        folder.save(step, {"weight": torch.full((3,), float(step))})
+        folder.save(step, State.copied({"weight": torch.full((3,), float(step))}, {"step": step}))
+        folder.prune()
     return folder
+
+
+def loaded(folder: ResumeFolder) -> tuple[int, Tensor] | None:
+    step = folder.newest()
+    if step is None:
+        return None
+    tensors = {"weight": torch.zeros(3)}
+    assert folder.read(step, tensors) == {"step": step}
+    return step, tensors["weight"]
 
 
 def test_the_newest_checkpoint_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
     folder = filled(tmp_path / "resume", 5, 10, 100, 1000)
-    loaded = folder.load()
-    assert loaded is not None
-    assert loaded[0] == 1000
-    assert torch.equal(loaded[1]["weight"], torch.full((3,), 1000.0))
+    found = loaded(folder)
+    assert found is not None
+    assert found[0] == 1000
+    assert torch.equal(found[1], torch.full((3,), 1000.0))
     assert sorted(path.name for path in folder.path.iterdir()) == ["step-00000100", "step-00001000"]
 
 
 def test_newest_means_by_step_and_not_by_name_or_time(tmp_path: Path) -> None:
     folder = filled(tmp_path / "resume", 123_456_789, 2)
-    assert folder.load() is not None
-    assert next(iter(folder.load() or ())) == 123_456_789
+    assert folder.newest() == 123_456_789
 
 
 def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
-    assert ResumeFolder(tmp_path / "missing").load() is None
+    assert ResumeFolder(tmp_path / "missing").newest() is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest", "manifest is no JSON"])
@@ -43,21 +55,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 ) -> None:
     folder = filled(tmp_path / "resume", 1, 2)
     newest = folder.path / "step-00000002"
-    content = (newest / STATE_FILE).read_bytes()
+    content = (newest / STATE).read_bytes()
     match damage:
         case "truncated":
-            (newest / STATE_FILE).write_bytes(content[: len(content) // 2])
+            (newest / STATE).write_bytes(content[: len(content) // 2])
         case "flipped":
-            (newest / STATE_FILE).write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+            (newest / STATE).write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
         case "missing":
-            (newest / STATE_FILE).unlink()
+            (newest / STATE).unlink()
         case "no manifest":
-            (newest / "manifest.json").unlink()
+            (newest / STATE.replace("safetensors", "json")).unlink()
         case _:
-            (newest / "manifest.json").write_text("{")
-    loaded = folder.load()
-    assert loaded is not None
-    assert loaded[0] == 1
+            (newest / STATE.replace("safetensors", "json")).write_text("{")
+    found = loaded(folder)
+    assert found is not None
+    assert found[0] == 1
     assert "step-00000002 is damaged" in capsys.readouterr().err
     assert not newest.exists()
 
@@ -66,9 +78,9 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_checkpoint(tmp_path: 
     folder = filled(tmp_path / "resume", 1)
     (folder.path / ".step-00000002.abc.partial").mkdir()
     (folder.path / ".history.csv.abc.partial").touch()
-    loaded = folder.load()
-    assert loaded is not None
-    assert loaded[0] == 1
+    found = loaded(folder)
+    assert found is not None
+    assert found[0] == 1
     assert [path.name for path in folder.path.iterdir()] == ["step-00000001"]
 
 

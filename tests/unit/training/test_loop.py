@@ -32,14 +32,20 @@ class Denoise:
         self.model = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Dropout(0.1), nn.BatchNorm1d(32), nn.Linear(32, 4))
         self.broken, self.killed_at = broken, killed_at
 
-    def loss(self, step: int) -> Mapping[str, Tensor]:
+    def rows(self, step: int) -> Tensor:
+        return torch.arange(8) + 100 * step
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         if step == self.killed_at:
             raise Killed
-        draw = generator(0, step)
-        clean, noise = torch.randn(2, 8, 4, generator=draw).to(self.model[0].weight.device)
-        mse = (self.model(clean + 0.1 * noise) - clean).square().mean()
+        clean, noise = torch.randn(2, 8, 4, generator=generator(0, step))
+        broken = torch.tensor(math.nan if step in self.broken else 0.0)
+        return {"clean": clean[part], "noise": noise[part], "broken": broken}
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        mse = (self.model(batch["clean"] + 0.1 * batch["noise"]) - batch["clean"]).square().mean()
         size = self.model[0].weight.square().mean()
-        return {"loss": mse + 0.1 * size + (math.nan if step in self.broken else 0.0), "mse": mse, "size": size}
+        return {"loss": mse + 0.1 * size + batch["broken"], "mse": mse, "size": size}
 
 
 def plan(**changes: Any) -> TrainingPlan:
