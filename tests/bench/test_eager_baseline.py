@@ -35,8 +35,10 @@ def test_both_networks_give_the_same_output_and_gradients(patch: int) -> None:
 
 
 def test_the_baseline_lowers_its_loss(tmp_path: Path) -> None:
-    losses = list(itertools.islice(eager_steps(SMALL, tmp_path), 60))
-    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        losses = list(itertools.islice(eager_steps(replace(SMALL, learning_rate=1e-2), tmp_path), 60))
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
 def test_both_trainings_are_timed_in_turns(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """A training as stage `train` runs it and the same one of `eager_baseline`, on random latents, and the clock of either."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
+import pytest
 import torch
 from bench import eager_baseline
+from bench.operations import Profiler, Work, WorkCounter, averaging
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,11 +27,12 @@ from sfd_core.seeding import generator
 from sfd_core.sizes import MODEL_SIZES, SizeName
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.denoising import FlowTask, LatentBatches
-from sfd_core.training.loop import TrainingPlan, run
+from sfd_core.training.loop import TrainingPlan, run, training_device
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CLASSES = 10
 STEPS_AT_MOST = 1_000_000
+WARM_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Workload:
     grid: int = 8
     patch: int = 1
     images: int = 512
+    precision: Literal["float32", "bfloat16"] = "float32"
+    learning_rate: float = 1e-4
 
     @property
     def tokens(self) -> int:
@@ -54,12 +62,14 @@ class Workload:
     @property
     def variant(self) -> VariantParams:
         """The committed experiment's SFD in this size."""
-        return PARAMS.variants["sfd"].model_copy(update={"size": self.size, "patch": self.patch, "learning_rate": 1e-4})
+        changes = {"size": self.size, "patch": self.patch, "learning_rate": self.learning_rate}
+        return PARAMS.variants["sfd"].model_copy(update=changes)
 
     @property
     def params(self) -> TrainParams:
         """The committed experiment's training with this batch, without an end and without checkpoints."""
-        changes = {"steps": STEPS_AT_MOST, "checkpoint_every": STEPS_AT_MOST, "batch_size": self.batch}
+        endless = {"steps": STEPS_AT_MOST, "checkpoint_every": STEPS_AT_MOST}
+        changes = endless | {"batch_size": self.batch, "precision": self.precision}
         optimisation = PARAMS.train.optimisation.model_copy(update=changes)
         return PARAMS.train.model_copy(update={"optimisation": optimisation})
 
@@ -100,7 +110,8 @@ class Clock(EMA):
 
     def update(self, model: nn.Module) -> None:
         """Average, then tell."""
-        super().update(model)
+        with averaging():
+            super().update(model)
         self._at_step_end(self.updates)
 
 
@@ -111,14 +122,18 @@ class Measured(Exception):  # noqa: N818 (no error)
 def train_with_engine(
     workload: Workload, folder: Path, at_step_end: Callable[[int], None], model: LightningDiT | None = None
 ) -> None:
-    """Run the product's training until `at_step_end`, called after every step with the number done, raises `Measured`."""
+    """Run the product's training until `at_step_end`, called with the number of steps done, raises `Measured`.
+
+    It is called after every step, and once before the first.
+    """
     model = model or workload.network()
     batches = LatentBatches(
-        _shard(workload, folder / "latents"), _composite(workload), workload.variant, workload.params, CLASSES
+        _shard(workload, folder / "latents"), composite(workload), workload.variant, workload.params, CLASSES
     )
     task = FlowTask(model, batches, workload.variant)
     plan = TrainingPlan("bench", workload.params.optimisation, workload.variant.learning_rate)
-    clock = Clock(model, workload.params, at_step_end)
+    clock = Clock(model.to(training_device()), workload.params, at_step_end)
+    at_step_end(0)
     try:
         run(task, plan, ResumeFolder(folder / "resume"), ema=clock)
     except Measured:
@@ -141,6 +156,53 @@ def eager_steps(workload: Workload, folder: Path) -> Iterator[float]:
 
 
 @dataclass(frozen=True)
+class Breakdown:
+    """Where one step goes: the work of every group of operations, and the seconds that were measured."""
+
+    work: dict[str, Work]
+    seconds: dict[str, float]
+
+
+def break_down_engine(workload: Workload, folder: Path, steps: int) -> Breakdown:
+    """Take the product's training apart."""
+    tools = _Breakdown(steps)
+    train_with_engine(workload, folder, tools.at_step_end)
+    return tools.result()
+
+
+def break_down_eager(workload: Workload, folder: Path, steps: int) -> Breakdown:
+    """Take the baseline's training apart."""
+    tools = _Breakdown(steps)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Measured):
+        plain = eager_baseline.update_ema
+        patch.setattr(eager_baseline, "update_ema", averaging()(plain))
+        for done, _ in enumerate(eager_steps(workload, folder), start=1):
+            tools.at_step_end(done)
+    return tools.result()
+
+
+class _Breakdown:
+    """Counts the work of the second step and profiles some after it; the first warms up."""
+
+    def __init__(self, steps: int) -> None:
+        self.counter, self.profiler, self.steps = WorkCounter(), Profiler(), steps
+        self.seconds: dict[str, float] = {}
+
+    def at_step_end(self, done: int) -> None:
+        if done == 1:
+            self.counter.__enter__()
+        elif done == 2:
+            self.counter.__exit__(None, None, None)
+            self.profiler.start()
+        elif done == 2 + self.steps:
+            self.seconds = self.profiler.stop(self.steps)
+            raise Measured
+
+    def result(self) -> Breakdown:
+        return Breakdown(self.counter.work, self.seconds)
+
+
+@dataclass(frozen=True)
 class Rates:
     """Images a second of every round."""
 
@@ -160,7 +222,7 @@ def interleave(workload: Workload, folder: Path, rounds: int, steps: int) -> Rat
 
     def at_step_end(done: int) -> None:
         nonlocal began
-        if done % steps:
+        if done == 0 or done % steps:
             return
         rates.engine.append(steps * workload.batch / (time.perf_counter() - began))
         began = time.perf_counter()
@@ -173,6 +235,41 @@ def interleave(workload: Workload, folder: Path, rounds: int, steps: int) -> Rat
 
     train_with_engine(workload, folder, at_step_end)
     return Rates(rates.eager[1:], rates.engine[1:])
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A training with its blocks compiled: seconds of the first step, which compiles, and images a second afterwards."""
+
+    first_step: float
+    images_per_second: list[float]
+
+
+def train_compiled(workload: Workload, folder: Path, rounds: int, steps: int) -> Compiled:
+    """Measure the product's training with every block of the network compiled, each by the same code."""
+    model = workload.network()
+    for block in model.blocks:
+        block.compile()
+    marks: list[float] = []
+
+    def at_step_end(done: int) -> None:
+        if done <= WARM_STEPS or (done - WARM_STEPS) % steps == 0:
+            marks.append(time.perf_counter())
+        if done == WARM_STEPS + rounds * steps:
+            raise Measured
+
+    train_with_engine(workload, folder, at_step_end, model)
+    seconds = [after - before for before, after in pairwise(marks)]
+    return Compiled(seconds[0], [steps * workload.batch / part for part in seconds[WARM_STEPS:]])
+
+
+def composite(workload: Workload) -> Composite:
+    """Return what joins the latents of a workload, which are normal already."""
+
+    def standard(channels: int) -> ChannelStatistics:
+        return ChannelStatistics(torch.zeros(channels), torch.ones(channels))
+
+    return Composite(LatentStatistics(standard(workload.texture), standard(workload.semantic)))
 
 
 def _all_random(model: LightningDiT) -> LightningDiT:
@@ -202,7 +299,7 @@ def _shard(workload: Workload, path: Path) -> ShardReader:
 
 
 def _files(workload: Workload, folder: Path, rows: int) -> list[Path]:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     latents, labels = _latents(workload)
     files = []
     for start in range(0, workload.images, rows):
@@ -211,10 +308,3 @@ def _files(workload: Workload, folder: Path, rows: int) -> list[Path]:
         files.append(folder / f"{start:06d}.safetensors")
         save_file(both | {"labels": labels[part].clone()}, files[-1])
     return files
-
-
-def _composite(workload: Workload) -> Composite:
-    def standard(channels: int) -> ChannelStatistics:
-        return ChannelStatistics(torch.zeros(channels), torch.ones(channels))
-
-    return Composite(LatentStatistics(standard(workload.texture), standard(workload.semantic)))
