@@ -22,6 +22,10 @@ OUTSIDE = "outside torch: Python, reading data"
 GROUPS = (MATRIX, ATTENTION, ELEMENTWISE, OPTIMISER, AVERAGE)
 
 MATRIX_OPERATIONS = {"mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "convolution", "convolution_backward"}
+MOVES_NOTHING = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "view"}
+ONLY_WRITES = {"copy_", "fill_", "zero_"}
+KEPT = "grads"
+"""What a fused optimiser says it changes, but does only under loss scaling."""
 ALL_MARK, AVERAGE_MARK, OPTIMISER_MARK = "bench::all", "bench::average", "Optimizer.step"
 
 
@@ -76,8 +80,8 @@ class WorkCounter(TorchDispatchMode):
         count = flop_registry.get(function._overloadpacket)
         if count is not None:
             work.flops += count(*args, **(kwargs or {}), out_val=result)
-        if not function.is_view and name not in {"detach", "empty", "empty_like", "_unsafe_view", "view"}:
-            work.traffic += _bytes((args, kwargs)) + _bytes(result)
+        if not function.is_view and name not in MOVES_NOTHING:
+            work.traffic += _traffic(function, args, kwargs or {}, result)
         return result
 
 
@@ -169,5 +173,23 @@ def _group_of_event(event: FunctionEvent) -> str:
     return group_of(event.name.removeprefix("aten::"))
 
 
-def _bytes(values: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+def _traffic(function: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Return the bytes that an operation reads and writes, by its schema: what it changes in place it reads and writes."""
+    named = {argument.name: value for argument, value in zip(function._schema.arguments, args, strict=False)} | kwargs
+    changed = [
+        leaf
+        for argument in function._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write and argument.name != KEPT
+        for leaf in _tensors(named.get(argument.name))
+    ]
+    overwritten = changed if function._overloadpacket.__name__ in ONLY_WRITES else []
+    made = [leaf for leaf in _tensors(result) if all(leaf is not other for other in changed)]
+    return _bytes(_tensors(named)) - _bytes(overwritten) + _bytes(changed) + _bytes(made)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

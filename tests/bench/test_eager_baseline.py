@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.workload import Workload, eager_steps, interleave
+from bench.operations import AVERAGE, ELEMENTWISE, MATRIX, OPTIMISER
+from bench.workload import Workload, break_down_eager, break_down_engine, eager_steps, interleave
 from torch.testing import assert_close
 
 from sfd_core.seeding import generator
@@ -45,3 +46,16 @@ def test_both_trainings_are_timed_in_turns(tmp_path: Path) -> None:
     rates = interleave(SMALL, tmp_path, rounds=2, steps=1)
     assert len(rates.ratios) == 2
     assert min(rates.eager + rates.engine) > 0
+
+
+def test_both_trainings_are_taken_apart_and_differ_where_the_engine_saves(tmp_path: Path) -> None:
+    eager = break_down_eager(SMALL, tmp_path / "eager", steps=1)
+    engine = break_down_engine(SMALL, tmp_path / "engine", steps=1)
+    assert engine.work[MATRIX].flops == pytest.approx(eager.work[MATRIX].flops, rel=0.01)
+    trained = 4 * sum(parameter.numel() for parameter in SMALL.network().parameters() if parameter.requires_grad)
+    # gradient read; weight and both moments read and written
+    assert engine.work[OPTIMISER].traffic == pytest.approx(7 * trained, rel=0.05)
+    assert engine.work[AVERAGE].traffic == pytest.approx(3 * trained, rel=0.05)
+    for group in (ELEMENTWISE, OPTIMISER, AVERAGE):
+        assert engine.work[group].traffic < eager.work[group].traffic
+    assert all(part.seconds[group] > 0 for part in (eager, engine) for group in part.work)
