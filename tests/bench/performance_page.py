@@ -19,6 +19,7 @@ from bench.cost_law import slope
 from bench.operations import GROUPS, OUTSIDE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from sfd_core.errors import DataError
 from sfd_core.paths import atomic_path, write_json
@@ -72,17 +73,16 @@ def cost_law_figure(results: Mapping[str, Result]) -> Figure:
     """Draw step time, images a second and memory against every axis of the cost law, measured and expected."""
     axes_of = {result["axis"]: result["points"] for result in _in_order(results)}
     figure = Figure(figsize=(11, 7.2), layout="constrained")
-    grid = figure.subplots(len(MEASURES), len(axes_of), squeeze=False, sharex="col", sharey="row")
+    grid = figure.subplots(len(MEASURES), len(axes_of), squeeze=False)
     for column, (axis, points) in enumerate(axes_of.items()):
         x = [point["x"][axis] for point in points]
         for row, (measured, expected, title) in enumerate(MEASURES):
             panel = grid[row][column]
             _panel(panel, x, [point[measured] for point in points], [point[expected] for point in points])
             if column == 0:
-                panel.set_ylabel(title)
-        grid[-1][column].set_xlabel(AXIS_TITLES[axis])
-        grid[0][column].set_title(f"by {AXIS_TITLES[axis]}", loc="left", fontsize=10, color=INK)
-    grid[0][0].legend(frameon=False, fontsize=8.5, labelcolor=MUTED)
+                panel.set_ylabel(title, color=MUTED)
+        grid[0][column].set_title(AXIS_TITLES[axis], loc="left", fontsize=10, color=INK)
+    grid[0][0].legend(frameon=False, fontsize=8.5, labelcolor=MUTED, loc="upper left")
     return figure
 
 
@@ -100,15 +100,24 @@ AXIS_TITLES = {
 
 
 def _panel(panel: Axes, x: list[float], measured: list[Any], expected: list[Any]) -> None:
-    blue, _, _, orange, *_ = (style.light for style in line_styles(4))
+    _, _, blue, orange = (style.light for style in line_styles(4))
     if None in measured:
         panel.set_axis_off()
         return
     panel.plot(x, expected, color=blue, linewidth=1.5, linestyle="dashed", label="expected")
     panel.plot(x, measured, color=orange, linewidth=2, marker="o", label="measured")
     panel.set(xscale="log", yscale="log")
-    slopes = f"slope {slope(x, measured):+.2f}\nexpected {slope(x, expected):+.2f}"
-    panel.text(0.97, 0.04, slopes, transform=panel.transAxes, ha="right", va="bottom", fontsize=8.5, color=MUTED)
+    words = f"slope {slope(x, measured):+.2f}\nexpected {slope(x, expected):+.2f}"
+    falls = measured[-1] < measured[0]
+    place, align = (0.96, "top") if falls else (0.04, "bottom")
+    panel.text(0.97, place, words, transform=panel.transAxes, ha="right", va=align, fontsize=8.5, color=MUTED)
+    panel.set_xticks(x, [EngFormatter(sep="")(value) for value in x])
+    panel.yaxis.set_major_formatter(EngFormatter(sep=""))
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    low, high = panel.get_ylim()
+    if high < 20 * low:  # room for the lines to be seen as flat, and a power of ten to read them by
+        panel.set_ylim(low / 3, high * 3)
     panel.spines[["top", "right"]].set_visible(False)
     panel.spines[["left", "bottom"]].set_color(RULE)
     panel.grid(color=RULE, linewidth=0.6)
@@ -133,9 +142,9 @@ def _profile(results: Mapping[str, Result]) -> str:
 
 
 def _profile_of(result: Result) -> str:
-    threads = f"{result['threads']} thread" + ("s" if result["threads"] > 1 else "")
     rates = f"{result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, {result['copy_bytes_per_second'] / 1e9:,.1f} GB/s"
-    title = f"{result['size']}, batch {result['batch']} of {result['tokens']} tokens, {threads} (measured peaks: {rates}):\n\n"
+    shape = f"batch {result['batch']} of {result['tokens']} tokens, {_threads(result['threads'])}"
+    title = f"{result['size']}, {shape} (measured peaks: {rates}):\n\n"
     rows = [
         (group, *(text for way in ("eager", "engine") for text in _prediction(result[way][group])))
         for group in (*GROUPS, OUTSIDE)
@@ -158,11 +167,14 @@ def _compiled(results: Mapping[str, Result]) -> str:
     rows = (
         (
             result["size"], f"{result['tokens']}", f"{result['batch']}", f"{median(result['engine']):,.1f}",
+            f"{median(result['compiled']):,.1f}", f"{median(result['compiled']) / median(result['engine']):.2f}",
             f"{result['first_step']:,.0f}",
         )
         for result in _by_size(results)
     )  # fmt: skip
-    return _table(("network", "tokens", "batch", "engine with compiled blocks, images/s", "first step, seconds"), rows)
+    return _table(
+        ("network", "tokens", "batch", "engine, images/s", "blocks compiled, images/s", "ratio", "first step, seconds"), rows
+    )
 
 
 def _cost_law(results: Mapping[str, Result]) -> str:
@@ -255,10 +267,14 @@ def _measured_on(results: Mapping[str, Result], runs: Mapping[str, Result]) -> s
 def _facts(facts: Result) -> str:
     gpu = f"{facts['gpu']}, " if facts["gpu"] else ""
     return (
-        f"*Measured on {gpu}{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"*Measured on {gpu}{facts['processor']}, {facts['cores']} cores, {_threads(facts['threads'])}, "
         f"{facts['memory_gib']} GiB; torch {facts['torch']}, commit {facts['commit']}, {facts['date']}; other programs kept "
         f"{facts['processors_busy_with_others']:.2f} cores busy.*"
     )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count > 1 else "")
 
 
 def _label(name: str) -> str:

@@ -238,18 +238,19 @@ def interleave(workload: Workload, folder: Path, rounds: int, steps: int) -> Rat
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A training with its blocks compiled: seconds of the first step, which compiles, and images a second afterwards."""
+class Alone:
+    """A training by itself: seconds of its first step, which compiles if anything does, and images a second of later rounds."""
 
     first_step: float
     images_per_second: list[float]
 
 
-def train_compiled(workload: Workload, folder: Path, rounds: int, steps: int) -> Compiled:
-    """Measure the product's training with every block of the network compiled, each by the same code."""
+def train_alone(workload: Workload, folder: Path, rounds: int, steps: int, compiled: bool) -> Alone:
+    """Measure the product's training, with every block of the network compiled, all into the same code, or with none."""
     model = workload.network()
-    for block in model.blocks:
-        block.compile()
+    if compiled:
+        for block in model.blocks:
+            block.compile()
     marks: list[float] = []
 
     def at_step_end(done: int) -> None:
@@ -260,7 +261,7 @@ def train_compiled(workload: Workload, folder: Path, rounds: int, steps: int) ->
 
     train_with_engine(workload, folder, at_step_end, model)
     seconds = [after - before for before, after in pairwise(marks)]
-    return Compiled(seconds[0], [steps * workload.batch / part for part in seconds[WARM_STEPS:]])
+    return Alone(seconds[0], [steps * workload.batch / part for part in seconds[WARM_STEPS:]])
 
 
 def composite(workload: Workload) -> Composite:
