@@ -59,10 +59,12 @@ test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromiu
 	$(BIN)/pytest -m browser $(PYTEST)
 
 test-gpu: setup  ## the tests that need a CUDA device
-	$(BIN)/pytest -m gpu $(PYTEST)
+	$(BIN)/pytest -m 'gpu and not bench' $(PYTEST)
 
-bench: setup  ## measure training, data loading, sampling and an idle dvc repro
-	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(PYTEST)
+bench: setup  ## measure training, data, sampling, metrics and cost, and write the tables of docs/performance.md
+	mkdir -p .benchmarks
+	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name --benchmark-json=.benchmarks/last.json $(PYTEST)
+	PYTHONPATH=tests $(BIN)/python -m bench.performance_page .benchmarks/last.json
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

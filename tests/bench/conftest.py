@@ -1,41 +1,65 @@
-"""What every measurement reports besides seconds, printed at the end of the run: how many things a second, and a remark."""
+"""What every measurement reports besides seconds: how many things a second, and what they are to be compared with.
+
+It is printed at the end of the run and kept as `extra_info` of `--benchmark-json`, of which `performance_page` makes tables.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from bench import machine
 from pytest_benchmark.fixture import BenchmarkFixture
 
 RATES = pytest.StashKey[dict[str, float]]()
 REMARKS = pytest.StashKey[dict[str, str]]()
+STARTED = pytest.StashKey[machine.Usage]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RATES], config.stash[REMARKS] = {}, {}
+    config.stash[RATES], config.stash[REMARKS], config.stash[STARTED] = {}, {}, machine.Usage.now()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    """Say on what the measurements were made, and how many processors others used meanwhile."""
+    others = machine.Usage.now().others_since(config.stash[STARTED])
+    output_json["facts"] = {**machine.facts(), "processors_busy_with_others": round(others, 2)}
+
+
+@pytest.fixture
+def note(benchmark: BenchmarkFixture) -> Callable[..., None]:
+    """Keep named values, plain numbers, text, lists and dicts of them, with the measurement."""
+
+    def keep(**values: Any) -> None:
+        benchmark.extra_info.update(values)
+
+    return keep
 
 
 @pytest.fixture
 def per_second(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Note how many of `count` things, done in one round, that makes a second at the median round."""
 
-    def note(count: int) -> None:
+    def keep(count: int) -> None:
         if benchmark.stats is not None:  # None under --benchmark-disable
             benchmark.extra_info["per_second"] = count / benchmark.stats.stats.median
             request.config.stash[RATES][request.node.name] = benchmark.extra_info["per_second"]
 
-    return note
+    return keep
 
 
 @pytest.fixture
-def remark(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def remark(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Note, in words behind the rate, what it is to be compared with."""
 
-    def note(words: str) -> None:
+    def keep(words: str) -> None:
+        benchmark.extra_info["remark"] = words
         request.config.stash[REMARKS][request.node.name] = words
 
-    return note
+    return keep
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for name, rate in config.stash[RATES].items():
-        words = config.stash[REMARKS].get(name, "")
-        terminalreporter.write_line(f"{name:<48} {rate:>14,.2f} a second {words}".rstrip())
+    rates, remarks = config.stash[RATES], config.stash[REMARKS]
+    for name in dict.fromkeys([*rates, *remarks]):
+        rate = f"{rates[name]:>14,.2f} a second" if name in rates else " " * 23
+        terminalreporter.write_line(f"{name:<48} {rate} {remarks.get(name, '')}".rstrip())

@@ -1,4 +1,4 @@
-"""Images a second of a training step and of sampling, by size, on composite latents as the embedded preset has them."""
+"""Images a second of sampling, by size, on composite latents as the embedded preset has them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +8,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sfd_core.config import VariantParams, load_params
-from sfd_core.diffusion.loss import LossWeights, flow_loss
-from sfd_core.diffusion.path import sample_path
 from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.models.factory import LatentSpec, build_denoiser
 from sfd_core.seeding import generator
-from sfd_core.training.optim import build_optimizer
 
 pytestmark = pytest.mark.bench
 
@@ -26,31 +23,6 @@ SCHEDULE = AsyncSchedule(PARAMS.variants["sfd"].delta_t)
 
 def variant(size: str) -> VariantParams:
     return PARAMS.variants["sfd"].model_copy(update={"size": size})
-
-
-@pytest.mark.parametrize(("size", "batch"), [("tiny", PARAMS.train.optimisation.batch_size), ("S", 32), ("B", 8)])
-def test_train_step(benchmark: BenchmarkFixture, per_second: Callable[[int], None], size: str, batch: int) -> None:
-    model = build_denoiser(variant(size), LATENT, CLASSES).train()
-    optimizer = build_optimizer(model.parameters(), 1e-4, PARAMS.train.optimisation)
-    random = generator(0)
-    x0, x1 = torch.randn(2, batch, LATENT.channels, LATENT.grid, LATENT.grid, generator=random)
-    labels = torch.randint(CLASSES, (batch,), generator=random)
-    weights = LossWeights(semantic=2.0, cosine=1.0)
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        times = SCHEDULE.sample(batch, random)
-        path = sample_path(x0, x1, times, LATENT.texture_channels)
-        output = model(path.x_t, times.t_tex, times.t_sem, labels)
-        loss = flow_loss(output.prediction, path.velocity, LATENT.texture_channels, weights).total
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    losses = [step() for _ in range(2)]
-    benchmark.pedantic(step, rounds=8)
-    assert step() < losses[0]
-    per_second(batch)
 
 
 @pytest.mark.parametrize(("size", "batch"), [("tiny", 64), ("S", 16)])

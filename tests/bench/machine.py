@@ -1,0 +1,86 @@
+"""What the machine can do, and who else was using it: facts that stand beside every measurement."""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+
+def facts() -> dict[str, Any]:
+    """Return the processor, cores, threads of torch, memory, GPU and versions of this machine."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Seconds that all processors together have worked, and those that this process and its ended children have."""
+
+    at: float
+    all: float
+    own: float
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """Read the system's counters."""
+        total, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = total.idle + getattr(total, "iowait", 0.0)
+        return cls(time.monotonic(), sum(total[:8]) - idle, sum(own[:4]))
+
+    def others_since(self, before: "Usage") -> float:
+        """Return how many processors others than this process kept busy since `before`, on average."""
+        seconds = max(self.at - before.at, 1e-9)
+        return max(0.0, ((self.all - before.all) - (self.own - before.own)) / seconds)
+
+
+def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, side: int = 2048, rounds: int = 5) -> float:
+    """Return the floating-point operations a second of the fastest of some square matrix products (a multiply-add is two)."""
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    return 2 * side**3 / _fastest(lambda: torch.mm(a, b), rounds, device)
+
+
+def copy_bandwidth(device: str = "cpu", mebibytes: int = 256, rounds: int = 5) -> float:
+    """Return the bytes a second, read and written, of the fastest of some copies that no cache holds."""
+    source = torch.ones(mebibytes * 2**18, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), rounds, device)
+
+
+def wait_for(device: str) -> None:
+    """Return once the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _fastest(work: Any, rounds: int, device: str) -> float:
+    seconds = []
+    for _ in range(rounds + 1):
+        wait_for(device)
+        began = time.perf_counter()
+        work()
+        wait_for(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,311 @@
+"""A training as stage `train` runs it and the same one of `eager_baseline`, on random latents, and the clock of either."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from bench import eager_baseline
+from bench.operations import Profiler, Work, WorkCounter, averaging
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfd_core.composite import ChannelStatistics, Composite, LatentStatistics
+from sfd_core.config import TrainParams, VariantParams, load_params
+from sfd_core.data.shard_writer import ShardWriter
+from sfd_core.data.shards import FieldSpec, ShardReader
+from sfd_core.models.ema import EMA
+from sfd_core.models.factory import LatentSpec, build_denoiser
+from sfd_core.models.lightningdit import LightningDiT
+from sfd_core.seeding import generator
+from sfd_core.sizes import MODEL_SIZES, SizeName
+from sfd_core.training.checkpoint import ResumeFolder
+from sfd_core.training.denoising import FlowTask, LatentBatches
+from sfd_core.training.loop import TrainingPlan, run, training_device
+
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+CLASSES = 10
+STEPS_AT_MOST = 1_000_000
+WARM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained: the size of the network, the shape of its latents, and images a step and in the data set."""
+
+    size: SizeName
+    batch: int
+    texture: int = 32
+    semantic: int = 16
+    grid: int = 8
+    patch: int = 1
+    images: int = 512
+    precision: Literal["float32", "bfloat16"] = "float32"
+    learning_rate: float = 1e-4
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image."""
+        return (self.grid // self.patch) ** 2
+
+    @property
+    def channels(self) -> int:
+        """Channels of the composite."""
+        return self.texture + self.semantic
+
+    @property
+    def variant(self) -> VariantParams:
+        """The committed experiment's SFD in this size."""
+        changes = {"size": self.size, "patch": self.patch, "learning_rate": self.learning_rate}
+        return PARAMS.variants["sfd"].model_copy(update=changes)
+
+    @property
+    def params(self) -> TrainParams:
+        """The committed experiment's training with this batch, without an end and without checkpoints."""
+        endless = {"steps": STEPS_AT_MOST, "checkpoint_every": STEPS_AT_MOST}
+        changes = endless | {"batch_size": self.batch, "precision": self.precision}
+        optimisation = PARAMS.train.optimisation.model_copy(update=changes)
+        return PARAMS.train.model_copy(update={"optimisation": optimisation})
+
+    def network(self) -> LightningDiT:
+        """Return the product's network with random weights, none of them zero."""
+        spec = LatentSpec(self.texture, self.semantic, self.grid, token_channels=0)
+        model = build_denoiser(self.variant, spec, CLASSES)
+        assert isinstance(model, LightningDiT)
+        return _all_random(model)
+
+    def eager_network(self) -> eager_baseline.EagerLightningDiT:
+        """Return the baseline's network with the weights of `network`."""
+        size = MODEL_SIZES[self.size]
+        model = eager_baseline.EagerLightningDiT(
+            size.depth, size.width, size.heads, self.channels, self.grid, self.patch, CLASSES
+        )
+        model.load_state_dict(self.network().state_dict())
+        return model
+
+
+def embedded() -> Workload:
+    """The committed experiment's SFD."""
+    texture, patch = PARAMS.texture_vae.channels, PARAMS.variants["sfd"].patch
+    return Workload(
+        "tiny", PARAMS.train.optimisation.batch_size, texture, PARAMS.semantic_vae.channels, PARAMS.latent_grid, patch
+    )
+
+
+class Clock(EMA):
+    """The average of the weights, which the loop updates at the end of every step: the place to look at the watch.
+
+    `at_step_end` gets the number of steps done; it ends the run, before any checkpoint, by raising `Measured`.
+    """
+
+    def __init__(self, model: nn.Module, train: TrainParams, at_step_end: Callable[[int], None]) -> None:
+        super().__init__(model, train.ema_decay, train.ema_warmup)
+        self._at_step_end = at_step_end
+
+    def update(self, model: nn.Module) -> None:
+        """Average, then tell."""
+        with averaging():
+            super().update(model)
+        self._at_step_end(self.updates)
+
+
+class Measured(Exception):  # noqa: N818 (no error)
+    """All that was to be measured is measured."""
+
+
+def train_with_engine(
+    workload: Workload, folder: Path, at_step_end: Callable[[int], None], model: LightningDiT | None = None
+) -> None:
+    """Run the product's training until `at_step_end`, called with the number of steps done, raises `Measured`.
+
+    It is called after every step, and once before the first.
+    """
+    model = model or workload.network()
+    batches = LatentBatches(
+        _shard(workload, folder / "latents"), composite(workload), workload.variant, workload.params, CLASSES
+    )
+    task = FlowTask(model, batches, workload.variant)
+    plan = TrainingPlan("bench", workload.params.optimisation, workload.variant.learning_rate)
+    clock = Clock(model.to(training_device()), workload.params, at_step_end)
+    at_step_end(0)
+    try:
+        run(task, plan, ResumeFolder(folder / "resume"), ema=clock)
+    except Measured:
+        return
+    raise AssertionError("the training ended before the measurement did")
+
+
+def eager_steps(workload: Workload, folder: Path) -> Iterator[float]:
+    """Yield the losses of the baseline's training, a step each."""
+    variant, train = workload.variant, workload.params
+    beta1, beta2 = train.optimisation.betas
+    recipe = eager_baseline.Recipe(
+        workload.texture, CLASSES, variant.delta_t, variant.semantic_weight, variant.cosine_weight, train.class_dropout,
+        variant.mask_clamped, variant.learning_rate, (beta1, beta2), train.optimisation.clip_norm, train.ema_decay,
+    )  # fmt: skip
+    mean, std = torch.zeros(workload.channels), torch.ones(workload.channels)
+    rows = min(128, workload.images)
+    data = eager_baseline.LatentFiles(_files(workload, folder / "files", rows), rows, mean, std, train.flips)
+    return eager_baseline.train(workload.eager_network(), data, recipe, workload.batch)
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Where one step goes: the work of every group of operations, and the seconds that were measured."""
+
+    work: dict[str, Work]
+    seconds: dict[str, float]
+
+
+def break_down_engine(workload: Workload, folder: Path, steps: int) -> Breakdown:
+    """Take the product's training apart."""
+    tools = _Breakdown(steps)
+    train_with_engine(workload, folder, tools.at_step_end)
+    return tools.result()
+
+
+def break_down_eager(workload: Workload, folder: Path, steps: int) -> Breakdown:
+    """Take the baseline's training apart."""
+    tools = _Breakdown(steps)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Measured):
+        plain = eager_baseline.update_ema
+        patch.setattr(eager_baseline, "update_ema", averaging()(plain))
+        for done, _ in enumerate(eager_steps(workload, folder), start=1):
+            tools.at_step_end(done)
+    return tools.result()
+
+
+class _Breakdown:
+    """Counts the work of the second step and profiles some after it; the first warms up."""
+
+    def __init__(self, steps: int) -> None:
+        self.counter, self.profiler, self.steps = WorkCounter(), Profiler(), steps
+        self.seconds: dict[str, float] = {}
+
+    def at_step_end(self, done: int) -> None:
+        if done == 1:
+            self.counter.__enter__()
+        elif done == 2:
+            self.counter.__exit__(None, None, None)
+            self.profiler.start()
+        elif done == 2 + self.steps:
+            self.seconds = self.profiler.stop(self.steps)
+            raise Measured
+
+    def result(self) -> Breakdown:
+        return Breakdown(self.counter.work, self.seconds)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images a second of every round."""
+
+    eager: list[float]
+    engine: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Engine over baseline, round by round."""
+        return [engine / eager for engine, eager in zip(self.engine, self.eager, strict=True)]
+
+
+def interleave(workload: Workload, folder: Path, rounds: int, steps: int) -> Rates:
+    """Measure both trainings in turns of `steps` steps, in one process; one turn more warms up."""
+    baseline, rates = eager_steps(workload, folder), Rates([], [])
+    began = time.perf_counter()
+
+    def at_step_end(done: int) -> None:
+        nonlocal began
+        if done == 0 or done % steps:
+            return
+        rates.engine.append(steps * workload.batch / (time.perf_counter() - began))
+        began = time.perf_counter()
+        for _ in itertools.islice(baseline, steps):
+            pass
+        rates.eager.append(steps * workload.batch / (time.perf_counter() - began))
+        if len(rates.eager) > rounds:
+            raise Measured
+        began = time.perf_counter()
+
+    train_with_engine(workload, folder, at_step_end)
+    return Rates(rates.eager[1:], rates.engine[1:])
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A training by itself: seconds of its first step, which compiles if anything does, and images a second of later rounds."""
+
+    first_step: float
+    images_per_second: list[float]
+
+
+def train_alone(workload: Workload, folder: Path, rounds: int, steps: int, compiled: bool) -> Alone:
+    """Measure the product's training, with every block of the network compiled, all into the same code, or with none."""
+    model = workload.network()
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+    marks: list[float] = []
+
+    def at_step_end(done: int) -> None:
+        if done <= WARM_STEPS or (done - WARM_STEPS) % steps == 0:
+            marks.append(time.perf_counter())
+        if done == WARM_STEPS + rounds * steps:
+            raise Measured
+
+    train_with_engine(workload, folder, at_step_end, model)
+    seconds = [after - before for before, after in pairwise(marks)]
+    return Alone(seconds[0], [steps * workload.batch / part for part in seconds[WARM_STEPS:]])
+
+
+def composite(workload: Workload) -> Composite:
+    """Return what joins the latents of a workload, which are normal already."""
+
+    def standard(channels: int) -> ChannelStatistics:
+        return ChannelStatistics(torch.zeros(channels), torch.ones(channels))
+
+    return Composite(LatentStatistics(standard(workload.texture), standard(workload.semantic)))
+
+
+def _all_random(model: LightningDiT) -> LightningDiT:
+    """Replace the zeros that a network starts with: products with zero may be cheaper, and gradients vanish behind them."""
+    source = generator(0, "all random")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and not parameter.any():
+                parameter.normal_(std=0.02, generator=source)
+    return model
+
+
+def _latents(workload: Workload) -> tuple[Tensor, Tensor]:
+    """Return latents of images and their mirror images (N, 2, C, g, g), and labels (N,)."""
+    source = generator(0, "latents")
+    shape = (workload.images, 2, workload.channels, workload.grid, workload.grid)
+    return torch.randn(shape, generator=source), torch.randint(CLASSES, (workload.images,), generator=source)
+
+
+def _shard(workload: Workload, path: Path) -> ShardReader:
+    latents, labels = _latents(workload)
+    parts = {"z_tex": latents[:, :, : workload.texture], "z_sem": latents[:, :, workload.texture :]}
+    fields = {name: FieldSpec("float32", tuple(part.shape[1:])) for name, part in parts.items()}
+    with ShardWriter(path, fields | {"label": FieldSpec("int64", ())}, {}) as writer:
+        writer.append(**{name: part.numpy() for name, part in parts.items()}, label=labels.numpy())
+    return ShardReader(path)
+
+
+def _files(workload: Workload, folder: Path, rows: int) -> list[Path]:
+    folder.mkdir(parents=True)
+    latents, labels = _latents(workload)
+    files = []
+    for start in range(0, workload.images, rows):
+        part = slice(start, start + rows)
+        both = {"latents": latents[part, 0].contiguous(), "latents_flip": latents[part, 1].contiguous()}
+        files.append(folder / f"{start:06d}.safetensors")
+        save_file(both | {"labels": labels[part].clone()}, files[-1])
+    return files
