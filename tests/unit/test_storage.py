@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from sfd_core.errors import DataError, ResourceError
-from sfd_core.storage import PART_BYTES, Storage
+from sfd_core.storage import Storage
+from sfd_core.storage.bucket import PART_BYTES
 
 CREDENTIALS = ("lab-key", "lab-secret")
 WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")

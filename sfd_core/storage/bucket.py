@@ -1,4 +1,4 @@
-"""Bytes in S3-compatible storage; endpoint and credentials come from the environment (AWS_ENDPOINT_URL and so on)."""
+"""One bucket: objects up, down and listed, each failure as one message that says what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
