@@ -55,8 +55,9 @@ def status(settings: Settings) -> int:
     state = State.read(settings.folder)
     supervised = is_supervised(settings.folder)
     if state is None or (not supervised and not state.leftovers):
-        failed = f"; the last start failed: {state.error}" if state and state.phase == "failed" else ""
-        print(f"the laboratory does not run{failed}; start it with `make up`")
+        print("the laboratory does not run; start it with `make up`")
+        if state and state.phase == "failed":
+            print(f"last time: {state.error}")
         return NOT_HEALTHY
     since = datetime.fromtimestamp(state.started).astimezone().isoformat(" ", "seconds")
     if supervised:

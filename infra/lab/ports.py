@@ -1,26 +1,33 @@
 """Ports: those that a user chose must be free, those that only SeaweedFS needs are chosen once and kept."""
 
+import errno
+import secrets
 import socket
 from collections.abc import Mapping
 
 import psutil
 
-from infra.lab.servers import WEED_PORTS, Server
+from infra.lab.servers import SISTER, WEED_PORTS, Server
 from infra.lab.settings import LOOPBACK, MLFLOW_PORT, PREFECT_PORT, S3_PORT
 from sfd_core.errors import ResourceError
 
+FIRST, COUNT = 20_000, 2_000
+"""Ports that SeaweedFS gets; these and their sisters lie below those that systems give to outgoing connections."""
 VARIABLES = {"s3": S3_PORT, "s3-gate": S3_PORT, "mlflow": MLFLOW_PORT, "prefect": PREFECT_PORT}
 
 
 def choose_ports(kept: Mapping[str, int], fixed: Mapping[str, int], in_use: bool) -> dict[str, int]:
     """Return one port for each name: `fixed`, else the one `kept` if it is free or `in_use` by SeaweedFS, else a new one."""
     chosen = dict(fixed)
+    candidates = iter(range(FIRST + secrets.randbelow(COUNT // 2), FIRST + COUNT))
     for name in WEED_PORTS:
         port = kept.get(name)
-        if name not in chosen and port is not None and port not in fixed.values() and (in_use or is_free(LOOPBACK, port)):
+        if name not in chosen and port is not None and port not in fixed.values() and (in_use or _are_free(port)):
             chosen[name] = port
-    missing = [name for name in WEED_PORTS if name not in chosen]
-    return {**chosen, **dict(zip(missing, _free_ports(len(missing)), strict=True))}
+    for name in WEED_PORTS:
+        if name not in chosen:
+            chosen[name] = next(port for port in candidates if port not in chosen.values() and _are_free(port))
+    return chosen
 
 
 def require_free(server: Server) -> None:
@@ -46,21 +53,14 @@ def is_free(host: str, port: int) -> bool:
     except PermissionError as error:
         raise ResourceError(f"port {port} may not be used ({error}); choose one above 1023") from error
     except OSError as error:
-        if error.errno == 99:
+        if error.errno == errno.EADDRNOTAVAIL:
             raise ResourceError(f"{host} is no address of this machine; set SFD_LAB_HOST to one, or unset it") from error
         return False
     return True
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+def _are_free(port: int) -> bool:
+    return is_free(LOOPBACK, port) and is_free(LOOPBACK, port + SISTER)
 
 
 def _by_whom(port: int) -> str:

@@ -23,8 +23,10 @@ BUCKETS = ("dvc", "mlflow", "checkpoints")
 REGION = "us-east-1"
 WEED_MEMORY = "384MiB"
 """Go's soft limit: without it SeaweedFS keeps what an upload took."""
-WEED_PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc")
+WEED_PORTS = ("s3", "s3.grpc", "master", "volume", "filer", "admin")
 """Ports that SeaweedFS listens on; all but `s3` without asking for a key, hence on loopback only."""
+SISTER = 10_000
+"""The master, volume, filer and admin servers speak gRPC on a port as much higher; the admin's worker expects no other."""
 FOREIGN = ("AWS_", "MLFLOW_", "PREFECT_", "SFD_LAB_", "SFD_DATABASE_URL")
 """Variables of the caller that a server must not see."""
 QUIET = {"DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -37,6 +39,7 @@ class Server:
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    """What it needs beyond the caller's own environment."""
     wave: int
     """Servers of one wave start together, after those of the waves before it answer, and stop before them."""
     address: str = ""
@@ -56,8 +59,7 @@ def servers(settings: Settings, credentials: Credentials, databases: Databases, 
         found.append(_gate(settings, ports))
     found += [_mlflow(settings, credentials, databases, ports), _prefect(settings, credentials, databases)]
     if settings.worker:
-        environment = inherited() | client_environment(settings, credentials)
-        found.append(Server("worker", settings.worker, environment, wave=2, patience=60.0))
+        found.append(Server("worker", settings.worker, client_environment(settings, credentials), wave=2, patience=60.0))
     return found
 
 
@@ -121,12 +123,12 @@ def _s3(settings: Settings, ports: Mapping[str, int]) -> Server:
     return Server(
         "s3",
         tuple(command),
-        inherited() | {"GOMEMLIMIT": WEED_MEMORY},
+        {"GOMEMLIMIT": WEED_MEMORY},
         wave=0,
         address=own if settings.host == LOOPBACK else "",
         health=f"{own}/healthz",
         patience=60.0,
-        ports=tuple((LOOPBACK, port) for port in ports.values()),
+        ports=((LOOPBACK, ports["s3"]),),
     )
 
 
@@ -138,7 +140,7 @@ def _gate(settings: Settings, ports: Mapping[str, int]) -> Server:
     return Server(
         "s3-gate",
         command,
-        inherited(),
+        {},
         wave=1,
         address=settings.address(settings.s3_port),
         health=f"{_own(settings, settings.s3_port)}/healthz",
@@ -151,7 +153,7 @@ def _mlflow(settings: Settings, credentials: Credentials, databases: Databases, 
         sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port),
         "--workers", "1", "--serve-artifacts", "--artifacts-destination", "s3://mlflow/artifacts",
     ]  # fmt: skip
-    environment = inherited() | {
+    environment = {
         "MLFLOW_BACKEND_STORE_URI": databases.mlflow,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_names(settings, settings.mlflow_port)),
@@ -184,7 +186,7 @@ def _mlflow(settings: Settings, credentials: Credentials, databases: Databases, 
 
 def _prefect(settings: Settings, credentials: Credentials, databases: Databases) -> Server:
     address = settings.address(settings.prefect_port)
-    environment = inherited() | {
+    environment = {
         "PREFECT_HOME": str(settings.folder / "prefect"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": databases.prefect,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

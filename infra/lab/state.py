@@ -44,7 +44,6 @@ class State:
     error: str = ""
     started: float = 0.0
     """Seconds since 1970."""
-    seconds_to_ready: float | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
     """Ports of SeaweedFS; kept from one start to the next."""
     servers: tuple[Record, ...] = ()
@@ -69,7 +68,7 @@ class State:
     def with_server(self, record: Record) -> Self:
         """Return the state with `record` in the place of an earlier one of that name."""
         others = [server for server in self.servers if server.name != record.name]
-        return replace(self, servers=(*others, record))
+        return replace(self, servers=tuple(sorted([*others, record], key=lambda server: (server.wave, server.name))))
 
     @property
     def leftovers(self) -> list[Record]:

@@ -22,7 +22,7 @@ from infra.lab.credentials import MLFLOW_USER, Credentials, write_private
 from infra.lab.databases import Databases, make_databases
 from infra.lab.ports import choose_ports, require_free
 from infra.lab.processes import MARK, Identity, end, ticks
-from infra.lab.servers import Server, client_environment, servers, write_configuration
+from infra.lab.servers import Server, client_environment, inherited, servers, write_configuration
 from infra.lab.settings import Settings
 from infra.lab.state import Record, State, locked
 from sfd_core.errors import ConfigError, ResourceError, SFDError
@@ -87,7 +87,6 @@ class Supervisor:
         self._asked_to_stop = True
 
     def _start(self, earlier: State | None) -> None:
-        begun = time.monotonic()
         credentials = Credentials.of(self.folder, os.environ)
         databases = Databases.of(self.folder, self.settings.database_url)
         own = {} if self.settings.host != "127.0.0.1" else {"s3": self.settings.s3_port}
@@ -101,6 +100,10 @@ class Supervisor:
         wanted = servers(self.settings, credentials, databases, ports)
         self._adopt(wanted, running)
         self._save()
+        present = {kept.server.name for kept in self._kept}
+        for server in wanted:
+            if server.name not in present:
+                require_free(server)
         for wave in sorted({server.wave for server in wanted}):
             self._start_wave([server for server in wanted if server.wave == wave])
             if wave == 1:
@@ -108,7 +111,7 @@ class Supervisor:
                 self._write_environment(credentials)
             if self._asked_to_stop:
                 return
-        self._save(phase="running", seconds_to_ready=time.monotonic() - begun)
+        self._save(phase="running")
 
     def _adopt(self, wanted: Sequence[Server], running: Sequence[Record]) -> None:
         """Keep what an earlier supervisor left running as it is wanted now; end the rest."""
@@ -127,7 +130,6 @@ class Supervisor:
         present = {kept.server.name for kept in self._kept}
         for server in wave:
             if server.name not in present:
-                require_free(server)
                 self._kept.append(self._spawn(server))
         for _ in ticks(SECONDS_TO_START):
             waiting = [kept for kept in self._kept if kept.server in wave and not is_healthy(kept.server.health)]
@@ -150,7 +152,7 @@ class Supervisor:
         with log.open("ab") as file:
             popen = subprocess.Popen(
                 server.command,
-                env={**server.environment, MARK: mark},
+                env={**inherited(), **server.environment, MARK: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
