@@ -14,6 +14,8 @@ from infra.lab.state import State, is_supervised
 from infra.lab.supervisor import ENVIRONMENT_FILE, SECONDS_TO_START, Supervisor, is_healthy, make_folder, tail
 from sfd_core.errors import ConfigError, ResourceError, exits_cleanly
 
+COMMAND = (sys.executable, "-m", "infra.lab", "run")
+"""Starts the supervisor."""
 SECONDS_TO_STOP = 300.0
 NOT_HEALTHY = 1
 """Exit code of `status` if not everything works."""
@@ -86,7 +88,7 @@ def _start(settings: Settings) -> None:
     begun = time.monotonic()
     with log.open("wb") as file:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "infra.lab", "run"],
+            COMMAND,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -132,10 +132,11 @@ class Supervisor:
             if server.name not in present:
                 self._kept.append(self._spawn(server))
         for _ in ticks(SECONDS_TO_START):
-            waiting = [kept for kept in self._kept if kept.server in wave and not is_healthy(kept.server.health)]
-            for kept in waiting:
+            started = [kept for kept in self._kept if kept.server in wave]
+            for kept in started:
                 if not kept.runs:
                     raise ResourceError(f"{kept.server.name} ended as soon as it began:\n{self._tail(kept.server.name)}")
+            waiting = [kept for kept in started if not is_healthy(kept.server.health)]
             if not waiting or self._asked_to_stop:
                 return
         names = ", ".join(kept.server.name for kept in waiting)
