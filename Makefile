@@ -24,7 +24,7 @@ LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
 
-.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu bench check format lock serve-mlflow clean
+.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu bench check format lock up down status serve-mlflow clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,15 @@ format: setup  ## format the code
 lock: setup  ## write what pyproject.toml needs, with hashes, into requirements.lock
 	UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 		--generate-hashes --quiet -o requirements.lock
+
+up: setup  ## the laboratory on this machine: S3, MLflow, Prefect and a worker; ports and more by SFD_LAB_... (infra/README.md)
+	$(BIN)/python -m infra.lab up
+
+down: setup  ## stop the laboratory; everything in .sfd/lab stays
+	$(BIN)/python -m infra.lab down
+
+status: setup  ## what of the laboratory runs, how well, with how much memory
+	$(BIN)/python -m infra.lab status
 
 serve-mlflow: setup  ## the MLflow pages of the embedded store on http://127.0.0.1:MLFLOW_PORT (5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \

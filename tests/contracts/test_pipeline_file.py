@@ -23,7 +23,11 @@ NO_RESULT_DEPENDS_ON = {
     "sfd_core/processes.py",
     "sfd_core/stages/outlook.py",
     "sfd_core/stages/progress.py",
-    *(path.relative_to(ROOT).as_posix() for path in (ROOT / "sfd_core" / "tracking").glob("*.py")),
+    *(
+        path.relative_to(ROOT).as_posix()
+        for name in ("storage", "tracking")
+        for path in (ROOT / "sfd_core" / name).glob("*.py")
+    ),
     "sfd_core/training/progress.py",
 }
 """Checks, messages, places, sharing of work and progress: a change there leaves every result as it is."""

@@ -1,0 +1,91 @@
+"""Where MLflow and Prefect keep what they know: SQLite files, or databases of their own on a PostgreSQL server."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from sfd_core.errors import ResourceError
+
+DEFAULT_NAME = "sfd"
+CONNECT_SECONDS = 10
+PURPOSES = ("mlflow", "mlflow_auth", "prefect")
+
+
+@dataclass(frozen=True, repr=False)
+class Databases:
+    """SQLAlchemy addresses, which may hold a password."""
+
+    mlflow: str
+    mlflow_auth: str
+    """MLflow's users, where it asks for a password."""
+    prefect: str
+
+    @classmethod
+    def of(cls, folder: Path, url: str | None) -> Self:
+        """Return files in `folder`, or the databases `<name>_mlflow` and so on of the PostgreSQL server at `url`."""
+        if url is None:
+            files = {purpose: folder / f"{purpose}.db" for purpose in PURPOSES}
+            return cls(
+                mlflow=f"sqlite:///{files['mlflow']}",
+                mlflow_auth=f"sqlite:///{files['mlflow_auth']}",
+                prefect=f"sqlite+aiosqlite:///{files['prefect']}",
+            )
+        drivers = {"mlflow": "psycopg", "mlflow_auth": "psycopg", "prefect": "asyncpg"}
+        return cls(
+            **{purpose: _with(url, f"postgresql+{driver}", database_name(url, purpose)) for purpose, driver in drivers.items()}
+        )
+
+
+def database_name(url: str, purpose: str) -> str:
+    """Return the name of the database for `purpose` on the server at `url`."""
+    return f"{urlsplit(url).path.strip('/') or DEFAULT_NAME}_{purpose}"
+
+
+def make_databases(url: str) -> None:
+    """Create the databases that the PostgreSQL server at `url` lacks.
+
+    Raises `ResourceError` if it does not answer, refuses the user, or does not let the user create a database.
+    """
+    import psycopg
+    from psycopg import errors, sql
+
+    address = urlsplit(url)
+    server = f"PostgreSQL at {address.hostname}:{address.port or 5432}"
+    try:
+        with _connect(url) as connection:
+            for purpose in PURPOSES:
+                name = database_name(url, purpose)
+                if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
+                    try:
+                        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+                    except errors.InsufficientPrivilege as error:
+                        raise ResourceError(
+                            f"{server} does not let the user {address.username} create the database {name}; have an "
+                            f"administrator run: CREATE DATABASE {name} OWNER {address.username};"
+                        ) from error
+    except psycopg.OperationalError as error:
+        reason = _without_secret(str(error).strip().splitlines()[-1], address.password)
+        raise ResourceError(f"{server} cannot be used: {reason}; check SFD_DATABASE_URL and that the server runs") from error
+
+
+def _connect(url: str) -> Any:
+    """Connect to the database that every server has, or, where that is not allowed, to the one that `url` names."""
+    import psycopg
+
+    names = ["postgres", urlsplit(url).path.strip("/")]
+    for name in [name for name in names if name][:-1]:
+        try:
+            return psycopg.connect(_with(url, "postgresql", name), autocommit=True, connect_timeout=CONNECT_SECONDS)
+        except psycopg.OperationalError:
+            continue
+    name = [name for name in names if name][-1]
+    return psycopg.connect(_with(url, "postgresql", name), autocommit=True, connect_timeout=CONNECT_SECONDS)
+
+
+def _with(url: str, scheme: str, database: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(scheme=scheme, path=f"/{quote(database)}"))
+
+
+def _without_secret(text: str, secret: str | None) -> str:
+    return text.replace(secret, "***") if secret else text

@@ -1,0 +1,22 @@
+"""Bytes in S3-compatible storage: the only package that imports boto3, and only when there is something to store.
+
+Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on).
+"""
+
+from sfd_core.storage.bucket import ConflictError, Storage, StoredObject, UnavailableError
+from sfd_core.storage.lease import Lease, LostError
+from sfd_core.storage.mirror import Mirror, Place, download_folder, restore, upload_folder
+
+__all__ = [
+    "ConflictError",
+    "Lease",
+    "LostError",
+    "Mirror",
+    "Place",
+    "Storage",
+    "StoredObject",
+    "UnavailableError",
+    "download_folder",
+    "restore",
+    "upload_folder",
+]

@@ -1,0 +1,221 @@
+"""Folders of files that never change, such as the checkpoints of a training, kept in a bucket too while they are being made.
+
+Keys are `<prefix>/<folder>/<file>` and, written last, `<prefix>/<folder>/MANIFEST.json` with their names, sizes and SHA-256: a
+folder without it is not whole and counts as absent.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from sfd_core.errors import ConfigError, DataError, SFDError
+from sfd_core.paths import atomic_dir, file_digest
+from sfd_core.storage.bucket import Storage, UnavailableError
+
+VARIABLE = "SFD_CHECKPOINTS"
+"""Environment variable: s3://BUCKET or s3://BUCKET/PREFIX to mirror checkpoints to; unset for nowhere."""
+MANIFEST = "MANIFEST.json"
+STEPS = "step-*"
+SECONDS_BETWEEN_LOOKS = 5.0
+LONGEST_WAIT = 60.0
+"""Seconds between attempts while the storage fails."""
+SECONDS_AT_THE_END = 120.0
+KEPT = 2
+NICENESS = 15
+
+
+@dataclass(frozen=True)
+class Place:
+    """A prefix of a bucket."""
+
+    bucket: str
+    prefix: str = ""
+
+    @classmethod
+    def of_environment(cls) -> "Place | None":
+        """Return the place that SFD_CHECKPOINTS names, if any. Raises `ConfigError` if it is no S3 address."""
+        text = os.environ.get(VARIABLE)
+        if not text:
+            return None
+        address = urlsplit(text)
+        if address.scheme != "s3" or not address.netloc:
+            raise ConfigError(
+                f"{VARIABLE} is {text!r}, but must be s3://BUCKET or s3://BUCKET/PREFIX; set it right or unset it"
+            )
+        return cls(address.netloc, address.path.strip("/"))
+
+    def key(self, *parts: str) -> str:
+        """Return the key of something below this place."""
+        return "/".join(part for part in (self.prefix, *parts) if part)
+
+
+def upload_folder(storage: Storage, folder: Path, prefix: str) -> None:
+    """Upload all files of a folder that changes no more; those that are there already, whole, are not sent again.
+
+    Raises `DataError` if a file vanishes meanwhile, `ResourceError` if the storage fails; called again, it goes on.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    present = {stored.key for stored in storage.list(f"{prefix}/")}
+    if f"{prefix}/{MANIFEST}" in present:
+        return
+    entries: dict[str, dict[str, Any]] = {}
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        try:
+            entries[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+        except FileNotFoundError as error:
+            raise DataError(f"{path} vanished while it was being uploaded") from error
+        if f"{prefix}/{name}" not in present or storage.digest(f"{prefix}/{name}") != entries[name]["sha256"]:
+            storage.upload(path, f"{prefix}/{name}", digest=entries[name]["sha256"])
+    storage.put(f"{prefix}/{MANIFEST}", json.dumps(entries, indent=2).encode())
+
+
+def download_folder(storage: Storage, prefix: str, folder: Path) -> None:
+    """Download what `upload_folder` uploaded, whole or not at all.
+
+    Raises `DataError` if there is no whole folder, or if a file is not what its manifest says.
+    """
+    entries = _manifest(storage, prefix)
+    with atomic_dir(folder) as temporary:
+        for name, entry in entries.items():
+            target = temporary / name
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise DataError(f"{prefix}/{MANIFEST} names {name!r}, which lies outside the folder; do not use it")
+            storage.download(f"{prefix}/{name}", target, digest=entry["sha256"])
+
+
+def delete_folder(storage: Storage, prefix: str) -> None:
+    """Delete a folder, its manifest first: one that is half deleted counts as absent."""
+    storage.delete(f"{prefix}/{MANIFEST}")
+    for stored in list(storage.list(f"{prefix}/")):
+        storage.delete(stored.key)
+
+
+def complete_folders(storage: Storage, prefix: str) -> list[str]:
+    """Return the names of the whole folders below `prefix`, in the order of their names."""
+    ends = [stored.key.removeprefix(f"{prefix}/") for stored in storage.list(f"{prefix}/")]
+    return sorted(str(PurePosixPath(end).parent) for end in ends if PurePosixPath(end).parts[1:] == (MANIFEST,))
+
+
+def restore(storage: Storage, prefix: str, folder: Path) -> Path | None:
+    """Download the newest whole step below `prefix` into `folder` unless one as new is there, and return where it lies.
+
+    A damaged one is named and passed over. Returns None if there is none anywhere. Raises `ResourceError` if the storage fails.
+    """
+    local = _local_steps(folder)
+    for name in reversed(complete_folders(storage, prefix)):
+        if local and local[-1].name >= name:
+            break
+        try:
+            download_folder(storage, f"{prefix}/{name}", folder / name)
+        except DataError as error:
+            print(f"warning: {error}; using the step before it", file=sys.stderr)
+        else:
+            return folder / name
+    return local[-1] if local else None
+
+
+class Mirror:
+    """Uploads the steps of a folder in the background, the newest first; as a context manager, from entry to exit.
+
+    What it uses is bounded: one thread of low priority, one part of a file in memory. Failures are told once and repeated until
+    they pass; they neither slow nor end what makes the files. Steps that vanish from the folder vanish from the bucket as well,
+    but for the newest `kept`; steps that other machines mirrored are left alone.
+    """
+
+    def __init__(self, storage: Storage, folder: Path, prefix: str, *, kept: int = KEPT, every: float = SECONDS_BETWEEN_LOOKS):
+        self.storage, self.folder, self.prefix, self.kept, self.every = storage, folder, prefix, kept, every
+        self._ended = threading.Event()
+        self._done: set[str] = set()
+        self._seen: set[str] = set()
+        self._told = False
+        self._thread = threading.Thread(target=self._run, name=f"mirror {folder}", daemon=True)
+
+    def __enter__(self) -> Self:
+        with suppress(UnavailableError):  # that may pass; a wrong key does not
+            self.storage.check()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self, seconds: float = SECONDS_AT_THE_END) -> None:
+        """Let the last steps go up for as many seconds at most."""
+        self._ended.set()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            print(f"warning: {self.folder} is not wholly in {self._name}; it is whole on this disk", file=sys.stderr)
+
+    def _run(self) -> None:
+        """Look, upload, look again; once more after the end."""
+        with suppress(OSError, AttributeError):  # of this thread only, where the system can
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        wait = self.every
+        while not self._ended.wait(wait):
+            wait = self.every if self._tried(self._pass) else min(2 * wait, LONGEST_WAIT)
+        while not self._tried(self._pass):
+            time.sleep(self.every)
+
+    def _pass(self) -> None:
+        """Upload what is missing, looking for newer steps after each, then delete what is gone."""
+        while missing := [step for step in _local_steps(self.folder) if step.name not in self._done]:
+            newest = missing[-1]
+            self._seen.add(newest.name)
+            try:
+                upload_folder(self.storage, newest, f"{self.prefix}/{newest.name}")
+            except DataError:
+                if newest.exists():
+                    raise
+            self._done.add(newest.name)
+        self._delete_gone()
+
+    def _delete_gone(self) -> None:
+        gone = self._seen - {step.name for step in _local_steps(self.folder)}
+        if gone:
+            present = complete_folders(self.storage, self.prefix)
+            for name in sorted(gone - set(present[-self.kept :])):
+                delete_folder(self.storage, f"{self.prefix}/{name}")
+                self._seen.discard(name)
+
+    def _tried(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever happens to the storage, the training goes on
+            if not self._told:
+                self._told = True
+                reason = str(error) if isinstance(error, SFDError) else f"{type(error).__name__}: {error}"
+                print(f"warning: {self.folder} is not mirrored for now: {reason}; trying again", file=sys.stderr)
+            return False
+        if self._told:
+            self._told = False
+            print(f"{self.folder} is mirrored to {self._name} again", file=sys.stderr)
+        return True
+
+    @property
+    def _name(self) -> str:
+        return f"s3://{self.storage.bucket}/{self.prefix}"
+
+
+def _manifest(storage: Storage, prefix: str) -> dict[str, dict[str, Any]]:
+    try:
+        entries = json.loads(storage.get(f"{prefix}/{MANIFEST}").data)
+        if not all("sha256" in entry for entry in entries.values()):
+            raise ValueError("an entry lacks its hash")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{prefix}/{MANIFEST} is damaged ({error}); delete the folder there") from error
+    return dict(entries)
+
+
+def _local_steps(folder: Path) -> list[Path]:
+    """Return the steps in a folder, the newest last; what is still being written has another name."""
+    return sorted(path for path in folder.glob(STEPS) if path.is_dir())

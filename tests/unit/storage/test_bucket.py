@@ -1,0 +1,208 @@
+"""One bucket of a real S3 server (SeaweedFS)."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faulty_proxy import FaultyProxy
+from seaweed import free_ports
+
+from sfd_core.errors import DataError, ResourceError
+from sfd_core.storage import ConflictError, Storage, UnavailableError
+from sfd_core.storage.bucket import PART_BYTES
+
+
+def test_what_goes_up_comes_down(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "up").write_bytes(b"0123456789" * 100)
+    storage.upload(tmp_path / "up", "runs/a.bin")
+    storage.download("runs/a.bin", tmp_path / "new" / "down")
+    assert (tmp_path / "new" / "down").read_bytes() == (tmp_path / "up").read_bytes()
+
+
+def test_large_objects_travel_in_parts(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "up").write_bytes(os.urandom(PART_BYTES + 12_345))
+    storage.upload(tmp_path / "up", "large")
+    storage.download("large", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
+
+
+def test_objects_are_listed_by_prefix_with_their_sizes(storage: Storage, tmp_path: Path) -> None:
+    for size in (1, 2, 3):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        storage.upload(tmp_path / "file", f"listed/{size}")
+    assert [(entry.key, entry.size) for entry in storage.list("listed/")] == [("listed/1", 1), ("listed/2", 2), ("listed/3", 3)]
+    assert list(storage.list("nothing/")) == []
+
+
+def test_existence(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    storage.upload(tmp_path / "file", "there")
+    assert storage.exists("there")
+    assert not storage.exists("not there")
+
+
+def test_an_absent_object_is_named_and_nothing_is_written(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"s3://lab/absent .*no such object"):
+        storage.download("absent", tmp_path / "down")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_file_is_named(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it is no file"):
+        storage.upload(tmp_path / "absent", "key")
+
+
+@pytest.mark.parametrize("request_of", ["download", "exists", "list"])
+def test_an_absent_bucket_is_named(storage: Storage, tmp_path: Path, request_of: str) -> None:
+    # not "upload": SeaweedFS makes the bucket for a key with the right to
+    absent = Storage("no-such-bucket")
+    requests = {
+        "download": lambda: absent.download("key", tmp_path / "down"),
+        "exists": lambda: absent.exists("key"),
+        "list": lambda: list(absent.list()),
+    }
+    with pytest.raises(ResourceError, match="no bucket 'no-such-bucket'"):
+        requests[request_of]()
+
+
+def test_wrong_credentials_are_told_at_once_without_showing_them(endpoint: str, credentials: Callable[..., None]) -> None:
+    credentials(endpoint, secret="wrong-secret")
+    begun = time.monotonic()
+    with pytest.raises(ResourceError, match="access denied") as caught:
+        Storage("lab", patience=60).check()
+    assert time.monotonic() - begun < 5
+    assert "\n" not in str(caught.value)
+    assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_server_that_is_down_is_told(credentials: Callable[..., None], tmp_path: Path) -> None:
+    credentials(f"http://127.0.0.1:{free_ports(1)[0]}")
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ResourceError, match=r"does not answer .*AWS_ENDPOINT_URL"):
+        Storage("lab").upload(tmp_path / "file", "key")
+
+
+def test_missing_credentials_are_told(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ResourceError, match="set AWS_ACCESS_KEY_ID"):
+        Storage("lab").exists("key")
+
+
+def test_an_endpoint_that_is_no_address_is_told(credentials: Callable[..., None]) -> None:
+    credentials("not an address")
+    with pytest.raises(ResourceError, match="check AWS_ENDPOINT_URL"):
+        Storage("lab")
+
+
+def test_a_bucket_that_lets_one_in_passes_the_check(storage: Storage) -> None:
+    storage.check()
+    with pytest.raises(ResourceError, match="no bucket 'no-such-bucket'"):
+        Storage("no-such-bucket").check()
+
+
+def test_an_object_that_changed_since_it_was_uploaded_is_refused_and_nothing_is_written(
+    storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "up").write_bytes(b"weights")
+    storage.upload(tmp_path / "up", "changed", digest="0" * 64)
+    with pytest.raises(DataError, match=r"s3://lab/changed is damaged"):
+        storage.download("changed", tmp_path / "down")
+    storage.upload(tmp_path / "up", "right")
+    with pytest.raises(DataError, match=r"s3://lab/right is damaged"):
+        storage.download("right", tmp_path / "down", digest="1" * 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["up"]
+
+
+def test_of_many_who_create_an_object_only_one_succeeds(storage: Storage) -> None:
+    outcomes = at_once(8, lambda number: storage.put("contested", str(number).encode(), absent=True))
+    assert sorted(outcomes) == ["ConflictError"] * 7 + ["written"]
+
+
+def test_of_many_who_replace_what_they_read_only_one_succeeds(storage: Storage) -> None:
+    etag = storage.put("replaced", b"before")
+    outcomes = at_once(8, lambda number: storage.put("replaced", str(number).encode(), etag=etag))
+    assert sorted(outcomes) == ["ConflictError"] * 7 + ["written"]
+
+
+def at_once(count: int, write: Callable[[int], str]) -> list[str]:
+    """Run `write` in threads that begin together and return what became of each."""
+    together, outcomes = threading.Barrier(count), []
+
+    def run(number: int) -> None:
+        together.wait()
+        try:
+            write(number)
+            outcomes.append("written")
+        except ConflictError as error:
+            outcomes.append(type(error).__name__)
+
+    threads = [threading.Thread(target=run, args=[number]) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_a_small_object_tells_its_age_by_the_servers_clock(storage: Storage) -> None:
+    etag = storage.put("aged", b"x")
+    time.sleep(2.1)
+    content = storage.get("aged")
+    assert (content.data, content.etag) == (b"x", etag)
+    assert 1 <= content.age <= 4
+
+
+def test_a_deleted_object_is_gone_and_may_be_deleted_again(storage: Storage) -> None:
+    storage.put("deleted", b"x")
+    storage.delete("deleted")
+    storage.delete("deleted")
+    assert not storage.exists("deleted")
+
+
+@pytest.mark.parametrize("mode", ["refuses", "busy", "hangs"])
+@pytest.mark.usefixtures("impatient")
+def test_a_patient_storage_outlasts_a_fault(
+    proxy: FaultyProxy, credentials: Callable[..., None], tmp_path: Path, mode: str
+) -> None:
+    credentials(proxy.endpoint)
+    (tmp_path / "up").write_bytes(os.urandom(2**18 + 1))
+    proxy.set(mode)
+    with pytest.raises(UnavailableError):
+        Storage("lab").upload(tmp_path / "up", f"patient/{mode}")
+    patient = Storage("lab", patience=60)
+    threading.Timer(0.7, proxy.set, ["works"]).start()
+    patient.upload(tmp_path / "up", f"patient/{mode}")
+    patient.download(f"patient/{mode}", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_upload_goes_through_although_the_server_vanishes_in_the_middle(
+    proxy: FaultyProxy, credentials: Callable[..., None], tmp_path: Path
+) -> None:
+    credentials(proxy.endpoint)
+    (tmp_path / "up").write_bytes(os.urandom(3 * 2**20))
+    proxy.set("slow")
+    threading.Timer(0.2, proxy.set, ["refuses"]).start()
+    threading.Timer(1.0, proxy.set, ["works"]).start()
+    patient = Storage("lab", patience=60)
+    patient.upload(tmp_path / "up", "interrupted")
+    patient.download("interrupted", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
+
+
+def test_a_slow_server_is_no_fault(proxy: FaultyProxy, credentials: Callable[..., None], tmp_path: Path) -> None:
+    credentials(proxy.endpoint)
+    proxy.set("slow")
+    (tmp_path / "up").write_bytes(b"x" * 300_000)
+    slow = Storage("lab")
+    slow.upload(tmp_path / "up", "slow")
+    slow.download("slow", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()

@@ -1,0 +1,126 @@
+"""A lease in a real S3 server: one holder at a time, whatever happens to it."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from faulty_proxy import FaultyProxy
+
+from sfd_core.errors import DataError, ResourceError
+from sfd_core.storage import Lease, LostError, Storage
+from sfd_core.storage.lease import Holder
+
+
+def abandoned(storage: Storage, key: str, seconds: float) -> Lease:
+    """Acquire a lease and stop renewing it without releasing it, as a killed process does."""
+    lease = Lease(storage, key, seconds)
+    lease.acquire()
+    lease._ended.set()
+    return lease
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_lost(lease: Lease) -> bool:
+    try:
+        lease.check()
+    except LostError:
+        return True
+    return False
+
+
+def test_a_held_lease_is_refused_by_the_name_of_its_holder_and_free_when_released(storage: Storage) -> None:
+    with Lease(storage, "held") as lease:
+        with pytest.raises(ResourceError, match=rf"{lease.who} is at work on held.*ends in \d+ s"):
+            Lease(storage, "held").acquire()
+        lease.check()
+    with Lease(storage, "held"):
+        pass
+
+
+def test_of_many_who_begin_together_only_one_gets_the_lease(storage: Storage) -> None:
+    storage.put("raced", Holder("", "before", 0.0).encoded())
+    for key in ("raced", "raced and new"):
+        leases = [Lease(storage, key, 60) for _ in range(6)]
+        together, outcomes = threading.Barrier(6), []
+
+        def run(lease: Lease, together: threading.Barrier = together, outcomes: list[str] = outcomes) -> None:
+            together.wait()
+            try:
+                lease.acquire()
+                outcomes.append("acquired")
+            except ResourceError:
+                outcomes.append("refused")
+
+        threads = [threading.Thread(target=run, args=[lease]) for lease in leases]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == ["acquired"] + ["refused"] * 5
+        for lease in leases:
+            lease.release()
+
+
+def test_a_lease_is_renewed_while_it_is_held(storage: Storage) -> None:
+    with Lease(storage, "renewed", seconds=2) as lease:
+        time.sleep(4)
+        lease.check()
+        with pytest.raises(ResourceError, match="is at work"):
+            Lease(storage, "renewed").acquire()
+
+
+def test_an_expired_lease_is_taken_over_and_its_holder_learns_of_it(storage: Storage) -> None:
+    first = abandoned(storage, "expired", seconds=1)
+    with pytest.raises(ResourceError, match="is at work"):
+        Lease(storage, "expired").acquire()
+    until(lambda: storage.get("expired").age > 1)
+    with Lease(storage, "expired") as second:
+        first._ended.clear()
+        threading.Thread(target=first._renew, daemon=True).start()
+        until(lambda: is_lost(first))
+        first.release()
+        second.check()
+        with pytest.raises(ResourceError, match="is at work"):
+            Lease(storage, "expired").acquire()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lease_outlasts_a_server_that_is_down_for_a_while(
+    proxy: FaultyProxy, credentials: Callable[..., None], storage: Storage
+) -> None:
+    credentials(proxy.endpoint)
+    with Lease(Storage("lab"), "outage", seconds=1) as lease:
+        proxy.set("refuses")
+        until(lambda: storage.get("outage").age > 3)
+        lease.check()
+        proxy.set("works")
+        until(lambda: storage.get("outage").age < 1)
+        lease.check()
+
+
+def test_an_own_write_whose_answer_was_lost_counts(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = storage.put
+
+    def twice(key: str, data: bytes, *, absent: bool = False, etag: str | None = None) -> str:
+        put(key, data, absent=absent, etag=etag)
+        return put(key, data, absent=absent, etag=etag)
+
+    monkeypatch.setattr(storage, "put", twice)
+    lease = Lease(storage, "repeated", seconds=60)
+    lease.acquire()
+    lease._etag = lease._replace(lease._etag, Holder(lease._holder.token, lease.who, 60, renewals=1))
+    assert storage.get("repeated").etag == lease._etag
+    lease.release()
+
+
+def test_an_object_that_is_no_lease_is_named(storage: Storage) -> None:
+    storage.put("no lease", b"weights")
+    with pytest.raises(DataError, match="no lease is no lease"):
+        Lease(storage, "no lease").acquire()
