@@ -1,0 +1,66 @@
+"""The job scripts with the real shell; only `scontrol` is a stand-in that notes what it was asked."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+SLURM = Path(__file__).parents[2] / "infra" / "slurm"
+CHILD = "trap 'sleep 0.5; echo saved > saved; exit 85' TERM; touch started; while :; do sleep 0.05; done"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    stand_in = tmp_path / "bin" / "scontrol"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    stand_in.chmod(0o755)
+    path = f"{stand_in.parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+
+
+def test_a_job_whose_time_is_up_saves_and_is_put_back(tmp_path: Path, environment: dict[str, str]) -> None:
+    # a shell in between dies at once, as dvc does; the stage below it must still be waited for
+    job = subprocess.Popen(
+        ["bash", SLURM / "job.sbatch", "bash", "-c", f"bash -c '{CHILD.replace(chr(39), chr(34))}'; true"], env=environment
+    )
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == 0
+    assert (tmp_path / "saved").read_text() == "saved\n"
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_job_ends_as_its_command_does_and_is_not_put_back(tmp_path: Path, environment: dict[str, str], code: int) -> None:
+    ended = subprocess.run(["bash", SLURM / "job.sbatch", "bash", "-c", f"exit {code}"], env=environment, check=False)
+    assert ended.returncode == code
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("script", ["job.sbatch", "train.sbatch"])
+def test_a_script_without_its_argument_says_what_to_give(environment: dict[str, str], script: str) -> None:
+    ended = subprocess.run(["bash", SLURM / script], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"sbatch infra/slurm/{script}" in ended.stderr or "sbatch --nodes" in ended.stderr or "train.sbatch" in ended.stderr
+
+
+def test_a_training_over_machines_is_started_once_a_machine_and_its_outputs_are_recorded(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    for name in ("srun", "dvc"):
+        stand_in = tmp_path / "bin" / name
+        stand_in.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/ran\n')
+        stand_in.chmod(0o755)
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b"}
+    subprocess.run(["bash", SLURM / "train.sbatch", "sfd"], env=environment, check=True)
+    training, recorded = (tmp_path / "ran").read_text().splitlines()
+    assert "torchrun --nnodes=2 --nproc-per-node=gpu" in training
+    assert training.endswith("-m sfd_core.stages.train --variant sfd")
+    assert recorded == "dvc commit --force train@sfd"

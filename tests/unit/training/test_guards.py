@@ -1,0 +1,97 @@
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfd_core.errors import NumericsError
+from sfd_core.training.guards import NEIGHBOURS, SKIPPED_IN_A_ROW_LIMIT, Guard, Incidents, StepNumbers
+
+
+class Task:
+    model = nn.Identity()
+
+    def rows(self, step: int) -> Tensor:
+        return torch.tensor([step, step + 1])
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+        return {}
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {}
+
+
+def guard(path: Path) -> Guard:
+    return Guard("test", 0.1, Incidents(path), Task())
+
+
+def numbers(loss: float, norm: float = 1.0) -> dict[str, float]:
+    return {"loss": loss, "gradient_norm": norm}
+
+
+def incidents(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_loss_far_above_its_neighbours_is_noted_with_the_images_of_its_batch(tmp_path: Path) -> None:
+    watching = guard(tmp_path / "incidents.csv")
+    told: list[str] = []
+    watching.tell = told.append
+    for step in range(NEIGHBOURS):
+        assert watching.check(step, numbers(1.0 + 0.01 * (step % 5)))
+    assert watching.check(NEIGHBOURS, numbers(1.1))
+    assert watching.spikes == 0
+    assert watching.check(NEIGHBOURS + 1, numbers(9.0))
+    (row,) = incidents(tmp_path / "incidents.csv")
+    assert (row["step"], row["kind"], row["loss"], row["rows"]) == (str(NEIGHBOURS + 2), "spike", "9.0", "101 102")
+    assert float(row["usual_loss"]) == pytest.approx(1.02)
+    assert len(told) == watching.spikes == 1
+
+
+@pytest.mark.parametrize("bad", [numbers(math.nan), numbers(1.0, math.inf)])
+def test_what_is_not_finite_is_skipped_noted_and_after_many_in_a_row_the_end(tmp_path: Path, bad: dict[str, float]) -> None:
+    watching = guard(tmp_path / "incidents.csv")
+    for step in range(SKIPPED_IN_A_ROW_LIMIT - 1):
+        assert not watching.check(step, bad)
+    assert watching.check(20, numbers(1.0))
+    for step in range(SKIPPED_IN_A_ROW_LIMIT - 1):
+        assert not watching.check(30 + step, bad)
+    with pytest.raises(NumericsError, match=r"lower learning_rate 0\.1"):
+        watching.check(50, bad)
+    assert {row["kind"] for row in incidents(tmp_path / "incidents.csv")} == {"skipped"}
+    assert watching.skipped == 2 * SKIPPED_IN_A_ROW_LIMIT - 1
+
+
+def test_a_resumed_guard_goes_on_as_the_first_would_have(tmp_path: Path) -> None:
+    first, second = guard(tmp_path / "a.csv"), guard(tmp_path / "b.csv")
+    for step in range(NEIGHBOURS + 3):
+        first.check(step, numbers(1.0 + 0.01 * (step % 7) if step != 40 else math.nan))
+    second.restore(first.state())
+    for watching in (first, second):
+        watching.check(NEIGHBOURS + 4, numbers(5.0))
+    assert first.state() == second.state()
+    assert (second.skipped, second.spikes) == (1, 1)
+
+
+def test_incidents_of_steps_that_are_repeated_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "incidents.csv"
+    watching = guard(path)
+    watching.forget_beyond(0)
+    assert incidents(path) == []
+    watching.check(3, numbers(math.nan))
+    watching.check(8, numbers(math.nan))
+    path.write_text(path.read_text() + "12,skip")
+    watching.forget_beyond(5)
+    assert [row["step"] for row in incidents(path)] == ["4"]
+
+
+def test_numbers_of_steps_arrive_in_order() -> None:
+    coming = StepNumbers(torch.device("cpu"))
+    for step in range(3):
+        coming.put(step, ["loss"], torch.tensor([float(step)]))
+    assert list(coming.due()) == [(0, {"loss": 0.0}), (1, {"loss": 1.0}), (2, {"loss": 2.0})]
+    assert list(coming.all()) == []
