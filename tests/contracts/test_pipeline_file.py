@@ -94,7 +94,8 @@ def is_group(annotation: Any) -> bool:
 
 
 def test_stages_are_named_like_their_groups_of_parameters_and_their_files() -> None:
-    groups = [name for name, field in Params.model_fields.items() if all(map(is_group, kinds(field.annotation)))]
+    groups = {name for name, field in Params.model_fields.items() if all(map(is_group, kinds(field.annotation)))}
+    groups.remove("engine")  # how trainings are computed, which no stage's result depends on
     files = [path.stem for path in (ROOT / "sfd_core" / "stages").glob("*.py") if "def main(" in path.read_text()]
     assert sorted(PIPELINE) == sorted(groups) == sorted(files)
 

@@ -31,6 +31,7 @@ from sfd_core.stages.train import TrainInputs, train_variant
 from sfd_core.training.denoising import FlowTask, LatentBatches
 
 CPU = torch.device("cpu")
+WHOLE = slice(0, TRAIN.optimisation.batch_size)
 STEPS = 6
 KINDS, DTYPES = ("sample", "moments"), ("float32", "float16")
 HALF_STEP = 2.0**-11
@@ -106,7 +107,7 @@ def test_the_sample_that_would_be_frozen_is_drawn_of_the_moments_bit_for_bit(sta
     assert torch.equal(moments.frozen(rows, sides), expected)
     torch.testing.assert_close(half.frozen(rows, sides), expected, rtol=4 * HALF_STEP, atol=4 * HALF_STEP)
     if name != "z_pca":
-        assert not torch.equal(moments.draw(rows, sides, torch.Generator().manual_seed(0)), expected)
+        assert not torch.equal(moments.draw(rows, sides, lambda shape: torch.ones(len(rows), *shape)), expected)
 
 
 def test_half_precision_gives_the_same_statistics(stages: Stages) -> None:
@@ -131,7 +132,13 @@ def test_statistics_of_moments_are_those_of_samples_to_the_error_of_sampling(sta
     )
     rows, sides = every_row()
     draws, source = 200, torch.Generator().manual_seed(0)
-    values = torch.cat([latent.draw(rows, sides, source) for _ in range(draws)]).transpose(0, 1).flatten(1)
+    values = (
+        torch.cat(
+            [latent.draw(rows, sides, lambda shape: torch.randn(len(rows), *shape, generator=source)) for _ in range(draws)]
+        )
+        .transpose(0, 1)
+        .flatten(1)
+    )
     assert ((values.mean(1) - moments[name].mean).abs() < error / draws**0.5).all()
     assert ((values.std(1) - moments[name].std).abs() < error / draws**0.5).all()
     means = latent.central(rows, sides).transpose(0, 1).flatten(1)
@@ -160,17 +167,17 @@ def test_a_training_on_drawn_latents_that_was_broken_off_ends_in_the_same_weight
 ) -> None:
     inputs = opened(stages, "moments", "float16")
     train_variant("v", variant(), TRAIN, inputs, tmp_path / "unbroken")
-    honest = FlowTask.loss
+    honest = FlowTask.batch
 
-    def broken(task: FlowTask, step: int) -> object:
+    def broken(task: FlowTask, step: int, part: slice) -> object:
         if step == 2:
             raise KeyboardInterrupt
-        return honest(task, step)
+        return honest(task, step, part)
 
-    monkeypatch.setattr(FlowTask, "loss", broken)
+    monkeypatch.setattr(FlowTask, "batch", broken)
     with pytest.raises(KeyboardInterrupt):
         train_variant("v", variant(), TRAIN, inputs, tmp_path / "again")
-    monkeypatch.setattr(FlowTask, "loss", honest)
+    monkeypatch.setattr(FlowTask, "batch", honest)
     train_variant("v", variant(), TRAIN, opened(stages, "moments", "float16"), tmp_path / "again")
     weights = [load_file(tmp_path / name / "snapshots" / "step-00000003.safetensors") for name in ("unbroken", "again")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -183,22 +190,26 @@ def test_a_batch_draws_by_seed_step_and_place_alone(stages: Stages) -> None:
     def batches(kind: VariantParams) -> LatentBatches:
         return LatentBatches(inputs.latents, composite, kind, TRAIN, null=2)
 
+    def latents(drawn: LatentBatches, step: int) -> torch.Tensor:
+        return drawn.latents(drawn.batch(step, WHOLE))
+
     one = batches(variant())
-    fourth = one.batch(4, CPU)
-    in_turn = [batches(variant()).batch(step, CPU) for step in range(5)]
-    assert torch.equal(in_turn[4].latents, fourth.latents)
-    assert not torch.equal(batches(variant(seed=1)).batch(4, CPU).latents, fourth.latents)
+    fourth, rows, mirrored = latents(one, 4), one.rows(4), one.mirrored(4)
+    in_turn = [latents(batches(variant()), step) for step in range(5)]
+    assert torch.equal(in_turn[4], fourth)
+    assert not torch.equal(latents(batches(variant(seed=1)), 4), fourth)
     seen: dict[tuple[int, bool], torch.Tensor] = {}
-    for batch in in_turn:
-        for row, side, latent in zip(batch.rows.tolist(), batch.mirrored.tolist(), batch.latents, strict=True):
+    for step, batch in enumerate(in_turn):
+        for row, side, latent in zip(one.rows(step).tolist(), one.mirrored(step).tolist(), batch, strict=True):
             assert not torch.equal(seen.setdefault((row, side), torch.zeros(())), latent), "every epoch draws anew"
             seen[row, side] = latent
-    mean = inputs.statistics.texture.normalise(
-        StoredLatent(inputs.latents, "z_tex").central(fourth.rows.numpy(), fourth.mirrored)
-    )
+    mean = inputs.statistics.texture.normalise(StoredLatent(inputs.latents, "z_tex").central(rows.numpy(), mirrored))
     expected = torch.randn(mean.shape, generator=one.generator("texture posterior", 4))
-    drawn = (fourth.latents[:, : composite.n_texture] - mean) * inputs.statistics.texture.std[:, None, None]
+    drawn = (fourth[:, : composite.n_texture] - mean) * inputs.statistics.texture.std[:, None, None]
     assert torch.corrcoef(torch.stack([drawn.flatten(), expected.flatten()]))[0, 1] > 0.9
+    shares = [one.batch(4, slice(first, first + 2)) for first in range(0, TRAIN.optimisation.batch_size, 2)]
+    for name, values in one.batch(4, WHOLE).items():
+        assert torch.equal(torch.cat([share[name] for share in shares]), values), "whoever takes a position draws the same"
 
 
 def test_real_semantics_of_an_oracle_are_the_frozen_ones_either_way(stages: Stages, tmp_path: Path) -> None:
