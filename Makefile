@@ -24,7 +24,7 @@ LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
 
-.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu bench check format lock serve-mlflow clean
+.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu chaos bench check format lock serve-mlflow clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromiu
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST)
+
+chaos: setup  ## kill every long stage at random moments and count what survived
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos $(PYTEST)
 
 bench: setup  ## measure training, data loading, sampling and an idle dvc repro
 	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(PYTEST)
