@@ -52,7 +52,7 @@ learning-rates: setup  ## every active variant at each of RATES for RATE_STEPS s
 test: setup  ## all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST)
 
-test-slow: setup  ## the tests that take minutes: kills at random moments, long trainings
+test-slow: setup  ## the tests that take minutes: long trainings
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow $(PYTEST)
 
 test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromium)
@@ -62,7 +62,7 @@ test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST)
 
 chaos: setup  ## kill every long stage at random moments and count what survived
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos -n 2 tests/chaos $(PYTEST)
 
 bench: setup  ## measure training, data loading, sampling and an idle dvc repro
 	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name $(PYTEST)

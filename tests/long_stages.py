@@ -20,15 +20,15 @@ EVALUATE = Stage("evaluate", VARIANT)
 ALL = (Stage("prepare"), TEXTURE_VAE, Stage("features"), SEMANTIC_VAE, ENCODE, Stage("reference"), TRAIN, EVALUATE)
 
 LONGER = {
-    "texture_vae.optimisation": {"steps": 40, "checkpoint_every": 3},
-    "semantic_vae.optimisation": {"steps": 120, "checkpoint_every": 5},
-    "train.optimisation": {"steps": 36, "checkpoint_every": 3},
-    "train": {"snapshots": 4},
-    "evaluate": {"snapshot_samples": 12, "final_samples": 18},
+    "texture_vae.optimisation": {"steps": 30, "checkpoint_every": 3},
+    "semantic_vae.optimisation": {"steps": 100, "checkpoint_every": 5},
+    "train.optimisation": {"steps": 18, "checkpoint_every": 2},
+    "train": {"snapshots": 3},
+    "evaluate": {"snapshot_samples": 12, "final_samples": 15},
     "evaluate.sampler": {"batch_size": 3},
 }
-MANY_IMAGES = {"train": 13_000, "held_out": 1_500}
-"""Four pieces of the one part, and one of the other."""
+MANY_IMAGES = {"train": 6_000, "held_out": 300}
+"""Two pieces of the one part, and one of the other."""
 BLOCK = 1000
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,8 @@ class Run:
     project: Project
     pid: int
     log: Path
+    before: frozenset[tuple[Path, int, int]]
+    """Files that were there when it began."""
     began: float = field(default_factory=time.perf_counter)
     _answers: IO[bytes] | None = None
     _code: int | None = None
@@ -90,6 +92,25 @@ class Run:
             self.send(signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
 
+    def writes(self) -> bool:
+        """Return whether a checkpoint, piece or batch is half-written by this process."""
+        return bool({(path, number) for path, number, _ in half_written(self.project.path / self.stage.resume)} - self._known)
+
+    def closes(self) -> bool:
+        """Return whether this process has begun to write its output, or has written it."""
+        return bool(closing(self.project, self.stage) - self.before)
+
+    def done(self) -> bool:
+        """Return whether all is written and cleared up, so that nothing but the end of the process is left."""
+        resume = self.project.path / self.stage.resume
+        return (
+            (self.project.path / self.stage.out).exists() and self.closes() and not (resume.exists() and any(resume.iterdir()))
+        )
+
+    @property
+    def _known(self) -> set[tuple[Path, int]]:
+        return {(path, number) for path, number, _ in self.before}
+
     @property
     def seconds(self) -> float:
         """Seconds since it began."""
@@ -120,14 +141,15 @@ class StageServer:
             self.close()
             raise AssertionError(f"{stage.module} was not imported in {START_SECONDS:.0f} s")
 
-    def start(self) -> Run:
-        """Start the stage anew; one run at a time."""
+    def start(self, killed_at: int | None = None) -> Run:
+        """Start the stage anew; one run at a time. With `killed_at` it kills itself before that change of files."""
         log = self.project.path / f"{self.stage.name}.log"
-        order = {"arguments": self.stage.arguments, "log": str(log)}
+        order = {"arguments": self.stage.arguments, "log": str(log), "killed_at": killed_at}
+        before = half_written(self.project.path / self.stage.resume) | closing(self.project, self.stage)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         pid = int(self._answers.readline())
-        self._run = Run(self.stage, self.project, pid, log, _answers=self._answers)
+        self._run = Run(self.stage, self.project, pid, log, before, _answers=self._answers)
         return self._run
 
     @property
@@ -150,6 +172,27 @@ class StageServer:
         self._process.kill()
         self._process.wait()
         self._answers.close()
+
+
+def half_written(folder: Path) -> frozenset[tuple[Path, int, int]]:
+    """Return what is half-written below `folder`: path, number and time of the last change."""
+    return stated(partials(folder))
+
+
+def closing(project: Project, stage: Stage) -> frozenset[tuple[Path, int, int]]:
+    """Return a stage's output and what of it is half-written, likewise."""
+    out = project.path / stage.out
+    return stated([out, *out.parent.glob(f".{out.name}.*.partial")])
+
+
+def stated(paths: Iterable[Path]) -> frozenset[tuple[Path, int, int]]:
+    """Return those of `paths` that are there, with number and time of the last change."""
+    found = set()
+    for path in paths:
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.add((path, status.st_ino, status.st_ctime_ns))
+    return frozenset(found)
 
 
 def partials(folder: Path) -> list[Path]:

@@ -33,8 +33,11 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize("damage", [flip_byte, truncate, remove])
-@pytest.mark.parametrize("stage", [SEMANTIC_VAE, TRAIN], ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    ("stage", "damage"),
+    [(SEMANTIC_VAE, flip_byte), (SEMANTIC_VAE, truncate), (SEMANTIC_VAE, remove), (TRAIN, flip_byte)],
+    ids=lambda value: value.name if isinstance(value, Stage) else value.__name__,
+)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     project: Project, stage: Stage, damage: Callable[[Path], None]
 ) -> None:

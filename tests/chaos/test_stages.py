@@ -1,6 +1,7 @@
 """Every stage that works for long, killed twenty times at random moments, ends in what an unbroken run writes, bit for bit."""
 
 import shutil
+from collections.abc import Callable
 
 import pytest
 from killing import AIMS, Tally, kill_again_and_again
@@ -20,7 +21,7 @@ KEPT = "rows of an interrupted run"
     ids=lambda value: value.name if isinstance(value, Stage) else "",
 )
 def test_a_stage_killed_at_random_moments_ends_as_an_unbroken_one(
-    project: Project, tallies: list[Tally], stage: Stage, continues: str
+    project: Project, random_kills: Callable[[Tally], None], stage: Stage, continues: str
 ) -> None:
     if stage is ENCODE:
         give_many_images(project)
@@ -29,7 +30,7 @@ def test_a_stage_killed_at_random_moments_ends_as_an_unbroken_one(
     shutil.move(project.path / stage.out, whole)
     with StageServer(stage, project) as server:
         tally = kill_again_and_again(server, whole, seed=0, continues=continues)
-    tallies.append(tally)
+    random_kills(tally)
     assert tally.lost == 0, "\n".join(tally.troubles)
     assert tally.survived == len(AIMS)
     assert tally.writing > 0, "no kill fell into the writing of a checkpoint"
