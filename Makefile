@@ -24,7 +24,7 @@ LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
 
-.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu bench check format lock up down status serve-mlflow clean
+.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu chaos bench check format lock up down status serve-mlflow clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,7 +52,7 @@ learning-rates: setup  ## every active variant at each of RATES for RATE_STEPS s
 test: setup  ## all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST)
 
-test-slow: setup  ## the tests that take minutes: kills at random moments, long trainings
+test-slow: setup  ## the tests that take minutes: long trainings
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow $(PYTEST)
 
 test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromium)
@@ -60,6 +60,9 @@ test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromiu
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m 'gpu and not bench' $(PYTEST)
+
+chaos: setup  ## kill every long stage at random moments and count what survived
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos -n 2 tests/chaos $(PYTEST)
 
 bench: setup  ## measure training, data, sampling, metrics and cost, and write the tables of docs/performance.md
 	mkdir -p .benchmarks

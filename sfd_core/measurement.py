@@ -1,10 +1,12 @@
 """Draw images and judge them batch by batch: any number of images in the memory of one batch and of the features of all.
 
-A batch is a file of features, written when it is done: a run that was broken off goes on where it stood, and several processes
-share the batches between them. Images are kept only where they are to be exported.
+A batch is a file of features with its hash, written when it is done: a run that was broken off goes on where it stood, and
+several processes share the batches between them. Images are kept only where they are to be exported.
 Legend: N images, D values of a layer, R side of an image.
 """
 
+import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,12 +106,13 @@ def measure(
 ) -> Measured | None:
     """Draw and judge this process's share of `order`; the first process waits for the others and returns all, the rest None.
 
-    Files lie in `folder`, to be deleted by the caller once the numbers are safe. Raises `DataError` for a damaged file and what
-    drawing and judging raise.
+    Files lie in `folder`, to be deleted by the caller once the numbers are safe. A damaged file of an earlier run is named,
+    deleted and made again. Raises `DataError` for one that is damaged meanwhile, and what drawing and judging raise.
     """
     processes = processes or Processes(0, 1)
     batches = _plan(pipeline, judge, order, folder)
     mine = processes.share(batches)
+    _drop_damaged(mine)
     shown = progress(mine, sum(len(batch.labels) for batch in mine)) if processes.first else mine
     for batch in shown:
         if not batch.file.exists():
@@ -130,6 +133,16 @@ def _plan(pipeline: Pipeline, judge: Judge, order: Order, folder: Path) -> list[
     return batches
 
 
+def _drop_damaged(batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        if batch.file.exists():
+            try:
+                _read(batch)
+            except DataError as error:
+                print(f"warning: {error}; it is drawn again now", file=sys.stderr)
+                batch.file.unlink()
+
+
 def _judge_batch(pipeline: Pipeline, judge: Judge, order: Order, batch: Batch) -> None:
     rows = slice(batch.first, batch.first + len(batch.labels))
     semantics = None if order.semantics is None else order.semantics(rows)
@@ -137,7 +150,7 @@ def _judge_batch(pipeline: Pipeline, judge: Judge, order: Order, batch: Batch) -
     tensors = {name: values.contiguous() for name, values in judge.features(drawn.images).items()}
     tensors[IMAGES] = drawn.images[: batch.kept].contiguous()
     with atomic_path(batch.file) as temporary:
-        save_file(tensors, temporary, metadata={"evaluations": str(drawn.evaluations)})
+        save_file(tensors, temporary, metadata={"evaluations": str(drawn.evaluations), "sha256": _digest(tensors)})
 
 
 def _merged(batches: Sequence[Batch], order: Order) -> Measured:
@@ -156,17 +169,27 @@ def _merged(batches: Sequence[Batch], order: Order) -> Measured:
     return Measured(features, torch.cat(shown), torch.tensor([int(label) for label in order.labels]), evaluations, batches)
 
 
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _read(batch: Batch) -> tuple[dict[str, Tensor], int]:
     try:
         with safe_open(batch.file, framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118, it is no mapping
-            evaluations = int(handle.metadata()["evaluations"])
+            evaluations, digest = int(handle.metadata()["evaluations"]), handle.metadata()["sha256"]
         kept = len(tensors[IMAGES])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{batch.file} is no batch of judged samples ({error}); delete it and run the command again") from error
+        raise DataError(f"{batch.file} is no batch of judged samples ({error})") from error
     wrong = [name for name, values in tensors.items() if name != IMAGES and len(values) != len(batch.labels)]
     if wrong or kept != batch.kept:
-        raise DataError(f"{batch.file} does not hold {len(batch.labels)} judged samples; delete it and run the command again")
+        raise DataError(f"{batch.file} does not hold {len(batch.labels)} judged samples")
+    if _digest(tensors) != digest:
+        raise DataError(f"{batch.file} is damaged: its content does not match its hash")
     return tensors, evaluations
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,35 @@ def test_more_images_of_the_same_seed_continue_those_that_are_there(measuring: M
     assert before < {file.name for file in tmp_path.glob("*.safetensors")}
 
 
-def test_a_damaged_batch_on_disk_is_named(measuring: Measurement, tmp_path: Path) -> None:
-    file = measured(measuring, tmp_path).batches[1].file
+def flip_last_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match=file.name):
-        measured(measuring, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [flip_last_byte, cut_short])
+def test_a_damaged_batch_on_disk_is_named_and_drawn_again(
+    damage: Callable[[Path], None], measuring: Measurement, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = measured(measuring, tmp_path)
+    damaged, *others = [batch.file for batch in whole.batches]
+    kept = {file.name: file.stat().st_mtime_ns for file in others}
+    damage(damaged)
+    again = measured(measuring, tmp_path)
+    assert f"warning: {damaged}" in capsys.readouterr().err
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
+    assert all(torch.equal(again.features[name], values) for name, values in whole.features.items())
+
+
+def test_a_batch_that_is_damaged_after_it_was_drawn_is_named(measuring: Measurement, tmp_path: Path) -> None:
+    result = measured(measuring, tmp_path, keep_images=True)
+    flip_last_byte(result.batches[1].file)
+    with pytest.raises(DataError, match=result.batches[1].file.name):
+        list(result.images())
 
 
 def test_what_is_forgotten_is_gone(measuring: Measurement, tmp_path: Path) -> None:
