@@ -10,6 +10,7 @@ the same clone.
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -45,6 +46,8 @@ RESTARTS = 3
 PENDING_SECONDS = 60.0
 """A worker begins what it took within seconds."""
 END_SECONDS = 40.0
+CLIENT_RETRIES = "8"
+"""Of a flow run's requests, each wait twice the one before: a server may be away for eight minutes."""
 DEPLOYED: dict[str, Flow[..., Any]] = {
     "reproduce": reproduce,
     "sweep": sweep,
@@ -62,6 +65,8 @@ def main() -> None:
     argparse.ArgumentParser(description="Run what the laboratory's Prefect server asks for, in this clone.").parse_args()
     project = Path.cwd()
     git.base_commit(project)
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", CLIENT_RETRIES)
+    logging.getLogger("prefect.runner").setLevel(logging.WARNING)
     places = _places()
     asyncio.run(_serve(project, places))
 

@@ -50,7 +50,7 @@ def _words(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _seconds_per_work(points: Sequence[Point], finished: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Return the mean training seconds a unit of work took in finished points of this sweep, or else of any that says so."""
+    """Return the mean training seconds that a unit of work took in the finished points of this sweep."""
     done = [(finished[point.key], _work(point)) for point in points if point.key in finished]
     rates = [float(record["training"]["seconds"]) / work for record, work in done if record.get("training", {}).get("seconds")]
     return sum(rates) / len(rates) if rates else None

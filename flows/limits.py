@@ -4,6 +4,7 @@ Places are held by locks of the machine (`flows.machine`): a lease of Prefect's 
 forgotten by a server that restarts.
 """
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.exceptions import ObjectNotFound
@@ -28,7 +29,7 @@ def places() -> int:
     with get_client(sync_client=True) as client:
         try:
             limit = client.read_global_concurrency_limit_by_name(machine.limit_name())
-        except ObjectNotFound:
+        except (ObjectNotFound, httpx.HTTPError):  # a server that is down holds up no training
             return machine.slot_count()
         return int(limit.limit) if limit.active else 0
 

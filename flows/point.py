@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import Artifact, create_progress_artifact, update_progress_artifact
@@ -72,7 +74,8 @@ def reproduce(place: Place, targets: Sequence[str], key: str, pull: bool) -> lis
         place.told(line)
         if line.startswith(("Stage '", "Running stage '")):
             seen.add(line.split("'")[1])
-            update_progress_artifact(progress, min(99.0, 100.0 * (len(seen) - 1) / STAGES_OF_A_POINT))
+            with suppress(httpx.HTTPError):  # a server that is down holds up no training
+                update_progress_artifact(progress, min(99.0, 100.0 * (len(seen) - 1) / STAGES_OF_A_POINT))
 
     watched = Place(place.folder, place.log, place.environment, place.held, told)
     ran = stages_run(watched.dvc("repro", *(["--pull"] if pull else []), *targets))

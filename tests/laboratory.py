@@ -57,6 +57,7 @@ class Laboratory:
 
     path: Path
     port: int
+    server: subprocess.Popen[bytes] | None = None
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -77,12 +78,12 @@ class Laboratory:
         self._started.append(process)
         return process
 
-    def start_server(self) -> subprocess.Popen[bytes]:
+    def start_server(self) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
         server = self.start(command, self.path, self.path / "server.log", kept | self.environment)
         wait_until(self.answers, "the server's health", 120)
-        return server
+        self.server = server
 
     def answers(self) -> bool:
         import httpx  # noqa: PLC0415 - only tests with a server pay for it
