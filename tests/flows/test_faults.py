@@ -14,31 +14,33 @@ import pytest
 from laboratory import Laboratory, flow_project, processes_in, wait_until
 from projects import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("flows"),
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
-STEPS = 4000
+STEPS = 2000
 """Long enough to be interrupted, short enough to be waited for."""
 
 
 class Sweep:
     """A sweep of one long point in a project of its own kind, asked for and met in the middle of its training."""
 
-    def __init__(
-        self, laboratory: Laboratory, project: Project, name: str, delta_t: float, deployment: str = "sweep/sweep"
-    ) -> None:
+    def __init__(self, laboratory: Laboratory, project: Project, name: str, delta_t: float) -> None:
         self.laboratory, self.project, self.name = laboratory, project, name
-        changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": 20}
+        changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": 50}
         self.asked = {"name": name, "variants": ["sfd"], "grid": {"delta_t": [delta_t]}, "changes": changes}
-        self.run = laboratory.ask(deployment, **self.asked)
+        self.run = laboratory.ask("sweep/sweep", **self.asked)
 
     @property
     def worktrees(self) -> Path:
         return self.project.path / ".sfd" / "points"
 
     def await_training(self) -> None:
-        wait_until(
-            lambda: list(self.worktrees.glob("*/.sfd/resume/train/*/step-*/manifest.json")), "a checkpoint of a training"
-        )
+        pattern = "*/.sfd/resume/train/*/step-*/manifest.json"
+        wait_until(lambda: list(self.worktrees.glob(pattern)), "a checkpoint of a training")
 
     def training(self) -> list[str]:
         return [command for command in processes_in(self.worktrees) if "stages.train" in command]
