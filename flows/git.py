@@ -68,7 +68,7 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
 
 
 def forget_worktree(project: Path, folder: Path) -> None:
-    """Delete a point's folder; what it computed is in the cache."""
+    """Delete a point's folder, which the caller holds; what it computed is in the cache."""
     with _locked(project / POINTS / "git.lock"):
         _git(project, "worktree", "remove", "--force", "--force", str(folder.absolute()))
 

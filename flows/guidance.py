@@ -79,7 +79,7 @@ def guidance_sweep(
                 place = Place(folder, place.log, {**place.environment, **slot.environment}, (held, slot.held), logger.info)
                 reproduce(place, [f"train@{variant}", "reference"], point.key, pull=remote_of(project) is not None)
                 place.sfd("guidance-curve", variant, *options, "--out", str(out))
-        git.forget_worktree(project, folder)
+            git.forget_worktree(project, folder)
         _show(project, name, variant, out)
 
 

@@ -55,7 +55,7 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str]) -> 
             if remote_of(project):
                 push(place, targets)
             Artifact(type=RECORD_TYPE, key=record_key(key), data=_record(folder, values, ran, started)).create()
-        git.forget_worktree(project, folder)
+            git.forget_worktree(project, folder)
 
 
 @task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)

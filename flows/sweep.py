@@ -16,10 +16,10 @@ from pydantic import Field
 from flows import comparison, git, journal
 from flows.comparison import Row
 from flows.dispatch import Dispatcher, Outcome, cancel_points
-from flows.dvc import Place, environment
-from flows.estimates import outlook
+from flows.dvc import Place, environment, remote_of
+from flows.estimates import outlook, project_rates
 from flows.grid import CURRENT, SHARED_TARGETS, Point, Space, base_values, plan_points, shared_groups
-from flows.point import LOGS
+from flows.point import LOGS, fetch
 from sfd_core.config import Fraction, Positive, Seed
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.presets import PRESETS
@@ -155,12 +155,14 @@ def _run(asked: Sweep) -> None:
         points = plan_points(base_values(asked.preset, project), asked.space, git.code_key(project, commit), project)
         finished = git.read_records(project, POINTS)
         rows = [Row(point, "finished before", finished[point.key]) for point in points if point.key in finished]
-        told = outlook(points, finished)
+        told = outlook(points, finished, project_rates(project))
         create_table_artifact(told.table, key=comparison.artifact_key(asked.name, "plan"), description=told.words)
         logger.info(told.words)
         if asked.dry_run:
             return
         missing = [point for point in points if point.key not in finished]
+        if missing and remote_of(project):
+            fetch(_place(project, asked.name))  # a remote that cannot be used is told before any point starts
         dispatcher = Dispatcher(flow_run.id, commit, logger.info)
         rows += _compute(project, commit, missing, dispatcher)
         _show(project, asked, _in_order(rows, points))
@@ -226,7 +228,7 @@ def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
                 git.push_refs(project, remote, prefix)
         except DataError as error:
             logger.warning("refs not sent: %s", error)
-    place = Place(project, project / LOGS / f"{asked.name}.log", environment(project), (), logger.info)
+    place = _place(project, asked.name)
     files = comparison.write_comparison(project, asked.name, rows, list(asked.space.grid), place)
     where = comparison.send_to_mlflow(project, asked.name, comparison.sweep_points(rows), files)
     create_table_artifact(
@@ -235,6 +237,10 @@ def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
     create_markdown_artifact(comparison.summary(asked.name, rows, where), key=comparison.artifact_key(asked.name, "summary"))
     for picture in (file for file in files if file.suffix == ".png"):
         create_image_artifact(comparison.data_url(picture), key=comparison.artifact_key(asked.name, "figure"))
+
+
+def _place(project: Path, name: str) -> Place:
+    return Place(project, project / LOGS / f"sweep-{name}.log", environment(project), (), get_run_logger().info)
 
 
 def _in_order(rows: Sequence[Row], points: Sequence[Point]) -> list[Row]:

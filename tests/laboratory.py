@@ -58,6 +58,7 @@ class Laboratory:
     path: Path
     port: int
     server: subprocess.Popen[bytes] | None = None
+    _workers: list[tuple[Project, subprocess.Popen[bytes]]] = field(default_factory=list)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -94,7 +95,10 @@ class Laboratory:
             return False
 
     def start_worker(self, project: Project, name: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Start a worker and wait until it serves."""
+        """Start a worker and wait until it serves; all workers serve everything, so those of other projects are stopped."""
+        for other, process in self._workers:
+            if other.path.parent != project.path.parent:
+                self.stop(process)
         log = self.path / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
         environment = project.environment | self.environment | {"SFD_WORKER": name} | variables
@@ -102,7 +106,12 @@ class Laboratory:
         worker = self.start([sys.executable, "-m", "flows.deployments"], project.path, log, environment)
         wait_until(lambda: "is ready" in log.read_text()[before:] or worker.poll() is not None, "the worker's start", 120)
         assert worker.poll() is None, log.read_text()
+        self._workers.append((project, worker))
         return worker
+
+    def serves(self, project: Project) -> bool:
+        """Whether a worker of a project is alive."""
+        return any(other == project and process.poll() is None for other, process in self._workers)
 
     def ask(self, deployment: str, **parameters: Any) -> Any:
         """Start a run and return its id."""

@@ -23,9 +23,16 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
 
 
 @pytest.fixture(scope="session")
-def project(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A tiny project that a worker serves, called `one`, with nothing computed yet."""
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A tiny project with the flows and nothing computed yet."""
     made = flow_project(tmp_path_factory.mktemp("flows") / "project", ["sfd"])
-    laboratory.start_worker(made, "one")
     yield made
     shutil.rmtree(made.path, ignore_errors=True)
+
+
+@pytest.fixture
+def project(laboratory: Laboratory, tiny: Project) -> Project:
+    """The tiny project, served by a worker called `one`."""
+    if not laboratory.serves(tiny):
+        laboratory.start_worker(tiny, "one")
+    return tiny

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-STEPS = 2000
+STEPS = 1000
 """Long enough to be interrupted, short enough to be waited for."""
 
 
@@ -30,7 +30,7 @@ class Sweep:
 
     def __init__(self, laboratory: Laboratory, project: Project, name: str, delta_t: float) -> None:
         self.laboratory, self.project, self.name = laboratory, project, name
-        changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": 50}
+        changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": 25}
         self.asked = {"name": name, "variants": ["sfd"], "grid": {"delta_t": [delta_t]}, "changes": changes}
         self.run = laboratory.ask("sweep/sweep", **self.asked)
 

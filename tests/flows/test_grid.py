@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.estimates import WEIGHTS_A_BLOCK, outlook
+from flows.estimates import WEIGHTS_A_BLOCK, outlook, project_rates
 from flows.grid import CURRENT, Space, base_values, plan_points, shared_groups
 from sfd_core.config import parse_params
 from sfd_core.errors import ConfigError, DataError
@@ -104,3 +104,13 @@ def test_hours_are_estimated_from_finished_points_and_bytes_from_weights() -> No
     assert [row["hours"] for row in told.table] == [0.0, 0.2]
     weights = WEIGHTS_A_BLOCK * 4 * 128**2
     assert told.table[1]["gigabytes"] == pytest.approx(4 * 4 * weights / 1e9, abs=5e-4)
+
+
+def test_without_finished_points_hours_come_from_trainings_of_the_project(tmp_path: Path) -> None:
+    assert VALUES["train"]["optimisation"]["steps"] * VALUES["train"]["optimisation"]["batch_size"] == 76_800
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(VALUES))
+    (tmp_path / "outputs" / "train" / "sfd").mkdir(parents=True)
+    (tmp_path / "outputs" / "train" / "sfd" / "metrics.json").write_text('{"seconds": 360.0, "images_seen": 76800}')
+    told = outlook(plan(grid={"size": ["tiny", "S"]}), {}, project_rates(tmp_path))
+    larger = 12 * 384**2 / (4 * 128**2)
+    assert [row["hours"] for row in told.table] == pytest.approx([0.1, 0.1 * larger], abs=5e-3)

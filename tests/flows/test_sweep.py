@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-FAILING = 1e30
-"""A learning rate that no training survives."""
+TOO_LARGE = 10**12
+"""A batch that no memory holds."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Swept:
 
 
 @pytest.fixture(scope="module")
-def swept(laboratory: Laboratory, project: Project) -> Swept:
-    made = Swept(laboratory, project)
+def swept(laboratory: Laboratory, tiny: Project) -> Swept:
+    made = Swept(laboratory, tiny)
+    if not laboratory.serves(tiny):
+        laboratory.start_worker(tiny, "one")
     state = made.run("offset sweep/offset sweep", delta_t=[0.0, 0.3])
     assert state.is_completed(), (state.message, (laboratory.path / "one.log").read_text()[-5000:])
     return made
@@ -99,11 +101,11 @@ def test_a_point_in_the_cache_is_restored_and_shown(swept: Swept) -> None:
 
 
 def test_a_failed_point_says_why_and_stops_no_other(swept: Swept) -> None:
-    state = swept.run("sweep/sweep", name="rates", grid={"learning_rate": [FAILING, 0.004]})
+    state = swept.run("sweep/sweep", name="batches", grid={"train.optimisation.batch_size": [TOO_LARGE, 4]})
     assert state.is_failed()
-    assert "1 of 2 points failed: sfd-learning_rate-1ep30" in state.message
-    assert [row["status"] for row in swept.rows("rates")] == ["failed", "computed"]
-    summary = swept.laboratory.artifact("rates-summary")
+    assert f"1 of 2 points failed: sfd-batch_size-{TOO_LARGE}-seed-0" in state.message
+    assert [row["status"] for row in swept.rows("batches")] == ["failed", "computed"]
+    summary = swept.laboratory.artifact("batches-summary")
     assert "`dvc --wait-for-lock repro evaluate@sfd` ended with code" in summary
 
 
@@ -119,7 +121,7 @@ def test_a_dry_run_and_a_refusal_start_nothing(swept: Swept) -> None:
 
 
 def test_guidance_is_swept_on_the_trained_denoiser(swept: Swept) -> None:
-    state = swept.run("guidance sweep/guidance sweep", scales=[1.0, 1.5], samples=6, evaluations=[2])
+    state = swept.run("guidance sweep/guidance sweep", scales=[1.0, 1.5], samples=6, evaluations=[3])
     assert state.is_completed(), state.message
     assert [float(row["scale"]) for row in swept.rows("guidance")] == [1.0, 1.5]
 
