@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.dvc import Place, ProgramError, environment
 from flows.grid import Point
+from flows.locks import locked
 from sfd_core.paths import STATE, atomic_path
 from sfd_core.tracking import Store
 from sfd_core.tracking.address import is_embedded, is_reachable
@@ -82,8 +83,9 @@ def send_to_mlflow(project: Path, name: str, points: Sequence[SweepPoint], files
     if not is_reachable(uri):
         return f"MLflow at {uri} does not answer; run the sweep again to send its table"
     try:
-        store = Store(uri)
-        run = record_sweep(store, name, points, files)
+        with locked(project / SWEEPS / "tracking.lock"):
+            store = Store(uri)
+            run = record_sweep(store, name, points, files)
     except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
         print(f"warning: {name}: not in MLflow at {uri}: {error}", file=sys.stderr)
         return f"not in MLflow at {uri} ({type(error).__name__}); run the sweep again to send its table"

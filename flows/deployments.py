@@ -2,10 +2,16 @@
 
     python -m flows.deployments
 
-Needs PREFECT_API_URL. No work pool: each worker asks the server for runs of these deployments, takes points only while it has
-places for trainings (its concurrency limit `gpu@NAME` or `cpu@NAME`, made here and changed in the UI), and Prefect gives each
-run to one worker only. Everything a worker runs ends with it, and is started again where it stood by the next worker of
-the same clone.
+No work pool: each worker asks the server for runs of these deployments, takes points only while it has places for trainings
+(its concurrency limit `gpu@NAME` or `cpu@NAME`, made here and changed in the UI), and Prefect gives each run to one worker
+only. Everything a worker runs ends with it, and is started again where it stood by the next worker of the same clone.
+
+    PREFECT_API_URL        the server; required
+    MLFLOW_TRACKING_URI    where runs go; the clone's own .sfd/mlflow.db if it is not set
+    AWS_*                  credentials and endpoint of the DVC remote, if it is S3
+    SFD_WORKER             what the worker is called; two on one host need two names
+    SFD_GPUS_PER_POINT     GPUs that one training takes
+    SFD_GIT_REMOTE         git remote that gets the refs of finished points
 """
 
 import argparse

@@ -122,7 +122,7 @@ class Dispatcher:
             wait.crashed_at = None
             return None
         if state.type == StateType.COMPLETED:
-            record = cast("Artifact | None", Artifact.get(record_key(wait.point.key)))
+            record = cast("Artifact | None", Artifact.get(record_key(wait.point.key, wait.targets)))
             return Outcome(wait.point, None if record is None else json.loads(str(record.data)), "it left no record")
         if state.type != StateType.CRASHED or wait.attempts >= ATTEMPTS:
             return Outcome(wait.point, None, f"{state.name}: {state.message or 'no reason given'}")

@@ -1,6 +1,5 @@
 """Git around a sweep: a worktree for each point, and a commit with parameters, lock and numbers that anyone can check out."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.locks import locked
 from sfd_core.config import fingerprint
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.paths import STATE
@@ -58,8 +58,8 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
     """
     folder = project / POINTS / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")) as held:
-        with _locked(project / POINTS / "git.lock"):
+    with locked(folder.with_suffix(".lock")) as held:
+        with locked(project / POINTS / "git.lock"):
             if not (folder / ".git").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 _git(project, "worktree", "prune")
@@ -69,7 +69,7 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
 
 def forget_worktree(project: Path, folder: Path) -> None:
     """Delete a point's folder, which the caller holds; what it computed is in the cache."""
-    with _locked(project / POINTS / "git.lock"):
+    with locked(project / POINTS / "git.lock"):
         _git(project, "worktree", "remove", "--force", "--force", str(folder.absolute()))
 
 
@@ -94,7 +94,7 @@ def commit_point(project: Path, commit: str, files: Mapping[str, str], title: st
 def set_refs(project: Path, names: Mapping[str, str]) -> None:
     """Point refs under `refs/sfd` at commits, all or none."""
     lines = "".join(f"update {REFS}/{name} {commit}\n" for name, commit in names.items())
-    with _locked(project / POINTS / "git.lock"):
+    with locked(project / POINTS / "git.lock"):
         _git(project, "update-ref", "--stdin", given=lines)
 
 
@@ -144,11 +144,3 @@ def _git(project: Path, *arguments: str, given: str | None = None, extra: Mappin
 def _environment() -> dict[str, str]:
     """Return the environment without the repository of a caller, such as a hook."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"GIT_TERMINAL_PROMPT": "0"}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()

@@ -4,7 +4,6 @@ A run's file is locked as long as its process lives. The kernel lets go of the l
 clock is asked.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from flows.locks import is_held, locked
 from flows.supervisor import die_with_parent
 from sfd_core.paths import STATE, write_json
 
@@ -35,9 +35,7 @@ def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
     Its own failure ends a run; a signal or a kill leaves it in the journal.
     """
     path = project / FOLDER / f"{flow_run}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock")):
         if not path.exists():
             write_json(path, {"restarts": 0})
         die_with_parent(os.getppid())
@@ -75,14 +73,7 @@ def _entries(project: Path) -> list[Path]:
 
 
 def _is_alive(path: Path) -> bool:
-    try:
-        with path.with_suffix(".lock").open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_held(path.with_suffix(".lock"))
 
 
 def _restarts(path: Path) -> int:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.locks import is_held
 from sfd_core.errors import ConfigError
 
 NAME = "SFD_WORKER"
@@ -83,22 +84,13 @@ def slot(limit: Callable[[], int], told: Callable[[str], None]) -> Iterator[Slot
 
 def taken() -> int:
     """Return how many places of this machine are held."""
-    return sum(_is_held(file) for file in _folder().iterdir())
+    return sum(is_held(file) for file in _folder().iterdir())
 
 
 def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"sfd-slots-{os.getuid()}-{worker_name()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
-
-
-def _is_held(path: Path) -> bool:
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _devices(number: int) -> dict[str, str]:

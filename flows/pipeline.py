@@ -59,7 +59,7 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
         except BaseException:
             stop.set()
             raise
-        track(place)
+        track(project, place)
         if remote and push_results:
             push(place, [])
         _show(project, params)

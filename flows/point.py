@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 
 from flows import git, journal, limits, machine
 from flows.dvc import Place, ProgramError, environment, remote_of, stages_run, write_local_config
+from flows.locks import locked
 from sfd_core.config import parse_params
 from sfd_core.experiments import link_inputs
 from sfd_core.inputs import require_inputs
@@ -25,6 +26,8 @@ from sfd_core.paths import STATE
 NETWORK_RETRIES = [5.0, 20.0, 60.0]
 """Seconds before each repetition of a step that only the network can fail."""
 LOGS = STATE / "logs"
+TRACKING_LOCK = STATE / "points-tracking.lock"
+"""Points that share a VAE would otherwise make its run in MLflow twice."""
 RECORD_TYPE = "point"
 STAGES_OF_A_POINT = 8
 
@@ -51,10 +54,10 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str]) -> 
             with machine.slot(limits.places, logger.info) as slot:
                 place = Place(folder, place.log, {**place.environment, **slot.environment}, (held, slot.held), logger.info)
                 ran = reproduce(place, targets, key, pull=remote_of(project) is not None)
-            track(place)
+            track(project, place)
             if remote_of(project):
                 push(place, targets)
-            Artifact(type=RECORD_TYPE, key=record_key(key), data=_record(folder, values, ran, started)).create()
+            Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=_record(folder, values, ran, started)).create()
             git.forget_worktree(project, folder)
 
 
@@ -84,10 +87,11 @@ def reproduce(place: Place, targets: Sequence[str], key: str, pull: bool) -> lis
 
 
 @task(cache_policy=NO_CACHE)
-def track(place: Place) -> None:
+def track(project: Path, place: Place) -> None:
     """Send curves, pictures and models to MLflow; what a server that is down misses is sent by a later `sfd track`."""
     try:
-        place.sfd("track")
+        with locked(project / TRACKING_LOCK):
+            place.sfd("track")
     except ProgramError as error:
         get_run_logger().warning("not in MLflow: %s", error)
 
@@ -98,9 +102,9 @@ def push(place: Place, targets: Sequence[str]) -> None:
     place.dvc("push", "--run-cache", *(["--with-deps", *targets] if targets else []))
 
 
-def record_key(key: str) -> str:
-    """Return the key of the Prefect artifact that holds a point's record."""
-    return f"point-{key}"
+def record_key(key: str, targets: Sequence[str]) -> str:
+    """Return the key of the Prefect artifact that holds the record of a point, or of the stages it shares with others."""
+    return f"{'point' if any(target.startswith('evaluate@') for target in targets) else 'shared'}-{key}"
 
 
 def lay_out(project: Path, folder: Path, values: dict[str, Any]) -> None:

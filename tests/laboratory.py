@@ -23,7 +23,7 @@ QUIET = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "INFO",
 }
-PATIENCE = 240.0
+PATIENCE = 400.0
 
 
 def free_port() -> int:
