@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,15 @@ from typing import Any
 import httpx
 import psutil
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flows import Flow
@@ -51,6 +59,8 @@ RESTARTS = 3
 """How often a run whose process died is started again by itself; whoever wants more starts it in the UI."""
 PENDING_SECONDS = 60.0
 """A worker begins what it took within seconds."""
+CANCEL_SECONDS = 6.0
+"""Prefect's runner ends a cancelled run within seconds."""
 END_SECONDS = 40.0
 CLIENT_RETRIES = "8"
 """Of a flow run's requests, each wait twice the one before: a server may be away for eight minutes."""
@@ -127,6 +137,7 @@ async def _tend(project: Path) -> None:
             for run in await asyncio.to_thread(journal.broken, project):
                 await _take_up(project, run)
             await _take_up_lost()
+            await _end_cancelled(project)
             count = machine.taken()
             if count != used:
                 await asyncio.to_thread(limits.show_used, count)
@@ -157,6 +168,24 @@ async def _take_up(project: Path, run: journal.Broken) -> None:
         journal.forget(project, run.flow_run)
 
 
+async def _end_cancelled(project: Path) -> None:
+    """End what is being cancelled: Prefect's runner does so, too, but no longer after its server was away."""
+    executed = await asyncio.to_thread(journal.alive, project)
+    if not executed:
+        return
+    async with get_client() as client:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(executed)))
+        for run in await client.read_flow_runs(flow_run_filter=wanted, limit=200):
+            process = executed[run.id]
+            if process and run.state is not None and run.state.is_cancelling() and _age(run.state) > CANCEL_SECONDS:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGTERM)
+
+
+def _age(state: State[Any]) -> float:
+    return (datetime.now(UTC) - state.timestamp).total_seconds()
+
+
 async def _take_up_lost() -> None:
     """Schedule runs again that a worker took and never began: it died in between, before they were in its journal."""
     names = FlowFilterName(any_=[flow.name for flow in (*DEPLOYED.values(), point)])
@@ -166,7 +195,7 @@ async def _take_up_lost() -> None:
             flow_filter=FlowFilter(name=names), flow_run_filter=FlowRunFilter(state=pending), limit=200
         )
         for run in runs:
-            if run.state is not None and (datetime.now(UTC) - run.state.timestamp).total_seconds() > PENDING_SECONDS:
+            if run.state is not None and _age(run.state) > PENDING_SECONDS:
                 message = "the worker that took it never began it"
                 await client.set_flow_run_state(run.id, AwaitingRetry(message=message), force=True)
 

@@ -36,8 +36,7 @@ def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
     """
     path = project / FOLDER / f"{flow_run}.json"
     with locked(path.with_suffix(".lock")):
-        if not path.exists():
-            write_json(path, {"restarts": 0})
+        write_json(path, {"restarts": _read(path)["restarts"], "process": os.getpid()})
         die_with_parent(os.getppid())
         try:
             yield
@@ -49,17 +48,17 @@ def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
 
 def broken(project: Path) -> list[Broken]:
     """Return the flow runs in the journal that no process is executing."""
-    return [Broken(UUID(path.stem), _restarts(path)) for path in _entries(project) if not _is_alive(path)]
+    return [Broken(UUID(path.stem), _read(path)["restarts"]) for path in _entries(project) if not _is_alive(path)]
 
 
-def alive(project: Path) -> int:
-    """Return how many flow runs of this clone are being executed."""
-    return sum(_is_alive(path) for path in _entries(project))
+def alive(project: Path) -> dict[UUID, int]:
+    """Return the flow runs of this clone that are being executed, with their processes."""
+    return {UUID(path.stem): _read(path)["process"] for path in _entries(project) if _is_alive(path)}
 
 
 def count_restart(project: Path, run: Broken) -> None:
     """Note that a run is started again."""
-    write_json(project / FOLDER / f"{run.flow_run}.json", {"restarts": run.restarts + 1})
+    write_json(project / FOLDER / f"{run.flow_run}.json", {"restarts": run.restarts + 1, "process": 0})
 
 
 def forget(project: Path, flow_run: UUID | str) -> None:
@@ -76,8 +75,10 @@ def _is_alive(path: Path) -> bool:
     return is_held(path.with_suffix(".lock"))
 
 
-def _restarts(path: Path) -> int:
+def _read(path: Path) -> dict[str, int]:
+    """Return an entry; one that is damaged or was taken out meanwhile has no process."""
     try:
-        return int(json.loads(path.read_text())["restarts"])
-    except (OSError, ValueError, KeyError):
-        return 0
+        entry: dict[str, int] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        entry = {}
+    return {"restarts": 0, "process": 0} | entry

@@ -126,9 +126,13 @@ class Laboratory:
             return client.read_flow_run(run).state
 
     def finish(self, run: Any, patience: float = PATIENCE) -> Any:
-        """Wait for a run to end and return its state."""
-        wait_until(lambda: self.state(run).is_final(), "the end of a run", patience)
-        return self.state(run)
+        """Wait for a run to end and return its state; one that crashed is to be started again and has not ended."""
+
+        def ended() -> Any:
+            state = self.state(run)
+            return state if state.is_final() and not state.is_crashed() else None
+
+        return wait_until(ended, "the end of a run", patience)
 
     def points(self) -> list[Any]:
         """Return the flow runs of points, oldest first."""

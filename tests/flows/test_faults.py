@@ -105,7 +105,7 @@ def test_a_worker_that_ends_takes_all_with_it_and_the_next_one_goes_on(
 ) -> None:
     project = flow_project(tmp_path / "project", ["sfd"])
     worker = laboratory.start_worker(project, f"mortal-{number.name}")
-    sweep = Sweep(laboratory, project, f"worker-{number.name}", delta_t)
+    sweep = Sweep(laboratory, project, f"worker-{number.name.lower()}", delta_t)
     sweep.await_training()
     worker.send_signal(number)
     worker.wait(60)
@@ -115,12 +115,17 @@ def test_a_worker_that_ends_takes_all_with_it_and_the_next_one_goes_on(
     laboratory.stop(again)
 
 
-def test_cancelling_ends_every_process_of_the_sweep(laboratory: Laboratory, project: Project) -> None:
+@pytest.mark.parametrize(("restarted", "delta_t"), [(False, 0.31), (True, 0.32)])
+def test_cancelling_ends_every_process_of_the_sweep(
+    laboratory: Laboratory, project: Project, restarted: bool, delta_t: float
+) -> None:
     from prefect.client.orchestration import get_client  # noqa: PLC0415
     from prefect.states import Cancelling  # noqa: PLC0415
 
-    sweep = Sweep(laboratory, project, "cancelled", 0.31)
+    sweep = Sweep(laboratory, project, "cancelled", delta_t)
     sweep.await_training()
+    if restarted:
+        restart_server(sweep)
     assert sweep.training()
     started = time.monotonic()
     with get_client(sync_client=True) as client:
@@ -129,7 +134,7 @@ def test_cancelling_ends_every_process_of_the_sweep(laboratory: Laboratory, proj
     print(f"cancelled in {time.monotonic() - started:.1f} s")
     assert laboratory.finish(sweep.run, 60).is_cancelled()
     wait_until(lambda: all(run.state.is_final() for run in laboratory.points()), "the end of the points", 60)
-    again = Sweep(laboratory, project, "cancelled", 0.31)
+    again = Sweep(laboratory, project, "cancelled", delta_t)
     again.require_complete()
 
 

@@ -1,5 +1,6 @@
 """What the journal says of runs that live, that ended and that were killed."""
 
+import os
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ def test_a_killed_run_is_broken_and_counts_its_restarts(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         assert journal.broken(tmp_path) == []
-        assert journal.alive(tmp_path) == 1
+        assert journal.alive(tmp_path) == {run: process.pid}
         process.kill()
     (found,) = journal.broken(tmp_path)
     assert found == journal.Broken(run, 0)
@@ -45,7 +46,7 @@ def test_a_killed_run_is_broken_and_counts_its_restarts(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_or_fails_by_itself_leaves_no_entry(tmp_path: Path) -> None:
     with journal.recorded(tmp_path, uuid4()):
-        assert journal.alive(tmp_path) == 1
+        assert list(journal.alive(tmp_path).values()) == [os.getpid()]
     with pytest.raises(ValueError, match="its own"), journal.recorded(tmp_path, uuid4()):
         raise ValueError("its own")
     assert journal.broken(tmp_path) == []
