@@ -55,14 +55,14 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
     """
     changed = copy.deepcopy(dict(values))
     for key, value in changes.items():
-        _set(changed, key, value)
+        set_value(changed, key, value)
     if axis is None:
         return Plan(changed, {name: name for name in changed["active"]})
     origins: dict[str, str] = {}
     for origin in changed["active"]:
         for value in axis.values:
             variant = copy.deepcopy(changed["variants"][origin])
-            _set(variant, axis.key, value)
+            set_value(variant, axis.key, value)
             name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key}-{value}".replace(".", "p")
             changed["variants"][name] = variant
             origins[name] = origin
@@ -79,7 +79,7 @@ def run_experiment(plan: Plan, folder: Path, project: Path = Path()) -> None:
     require_none_in_outputs(params, project)
     require_inputs(params, project)
     _lay_out(plan, folder, project)
-    _link_inputs(params, folder, project)
+    link_inputs(params, folder, project)
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{project.resolve() / STATE / 'mlflow.db'}"} | dict(os.environ)
     environment |= {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     if subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment, check=False).returncode:
@@ -115,7 +115,7 @@ def _lay_out(plan: Plan, folder: Path, project: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(dict(plan.values), sort_keys=False))
 
 
-def _link_inputs(params: Params, folder: Path, project: Path) -> None:
+def link_inputs(params: Params, folder: Path, project: Path) -> None:
     """Let images and weights at relative paths be found from the experiment's folder, too."""
     for path in named_inputs(params, project).values():
         for target in found_at(path, project) if not Path(path).is_absolute() else []:
@@ -125,7 +125,8 @@ def _link_inputs(params: Params, folder: Path, project: Path) -> None:
                 link.symlink_to(target.resolve())
 
 
-def _set(values: Any, key: str, value: Any) -> None:
+def set_value(values: Any, key: str, value: Any) -> None:
+    """Set the nested value that a dotted key names, in place. Raises `ConfigError` for a key that is not there."""
     *parents, last = key.split(".")
     for parent in parents:
         values = values.get(parent) if isinstance(values, dict) else None

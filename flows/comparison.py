@@ -1,0 +1,131 @@
+"""What a sweep shows: its table, its figure, its best point, its runs in MLflow."""
+
+import base64
+import csv
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.dvc import Place, ProgramError, environment
+from flows.grid import Point
+from flows.locks import locked
+from sfd_core.paths import STATE, atomic_path
+from sfd_core.tracking import Store
+from sfd_core.tracking.address import is_embedded, is_reachable
+from sfd_core.tracking.sweep import SweepPoint, record_sweep
+
+SWEEPS = STATE / "sweeps"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point and what became of it."""
+
+    point: Point
+    status: str
+    """`computed`, `restored`, `finished before` or `failed`."""
+    record: Mapping[str, Any]
+    """Numbers and commit; empty for a failed point."""
+    message: str = ""
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """What was measured, by name."""
+        numbers: Mapping[str, float] = self.record.get("numbers", {})
+        return numbers
+
+
+def leading(rows: Sequence[Row]) -> str | None:
+    """Return the name of the first distance that was measured: the one that points are ranked by."""
+    names = [name for row in rows for name in row.numbers if name == "fid" or name.startswith("fd_")]
+    return names[0] if names else None
+
+
+def best(rows: Sequence[Row]) -> Row | None:
+    """Return the row of the lowest leading distance."""
+    name = leading(rows)
+    return min((row for row in rows if name in row.numbers), key=lambda row: row.numbers[str(name)], default=None)
+
+
+def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the rows as plain columns: what was varied, what became of it, every number."""
+    return [
+        {"point": row.point.name, "variant": row.point.variant, **row.point.settings, "status": row.status, **row.numbers}
+        for row in rows
+    ]
+
+
+def write_comparison(project: Path, name: str, rows: Sequence[Row], over: Sequence[str], place: Place) -> list[Path]:
+    """Write `table.csv` and, if a point ended well, `figure.png` to `.sfd/sweeps/<name>`; return what there is."""
+    folder = project / SWEEPS / name
+    good = [entry for entry, row in zip(table(rows), rows, strict=True) if row.numbers]
+    files = [folder / "table.csv"]
+    with atomic_path(files[0]) as temporary, temporary.open("w", newline="") as file:
+        columns = list(dict.fromkeys(column for entry in good for column in entry))
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(good)
+    if good:
+        try:
+            place.sfd("sweep-figure", str(files[0]), "--out", str(folder / "figure.png"), "--over", *over)
+            files.append(folder / "figure.png")
+        except ProgramError as error:
+            place.told(f"no figure: {error}")
+    return files
+
+
+def send_to_mlflow(project: Path, name: str, points: Sequence[SweepPoint], files: Sequence[Path]) -> str:
+    """Record parent and child runs and return where they are; a server that is down is told and raises nothing."""
+    uri = environment(project)["MLFLOW_TRACKING_URI"]
+    if not is_reachable(uri):
+        return f"MLflow at {uri} does not answer; run the sweep again to send its table"
+    try:
+        with locked(project / SWEEPS / "tracking.lock"):
+            store = Store(uri)
+            run = record_sweep(store, name, points, files)
+    except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
+        print(f"warning: {name}: not in MLflow at {uri}: {error}", file=sys.stderr)
+        return f"not in MLflow at {uri} ({type(error).__name__}); run the sweep again to send its table"
+    if is_embedded(uri):
+        return f"run {run} of the embedded store (`make serve-mlflow` shows it)"
+    return f"[sweep {name} in MLflow]({uri}/#/experiments/{store.experiment_id}/runs/{run})"
+
+
+def summary(name: str, rows: Sequence[Row], where: str) -> str:
+    """Return the sweep in words, as Markdown."""
+    counts = {status: sum(row.status == status for row in rows) for status in dict.fromkeys(row.status for row in rows)}
+    lines = [f"# Sweep {name}", "", ", ".join(f"{count} {status}" for status, count in counts.items()), ""]
+    found, number = best(rows), leading(rows)
+    if found is not None and number is not None:
+        lines += [f"Best: **{found.point.name}** with {number} {found.numbers[number]:.6g}", ""]
+        lines += ["```", f"git checkout refs/sfd/{name}/{found.point.name}", "dvc pull && dvc repro", "```", ""]
+    lines += [where, ""]
+    for row in rows:
+        if row.message:
+            lines += [f"## {row.point.name} failed", "", "```", row.message, "```", ""]
+    return "\n".join(lines)
+
+
+def data_url(picture: Path) -> str:
+    """Return a PNG file as an address that shows it wherever there is no server for it."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def sweep_points(rows: Sequence[Row]) -> list[SweepPoint]:
+    """Return the points that ended well as MLflow is to show them."""
+    return [_sweep_point(row) for row in rows if row.numbers]
+
+
+def artifact_key(name: str, what: str) -> str:
+    """Return the key of a Prefect artifact in the letters that Prefect takes."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{what}".lower())
+
+
+def _sweep_point(row: Row) -> SweepPoint:
+    settings = {"variant": row.point.variant, **{key: str(value) for key, value in row.point.settings.items()}}
+    step = int(row.record.get("training", {}).get("steps", 0))
+    numbers = {name: float(value) for name, value in row.numbers.items()}
+    return SweepPoint(row.point.name, row.point.key, settings, numbers, step, str(row.record["commit"]))

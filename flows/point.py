@@ -1,0 +1,135 @@
+"""The flow of one point: its worktree, `dvc repro`, its runs in MLflow, its bytes in the remote. Any worker takes any point."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+import yaml
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import Artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows import git, journal, limits, machine
+from flows.dvc import Place, ProgramError, environment, remote_of, stages_run, write_local_config
+from flows.locks import locked
+from sfd_core.config import parse_params
+from sfd_core.experiments import link_inputs
+from sfd_core.inputs import require_inputs
+from sfd_core.paths import STATE
+
+NETWORK_RETRIES = [5.0, 20.0, 60.0]
+"""Seconds before each repetition of a step that only the network can fail."""
+LOGS = STATE / "logs"
+TRACKING_LOCK = STATE / "points-tracking.lock"
+"""Points that share a VAE would otherwise make its run in MLflow twice."""
+RECORD_TYPE = "point"
+STAGES_OF_A_POINT = 8
+
+
+@flow(name="point", persist_result=False)
+def point(key: str, commit: str, values: dict[str, Any], targets: list[str]) -> None:
+    """Compute one point of a sweep, or restore it from the cache. Sweeps start these runs; there is no need to by hand.
+
+    Args:
+        key: Hash of parameters and code, the name of its folder.
+        commit: The code to run; a clone without it asks its git remotes.
+        values: All parameters.
+        targets: DVC stages to bring up to date.
+    """
+    project, started = Path.cwd(), time.monotonic()
+    logger = get_run_logger()
+    with journal.recorded(project, str(flow_run.id)):
+        git.require_commit(project, commit)
+        with git.worktree(project, key, commit) as (folder, held):
+            lay_out(project, folder, values)
+            place = Place(folder, project / LOGS / f"{key}.log", environment(project), (held,), logger.info)
+            if remote_of(project):
+                fetch(place)
+            with machine.slot(limits.places, logger.info) as slot:
+                place = Place(folder, place.log, {**place.environment, **slot.environment}, (held, slot.held), logger.info)
+                ran = reproduce(place, targets, key, pull=remote_of(project) is not None)
+            track(project, place)
+            if remote_of(project):
+                push(place, targets)
+            Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=_record(folder, values, ran, started)).create()
+            git.forget_worktree(project, folder)
+
+
+@task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
+def fetch(place: Place) -> None:
+    """Learn from the remote what has been computed anywhere; the bytes come when a stage asks for them."""
+    place.pull_run_cache()
+
+
+@task(cache_policy=NO_CACHE)
+def reproduce(place: Place, targets: Sequence[str], key: str, pull: bool) -> list[str]:
+    """Run `dvc repro` and return the stages that ran; all others came out of the cache."""
+    progress = cast("UUID", create_progress_artifact(0.0, key=f"progress-{key}", description=" ".join(targets)))
+    seen: set[str] = set()
+
+    def told(line: str) -> None:
+        place.told(line)
+        if line.startswith(("Stage '", "Running stage '")):
+            seen.add(line.split("'")[1])
+            with suppress(httpx.HTTPError):  # a server that is down holds up no training
+                update_progress_artifact(progress, min(99.0, 100.0 * (len(seen) - 1) / STAGES_OF_A_POINT))
+
+    watched = Place(place.folder, place.log, place.environment, place.held, told)
+    ran = stages_run(watched.dvc("repro", *(["--pull"] if pull else []), *targets))
+    update_progress_artifact(progress, 100.0)
+    return ran
+
+
+@task(cache_policy=NO_CACHE)
+def track(project: Path, place: Place) -> None:
+    """Send curves, pictures and models to MLflow; what a server that is down misses is sent by a later `sfd track`."""
+    try:
+        with locked(project / TRACKING_LOCK):
+            place.sfd("track")
+    except ProgramError as error:
+        get_run_logger().warning("not in MLflow: %s", error)
+
+
+@task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
+def push(place: Place, targets: Sequence[str]) -> None:
+    """Send results and the run-cache to the remote, so that no machine computes them again."""
+    place.dvc("push", "--run-cache", *(["--with-deps", *targets] if targets else []))
+
+
+def record_key(key: str, targets: Sequence[str]) -> str:
+    """Return the key of the Prefect artifact that holds the record of a point, or of the stages it shares with others."""
+    return f"{'point' if any(target.startswith('evaluate@') for target in targets) else 'shared'}-{key}"
+
+
+def lay_out(project: Path, folder: Path, values: dict[str, Any]) -> None:
+    """Make a worktree the experiment of `values`, with the project's cache, remotes and inputs."""
+    params = parse_params(values)
+    require_inputs(params, project)
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    write_local_config(project, folder)
+    link_inputs(params, folder, project)
+
+
+def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float) -> dict[str, Any]:
+    """Return what the sweep needs of a point: its lock, its numbers, and what it took."""
+    variant = values["active"][0]
+    return {
+        "params": (folder / "params.yaml").read_text(),
+        "lock": (folder / "dvc.lock").read_text(),
+        "numbers": _numbers(folder / "outputs" / "evaluate" / variant / "metrics.json"),
+        "training": _numbers(folder / "outputs" / "train" / variant / "metrics.json"),
+        "ran": ran,
+        "seconds": round(time.monotonic() - started, 1),
+        "worker": machine.worker_name(),
+    }
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    """Return a metrics file, or nothing of a stage that was no target."""
+    return dict(json.loads(path.read_text())) if path.is_file() else {}

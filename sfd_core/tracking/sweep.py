@@ -1,0 +1,49 @@
+"""A sweep in MLflow: one parent run, and one child run a point with what was varied and what was measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfd_core.tracking.curves import Point, metric_name
+from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import Evidence, Store
+
+PARENT_TAG = "mlflow.parentRunId"
+KIND_TAG, SWEEP_TAG, POINT_TAG = "sfd.kind", "sfd.sweep", "sfd.point"
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A finished point of a sweep."""
+
+    name: str
+    key: str
+    """What identifies the experiment."""
+    settings: Mapping[str, str]
+    """What was varied, and the variant."""
+    numbers: Mapping[str, float]
+    step: int
+    """Training steps behind the numbers."""
+    commit: str
+
+
+def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: Sequence[Path] = ()) -> str:
+    """Make or complete the parent run `name` and its children, each once however often it is told; return the parent's id."""
+    parent = _parent(store, name)
+    present = {tags[POINT_TAG]: run for run, tags in store.find({PARENT_TAG: parent}) if POINT_TAG in tags}
+    for point in points:
+        child = present.get(point.key)
+        if child is None:
+            tags = {PARENT_TAG: parent, POINT_TAG: point.key, "sfd.commit": point.commit}
+            child = store.create(RunSpec(point.name, point.settings, {KIND_TAG: "point", SWEEP_TAG: name}), tags)
+        values = [Point(metric_name("final", key), point.step, value, 0.0) for key, value in point.numbers.items()]
+        store.send(child, values, store.known(child, {value.key for value in values}))
+        store.finish(child)
+    store.send_files(parent, Evidence(files={"sweep": list(files)}))
+    store.finish(parent)
+    return parent
+
+
+def _parent(store: Store, name: str) -> str:
+    found = store.find({KIND_TAG: "sweep", SWEEP_TAG: name})
+    return found[0][0] if found else store.create(RunSpec(f"sweep {name}", {}, {KIND_TAG: "sweep", SWEEP_TAG: name}), {})

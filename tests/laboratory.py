@@ -1,0 +1,178 @@
+"""A laboratory for tests: a Prefect server, workers in tiny projects, and a way to start runs and wait for them."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from projects import ROOT, Project, make_project
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "INFO",
+}
+PATIENCE = 400.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def flow_project(path: Path, active: list[str]) -> Project:
+    """Lay out a tiny project with the flows, committed."""
+    project = make_project(path, active)
+    shutil.copytree(ROOT / "flows", path / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    project.run("git", "add", "--all")
+    project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "flows")
+    return project
+
+
+def wait_until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        found = holds()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{what} did not come true in {patience:.0f} s")
+
+
+@dataclass
+class Laboratory:
+    """One Prefect server with its workers; every process is stopped by the fixture."""
+
+    path: Path
+    port: int
+    server: subprocess.Popen[bytes] | None = None
+    _workers: list[tuple[Project, subprocess.Popen[bytes]]] = field(default_factory=list)
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return QUIET | {"PREFECT_HOME": str(self.path / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api"}
+
+    def start(self, command: list[str], folder: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+    def start_server(self) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        server = self.start(command, self.path, self.path / "server.log", kept | self.environment)
+        wait_until(self.answers, "the server's health", 120)
+        self.server = server
+
+    def answers(self) -> bool:
+        import httpx  # noqa: PLC0415 - only tests with a server pay for it
+
+        try:
+            return bool(httpx.get(f"http://127.0.0.1:{self.port}/api/health", timeout=2).is_success)
+        except httpx.HTTPError:
+            return False
+
+    def start_worker(self, project: Project, name: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start a worker and wait until it serves; all workers serve everything, so those of other projects are stopped."""
+        for other, process in self._workers:
+            if other.path.parent != project.path.parent:
+                self.stop(process)
+        log = self.path / f"{name}.log"
+        before = log.stat().st_size if log.exists() else 0
+        environment = project.environment | self.environment | {"SFD_WORKER": name} | variables
+        environment.pop("PYTHONPATH", None)
+        worker = self.start([sys.executable, "-m", "flows.deployments"], project.path, log, environment)
+        wait_until(lambda: "is ready" in log.read_text()[before:] or worker.poll() is not None, "the worker's start", 120)
+        assert worker.poll() is None, log.read_text()
+        self._workers.append((project, worker))
+        return worker
+
+    def serves(self, project: Project) -> bool:
+        """Whether a worker of a project is alive."""
+        return any(other == project and process.poll() is None for other, process in self._workers)
+
+    def ask(self, deployment: str, **parameters: Any) -> Any:
+        """Start a run and return its id."""
+        from prefect.deployments import run_deployment  # noqa: PLC0415
+
+        return run_deployment(deployment, parameters=parameters, timeout=0, as_subflow=False).id
+
+    def state(self, run: Any) -> Any:
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(run).state
+
+    def finish(self, run: Any, patience: float = PATIENCE) -> Any:
+        """Wait for a run to end and return its state; one that crashed is to be started again and has not ended."""
+
+        def ended() -> Any:
+            state = self.state(run)
+            return state if state.is_final() and not state.is_crashed() else None
+
+        return wait_until(ended, "the end of a run", patience)
+
+    def points(self) -> list[Any]:
+        """Return the flow runs of points, oldest first."""
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+        from prefect.client.schemas.filters import FlowFilter, FlowFilterName  # noqa: PLC0415
+
+        with get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["point"])), limit=200)
+        return sorted(runs, key=lambda run: run.created)
+
+    def artifact(self, key: str) -> Any:
+        from prefect.artifacts import Artifact  # noqa: PLC0415
+
+        found = Artifact.get(key)
+        assert found is not None, key
+        return found.data
+
+    def stop(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+        if process.poll() is None:
+            process.send_signal(number)
+            process.wait(60)
+
+    def stop_all(self) -> None:
+        for process in reversed(self._started):
+            descendants = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            for child in descendants:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return the command lines of all processes that work in a folder or below it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder):
+                found.append(" ".join(process.cmdline()))
+        except (psutil.Error, OSError):
+            continue
+    return found
