@@ -48,9 +48,9 @@ class Parallel:
 
     def __init__(self, name: str, task: TrainingTask, optimisation: Optimisation, engine: EngineParams) -> None:
         AcceleratorState._reset_state()  # a process may train several networks, each in its own precision
-        same_bits = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        less_memory = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         precision = "bf16" if optimisation.precision == "bfloat16" else "no"
-        self.accelerator = Accelerator(cpu=_on_cpu(), mixed_precision=precision, kwargs_handlers=[same_bits])
+        self.accelerator = Accelerator(cpu=_on_cpu(), mixed_precision=precision, kwargs_handlers=[less_memory])
         self.device = torch.device(self.accelerator.device)
         self.rank, self.count = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         if optimisation.batch_size % self.count:
