@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.path import channel_times, predict_data
-from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes, Phase, PhaseSpan
+from sfd_core.diffusion.schedule import AsyncSchedule, Phase, PhaseSpan, SharedTimes
 from sfd_core.errors import ConfigError
 
 DOPRI5_ABSOLUTE_TOLERANCE = 1e-6
@@ -57,7 +57,8 @@ def integrate(
 ) -> Solution:
     """Move noise `x0` along `velocity` from u = 0 to 1 + delta_t; outside its interval a part stands still to the last bit.
 
-    A guided velocity counts as one evaluation although it may ask two networks. dopri5 (torchdiffeq) picks its steps from the
+    A guided velocity counts as one evaluation although it may ask two networks; the part that stands still is not guided, which
+    only the data that `observe` is told of it can show. dopri5 (torchdiffeq) picks its steps from the
     error over everything it is given; it therefore takes one image at a time, so that no image depends on its batch.
     Raises `ConfigError` for a budget too small for the phases or a missing torchdiffeq, `ValueError` for dopri5 with more
     than one image.
@@ -83,7 +84,7 @@ class _Counted:
         self.velocity = velocity
         self.calls = 0
 
-    def __call__(self, x: Tensor, times: LocalTimes) -> Tensor:
+    def __call__(self, x: Tensor, times: SharedTimes) -> Tensor:
         self.calls += 1
         return self.velocity(x, times)
 
@@ -96,13 +97,8 @@ class _Path:
     schedule: AsyncSchedule
     n_texture: int
 
-    def times(self, u: float, x: Tensor) -> LocalTimes:
-        # float64 on the CPU first: u - delta_t is then 0 and 1 where it should be, and not every device has float64
-        local = self.schedule.local_times(torch.full((x.shape[0],), u, dtype=torch.float64))
-        return LocalTimes(local.t_tex.to(x.dtype).to(x.device), local.t_sem.to(x.dtype).to(x.device))
-
-    def at(self, u: float, x: Tensor) -> Tensor:
-        return self.velocity(x, self.times(u, x))
+    def at(self, u: float, x: Tensor, phase: Phase) -> Tensor:
+        return self.velocity(x, self.schedule.shared_times(u, phase, x))
 
     def moving(self, phase: Phase, channels: int) -> slice:
         return slice(0 if phase.texture_acts else self.n_texture, channels if phase.semantic_acts else self.n_texture)
@@ -114,7 +110,8 @@ class _Path:
         return moved
 
     def predict(self, u: float, x: Tensor, v: Tensor) -> Tensor:
-        return predict_data(x, v, channel_times(self.times(u, x), self.n_texture, x.shape[1]))
+        times = self.schedule.shared_times(u, self.schedule.phase(u), x)
+        return predict_data(x, v, channel_times(times, self.n_texture, x.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,8 @@ StepFn = Callable[[_Path, _Interval], Tensor]
 
 def _integrate_grid(path: _Path, x: Tensor, grid: list[float], step: StepFn, observe: ObserveFn | None) -> Tensor:
     for u, u_next in pairwise(grid):
-        interval = _Interval(path.schedule.phase(u), u, u_next, x, path.at(u, x))
+        phase = path.schedule.phase(u)
+        interval = _Interval(phase, u, u_next, x, path.at(u, x, phase))
         if observe is not None:
             observe(u, x, path.predict(u, x, interval.v))
         x = path.move(x, interval.width * step(path, interval), interval.phase)
@@ -151,7 +149,7 @@ def _euler(_: _Path, interval: _Interval) -> Tensor:
 
 def _heun(path: _Path, interval: _Interval) -> Tensor:
     ahead = path.move(interval.x, interval.width * interval.v, interval.phase)
-    return (interval.v + path.at(interval.stop, ahead)) / 2
+    return (interval.v + path.at(interval.stop, ahead, interval.phase)) / 2
 
 
 class _AdamsBashforth:
@@ -186,7 +184,7 @@ def _integrate_adaptive(path: _Path, x: Tensor, grid: list[float], observe: Obse
         if observe is not None:
             for u, state in zip(points[:-1], states[:-1], strict=True):
                 # asked past the counter: looking on is no part of the solution's cost
-                v = path.velocity.velocity(state, path.times(u, state))
+                v = path.velocity.velocity(state, path.schedule.shared_times(u, span.phase, state))
                 observe(u, state, path.predict(u, state, v))
         x = states[-1]
     return x
@@ -204,7 +202,7 @@ def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> lis
     def derivative(u: Tensor, moving: Tensor) -> Tensor:
         # torchdiffeq's choice of a first step may look beyond the phase, where the idle part would have to move
         inside = min(max(float(u), span.start), span.stop)
-        return path.at(inside, whole(moving))[:, part]
+        return path.at(inside, whole(moving), span.phase)[:, part]
 
     states = _torchdiffeq_odeint()(
         derivative,
