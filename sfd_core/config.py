@@ -355,7 +355,7 @@ class GuidanceParams(Group):
 class SamplerParams(Group):
     """How images are drawn from a denoiser."""
 
-    solver: Literal["euler", "heun", "dopri5"]
+    solver: Literal["euler", "heun", "ab2", "dopri5"]
     """For velocity models."""
     gaussian_solver: Literal["ddpm", "ddim"]
     """For DiT."""

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import ValidationError
 
-from sfd_core.config import SamplerParams, fingerprint
+from sfd_core.config import SamplerParams
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.evaluation.labels import class_balanced_labels
-from sfd_core.measurement import Order, Progress, recipe
+from sfd_core.measurement import Order, Progress
 from sfd_core.paths import atomic_path
 from sfd_core.reporting.guidance import write_guidance_figure
 from sfd_core.rerun import Measurement, write_numbers
@@ -74,7 +74,7 @@ def run_curve(
     labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
     rows: list[dict[str, Any]] = []
     for number, point in enumerate(points, start=1):
-        file = out / "points" / f"{_key(measurement, point, samples)}.json"
+        file = out / "points" / f"{measurement.key(point.sampler, samples)}.json"
         what = (
             f"point {number} of {len(points)}: scale {point.scale:g} in {list(point.interval)}, {point.evaluations} evaluations"
         )
@@ -103,14 +103,6 @@ def _sampler(base: SamplerParams, scale: float, interval: tuple[float, float], e
         raise ConfigError(
             f"scale {scale:g} in {list(interval)} with {evaluations} evaluations cannot be drawn: {error.errors()[0]['msg']}"
         ) from error
-
-
-def _key(measurement: Measurement, point: Point, samples: int) -> str:
-    """Name a point by all that its numbers depend on but the code: a new version of this program keeps old points."""
-    by = recipe(measurement.artifact, measurement.pipeline, point.sampler)
-    del by["artifact"]
-    references = [reference.source_digest for reference in measurement.judge.references.values()]
-    return fingerprint(by, samples, measurement.judge.keys, references, measurement.judge.kid_subset_size)
 
 
 def _row(point: Point, file: Path) -> dict[str, Any]:

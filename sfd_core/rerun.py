@@ -46,6 +46,13 @@ class Measurement:
         drawn = drawn_with(order.sampler, variant, measured.evaluations, ORACLE if oracle else SAMPLES, by)
         return self.judge.numbers(measured.features, drawn), measured
 
+    def key(self, sampler: SamplerParams, samples: int) -> str:
+        """Name a point of a study by all that its numbers depend on but the code: a new version of this program keeps it."""
+        by = recipe(self.artifact, self.pipeline, sampler)
+        del by["artifact"]
+        references = [reference.source_digest for reference in self.judge.references.values()]
+        return fingerprint(by, samples, self.judge.keys, references, self.judge.kid_subset_size)
+
 
 @dataclass(frozen=True)
 class Recorded:

@@ -18,7 +18,7 @@ from sfd_core.config import GuidanceParams, SamplerParams
 from sfd_core.diffusion import guidance
 from sfd_core.diffusion.gaussian import DenoiseFn, guide_denoiser, sample_gaussian
 from sfd_core.diffusion.guidance import VelocityFn
-from sfd_core.diffusion.schedule import LocalTimes
+from sfd_core.diffusion.schedule import SharedTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
 from sfd_core.errors import ConfigError, IdentityError
 from sfd_core.models.dit import DiT
@@ -205,7 +205,7 @@ class Pipeline:
 def _velocity_of(denoiser: Denoiser, labels: Tensor) -> VelocityFn:
     model = cast(LightningDiT, denoiser.model)
 
-    def velocity(x: Tensor, times: LocalTimes) -> Tensor:
+    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
         prediction: Tensor = model(x, times.t_tex, times.t_sem if model.embedders == 2 else None, labels).prediction
         return prediction
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core import __version__
-from sfd_core.cli import evaluation, experiment, guidance, importing, preset, sampling, sweep
+from sfd_core.cli import evaluation, experiment, guidance, importing, preset, sampling, solvers, sweep
 from sfd_core.cli.results import PARAMS, print_results
 from sfd_core.config import Params, load_params
 from sfd_core.errors import exits_cleanly
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluation.add_evaluate(commands)
     guidance.add_guidance_curve(commands)
     sweep.add_sweep_figure(commands)
+    solvers.add_solvers(commands)
     importing.add_import(commands)
     _add_validate(commands)
     _add_results(commands)

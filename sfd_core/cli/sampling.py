@@ -40,7 +40,7 @@ def add_sampler(command: argparse.ArgumentParser, needs_artifact: bool = True, e
     options = command.add_argument_group("sampler", "default: evaluate.sampler of params.yaml")
     options.add_argument("--seed", type=int, metavar="N", help="image i depends on the seed and on i alone")
     options.add_argument("--evaluations", type=int, nargs=evaluations, metavar="N", help="network evaluations an image")
-    options.add_argument("--solver", choices=["euler", "heun", "dopri5"], help="of velocity models")
+    options.add_argument("--solver", choices=["euler", "heun", "ab2", "dopri5"], help="of velocity models")
     options.add_argument("--gaussian-solver", choices=["ddpm", "ddim"], help="of DiT")
     options.add_argument("--shift", type=float, metavar="S", help="timestep shift; 1 is none")
     options.add_argument("--guidance", choices=["none", "cfg", "autoguidance"])

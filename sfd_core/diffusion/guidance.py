@@ -7,10 +7,10 @@ from torch import Tensor
 
 from sfd_core.config import GuidanceParams
 from sfd_core.diffusion.path import velocity as line_velocity
-from sfd_core.diffusion.schedule import LocalTimes
+from sfd_core.diffusion.schedule import SharedTimes
 
-VelocityFn = Callable[[Tensor, LocalTimes], Tensor]
-"""x (N, C, H, W) and local times (N,) to a velocity (N, C, H, W)."""
+VelocityFn = Callable[[Tensor, SharedTimes], Tensor]
+"""x (N, C, H, W) and local times (N,), the same for all images, to a velocity (N, C, H, W)."""
 
 
 def cfg(
@@ -18,7 +18,8 @@ def cfg(
 ) -> VelocityFn:
     """Return classifier-free guidance v = v_u + w (v_c - v_u).
 
-    Each part has its own w and applies it only while its own time is in its interval.
+    Each part has its own w and applies it only while its own time is in its interval and the part moves. Where no part applies
+    one, `unconditional` is not asked.
     Sources: arXiv 2207.12598; intervals: arXiv 2404.07724.
     """
     return _extrapolate(conditional, unconditional, texture, semantic, n_texture)
@@ -42,7 +43,7 @@ def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -
     """
     line = line_velocity(x0[:, n_texture:], semantic)
 
-    def led(x: Tensor, times: LocalTimes) -> Tensor:
+    def led(x: Tensor, times: SharedTimes) -> Tensor:
         return torch.cat([velocity(x, times)[:, :n_texture], line], dim=1)
 
     return led
@@ -51,28 +52,26 @@ def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -
 def _extrapolate(
     main: VelocityFn, reference: VelocityFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int
 ) -> VelocityFn:
-    def guided(x: Tensor, times: LocalTimes) -> Tensor:
+    def guided(x: Tensor, times: SharedTimes) -> Tensor:
         v = main(x, times)
-        weights = [_weight(texture, times.t_tex), _weight(semantic, times.t_sem)]
-        if x.shape[1] == n_texture:
-            weights = weights[:1]
+        w_texture = _weight(texture, times.texture, times.phase.texture_acts)
+        w_semantic = _weight(semantic, times.semantic, times.phase.semantic_acts and x.shape[1] > n_texture)
         # the reference network is half the cost: do not ask it where no weight would use it
-        if all(bool((weight == 1).all()) for weight in weights):
+        if w_texture == w_semantic == 1:
             return v
         v_reference = reference(x, times)
-        spans = [slice(0, n_texture), slice(n_texture, None)][: len(weights)]
-        parts = zip(spans, weights, strict=True)
-        return torch.cat([_lerp(v_reference[:, span], v[:, span], weight) for span, weight in parts], dim=1)
+        parts = [(slice(0, n_texture), w_texture), (slice(n_texture, None), w_semantic)]
+        return torch.cat([_lerp(v_reference[:, part], v[:, part], weight) for part, weight in parts], dim=1)
 
     return guided
 
 
-def _weight(guidance: GuidanceParams, t: Tensor) -> Tensor:
-    low, high = guidance.interval
-    return torch.where((t >= low) & (t <= high), guidance.scale, 1.0).to(t)
+def _weight(guidance: GuidanceParams, t: float, moves: bool) -> float:
+    # in float32, as networks see the time: a grid point on the end of an interval stays there whatever its last bit in float64
+    now, low, high = torch.tensor([t, *guidance.interval], dtype=torch.float32).tolist()
+    return guidance.scale if moves and low <= now <= high else 1.0
 
 
-def _lerp(reference: Tensor, main: Tensor, weight: Tensor) -> Tensor:
-    weight = weight[:, None, None, None]
+def _lerp(reference: Tensor, main: Tensor, weight: float) -> Tensor:
     # where the weight is 1 the main velocity must come through to the last bit
-    return torch.where(weight == 1, main, reference + weight * (main - reference))
+    return main if weight == 1 else reference + weight * (main - reference)

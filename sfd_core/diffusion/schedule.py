@@ -52,6 +52,19 @@ class LocalTimes:
 
 
 @dataclass(frozen=True)
+class SharedTimes(LocalTimes):
+    """Local times (N,) of images that all stand at one global time, and the same as plain numbers.
+
+    What depends on them is decided from the numbers: to ask the tensors would make the host wait for the device.
+    """
+
+    texture: float
+    semantic: float
+    phase: Phase
+    """Of the interval that is integrated: at its end it is still the phase that the interval began in."""
+
+
+@dataclass(frozen=True)
 class Times(LocalTimes):
     """Local times with the global time u (N,) they come from."""
 
@@ -91,6 +104,14 @@ class AsyncSchedule:
     def local_times(self, u: Tensor) -> LocalTimes:
         """Return each part's own time at global times `u` (any shape): t_tex = max(u - delta_t, 0), t_sem = min(u, 1)."""
         return LocalTimes(t_tex=(u - self.delta_t).clamp(0, 1), t_sem=u.clamp(0, 1))
+
+    def shared_times(self, u: float, phase: Phase, like: Tensor) -> SharedTimes:
+        """Return each part's own time at global time `u`, in `phase`, for images like `like` (N, ...): its device and dtype."""
+        # float64 first: u - delta_t is then 0 and 1 where it should be, and not every device has float64
+        local = self.local_times(torch.tensor(u, dtype=torch.float64))
+        texture, semantic = local.t_tex.item(), local.t_sem.item()
+        t_tex, t_sem = (torch.full((len(like),), t, dtype=like.dtype, device=like.device) for t in (texture, semantic))
+        return SharedTimes(t_tex, t_sem, texture, semantic, phase)
 
     def active(self, u: Tensor) -> Active:
         """Return which velocities act at global times `u` (any shape)."""

@@ -54,7 +54,7 @@ def test_the_committed_experiment_is_valid() -> None:
         ("variants.sfd.size", "XS", r"variants\.sfd\.size: Input should be 'tiny', 'S'"),
         ("reference.extractors", ["vgg"], r"reference\.extractors\.0: Input should be 'inception'"),
         ("reference.adm_npz", "VIRTUAL_imagenet256_labeled.npz", "add inception to them or set adm_npz to null"),
-        ("evaluate.sampler.solver", "rk4", r"evaluate\.sampler\.solver: Input should be 'euler', 'heun' or 'dopri5'"),
+        ("evaluate.sampler.solver", "rk4", r"evaluate\.sampler\.solver: Input should be 'euler', 'heun', 'ab2' or 'dopri5'"),
         ("evaluate.sampler.guide", "outputs/train/weak", "autoguidance needs a guide, nothing else does"),
         ("evaluate.sampler.texture.interval", [0.8, 0.2], "0 <= first < second <= 1"),
         ("variants.repa.repa.block", 5, "beyond the 4 blocks of size tiny"),

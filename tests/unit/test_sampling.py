@@ -27,7 +27,7 @@ def pipeline(folder: Path, kind: str = "sfd") -> Pipeline:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("solver", ["euler", "heun", "dopri5"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "dopri5"])
 def test_an_image_does_not_depend_on_its_batch(kind: str, solver: str, tmp_path: Path) -> None:
     pipe = pipeline(tmp_path, kind)
     labels = [index % 3 for index in range(9)]
@@ -48,6 +48,7 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
     pipe = pipeline(tmp_path)
     assert pipe([0], sampler=SAMPLER).evaluations == 6
     assert pipe([0], sampler=SAMPLER, solver="heun").evaluations == 6
+    assert pipe([0], sampler=SAMPLER, solver="ab2").evaluations == 6
     assert pipe([0], sampler=SAMPLER, solver="dopri5").evaluations > 6
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sfd_core.config import GuidanceParams
 from sfd_core.diffusion.guidance import VelocityFn, autoguidance, cfg, oracle
-from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes
+from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes, Phase, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 
 N, TEXTURE, SEMANTIC, SIDE = 4, 3, 2, 4
@@ -35,8 +35,27 @@ def state() -> Tensor:
     return torch.randn(N, TEXTURE + SEMANTIC, SIDE, SIDE, generator=torch.Generator().manual_seed(9))
 
 
-def times(t_tex: float, t_sem: float) -> LocalTimes:
-    return LocalTimes(torch.full((N,), t_tex), torch.full((N,), t_sem))
+def times(t_tex: float, t_sem: float, phase: Phase = Phase.BOTH) -> SharedTimes:
+    return SharedTimes(torch.full((N,), t_tex), torch.full((N,), t_sem), t_tex, t_sem, phase)
+
+
+def counting(velocity: VelocityFn, calls: list[float]) -> VelocityFn:
+    def counted(x: Tensor, times: SharedTimes) -> Tensor:
+        calls.append(times.semantic)
+        return velocity(x, times)
+
+    return counted
+
+
+def guided_whatever_moves(main: VelocityFn, reference: VelocityFn, w_texture: float, w_semantic: float) -> VelocityFn:
+    """The formula at every time for both parts, and the reference asked every time."""
+
+    def guided(x: Tensor, times: SharedTimes) -> Tensor:
+        v, v_r = main(x, times), reference(x, times)
+        weight = torch.tensor([w_texture] * TEXTURE + [w_semantic] * SEMANTIC)[:, None, None]
+        return torch.where(weight == 1, v, v_r + weight * (v - v_r))
+
+    return guided
 
 
 @pytest.mark.parametrize("build", [cfg, autoguidance])
@@ -79,13 +98,35 @@ def test_intervals_are_on_each_parts_own_time() -> None:
     assert torch.equal(unguided(x, times(0.6, 0.9)), main(x, times(0.6, 0.9)))
 
 
-def test_rows_at_other_times_do_not_disturb_one_another() -> None:
-    main, reference, x = field(0), field(1), state()
-    mixed = LocalTimes(torch.tensor([0.1, 0.3, 0.3, 0.9]), torch.tensor([0.4, 0.6, 0.6, 1.0]))
-    guided = cfg(main, reference, guide(3.0, 0.2, 0.5), OFF, TEXTURE)
-    for row in range(N):
-        alone = LocalTimes(mixed.t_tex[row : row + 1], mixed.t_sem[row : row + 1])
-        assert torch.allclose(guided(x, mixed)[row], guided(x[row : row + 1], alone)[0], atol=1e-6)
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])
+@pytest.mark.parametrize(("w_texture", "w_semantic", "asked"), [(3.0, 1.0, 20), (1.0, 3.0, 20), (3.0, 3.0, 26)])
+def test_the_reference_is_asked_only_while_a_guided_part_moves_and_images_stay_equal_to_the_last_bit(
+    solver: Literal["euler", "heun", "ab2"], w_texture: float, w_semantic: float, asked: int
+) -> None:
+    calls: list[float] = []
+    schedule, settings = AsyncSchedule(0.3), SolverSettings(solver, 26 * (2 if solver == "heun" else 1))
+    sparing = cfg(field(0), counting(field(1), calls), guide(w_texture), guide(w_semantic), TEXTURE)
+    always = guided_whatever_moves(field(0), field(1), w_texture, w_semantic)
+    found = integrate(sparing, state(), schedule, TEXTURE, settings)
+    assert torch.equal(found.x, integrate(always, state(), schedule, TEXTURE, settings).x)
+    assert found.evaluations == settings.evaluations
+    assert len(calls) == asked * (2 if solver == "heun" else 1)
+
+
+def test_a_part_that_stands_still_is_not_guided() -> None:
+    main, x = field(0), state()
+    for phase, texture, semantic in [(Phase.SEMANTIC, guide(3.0), OFF), (Phase.TEXTURE, OFF, guide(3.0))]:
+        t = times(0.0, 0.1, phase) if phase is Phase.SEMANTIC else times(0.9, 1.0, phase)
+        assert torch.equal(cfg(main, refuses, texture, semantic, TEXTURE)(x, t), main(x, t))
+
+
+def test_guidance_never_makes_the_host_wait_for_a_tensor() -> None:
+    """On device `meta` tensors have no values: whoever decides from one fails."""
+    x = state().to("meta")
+    schedule = AsyncSchedule(0.3)
+    guided = cfg(lambda x, t: x.sin(), lambda x, t: x.cos(), guide(3.0, 0.2, 0.5), guide(2.0), TEXTURE)
+    for solver in ("euler", "heun", "ab2"):
+        assert integrate(guided, x, schedule, TEXTURE, SolverSettings(solver, 12)).x.is_meta
 
 
 def test_a_model_of_texture_alone_ignores_the_semantic_weight() -> None:

@@ -1,0 +1,49 @@
+"""The figure of the solvers: the leading distance over network evaluations, one line a solver."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from sfd_core.reporting import text
+from sfd_core.reporting.figures import DPI, INK, MUTED, RULE
+from sfd_core.reporting.palette import line_styles
+from sfd_core.reporting.text import number_name
+
+
+def write_solver_figure(table: pd.DataFrame, path: Path) -> None:
+    """Draw the table of `solver_curve.run_solvers` as a PNG file."""
+    solver_figure(table).savefig(path, dpi=DPI, facecolor="white", format="png", metadata={"Software": None})
+
+
+def solver_figure(table: pd.DataFrame) -> Figure:
+    """Draw the first distance of the table over evaluations; a dotted line is the target, which is the table's first row."""
+    named = [name for name in map(number_name, map(str, table.columns)) if name is not None]
+    number = next(name for name in named if name.kind == "fd")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    lines = list(table.groupby("solver", sort=False))
+    for (solver, points), style in zip(lines, line_styles(len(lines)), strict=True):
+        ordered = points.sort_values("evaluations")
+        (line,) = axes.plot(ordered["evaluations"], ordered[number.name], color=style.light, linewidth=2, label=str(solver))
+        line.set(marker=style.matplotlib_marker, linestyle=style.matplotlib_dash)
+    target = table.iloc[0]
+    label = f"{target['solver']} with {target['evaluations']} evaluations: {text.number(float(target[number.name]))}"
+    axes.axhline(float(target[number.name]), color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=label)
+    budgets = sorted(set(table["evaluations"]))
+    axes.set(xscale="log", xlabel="network evaluations an image", yscale="log")
+    axes.set_ylabel(f"{number.title}, {text.extractor_title(number.extractor)}")
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = table[number.name].min(), table[number.name].max()
+    ticks = [low * (high / low) ** (index / 4) for index in range(5)]
+    axes.set_yticks(ticks, [text.number(float(tick)) for tick in ticks])
+    axes.set_title(f"{target['samples']:,} samples, guidance {target['guidance']}", loc="left", fontsize=11, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.tick_params(which="both", colors=MUTED, length=0)
+    axes.legend(frameon=False, fontsize=9, labelcolor=MUTED)
+    return figure

@@ -1,0 +1,183 @@
+"""Distance over network evaluations for each solver, from the same noise: one file a point, a table and a figure of all.
+
+A point that is there already is not drawn again, and one that was broken off goes on where it stood.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfd_core.config import SamplerParams
+from sfd_core.diffusion.solver import SolverSettings
+from sfd_core.errors import ConfigError, DataError
+from sfd_core.evaluation.bootstrap import resampled_distances, resampled_rows
+from sfd_core.evaluation.extractors import FEATURES
+from sfd_core.evaluation.labels import class_balanced_labels
+from sfd_core.evaluation.metrics import number_name
+from sfd_core.measurement import Order, Progress
+from sfd_core.paths import atomic_path
+from sfd_core.reporting.solvers import write_solver_figure
+from sfd_core.rerun import Measurement, write_numbers
+
+TARGET_SOLVER = "euler"
+RESAMPLES = 200
+COVERED = 0.95
+"""Share of the resamples between `difference_from` and `difference_to`."""
+PROTOCOL_COLUMNS = ("samples", "labels", "seed", "sampler", "guidance", "extractor", "weights", "reference", "reference_digest")
+"""What of a number's protocol stands in the table."""
+
+
+@dataclass(frozen=True)
+class SolverPoint:
+    """A solver and its budget of evaluations."""
+
+    sampler: SamplerParams
+
+    @property
+    def name(self) -> str:
+        """The point in words."""
+        return f"{self.sampler.solver} with {self.sampler.evaluations} evaluations"
+
+
+def plan_solvers(base: SamplerParams, solvers: Sequence[str], evaluations: Sequence[int], target: int) -> list[SolverPoint]:
+    """Return every combination once, small budgets first, after Euler with `target` evaluations, which all are compared with.
+
+    Everything else is as in `base`. Raises `ConfigError` for a solver or budget that cannot be.
+    """
+    wanted = [(TARGET_SOLVER, target), *((solver, count) for count in sorted(evaluations) for solver in solvers)]
+    return [SolverPoint(_sampler(base, solver, count)) for solver, count in dict.fromkeys(wanted)]
+
+
+def run_solvers(
+    measurement: Measurement,
+    points: Sequence[SolverPoint],
+    samples: int,
+    out: Path,
+    progress: Callable[[str, int], Progress],
+    told: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame | None:
+    """Measure all points, write `points/*`, `solvers.csv` and `solvers.png` to `out`, and return the table.
+
+    The first point is the target. `difference_from` and `difference_to` bound how much further from the real images a point
+    is than the target in 95 % of 200 resamples of the images, the same for both. All processes but the first return None.
+    Raises `ConfigError`, before anything is drawn, for a budget too small for the phases, `DataError` for a damaged file.
+    """
+    _require_possible(measurement, points)
+    labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
+    rows: list[dict[str, Any]] = []
+    for number, point in enumerate(points, start=1):
+        file = out / "points" / f"{measurement.key(point.sampler, samples)}.json"
+        what = f"point {number} of {len(points)}: {point.name}"
+        # every process must come to the same answer before the first one writes the file
+        known = file.is_file()
+        measurement.processes.wait()
+        if measurement.processes.first:
+            told(f"{what}: measured already" if known else what)
+        if not known:
+            result = measurement.run(Order(labels, point.sampler), False, progress(what, point.sampler.batch_size))
+            if result is not None:
+                numbers, measured = result
+                _write_features(file, measured.features[f"{measurement.judge.main}/{FEATURES}"])
+                write_numbers(file, {"final": numbers})
+                measured.forget()
+        if measurement.processes.first:
+            rows.append(_row(point, file))
+    if not measurement.processes.first:
+        return None
+    table = _compared(measurement, pd.DataFrame(rows), out / "points")
+    _write(table, out)
+    return table
+
+
+def smallest_budgets(table: pd.DataFrame) -> dict[str, int | None]:
+    """Return, by solver, the fewest evaluations from which on it is nowhere further than the target beyond the noise.
+
+    That is where 0 or less lies within the bounds of the difference; None for a solver that does not come there.
+    """
+    found: dict[str, int | None] = {}
+    for solver, points in table.groupby("solver", sort=False):
+        falling = points.sort_values("evaluations", ascending=False)
+        reached = falling[(falling["difference_from"] <= 0).cummin()]
+        found[str(solver)] = None if reached.empty else int(reached["evaluations"].min())
+    return found
+
+
+def _sampler(base: SamplerParams, solver: str, evaluations: int) -> SamplerParams:
+    try:
+        return SamplerParams.model_validate(base.model_dump(mode="json") | {"solver": solver, "evaluations": evaluations})
+    except ValidationError as error:
+        raise ConfigError(f"{solver} with {evaluations} evaluations cannot be drawn: {error.errors()[0]['msg']}") from error
+
+
+def _require_possible(measurement: Measurement, points: Sequence[SolverPoint]) -> None:
+    denoiser = measurement.pipeline.denoiser
+    if denoiser.variant.family != "flow":
+        raise ConfigError(f"{denoiser.variant.model} is no velocity model, so no solver integrates it; choose another variant")
+    for sampler in (point.sampler for point in points):
+        settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
+        denoiser.schedule.grid(settings.intervals, settings.shift)
+
+
+def _write_features(file: Path, features: Tensor) -> None:
+    with atomic_path(file.with_suffix(".safetensors")) as temporary:
+        save_file({FEATURES: features.contiguous()}, temporary)
+
+
+def _row(point: SolverPoint, file: Path) -> dict[str, Any]:
+    try:
+        numbers: Mapping[str, Any] = json.loads(file.read_text())["final"]
+        protocol = next(iter(numbers.values()))["protocol"]
+        return {
+            "solver": point.sampler.solver,
+            "evaluations": protocol["evaluations"],
+            "step": protocol["recipe"]["step"],
+            **{name: protocol[name] for name in PROTOCOL_COLUMNS},
+            **{name: number["value"] for name, number in numbers.items()},
+            "file": file.name,
+        }
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise DataError(f"{file} holds no numbers of a point ({error!r}); delete it and run the command again") from error
+
+
+def _compared(measurement: Measurement, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    judge = measurement.judge
+    reference = judge.references[judge.main]
+    number = number_name("fd", reference.identity.name)
+    rows = resampled_rows(int(table["samples"].iloc[0]), RESAMPLES, int(table["seed"].iloc[0]))
+    distances = [resampled_distances(_features(folder / file), reference.frechet, rows) for file in table["file"]]
+    differences = torch.stack(distances) - distances[0]
+    low, high = differences.quantile(torch.tensor([(1 - COVERED) / 2, (1 + COVERED) / 2], dtype=torch.float64), dim=1)
+    bounds = {
+        "difference": (table[number] - table[number].iloc[0]).tolist(),
+        "difference_from": low.tolist(),
+        "difference_to": high.tolist(),
+    }
+    at = int(table.columns.get_loc("file"))  # type: ignore[arg-type]
+    for shift, (name, values) in enumerate(bounds.items()):
+        table.insert(at + shift, name, values)
+    return table
+
+
+def _features(file: Path) -> Tensor:
+    file = file.with_suffix(".safetensors")
+    try:
+        return load_file(file)[FEATURES]
+    except (OSError, SafetensorError, KeyError) as error:
+        numbers = file.with_suffix(".json").name
+        raise DataError(f"{file} holds no features ({error}); delete it and {numbers} and run the command again") from error
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    with atomic_path(out / "solvers.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    with atomic_path(out / "solvers.png") as temporary:
+        write_solver_figure(table, temporary)
