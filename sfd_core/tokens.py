@@ -72,6 +72,7 @@ class StoredTokens:
 
     def __init__(self, shard: ShardReader) -> None:
         self._meta, self._tokens = shard.meta, shard["tokens"]
+        self._sides = self._tokens.flattened()
         self.digest = shard.digest
         self.channels, self.grid = self._tokens.shape[2], self._tokens.shape[3]
 
@@ -90,8 +91,7 @@ class StoredTokens:
         return torch.from_numpy(self._tokens.take(np.asarray(rows)))
 
     def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
-        pairs = self.pairs(rows)
-        return pairs[torch.arange(len(pairs)), mirrored.long()]
+        return torch.from_numpy(self._sides.take(2 * np.asarray(rows) + mirrored.numpy()))
 
 
 class ComputedTokens:

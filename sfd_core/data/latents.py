@@ -72,8 +72,9 @@ class StoredLatent:
         moments = name not in shard and field_names(name, "moments")[0] in shard
         self.fields = field_names(name, "moments" if moments else "sample")
         self._name, self._shard = name, shard
-        self._arrays = [shard[field] for field in self.fields]
-        _, _, self.channels, self.grid, _ = self._arrays[0].shape
+        _, _, self.channels, self.grid, _ = shard[self.fields[0]].shape
+        # of each pair only what is wanted is read: as (2N, C, g, g), image i lies at 2i and its mirror image behind it
+        self._arrays = [shard[field].flattened() for field in self.fields]
 
     def require_finite(self) -> None:
         """Raise `NumericsError` that names field and row of the first value that is not finite."""
@@ -102,7 +103,8 @@ class StoredLatent:
         return self._moments(rows, mirrored)[0]
 
     def _moments(self, rows: Rows, mirrored: Tensor) -> tuple[Tensor, Tensor | None]:
-        mean, *std = (_chosen(torch.from_numpy(array.take(np.asarray(rows))), mirrored).float() for array in self._arrays)
+        wanted = 2 * np.asarray(rows) + mirrored.numpy()
+        mean, *std = (torch.from_numpy(array.take(wanted)).float() for array in self._arrays)
         return mean, std[0] if std else None
 
 

@@ -18,6 +18,7 @@ NO_RESULT_DEPENDS_ON = {
     "sfd_core/__init__.py",
     "sfd_core/codehash.py",
     "sfd_core/config.py",
+    "sfd_core/data/verified.py",
     "sfd_core/errors.py",
     "sfd_core/paths.py",
     "sfd_core/processes.py",

@@ -1,4 +1,6 @@
 import json
+import mmap
+import os
 import signal
 import subprocess
 import sys
@@ -7,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sparse_latents import lay_out
 
+from sfd_core.data import shards
 from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
 from sfd_core.errors import DataError, NumericsError
 
+ROOT = Path(__file__).parents[3]
 FIELDS = {"z": FieldSpec("float32", (3, 2)), "label": FieldSpec("int64", ())}
 
 
@@ -74,7 +79,90 @@ def test_a_shard_may_have_more_files_than_a_process_usually_opens(tmp_path: Path
 
 def test_one_file_is_memory_mapped_and_not_copied(tmp_path: Path) -> None:
     write(tmp_path / "s")
-    assert isinstance(ShardReader(tmp_path / "s")["z"].array, np.memmap)
+    array = ShardReader(tmp_path / "s")["z"].array
+    assert isinstance(array.base, mmap.mmap)
+    assert not array.flags.writeable
+
+
+@pytest.mark.parametrize("fetches", [False, True])
+@pytest.mark.parametrize("gathered", [0, 4096])
+@pytest.mark.parametrize("rows_per_file", [7, 65536])
+def test_rows_and_slices_are_the_same_however_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_file: int, gathered: int, fetches: bool
+) -> None:
+    monkeypatch.setattr(shards, "GATHERED_ROWS", gathered)
+    monkeypatch.setattr(shards, "READ_AHEAD_SHARE", 0.0 if fetches else 1.0)
+    arrays = write(tmp_path / "s", rows=100, rows_per_file=rows_per_file, batch=100)
+    reader = ShardReader(tmp_path / "s")
+    wanted = np.random.default_rng(1).integers(-100, 100, 300)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(reader[name].take(wanted), array[wanted])
+        for chosen in (slice(None), slice(5, 6), slice(6, 8), slice(7, 7), slice(9, 3), slice(-20, 300), slice(90, 3, -4)):
+            np.testing.assert_array_equal(reader[name][chosen], array[chosen])
+        assert reader[name].take([]).shape == (0, *array.shape[1:])
+
+
+@pytest.mark.parametrize("fetches", [False, True])
+@pytest.mark.parametrize("rows_per_file", [3, 65536])
+def test_the_first_two_axes_may_be_read_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_file: int, fetches: bool
+) -> None:
+    monkeypatch.setattr(shards, "READ_AHEAD_SHARE", 0.0 if fetches else 1.0)
+    arrays = write(tmp_path / "s", rows_per_file=rows_per_file)
+    flat, expected = ShardReader(tmp_path / "s")["z"].flattened(), arrays["z"].reshape(30, 2)
+    assert flat.shape == (30, 2)
+    np.testing.assert_array_equal(flat.take([29, 0, 17, 17, -30]), expected[[29, 0, 17, 17, 0]])
+    np.testing.assert_array_equal(flat[4:22], expected[4:22])
+
+
+def test_opening_large_latents_reads_their_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = lay_out(tmp_path / "s", images=20_000)
+    before = bytes_read()
+    reader = ShardReader(tmp_path / "s")
+    reader["z_tex"].flattened()
+    assert bytes_read() - before < 300_000 < size // 5_000
+    assert reader["z_tex"].shape == (20_000, 2, 32, 16, 16)
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from files, memory maps excepted."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except FileNotFoundError:
+        pytest.skip("needs /proc of Linux")
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc of Linux")
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from sfd_core.data.shards import ShardReader
+
+        def memory():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) << 10
+
+        before = memory()
+        array = ShardReader(Path(sys.argv[1]))["z_sem"].flattened()
+        for rows in np.array_split(np.random.default_rng(0).permutation(len(array)), len(array) // 64):
+            array.take(rows)
+        print(memory() - before)
+    """)
+    monkeypatch.chdir(tmp_path)
+    grown, few, many = [], 256, 2_560
+    for images in (few, many):
+        lay_out(Path(str(images)), images)
+        command = [sys.executable, "-c", program, str(images)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        grown.append(int(ended.stdout))
+    assert grown[1] < grown[0] + (8 << 20) < many * 2 * 16 * 16 * 16 * 4 // 8
 
 
 def test_taken_rows_are_copies_that_may_be_changed(tmp_path: Path) -> None:
@@ -258,3 +346,20 @@ def test_values_that_are_not_finite_are_found_and_their_row_named(tmp_path: Path
     reader.require_finite("label")
     with pytest.raises(NumericsError, match="row 6 of 'z' holds NaN or infinity"):
         reader.require_finite("z")
+
+
+def test_what_was_found_finite_is_not_read_again_but_other_content_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a", 0), ("same", 0), ("other", 1)):
+        write(tmp_path / name, seed=seed)
+    ShardReader(tmp_path / "a", verify=False).require_finite("z")
+    scans = []
+    monkeypatch.setattr(shards, "_not_finite", lambda array, start, size: scans.append(start) or (start, 0, 0))
+    for name, verify, expected in (("a", True, 1), ("a", False, 1), ("same", True, 1), ("other", True, 2)):
+        ShardReader(tmp_path / name, verify=verify).require_finite("z")
+        assert len(scans) == expected, (
+            f"{name}: what was not verified says nothing of the content, what was says it of all copies"
+        )
+    monkeypatch.setenv("SFD_VERIFY", "always")
+    ShardReader(tmp_path / "a").require_finite("z")
+    assert len(scans) == 3

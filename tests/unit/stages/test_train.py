@@ -168,4 +168,4 @@ def test_a_batch_larger_than_the_data_set_is_refused_and_nothing_is_written(tmp_
     with pytest.raises(ConfigError, match="batch_size 13"):
         train_variant("v", variant(), large, inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".sfd").exists()
+    assert not (tmp_path / ".sfd" / "resume").exists()
