@@ -31,7 +31,7 @@ def solver_figure(table: pd.DataFrame) -> Figure:
     target = table.iloc[0]
     label = f"{target['solver']} with {target['evaluations']} evaluations: {text.number(float(target[number.name]))}"
     axes.axhline(float(target[number.name]), color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=label)
-    budgets = sorted(set(table["evaluations"]))
+    budgets = _spaced(sorted(set(table["evaluations"]), reverse=True))
     axes.set(xscale="log", xlabel="network evaluations an image", yscale="log")
     axes.set_ylabel(f"{number.title}, {text.extractor_title(number.extractor)}")
     axes.set_xticks(budgets, [str(budget) for budget in budgets])
@@ -47,3 +47,12 @@ def solver_figure(table: pd.DataFrame) -> Figure:
     axes.tick_params(which="both", colors=MUTED, length=0)
     axes.legend(frameon=False, fontsize=9, labelcolor=MUTED)
     return figure
+
+
+def _spaced(budgets: list[int]) -> list[int]:
+    """Leave out what lies too close below a larger budget to be written beside it."""
+    kept: list[int] = []
+    for budget in budgets:
+        if not kept or budget < 0.9 * kept[-1]:
+            kept.append(budget)
+    return kept
