@@ -158,7 +158,8 @@ class _AdamsBashforth:
     A part that has just begun to move has no velocity of its own motion behind it and takes one Euler step; a part that goes
     on moving keeps its history across the boundary. Its velocity bends there, which costs it, as the Euler step does the
     other, an error of second order at one point: the order of the whole stays 2.
-    Started by Heun instead, or afresh in every phase, it came no nearer to the true solution for the same evaluations.
+    Begun afresh in every phase it was further from the true solution at every budget that was tried. A Heun step at each start
+    brings it nearer at 10 to 25 evaluations, by up to a fifth, but further away at 6; Euler's needs no evaluation beside the grid.
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section III.5.
     """
 
