@@ -159,7 +159,7 @@ class _AdamsBashforth:
     on moving keeps its history across the boundary. Its velocity bends there, which costs it, as the Euler step does the
     other, an error of second order at one point: the order of the whole stays 2.
     Begun afresh in every phase it was further from the true solution at every budget that was tried. A Heun step at each start
-    brings it nearer at 10 to 25 evaluations, by up to a fifth, but further away at 6; Euler's needs no evaluation beside the grid.
+    brings it nearer at 10 to 25 evaluations, by up to a fifth, but further at 6; Euler's needs no further evaluation.
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section III.5.
     """
 
