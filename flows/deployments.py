@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +55,7 @@ from flows.sweep import offset_sweep, seeds_sweep, size_sweep, sweep
 from sfd_core.errors import ConfigError, ResourceError, exits_cleanly
 
 QUERY_SECONDS = 2.0
-TEND_SECONDS = 3.0
+TEND_SECONDS = 4.0
 RESTARTS = 3
 """How often a run whose process died is started again by itself; whoever wants more starts it in the UI."""
 PENDING_SECONDS = 60.0
@@ -131,12 +132,14 @@ def _end() -> None:
 
 async def _tend(project: Path) -> None:
     """Start again what died, and show how many places are taken, for as long as the worker lives."""
-    used = -1
+    used, looked = -1, 0.0
     while True:
         try:
             for run in await asyncio.to_thread(journal.broken, project):
                 await _take_up(project, run)
-            await _take_up_lost()
+            if time.monotonic() - looked > PENDING_SECONDS / 2:
+                await _take_up_lost()
+                looked = time.monotonic()
             await _end_cancelled(project)
             count = machine.taken()
             if count != used:

@@ -18,6 +18,7 @@ from projects import ROOT, Project, make_project
 
 QUIET = {
     "DO_NOT_TRACK": "1",
+    "PYTHONFAULTHANDLER": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "PREFECT_SERVER_UI_ENABLED": "false",
@@ -47,7 +48,7 @@ def wait_until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) 
         found = holds()
         if found:
             return found
-        time.sleep(0.2)
+        time.sleep(0.5)
     raise AssertionError(f"{what} did not come true in {patience:.0f} s")
 
 

@@ -51,7 +51,7 @@ def test_two_machines_share_a_sweep_and_a_third_restores_it(laboratory: Laborato
     third = clone(first, tmp_path / "third", tmp_path / "remote")
     worker = laboratory.start_worker(third, "third")
     started = time.monotonic()
-    state = laboratory.finish(laboratory.ask("offset sweep/offset sweep", name="third", delta_t=[0.2, 0.6]), 300)
+    state = laboratory.finish(laboratory.ask("offset sweep/offset sweep", name="third", delta_t=[0.2, 0.6]), 900)
     print(f"two points restored from the remote: {time.monotonic() - started:.1f} s")
     assert state.is_completed(), state.message
     again = json.loads(laboratory.artifact("third-table"))
@@ -69,7 +69,7 @@ def test_a_remote_that_cannot_be_used_is_told_before_any_point_starts(laboratory
     worker = laboratory.start_worker(project, "cut-off", **keys)
     before = len(laboratory.points())
     run = laboratory.ask("offset sweep/offset sweep", name="cut-off", delta_t=[0.0])
-    state = laboratory.finish(run, 300)
+    state = laboratory.finish(run, 600)
     assert state.is_failed()
     assert "127.0.0.1:9" in state.message or "Could not connect" in state.message
     assert "a-secret" not in state.message + (laboratory.path / "cut-off.log").read_text()
