@@ -33,7 +33,7 @@ def numpy_distance(a: Tensor, b: Tensor) -> float:
 
 
 def fidelity_distance(drawn: Tensor, real: Tensor) -> float:
-    """What torch-fidelity's own functions say; of float32 features they round the mean, and of few images add roots of noise."""
+    """What torch-fidelity's own functions say: they round float32 means, and of few images add roots of noise."""
     statistics = fid_features_to_statistics(drawn), fid_features_to_statistics(real)
     return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
