@@ -249,7 +249,7 @@ class TrainParams(Group):
 
 
 class EngineParams(Group):
-    """How trainings are computed on this machine. Results are equal up to rounding: nothing is run again when it changes."""
+    """How networks are computed on this machine. Results are equal up to rounding: nothing is run again when it changes."""
 
     sharding: Literal["none", "fsdp"]
     """With several processes: each has a copy of the denoiser, its average and its optimiser (DDP), or a share (FSDP)."""
@@ -258,7 +258,7 @@ class EngineParams(Group):
     activation_checkpointing: bool
     """Compute the denoiser's activations again in the backward pass instead of keeping them."""
     compile: bool
-    """Compile the denoiser's blocks (torch.compile), which takes a minute and needs a C++ compiler."""
+    """Compile the denoiser's blocks, in training and for sampling (torch.compile): takes a minute and needs a C++ compiler."""
     checkpoint_seconds: PositiveFloat
     """Most seconds between resumable checkpoints, whatever `checkpoint_every` says."""
     keep_last: Annotated[int, Field(ge=2)]

@@ -23,6 +23,7 @@ from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integ
 from sfd_core.errors import ConfigError, IdentityError
 from sfd_core.models.dit import DiT
 from sfd_core.models.image_vae import ImageVAE
+from sfd_core.models.layers import compile_blocks
 from sfd_core.models.lightningdit import LightningDiT
 from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_path
@@ -64,7 +65,7 @@ class Pipeline:
     Raises `IdentityError` when they do not belong together.
     """
 
-    def __init__(self, denoiser: Denoiser, vae: ImageVAE, guide: Denoiser | None = None) -> None:
+    def __init__(self, denoiser: Denoiser, vae: ImageVAE, guide: Denoiser | None = None, compiled: bool = False) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.denoiser, self.guide = denoiser, guide
         self.vae = vae.to(self.device)
@@ -77,6 +78,10 @@ class Pipeline:
                     f"{denoiser.latent.channels} ({denoiser.variant.family}); train the guide with the same recipe"
                 )
             guide.model.to(self.device)
+        if compiled:
+            for network in (denoiser, guide):
+                if network is not None:
+                    compile_blocks(network.model)
 
     @classmethod
     def from_artifact(
@@ -85,8 +90,11 @@ class Pipeline:
         texture_vae: str | Path = "outputs/texture_vae",
         step: int | None = None,
         guide: str | Path | None = None,
+        compiled: bool = False,
     ) -> Self:
         """Load the denoiser in `folder` (the snapshot of `step`, by default the last) and its texture VAE.
+
+        `compiled` compiles the blocks of denoiser and guide at their first use, once for each batch size (torch.compile).
 
         Raises `DataError` for missing files and `IdentityError` if the VAE is not the one that made the denoiser's latents.
         """
@@ -97,7 +105,7 @@ class Pipeline:
                 f"{folder} was trained on latents of texture VAE {denoiser.identity.texture_vae['weights'][:12]}, but "
                 f"{texture_vae} holds {identity['weights'][:12]}; name the right VAE or train again with `dvc repro`"
             )
-        return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide)))
+        return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide)), compiled)
 
     def __call__(
         self, labels: Sequence[int], seed: int = 0, sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any
@@ -123,6 +131,12 @@ class Pipeline:
 
     def draw(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Samples:
         """Draw images `first`, `first + 1`, ... of the sampler's seed, one for each label, as one batch."""
+        solution = self.latents(first, labels, sampler, semantics)
+        images = self.decode(self.denoiser.composite.split(solution.x))
+        return Samples(images, torch.tensor(list(labels)), solution.evaluations)
+
+    def latents(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Solution:
+        """Return the normalised latents (N, C, g, g) that `draw` decodes."""
         self._check(labels, sampler)
         # dopri5 chooses its steps by the error of all it is given, and an image must not depend on its neighbours.
         size = 1 if sampler.solver == "dopri5" and self.denoiser.variant.family == "flow" else len(labels)
@@ -132,8 +146,8 @@ class Pipeline:
             part = torch.tensor(labels[rows])
             indices = list(range(first + start, first + start + len(part)))
             solutions.append(self.solve(indices, part, sampler, None if semantics is None else semantics[rows]))
-        images = self.decode(self.denoiser.composite.split(torch.cat([solution.x for solution in solutions])))
-        return Samples(images, torch.tensor(list(labels)), max(solution.evaluations for solution in solutions))
+        x = torch.cat([solution.x for solution in solutions])
+        return Solution(x, max(solution.evaluations for solution in solutions))
 
     @torch.no_grad()
     def solve(
@@ -180,26 +194,40 @@ class Pipeline:
             return main
         n_texture = self.denoiser.composite.n_texture
         if sampler.guidance == "cfg":
-            null = _velocity_of(self.denoiser, torch.full_like(labels, self.denoiser.null_class))
-            return guidance.cfg(main, null, sampler.texture, sampler.semantic, n_texture)
+            stacked = _velocity_of(self.denoiser, self._with_null(labels))
+
+            def both(x: Tensor, times: SharedTimes) -> tuple[Tensor, Tensor]:
+                return _halves(stacked(torch.cat([x, x]), times.twice()))
+
+            return guidance.cfg(main, both, sampler.texture, sampler.semantic, n_texture)
         weak = _velocity_of(cast(Denoiser, self.guide), labels)
         return guidance.autoguidance(main, weak, sampler.texture, sampler.semantic, n_texture)
 
     def _solve_gaussian(
         self, noise: Tensor, labels: Tensor, indices: list[int], sampler: SamplerParams, observe: ObserveFn | None
     ) -> Solution:
-        denoise = _denoiser_of(self.denoiser, labels)
+        denoise = main = _denoiser_of(self.denoiser, labels)
         if sampler.guidance == "cfg":
-            null = _denoiser_of(self.denoiser, torch.full_like(labels, self.denoiser.null_class))
-            denoise = guide_denoiser(denoise, null, sampler.texture)
+            stacked = _denoiser_of(self.denoiser, self._with_null(labels))
+            denoise = guide_denoiser(main, lambda x, level: _halves(stacked(torch.cat([x, x]), level)), sampler.texture)
         elif self.guide is not None:
-            denoise = guide_denoiser(denoise, _denoiser_of(self.guide, labels), sampler.texture)
+            weak = _denoiser_of(self.guide, labels)
+            denoise = guide_denoiser(main, lambda x, level: (main(x, level), weak(x, level)), sampler.texture)
         sources = [generator(sampler.seed, "step noise", index) for index in indices]
 
         def step_noise(_: int) -> Tensor:
             return torch.stack([torch.randn(noise.shape[1:], generator=source) for source in sources]).to(noise.device)
 
         return sample_gaussian(denoise, noise, sampler.gaussian_solver, sampler.evaluations, step_noise, observe)
+
+    def _with_null(self, labels: Tensor) -> Tensor:
+        """Append the null class as often: both sides of classifier-free guidance go through the network as one batch."""
+        return torch.cat([labels, torch.full_like(labels, self.denoiser.null_class)])
+
+
+def _halves(stacked: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = stacked.chunk(2)
+    return first, second
 
 
 def _velocity_of(denoiser: Denoiser, labels: Tensor) -> VelocityFn:
@@ -215,8 +243,8 @@ def _velocity_of(denoiser: Denoiser, labels: Tensor) -> VelocityFn:
 def _denoiser_of(denoiser: Denoiser, labels: Tensor) -> DenoiseFn:
     model = cast(DiT, denoiser.model)
 
-    def denoise(x: Tensor, levels: Tensor) -> Tensor:
-        output: Tensor = model(x, levels, labels)
+    def denoise(x: Tensor, level: int) -> Tensor:
+        output: Tensor = model(x, torch.full((len(x),), float(level), device=x.device), labels)
         return output
 
     return denoise

@@ -127,7 +127,7 @@ def load_measurement(params: Params, artifact: Path, step: int | None, guide: st
     from sfd_core.sampling import Pipeline
 
     processes = Processes.join()
-    pipeline = Pipeline.from_artifact(artifact, OUTPUTS / "texture_vae", step, guide)
+    pipeline = Pipeline.from_artifact(artifact, OUTPUTS / "texture_vae", step, guide, params.engine.compile)
     judge = Judge.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
     return Measurement(artifact, pipeline, judge, processes)
 

@@ -67,11 +67,12 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _prepared(arguments: argparse.Namespace) -> "tuple[SamplerParams, Pipeline]":
     """Check the options, then load the denoiser."""
-    sampler = sampler_of(arguments, load_params(PARAMS))
+    params = load_params(PARAMS)
+    sampler = sampler_of(arguments, params)
     from sfd_core.sampling import Pipeline
 
-    folder = artifact_folder(arguments.artifact)
-    return sampler, Pipeline.from_artifact(folder, OUTPUTS / "texture_vae", arguments.snapshot, sampler.guide)
+    folder, vae = artifact_folder(arguments.artifact), OUTPUTS / "texture_vae"
+    return sampler, Pipeline.from_artifact(folder, vae, arguments.snapshot, sampler.guide, params.engine.compile)
 
 
 def artifact_folder(artifact: str) -> Path:

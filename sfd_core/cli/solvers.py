@@ -54,9 +54,9 @@ def _solvers(arguments: argparse.Namespace) -> None:
         measurement, points, samples, arguments.out, showing, lambda words: print(words, file=sys.stderr, flush=True)
     )
     if table is not None:
-        shown = [name for name in table.columns if name.startswith(("fid", "fd_", "difference"))]
+        shown = [name for name in table.columns if name.startswith(("fid", "fd_", "difference", "error"))]
         print(table[["solver", "evaluations", *shown]].to_string(index=False))
-        print(f"\nAs near to the real images as euler with {arguments.target} evaluations, within the noise of the images:")
+        print(f"\nAs near to the real images as euler with {arguments.target} evaluations, to half a percent:")
         for solver, budget in smallest_budgets(table).items():
             print(f"{solver:<8} {'at no budget that was measured' if budget is None else f'from {budget} evaluations on'}")
         print(f"\n{arguments.out / 'solvers.csv'}, {arguments.out / 'solvers.png'}")

@@ -24,8 +24,11 @@ from sfd_core.errors import ConfigError
 TRAINING_LEVELS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02
 
-DenoiseFn = Callable[[Tensor, Tensor], Tensor]
-"""x (N, C, H, W) and training levels (N,) float32 in 0..999 to (N, 2C, H, W): epsilon, then place in the variance range."""
+DenoiseFn = Callable[[Tensor, int], Tensor]
+"""x (N, C, H, W) and the training level 0..999 of all images to (N, 2C, H, W): epsilon, then place in the variance range."""
+
+DenoiseBothFn = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""The same to the outputs of a main and a reference network."""
 
 StepNoiseFn = Callable[[int], Tensor]
 """Number of a step to fresh standard normal noise (N, C, H, W); row k must depend on image k's own index and the step only."""
@@ -161,7 +164,7 @@ def sample_gaussian(
     x = noise
     for done, step in enumerate(reversed(range(evaluations))):
         steps = torch.full((x.shape[0],), step, device=x.device)
-        output = denoise(x, process.model_levels(steps)).float()
+        output = denoise(x, process.levels[step]).float()
         epsilon = output.chunk(2, dim=1)[0]
         data = process.predict_data(x, epsilon, steps)
         if observe is not None:
@@ -177,24 +180,22 @@ def sample_gaussian(
     return Solution(x, evaluations)
 
 
-def guide_denoiser(main: DenoiseFn, reference: DenoiseFn, guidance: GuidanceParams) -> DenoiseFn:
+def guide_denoiser(main: DenoiseFn, both: DenoiseBothFn, guidance: GuidanceParams) -> DenoiseFn:
     """Return epsilon_ref + w (epsilon_main - epsilon_ref) with the main network's variance.
 
-    `reference` is the unconditional network (CFG) or a weak one (AutoGuidance).
+    `both` gives the outputs of the main network and of the reference: without a class (CFG) or weak (AutoGuidance).
     The interval is on 1 - level / 999: 0 is noise, 1 data.
     """
     low, high = guidance.interval
 
-    def guided(x: Tensor, levels: Tensor) -> Tensor:
-        output = main(x, levels)
-        time = 1 - levels / (TRAINING_LEVELS - 1)
-        inside = (time >= low) & (time <= high)
-        if guidance.scale == 1 or not bool(inside.any()):
-            return output
+    def guided(x: Tensor, level: int) -> Tensor:
+        # the reference network is half the cost: do not ask it where it is not used
+        if guidance.scale == 1 or not low <= 1 - level / (TRAINING_LEVELS - 1) <= high:
+            return main(x, level)
+        output, start = both(x, level)
         epsilon, position = output.chunk(2, dim=1)
-        start = reference(x, levels).chunk(2, dim=1)[0]
-        led = torch.where(inside[:, None, None, None], start + guidance.scale * (epsilon - start), epsilon)
-        return torch.cat([led, position], dim=1)
+        start = start.chunk(2, dim=1)[0]
+        return torch.cat([start + guidance.scale * (epsilon - start), position], dim=1)
 
     return guided
 

@@ -12,17 +12,18 @@ from sfd_core.diffusion.schedule import SharedTimes
 VelocityFn = Callable[[Tensor, SharedTimes], Tensor]
 """x (N, C, H, W) and local times (N,), the same for all images, to a velocity (N, C, H, W)."""
 
+BothFn = Callable[[Tensor, SharedTimes], tuple[Tensor, Tensor]]
+"""The same to the velocities of a main and a reference network."""
 
-def cfg(
-    conditional: VelocityFn, unconditional: VelocityFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int
-) -> VelocityFn:
-    """Return classifier-free guidance v = v_u + w (v_c - v_u).
+
+def cfg(conditional: VelocityFn, both: BothFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int) -> VelocityFn:
+    """Return classifier-free guidance v = v_u + w (v_c - v_u); `both` gives v_c and v_u, which one pass can compute.
 
     Each part has its own w and applies it only while its own time is in its interval and the part moves. Where no part applies
-    one, `unconditional` is not asked.
+    one, `conditional` alone is asked.
     Sources: arXiv 2207.12598; intervals: arXiv 2404.07724.
     """
-    return _extrapolate(conditional, unconditional, texture, semantic, n_texture)
+    return _extrapolate(conditional, both, texture, semantic, n_texture)
 
 
 def autoguidance(
@@ -32,7 +33,7 @@ def autoguidance(
 
     Source: arXiv 2406.02507, eq. 5.
     """
-    return _extrapolate(main, weak, texture, semantic, n_texture)
+    return _extrapolate(main, lambda x, times: (main(x, times), weak(x, times)), texture, semantic, n_texture)
 
 
 def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -> VelocityFn:
@@ -50,16 +51,15 @@ def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -
 
 
 def _extrapolate(
-    main: VelocityFn, reference: VelocityFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int
+    main: VelocityFn, both: BothFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int
 ) -> VelocityFn:
     def guided(x: Tensor, times: SharedTimes) -> Tensor:
-        v = main(x, times)
         w_texture = _weight(texture, times.texture, times.phase.texture_acts)
         w_semantic = _weight(semantic, times.semantic, times.phase.semantic_acts and x.shape[1] > n_texture)
         # the reference network is half the cost: do not ask it where no weight would use it
         if w_texture == w_semantic == 1:
-            return v
-        v_reference = reference(x, times)
+            return main(x, times)
+        v, v_reference = both(x, times)
         parts = [(slice(0, n_texture), w_texture), (slice(n_texture, None), w_semantic)]
         return torch.cat([_lerp(v_reference[:, part], v[:, part], weight) for part, weight in parts], dim=1)
 

@@ -6,7 +6,7 @@ Source: "Semantics Lead the Way" (arXiv 2512.04926), section on asynchronous den
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 
@@ -62,6 +62,10 @@ class SharedTimes(LocalTimes):
     semantic: float
     phase: Phase
     """Of the interval that is integrated: at its end it is still the phase that the interval began in."""
+
+    def twice(self) -> "SharedTimes":
+        """Return the same for as many images again."""
+        return replace(self, t_tex=torch.cat([self.t_tex] * 2), t_sem=torch.cat([self.t_sem] * 2))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Evaluation:
     """Judges one variant; what was judged is kept on disk until all of it is, and several processes may share the work."""
 
     def __init__(self, name: str, params: Params, inputs: EvaluateInputs, processes: Processes | None = None) -> None:
-        self.name, self.params, self.inputs = name, params.evaluate, inputs
+        self.name, self.params, self.inputs, self.compiled = name, params.evaluate, inputs, params.engine.compile
         self.processes = processes or Processes(0, 1)
         self.grid_images = params.report.grid_images
         self.manifest = DenoiserManifest.read(inputs.train)
@@ -134,9 +134,8 @@ class Evaluation:
                 Samples(images, labels, 0).save_grid(folder / "grids" / f"step-{step:07d}.png", GRID_COLUMNS)
 
     def _pipeline(self, snapshot: SnapshotRecord) -> Pipeline:
-        return Pipeline.from_artifact(
-            self.inputs.train, self.inputs.texture_vae, step=snapshot.step, guide=self.params.sampler.guide
-        )
+        inputs, guide = self.inputs, self.params.sampler.guide
+        return Pipeline.from_artifact(inputs.train, inputs.texture_vae, snapshot.step, guide, self.compiled)
 
     def _measure(self, pipeline: Pipeline, snapshot: SnapshotRecord) -> Measured | None:
         last = snapshot == self.manifest.snapshots[-1]

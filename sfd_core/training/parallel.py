@@ -20,6 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from sfd_core.config import EngineParams, Optimisation
 from sfd_core.errors import ConfigError
+from sfd_core.models.layers import blocks_of, compile_blocks
 from sfd_core.training.task import TrainingTask
 
 
@@ -131,11 +132,6 @@ class Parallel:
         fully_shard(self.loss, mesh=mesh)
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a transformer repeats."""
-    return list(cast(nn.ModuleList, getattr(model, "blocks", nn.ModuleList())))
-
-
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor that may be cut in shards; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -150,6 +146,4 @@ def _switch(model: nn.Module, engine: EngineParams) -> None:
     if engine.activation_checkpointing:
         model.activation_checkpointing = True  # type: ignore[assignment]
     if engine.compile:
-        # one block is compiled for all of its kind; shapes never change
-        for block in blocks_of(model):
-            block.compile(dynamic=False)
+        compile_blocks(model)

@@ -7,10 +7,14 @@ import pytest
 import torch
 from denoisers import CLASSES, artifact, texture_vae, variant
 from PIL import Image
+from torch import Tensor
 
 from sfd_core.config import GuidanceParams
+from sfd_core.diffusion.schedule import SharedTimes
+from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.errors import ConfigError, IdentityError
 from sfd_core.sampling import DEFAULT_SAMPLER, Pipeline
+from sfd_core.seeding import sample_noise
 
 KINDS = {
     "sfd": {},
@@ -59,6 +63,44 @@ def test_guidance_of_scale_one_changes_nothing_and_of_scale_two_does(kind: str, 
     off, on = (GuidanceParams(scale=scale, interval=[0.0, 1.0]) for scale in (1.0, 2.0))
     assert torch.equal(pipe([0, 1], sampler=SAMPLER, guidance="cfg", texture=off, semantic=off).images, plain)
     assert not torch.equal(pipe([0, 1], sampler=SAMPLER, guidance="cfg", texture=on, semantic=off).images, plain)
+
+
+@pytest.mark.parametrize("kind", ["sfd", "dit"])
+def test_classifier_free_guidance_asks_for_both_sides_at_once_and_only_within_its_interval(kind: str, tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path, kind)
+    images: list[int] = []
+    pipe.denoiser.model.register_forward_hook(lambda _, given, __: images.append(len(given[0])))
+    part = GuidanceParams(scale=2.0, interval=[0.0, 0.5])
+    guided = pipe([0, 1], sampler=SAMPLER, guidance="cfg", texture=part, semantic=part)
+    assert len(images) == guided.evaluations
+    assert sorted(set(images)) == [2, 4]
+
+
+def test_classifier_free_guidance_moves_from_no_class_to_the_class_and_beyond(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    denoiser, labels = pipe.denoiser, torch.tensor([0, 1])
+
+    @torch.no_grad()
+    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
+        with_class = denoiser.model(x, times.t_tex, times.t_sem, labels).prediction
+        without: Tensor = denoiser.model(x, times.t_tex, times.t_sem, torch.full_like(labels, denoiser.null_class)).prediction
+        return without + 2 * (with_class - without)
+
+    noise = sample_noise(0, [0, 1], (denoiser.latent.channels, denoiser.latent.grid, denoiser.latent.grid))
+    expected = integrate(velocity, noise, denoiser.schedule, denoiser.composite.n_texture, SolverSettings("euler", 6)).x
+    part = GuidanceParams(scale=2.0, interval=[0.0, 1.0])
+    guided = SAMPLER.model_copy(update={"guidance": "cfg", "texture": part, "semantic": part})
+    torch.testing.assert_close(pipe.solve([0, 1], labels, guided).x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_blocks_draw_the_same_images(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    folder = artifact(tmp_path / "train", vae, variant())
+    compiled = Pipeline.from_artifact(folder, vae, compiled=True)([0, 1, 2, 0, 1], sampler=SAMPLER, batch_size=3).images
+    plain = Pipeline.from_artifact(folder, vae)([0, 1, 2, 0, 1], sampler=SAMPLER, batch_size=3).images
+    assert (compiled.int() - plain.int()).abs().max() <= 1
 
 
 def test_autoguidance_by_the_model_itself_changes_nothing(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_points_are_kept_and_compared_with_the_target_image_by_image(measuring: 
     assert others["fd_efficientnet_lite0"].nunique() == 3
     assert (others["difference"] == others["fd_efficientnet_lite0"] - target["fd_efficientnet_lite0"]).all()
     assert (others["difference_from"] < others["difference_to"]).all()
+    assert (table["error"] > 0).all()
+    assert target["error"] < others["error"].iloc[0]
     with Image.open(tmp_path / "out" / "solvers.png") as picture:
         assert min(picture.size) > 200
 
@@ -89,7 +91,8 @@ def test_lost_features_are_named(measuring: Measurement, tmp_path: Path) -> None
 
 
 def test_a_budget_counts_only_if_all_larger_ones_do() -> None:
-    rows = [("euler", 100, 0.0), ("euler", 50, 0.2), ("ab2", 6, -0.1), ("ab2", 10, 0.3), ("ab2", 16, -0.2), ("ab2", 25, -0.1)]
-    rows += [("heun", 50, 0.1)]
-    table = pd.DataFrame(rows, columns=["solver", "evaluations", "difference_from"])
+    rows = [("euler", 100, 0.0), ("euler", 50, 5.1), ("ab2", 6, -0.1), ("ab2", 10, 5.1), ("ab2", 16, 4.9), ("ab2", 25, -1.0)]
+    rows += [("heun", 50, 5.1)]
+    table = pd.DataFrame(rows, columns=["solver", "evaluations", "difference_to"])
+    table["fd_judge"] = 1000.0
     assert smallest_budgets(table) == {"euler": 100, "ab2": 16, "heun": None}

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from sfd_core.config import GuidanceParams
-from sfd_core.diffusion.gaussian import GaussianProcess, guide_denoiser, sample_gaussian
+from sfd_core.diffusion.gaussian import DenoiseFn, GaussianProcess, guide_denoiser, sample_gaussian
 from sfd_core.errors import ConfigError
 from sfd_core.seeding import sample_noise
 
@@ -21,9 +20,9 @@ def draws(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, N, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def network(x: Tensor, levels: Tensor) -> Tensor:
+def network(x: Tensor, level: int) -> Tensor:
     """Some smooth network: epsilon, and a position in the variance range between -1 and 1."""
-    time = levels[:, None, None, None] / 1000
+    time = level / 1000
     return torch.cat([0.9 * (x + time).tanh(), (x - time).sin()], dim=1)
 
 
@@ -31,12 +30,12 @@ def no_noise(step: int) -> Tensor:
     raise AssertionError("a deterministic step asked for noise")
 
 
-def knows(data: Tensor, process: GaussianProcess) -> Callable[[Tensor, Tensor], Tensor]:
+def knows(data: Tensor, process: GaussianProcess) -> DenoiseFn:
     """The ideal network for a data set of one image."""
     table = dict(zip(process.levels, process.alpha_bar.tolist(), strict=True))
 
-    def denoise(x: Tensor, levels: Tensor) -> Tensor:
-        alpha_bar = torch.tensor([table[int(level)] for level in levels])[:, None, None, None]
+    def denoise(x: Tensor, level: int) -> Tensor:
+        alpha_bar = torch.tensor(table[level])
         epsilon = (x - alpha_bar.sqrt() * data) / (1 - alpha_bar).sqrt()
         return torch.cat([epsilon, -torch.ones_like(x)], dim=1)
 
@@ -96,7 +95,7 @@ def test_ancestral_sampling_agrees_with_diffusers_learned_range(steps: int) -> N
     generator = torch.Generator().manual_seed(4)
     expected = noise
     for level in scheduler.timesteps:
-        output = network(expected, level.expand(N).float())
+        output = network(expected, int(level))
         expected = scheduler.step(output, level, expected, generator=generator).prev_sample
     same = torch.Generator().manual_seed(4)
     solution = sample_gaussian(network, noise, "ddpm", steps, lambda step: torch.randn(noise.shape, generator=same))
@@ -111,7 +110,7 @@ def test_ddim_agrees_with_diffusers_where_its_steps_are_right() -> None:
     scheduler.set_timesteps(1000)
     expected = noise
     for level in scheduler.timesteps:
-        epsilon = network(expected, level.expand(N).float()).chunk(2, dim=1)[0]
+        epsilon = network(expected, int(level)).chunk(2, dim=1)[0]
         expected = scheduler.step(epsilon, level, expected).prev_sample
     assert torch.allclose(sample_gaussian(network, noise, "ddim", 1000, no_noise).x, expected, rtol=5e-3, atol=5e-3)
 
@@ -146,8 +145,8 @@ def test_a_network_that_knows_the_data_finds_it(solver: Literal["ddpm", "ddim"],
 def test_samples_of_a_normal_distribution_have_its_mean_and_deviation(solver: Literal["ddpm", "ddim"], position: float) -> None:
     mean, deviation, process = 0.7, 0.5, GaussianProcess()
 
-    def ideal(x: Tensor, levels: Tensor) -> Tensor:
-        alpha_bar = process.alpha_bar[levels.long()].float()[:, None, None, None]
+    def ideal(x: Tensor, level: int) -> Tensor:
+        alpha_bar = process.alpha_bar[level].float()
         spread = alpha_bar * deviation**2 + 1 - alpha_bar
         epsilon = (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * mean) / spread
         return torch.cat([epsilon, torch.full_like(x, position)], dim=1)
@@ -252,20 +251,20 @@ def test_training_steps_are_uniform_and_repeatable() -> None:
 
 def test_guidance_moves_epsilon_inside_its_interval_and_never_the_variance() -> None:
     x = draws(1)[0]
-    levels = torch.tensor([999.0, 900.0, 600.0, 400.0, 50.0, 0.0])
 
-    def other(x: Tensor, levels: Tensor) -> Tensor:
-        return network(-x, levels)
+    def both(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        return network(x, level), network(-x, level)
 
-    main, reference = network(x, levels), other(x, levels)
-    guided = guide_denoiser(network, other, GuidanceParams(scale=2.0, interval=[0.2, 0.8]))(x, levels)
-    for row, inside in enumerate([False, False, True, True, False, False]):
-        expected = 2 * main[row, :C] - reference[row, :C] if inside else main[row, :C]
-        assert torch.allclose(guided[row, :C], expected, atol=1e-6)
-    assert torch.equal(guided[:, C:], main[:, C:])
-
-    def refuses(x: Tensor, levels: Tensor) -> Tensor:
+    def refuses(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
         raise AssertionError("the reference network was asked in vain")
 
+    guidance = GuidanceParams(scale=2.0, interval=[0.2, 0.8])
+    for level in (600, 400):
+        main, reference = both(x, level)
+        guided = guide_denoiser(network, both, guidance)(x, level)
+        assert torch.allclose(guided[:, :C], 2 * main[:, :C] - reference[:, :C], atol=1e-6)
+        assert torch.equal(guided[:, C:], main[:, C:])
+    for level in (999, 900, 50, 0):
+        assert torch.equal(guide_denoiser(network, refuses, guidance)(x, level), network(x, level))
     plain = guide_denoiser(network, refuses, GuidanceParams(scale=1.0, interval=[0.0, 1.0]))
-    assert torch.equal(plain(x, levels), main)
+    assert torch.equal(plain(x, 500), network(x, 500))

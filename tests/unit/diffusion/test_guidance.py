@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -58,7 +58,11 @@ def guided_whatever_moves(main: VelocityFn, reference: VelocityFn, w_texture: fl
     return guided
 
 
-@pytest.mark.parametrize("build", [cfg, autoguidance])
+def cfg_of(main: VelocityFn, reference: VelocityFn, *weights: Any) -> VelocityFn:
+    return cfg(main, lambda x, times: (main(x, times), reference(x, times)), *weights)
+
+
+@pytest.mark.parametrize("build", [cfg_of, autoguidance])
 def test_scale_one_is_the_main_velocity_to_the_last_bit_and_costs_nothing(build: Callable[..., VelocityFn]) -> None:
     main = field(0)
     guided = build(main, refuses, OFF, OFF, TEXTURE)
@@ -69,32 +73,32 @@ def test_scale_one_is_the_main_velocity_to_the_last_bit_and_costs_nothing(build:
 def test_the_formula_holds_for_each_part_with_its_own_weight(scale: float) -> None:
     main, reference, x, t = field(0), field(1), state(), times(0.3, 0.6)
     v, v_u = main(x, t), reference(x, t)
-    guided = cfg(main, reference, guide(scale), guide(2.0), TEXTURE)(x, t)
+    guided = cfg_of(main, reference, guide(scale), guide(2.0), TEXTURE)(x, t)
     assert torch.allclose(guided[:, :TEXTURE], (v_u + scale * (v - v_u))[:, :TEXTURE], atol=1e-6)
     assert torch.allclose(guided[:, TEXTURE:], (2 * v - v_u)[:, TEXTURE:], atol=1e-6)
 
 
 def test_scale_zero_is_the_reference() -> None:
     main, reference, x, t = field(0), field(1), state(), times(0.3, 0.6)
-    assert torch.equal(cfg(main, reference, guide(0.0), guide(0.0), TEXTURE)(x, t), reference(x, t))
+    assert torch.equal(cfg_of(main, reference, guide(0.0), guide(0.0), TEXTURE)(x, t), reference(x, t))
 
 
 def test_one_part_can_be_guided_alone() -> None:
     main, reference, x, t = field(0), field(1), state(), times(0.3, 0.6)
-    guided = cfg(main, reference, guide(3.0), OFF, TEXTURE)(x, t)
+    guided = cfg_of(main, reference, guide(3.0), OFF, TEXTURE)(x, t)
     assert torch.equal(guided[:, TEXTURE:], main(x, t)[:, TEXTURE:])
     assert not torch.allclose(guided[:, :TEXTURE], main(x, t)[:, :TEXTURE])
 
 
 def test_intervals_are_on_each_parts_own_time() -> None:
     main, reference, x = field(0), field(1), state()
-    guided = cfg(main, reference, guide(3.0, 0.2, 0.5), guide(3.0, 0.5, 0.8), TEXTURE)
+    guided = cfg_of(main, reference, guide(3.0, 0.2, 0.5), guide(3.0, 0.5, 0.8), TEXTURE)
     for t_tex, t_sem in [(0.1, 0.4), (0.3, 0.4), (0.1, 0.6), (0.3, 0.6), (0.6, 0.9)]:
         t = times(t_tex, t_sem)
         moved = (guided(x, t) - main(x, t)).abs().amax((0, 2, 3)) > 0
         assert bool(moved[:TEXTURE].all()) == bool(moved[:TEXTURE].any()) == (0.2 <= t_tex <= 0.5)
         assert bool(moved[TEXTURE:].all()) == bool(moved[TEXTURE:].any()) == (0.5 <= t_sem <= 0.8)
-    unguided = cfg(main, refuses, guide(3.0, 0.2, 0.5), guide(3.0, 0.5, 0.8), TEXTURE)
+    unguided = cfg_of(main, refuses, guide(3.0, 0.2, 0.5), guide(3.0, 0.5, 0.8), TEXTURE)
     assert torch.equal(unguided(x, times(0.6, 0.9)), main(x, times(0.6, 0.9)))
 
 
@@ -105,7 +109,7 @@ def test_the_reference_is_asked_only_while_a_guided_part_moves_and_images_stay_e
 ) -> None:
     calls: list[float] = []
     schedule, settings = AsyncSchedule(0.3), SolverSettings(solver, 26 * (2 if solver == "heun" else 1))
-    sparing = cfg(field(0), counting(field(1), calls), guide(w_texture), guide(w_semantic), TEXTURE)
+    sparing = cfg_of(field(0), counting(field(1), calls), guide(w_texture), guide(w_semantic), TEXTURE)
     always = guided_whatever_moves(field(0), field(1), w_texture, w_semantic)
     found = integrate(sparing, state(), schedule, TEXTURE, settings)
     assert torch.equal(found.x, integrate(always, state(), schedule, TEXTURE, settings).x)
@@ -117,14 +121,14 @@ def test_a_part_that_stands_still_is_not_guided() -> None:
     main, x = field(0), state()
     for phase, texture, semantic in [(Phase.SEMANTIC, guide(3.0), OFF), (Phase.TEXTURE, OFF, guide(3.0))]:
         t = times(0.0, 0.1, phase) if phase is Phase.SEMANTIC else times(0.9, 1.0, phase)
-        assert torch.equal(cfg(main, refuses, texture, semantic, TEXTURE)(x, t), main(x, t))
+        assert torch.equal(cfg_of(main, refuses, texture, semantic, TEXTURE)(x, t), main(x, t))
 
 
 def test_guidance_never_makes_the_host_wait_for_a_tensor() -> None:
     """On device `meta` tensors have no values: whoever decides from one fails."""
     x = state().to("meta")
     schedule = AsyncSchedule(0.3)
-    guided = cfg(lambda x, t: x.sin(), lambda x, t: x.cos(), guide(3.0, 0.2, 0.5), guide(2.0), TEXTURE)
+    guided = cfg_of(lambda x, t: x.sin(), lambda x, t: x.cos(), guide(3.0, 0.2, 0.5), guide(2.0), TEXTURE)
     for solver in ("euler", "heun", "ab2"):
         assert integrate(guided, x, schedule, TEXTURE, SolverSettings(solver, 12)).x.is_meta
 
@@ -132,15 +136,15 @@ def test_guidance_never_makes_the_host_wait_for_a_tensor() -> None:
 def test_a_model_of_texture_alone_ignores_the_semantic_weight() -> None:
     main, reference = (lambda x, t: x), (lambda x, t: -x)
     x = state()[:, :TEXTURE]
-    assert torch.equal(cfg(main, refuses, OFF, guide(3.0), TEXTURE)(x, times(0.5, 0.5)), x)
-    assert torch.equal(cfg(main, reference, guide(2.0), guide(9.0), TEXTURE)(x, times(0.5, 0.5)), 3 * x)
+    assert torch.equal(cfg_of(main, refuses, OFF, guide(3.0), TEXTURE)(x, times(0.5, 0.5)), x)
+    assert torch.equal(cfg_of(main, reference, guide(2.0), guide(9.0), TEXTURE)(x, times(0.5, 0.5)), 3 * x)
 
 
 @pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
 def test_guided_sampling_with_scale_one_equals_unguided_sampling(delta_t: float) -> None:
     schedule, settings = AsyncSchedule(delta_t), SolverSettings("euler", 12)
     plain = integrate(field(0), state(), schedule, TEXTURE, settings)
-    guided = integrate(cfg(field(0), field(1), OFF, OFF, TEXTURE), state(), schedule, TEXTURE, settings)
+    guided = integrate(cfg_of(field(0), field(1), OFF, OFF, TEXTURE), state(), schedule, TEXTURE, settings)
     assert torch.equal(plain.x, guided.x)
 
 
