@@ -21,9 +21,9 @@ from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.schedule import SharedTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
 from sfd_core.errors import ConfigError, IdentityError
+from sfd_core.models.blocks import compile_blocks
 from sfd_core.models.dit import DiT
 from sfd_core.models.image_vae import ImageVAE
-from sfd_core.models.layers import compile_blocks
 from sfd_core.models.lightningdit import LightningDiT
 from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import atomic_path

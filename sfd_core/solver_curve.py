@@ -31,7 +31,8 @@ from sfd_core.rerun import Measurement, write_numbers
 TARGET_SOLVER = "euler"
 EQUIVALENT = 0.005
 """Share of the target's distance that a point may be further, and still is as near as the target."""
-EXACT_SOLVER, EXACT_EVALUATIONS = "heun", 400
+EXACT_SOLVER = "heun"
+EXACT_EVALUATIONS = 400
 """Stands for the exact solution; at 400 evaluations Heun's own error is far below that of every point of interest."""
 ERROR_IMAGES = 64
 """The first so many images are held against the exact solution."""

@@ -5,7 +5,6 @@ D width, H heads, K = D / H. Parameter names are those of the public checkpoints
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +16,6 @@ from sfd_core.models import fused
 
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-6
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a transformer repeats."""
-    return list(cast(nn.ModuleList, getattr(model, "blocks", nn.ModuleList())))
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compile the blocks of a transformer in place, at their first use: one compilation for all, another for each new shape."""
-    for block in blocks_of(model):
-        block.compile(dynamic=False)
 
 
 class PatchEmbedding(nn.Module):

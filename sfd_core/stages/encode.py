@@ -30,8 +30,8 @@ from sfd_core.latent_encoder import LatentEncoder, require_resolved
 from sfd_core.models.vae_loader import load_texture_vae
 from sfd_core.paths import file_digest, resume_dir, stage_dir, write_json
 from sfd_core.processes import Processes, spread
-from sfd_core.stages.extraction import Extraction, Values
-from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
+from sfd_core.stages.extraction import Extraction, Values, run_all
+from sfd_core.stages.outlook import require_room, tell_of_forgotten
 from sfd_core.tokens import TokenSource, open_tokens
 
 PARTS = ("train", "held_out")
@@ -63,18 +63,14 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Pro
     with processes.first_first():
         sources = Sources.open(params, inputs, processes)
     work = resume_dir("encode", sources.resume_key(params, processes))
-    rows = {part: len(images) for part, images in sources.images.items()}
+    rows = sum(len(images) for images in sources.images.values())
     row_bytes = sum(field.row_bytes for field in sources.fields(params).values())
     if processes.first:
         tell_of_forgotten(work.parent, work)
-        require_room(work, out, sum(rows.values()) * row_bytes + SPARE_BYTES, "stage encode")
+        require_room(work, out, rows * row_bytes + SPARE_BYTES, "stage encode")
     with processes.resumable_dir(out, work) as folder:
         parts = sources.extractions(params, folder)
-        if processes.first:
-            kept = sum(extraction.shard.rows_kept() for extraction in parts.values())
-            Outlook("encode", rows, row_bytes, kept, parts["train"].seconds_per_row(), processes.count).show(work)
-        for extraction in parts.values():
-            extraction.run(processes)
+        run_all("encode", parts, work, processes)
         if processes.first:
             _finish(params, sources, folder, parts)
 

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from sfd_core.composite import StreamingMoments
 from sfd_core.data.pieces import Piece, PiecedShard
 from sfd_core.data.shards import Array
 from sfd_core.processes import Processes
+from sfd_core.stages.outlook import Outlook
 from sfd_core.stages.progress import with_progress
 
 T = TypeVar("T")
@@ -93,6 +95,18 @@ class Extraction(Generic[Source]):
                 for name, moments in batch.counted.items():
                     total.setdefault(name, StreamingMoments(moments.channels)).merge(moments)
             writer.meta["moments"] = {name: moments.state() for name, moments in total.items()}
+
+
+def run_all(stage: str, parts: Mapping[str, Extraction[Source]], disk: Path, processes: Processes) -> None:
+    """Tell what is to come, then do this process's share of every part; return when all are there. They lie on `disk`."""
+    if processes.first:
+        shards = {part: extraction.shard for part, extraction in parts.items()}
+        rows = {part: sum(len(piece.rows) for piece in shard.pieces) for part, shard in shards.items()}
+        row_bytes = sum(field.row_bytes for field in shards["train"].fields.values())
+        kept = sum(shard.rows_kept() for shard in shards.values())
+        Outlook(stage, rows, row_bytes, kept, parts["train"].seconds_per_row(), processes.count).show(disk)
+    for extraction in parts.values():
+        extraction.run(processes)
 
 
 def ahead(items: Iterable[T], count: int = LOOK_AHEAD) -> Iterator[T]:

@@ -26,8 +26,8 @@ from sfd_core.errors import exits_cleanly
 from sfd_core.models.encoders import Encoder, load_encoder
 from sfd_core.paths import resume_dir, stage_dir
 from sfd_core.processes import Processes, spread
-from sfd_core.stages.extraction import Extraction, Values
-from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
+from sfd_core.stages.extraction import Extraction, Values, run_all
+from sfd_core.stages.outlook import require_room, tell_of_forgotten
 from sfd_core.tokens import TokenRecipe, rounded
 
 PARTS = ("train", "held_out")
@@ -63,11 +63,7 @@ def extract_features(params: FeaturesParams, images: Path, out: Path, processes:
             )
             for part, count in rows.items()
         }
-        if processes.first:
-            kept = sum(extraction.shard.rows_kept() for extraction in parts.values())
-            Outlook("features", rows, row_bytes, kept, parts["train"].seconds_per_row(), processes.count).show(work)
-        for extraction in parts.values():
-            extraction.run(processes)
+        run_all("features", parts, work, processes)
         if processes.first:
             _finish(params, folder, parts, shards, encoder)
 

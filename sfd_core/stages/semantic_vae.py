@@ -9,7 +9,6 @@ of the training, which has no rows where nothing was trained.
 import argparse
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,12 +31,12 @@ from sfd_core.models.weights import read_public_checkpoint
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.processes import ALONE, Processes, spread
 from sfd_core.seeding import derive_seed
+from sfd_core.stages.training import run_training
 from sfd_core.tokens import TokenSource, open_tokens
-from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.history import write_empty_history
-from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult, run
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
 from sfd_core.training.parallel import training_device
 from sfd_core.training.semantics import SemanticVAETask
 
@@ -110,11 +109,10 @@ def train_semantic_vae(
     """Train on all training tokens; a training that was broken off goes on where it stood."""
     vae = _fresh_vae(params, tokens.channels).to(training_device())
     _require_disk(vae, SAVED_STATES, out)
-    key = resume_key(params, inputs=[tokens.train.digest])
-    resume = ResumeFolder.of("semantic_vae", key)
+    resume = ResumeFolder.of("semantic_vae", resume_key(params, inputs=[tokens.train.digest]))
     plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate, engine=engine.for_small_networks())
-    with follow(training_run("semantic_vae", params), resume.history_path, key) if processes.first else nullcontext():
-        result = run(SemanticVAETask(vae, tokens.train, tokens.statistics, params), plan, resume)
+    task = SemanticVAETask(vae, tokens.train, tokens.statistics, params)
+    result = run_training(task, plan, resume, training_run("semantic_vae", params), processes)
     if not processes.first:
         return
     made = MadeVAE(vae.eval(), _cost(result), partial(shutil.copyfile, resume.history_path))

@@ -9,7 +9,6 @@ of the training, which has no rows where nothing was trained.
 import argparse
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +26,11 @@ from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.processes import ALONE, Processes, spread
 from sfd_core.seeding import derive_seed, generator
 from sfd_core.stages.progress import with_progress
-from sfd_core.tracking.live import follow
+from sfd_core.stages.training import run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.history import write_empty_history
-from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult, run
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
 from sfd_core.training.parallel import training_device
 from sfd_core.training.texture import TextureVAETask, to_signed
 
@@ -68,11 +67,9 @@ def train_texture_vae(params: TrainedVAEParams, prepared: Path, out: Path, engin
     require_disk(out, OUTPUT_BYTES, "stage texture_vae")
     vae = _fresh_vae(params, train)
     task = TextureVAETask(vae, train["image"], params)
-    key = resume_key(params, inputs=[train.digest])
-    resume = ResumeFolder.of("texture_vae", key)
+    resume = ResumeFolder.of("texture_vae", resume_key(params, inputs=[train.digest]))
     plan = TrainingPlan("texture VAE", params.optimisation, params.learning_rate, engine=engine.for_small_networks())
-    with follow(training_run("texture_vae", params), resume.history_path, key) if processes.first else nullcontext():
-        result = run(task, plan, resume)
+    result = run_training(task, plan, resume, training_run("texture_vae", params), processes)
     if not processes.first:
         return
     vae.cpu().eval()

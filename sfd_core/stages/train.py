@@ -10,7 +10,6 @@ processes as `SFD_PROCESSES` says, takes its share of each batch; on SIGTERM a c
 import argparse
 import shutil
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +26,12 @@ from sfd_core.models.ema import EMA
 from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.processes import ALONE, Processes, spread
+from sfd_core.stages.training import run_training
 from sfd_core.tokens import TokenSource, open_tokens
-from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.denoising import FlowTask, GaussianTask, LatentBatches
-from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult, run
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
 from sfd_core.training.parallel import training_device
 
 SAVED_STATES = 10
@@ -120,8 +119,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     resume = ResumeFolder.of("train", key)
     plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train), engine=engine)
     ema = EMA(model, train.ema_decay, train.ema_warmup)
-    with follow(training_run(name, train), resume.history_path, key) if processes.first else nullcontext():
-        result = run(task, plan, resume, ema=ema)
+    result = run_training(task, plan, resume, training_run(name, train), processes, ema)
     if not processes.first:
         return
     manifest = DenoiserManifest(

@@ -6,6 +6,7 @@ Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS
 from sfd_core.storage.bucket import ConflictError, Storage, StoredObject, UnavailableError
 from sfd_core.storage.lease import Lease, LostError
 from sfd_core.storage.mirror import Mirror, Place, download_folder, restore, upload_folder
+from sfd_core.storage.shared_training import shared_training
 
 __all__ = [
     "ConflictError",
@@ -18,5 +19,6 @@ __all__ = [
     "UnavailableError",
     "download_folder",
     "restore",
+    "shared_training",
     "upload_folder",
 ]

@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -40,6 +41,9 @@ class Holder:
     seconds: float
     renewals: int = 0
     """Makes every renewal another content, hence another etag."""
+    machine: str = ""
+    """Names the boot of a machine and the space of its process numbers; empty where the system does not tell."""
+    process: int = 0
 
     def encoded(self) -> bytes:
         """Return the object's bytes."""
@@ -52,6 +56,11 @@ class Holder:
             return cls(**json.loads(data))
         except (ValueError, TypeError) as error:
             raise DataError(f"{key} is no lease ({error}); delete it if nobody needs it") from error
+
+    @property
+    def dead(self) -> bool:
+        """Whether this is known to be a process of this very machine that is no more: killed, it could not release anything."""
+        return bool(self.machine) and self.machine == _machine() and not Path(f"/proc/{self.process}").exists()
 
 
 class Lease:
@@ -69,9 +78,10 @@ class Lease:
     def acquire(self) -> None:
         """Take the lease and renew it in the background.
 
-        Raises `ResourceError` that names the holder if another one has it, at once; an expired or released one is taken over.
+        Raises `ResourceError` that names the holder if another one has it, at once. A lease that expired, was released or
+        belongs to a process of this machine that was killed is taken over.
         """
-        self._holder = Holder(uuid.uuid4().hex, self.who, self.seconds)
+        self._holder = Holder(uuid.uuid4().hex, self.who, self.seconds, machine=_machine(), process=os.getpid())
         self._etag, self._lost = self._taken(), ""
         self._ended.clear()
         self._thread = threading.Thread(target=self._renew, name=f"lease {self.key}", daemon=True)
@@ -116,7 +126,7 @@ class Lease:
         if other.token == self._holder.token:
             return content.etag
         left = other.seconds - content.age
-        if other.token and left > 0:
+        if other.token and left > 0 and not other.dead:
             raise ResourceError(
                 f"{other.who} is at work on {self.key}; wait for it or stop it (if it died, its claim ends in {left:.0f} s)"
             )
@@ -135,7 +145,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(self.seconds / RENEWALS):
-            renewed = Holder(self._holder.token, self.who, self.seconds, self._holder.renewals + 1)
+            renewed = replace(self._holder, renewals=self._holder.renewals + 1)
             try:
                 self._etag = self._replace(self._etag, renewed)
             except (LostError, DataError) as error:
@@ -144,3 +154,11 @@ class Lease:
             except ResourceError:  # it may pass, and the next attempt finds out what happened
                 continue
             self._holder = renewed
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""

@@ -58,6 +58,13 @@ class Place:
         return "/".join(part for part in (self.prefix, *parts) if part)
 
 
+def upload_file(storage: Storage, path: Path, key: str) -> None:
+    """Upload a file that changes no more unless it is there already, whole."""
+    digest = file_digest(path)
+    if not storage.exists(key) or storage.digest(key) != digest:
+        storage.upload(path, key, digest=digest)
+
+
 def upload_folder(storage: Storage, folder: Path, prefix: str) -> None:
     """Upload all files of a folder that changes no more; those that are there already, whole, are not sent again.
 
@@ -127,13 +134,24 @@ def restore(storage: Storage, prefix: str, folder: Path) -> Path | None:
 class Mirror:
     """Uploads the steps of a folder in the background, the newest first; as a context manager, from entry to exit.
 
+    Files that the steps need, which the pattern `files` finds below the folder, are up before the steps made after them.
+
     What it uses is bounded: one thread of low priority, one part of a file in memory. Failures are told once and repeated until
     they pass; they neither slow nor end what makes the files. Steps that vanish from the folder vanish from the bucket as well,
     but for the newest `kept`; steps that other machines mirrored are left alone.
     """
 
-    def __init__(self, storage: Storage, folder: Path, prefix: str, *, kept: int = KEPT, every: float = SECONDS_BETWEEN_LOOKS):
-        self.storage, self.folder, self.prefix, self.kept, self.every = storage, folder, prefix, kept, every
+    def __init__(
+        self,
+        storage: Storage,
+        folder: Path,
+        prefix: str,
+        *,
+        files: str = "",
+        kept: int = KEPT,
+        every: float = SECONDS_BETWEEN_LOOKS,
+    ) -> None:
+        self.storage, self.folder, self.prefix, self.files, self.kept, self.every = storage, folder, prefix, files, kept, every
         self._ended = threading.Event()
         self._done: set[str] = set()
         self._seen: set[str] = set()
@@ -171,6 +189,7 @@ class Mirror:
         while missing := [step for step in _local_steps(self.folder) if step.name not in self._done]:
             newest = missing[-1]
             self._seen.add(newest.name)
+            self._upload_files()
             try:
                 upload_folder(self.storage, newest, f"{self.prefix}/{newest.name}")
             except DataError:
@@ -178,6 +197,17 @@ class Mirror:
                     raise
             self._done.add(newest.name)
         self._delete_gone()
+
+    def _upload_files(self) -> None:
+        for path in sorted(self.folder.glob(self.files)) if self.files else ():
+            name = path.relative_to(self.folder).as_posix()
+            if name not in self._done:
+                try:
+                    upload_file(self.storage, path, f"{self.prefix}/{name}")
+                except (DataError, FileNotFoundError):
+                    if path.exists():
+                        raise
+                self._done.add(name)
 
     def _delete_gone(self) -> None:
         gone = self._seen - {step.name for step in _local_steps(self.folder)}

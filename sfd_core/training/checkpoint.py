@@ -3,8 +3,8 @@
 The folder lies outside declared outputs: DVC would otherwise hand one experiment the half-trained weights of another.
 
 A checkpoint is a folder `step-N` of safetensors files, one for each process that holds a part of the state, each beside a JSON
-file with its hash. Tensors that are cut in shards (FSDP) are stored piece by piece, each with its place in the whole, so that
-any number of processes may read them. The folder has a temporary name until the last file is there.
+file with its hash, and of the curve so far. Tensors that are cut in shards (FSDP) are stored piece by piece, each with its
+place in the whole, so that any number of processes may read them. The folder has a temporary name until the last file is there.
 """
 
 import fcntl
@@ -91,6 +91,11 @@ class ResumeFolder:
         self.history_path = path / "history.csv"
         self.incidents_path = path / "incidents.csv"
 
+    @property
+    def key(self) -> str:
+        """The `resume_key` of the training."""
+        return self.path.name
+
     @classmethod
     def of(cls, stage: str, key: str) -> "ResumeFolder":
         """Return the folder of a stage and a `resume_key`."""
@@ -125,6 +130,10 @@ class ResumeFolder:
                 save_file(tensors, path, metadata={"first": json.dumps(first), "position": json.dumps(dict(state.position))})
             except SafetensorError as error:  # a full disk, told by the operating system
                 raise OSError(str(error)) from error
+        if number == 0:
+            for curve in (self.history_path, self.incidents_path):
+                if curve.exists():
+                    shutil.copyfile(curve, temporary / curve.name)
         paths.write_json(file.with_suffix(".json"), {"step": step, "sha256": paths.file_digest(file)})
         if len(list(temporary.glob("state-*.json"))) == count:
             if target.exists():

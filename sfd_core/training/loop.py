@@ -102,16 +102,16 @@ def run(
     plan: TrainingPlan,
     resume: ResumeFolder,
     ema: WeightAverage | None = None,
-    report: Callable[[Record], None] | None = None,
     on_snapshot: Callable[[int, Mapping[str, Tensor], float], None] | None = None,
+    require_claim: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train to the end, from where an earlier, killed run stood; every process of a training calls it.
 
     The curve is in `resume.history_path`, what went wrong in `resume.incidents_path`, and snapshots are in the result; all lie
     in the resume folder, to be copied into the stage's output before `resume.delete()`. `ema` must already lie on
     `training_device()`. `on_snapshot` gets (step, averaged weights if there is an `ema`, else the model's, seconds); it may
-    hear of a step twice if a kill falls between a snapshot and the next checkpoint, with equal weights. The first process
-    alone writes and calls.
+    hear of a step twice if a kill falls between a snapshot and the next checkpoint, with equal weights. `require_claim` is
+    called before every checkpoint and may raise if this training is no longer ours. The first process alone writes and calls.
 
     Raises `NumericsError` after ten steps in a row without a finite loss and gradient, `ResourceError` if another
     process is at the same training or the disk is full, and `Preempted` once a checkpoint is written after SIGTERM.
@@ -121,7 +121,7 @@ def run(
         with resume.locked() if parallel.first else nullcontext():
             parallel.wait()
             training = _Run(task, plan, resume, ema, parallel)
-            training.report, training.on_snapshot = report, on_snapshot
+            training.on_snapshot, training.require_claim = on_snapshot, require_claim
             try:
                 return training.finish()
             finally:
@@ -129,8 +129,8 @@ def run(
 
 
 class _Run:
-    report: Callable[[Record], None] | None = None
     on_snapshot: Callable[[int, Mapping[str, Tensor], float], None] | None = None
+    require_claim: Callable[[], None]
 
     def __init__(
         self, task: TrainingTask, plan: TrainingPlan, resume: ResumeFolder, ema: WeightAverage | None, parallel: Parallel
@@ -287,8 +287,6 @@ class _Run:
             return
         self.history.append(record)
         self.progress.show(at.step, record.terms["loss"], record.images_per_second)
-        if self.report is not None:
-            self.report(record)
 
     def _snapshot(self) -> None:
         weights = self.model.state_dict() if self.ema is None else self.ema.weights()
@@ -306,6 +304,7 @@ class _Run:
         self.wanted = False
         self._saved = time.perf_counter()
         if self.parallel.first:
+            self.require_claim()
             self.history.sync()
         if self.parallel.writer is not None:
             self.at.guard = self.guard.state()

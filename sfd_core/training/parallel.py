@@ -20,7 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from sfd_core.config import EngineParams, Optimisation
 from sfd_core.errors import ConfigError
-from sfd_core.models.layers import blocks_of, compile_blocks
+from sfd_core.models.blocks import blocks_of, compile_blocks
 from sfd_core.training.task import TrainingTask
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,17 @@ def measured_by_two(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return json.loads((folder / "numbers.json").read_text()), drawn
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as each of several processes has: sums in other parts round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_measure_what_one_does(measuring: Measurement, folder: Path) -> None:
     together, drawn = measured_by_two(folder)
     alone = measuring.run(Order(LABELS, SAMPLER), oracle=False, progress=lambda batches, _: batches)

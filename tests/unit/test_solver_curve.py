@@ -7,6 +7,7 @@ import pytest
 from measured_together import SAMPLER, lay_out, measurement
 from PIL import Image
 
+from sfd_core import solver_curve
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.processes import Processes
 from sfd_core.rerun import Measurement
@@ -25,6 +26,7 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(solver_curve, "EXACT_EVALUATIONS", 40)
     return measurement(laid_out, Processes(0, 1))
 
 

@@ -1,0 +1,60 @@
+"""A training that several machines may continue in turn, through the bucket that SFD_CHECKPOINTS names."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sfd_core.storage.bucket import Storage
+from sfd_core.storage.lease import Lease
+from sfd_core.storage.mirror import Mirror, Place, restore
+
+PATIENCE = 60.0
+"""Seconds that a download waits for a storage that does not answer."""
+CURVES = ("history.csv", "incidents.csv")
+SNAPSHOTS = "snapshots"
+SNAPSHOT = re.compile(r"step-(\d+)\.safetensors")
+
+
+@contextmanager
+def shared_training(folder: Path) -> Iterator[Callable[[], None]]:
+    """Claim the training of a resume folder, fetch what another machine did of it, and mirror what this one does.
+
+    Yields what the training calls before every checkpoint; it raises `LostError` once another machine took the training over.
+    Without SFD_CHECKPOINTS nothing happens. Raises `ConfigError` if that is no address and `ResourceError` if another machine
+    is at this training or the storage refuses or does not answer, before any compute.
+    """
+    place = Place.of_environment()
+    if place is None:
+        yield _nobody_else
+        return
+    storage = Storage(place.bucket, PATIENCE)
+    prefix = place.key(folder.parent.name, folder.name)
+    with Lease(storage, f"{prefix}/lease.json") as lease:
+        _fetch(storage, prefix, folder)
+        with Mirror(storage, folder, prefix, files=f"{SNAPSHOTS}/*.safetensors"):
+            yield lease.check
+
+
+def _nobody_else() -> None:
+    pass
+
+
+def _fetch(storage: Storage, prefix: str, folder: Path) -> None:
+    """Bring the folder to the newest checkpoint that is anywhere, with its curve and the snapshots up to it."""
+    here = {path.name for path in folder.glob("step-*")}
+    newest = restore(storage, prefix, folder)
+    if newest is None or newest.name in here:
+        return
+    step = int(newest.name.removeprefix("step-"))
+    for stored in storage.list(f"{prefix}/{SNAPSHOTS}/"):
+        name = stored.key.rpartition("/")[2]
+        match = SNAPSHOT.fullmatch(name)
+        if match and int(match[1]) <= step:
+            storage.download(stored.key, folder / SNAPSHOTS / name)
+    for name in CURVES:
+        if (newest / name).exists():
+            shutil.copyfile(newest / name, folder / name)
+    print(f"{folder}: continues what another machine did, up to step {step}", file=sys.stderr)

@@ -1,0 +1,150 @@
+"""A training that one machine begins and another ends, through a real S3 server; a machine is a resume folder."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sfd_core.config import Optimisation
+from sfd_core.errors import ConfigError, ResourceError
+from sfd_core.seeding import generator
+from sfd_core.storage import Lease, Storage, mirror, shared_training
+from sfd_core.training.checkpoint import ResumeFolder
+from sfd_core.training.history import read_history
+from sfd_core.training.loop import TrainingPlan, TrainingResult, run
+
+TIMINGS = {"seconds", "images_per_second"}
+PLAN = TrainingPlan(
+    "shared",
+    Optimisation(
+        steps=30, batch_size=4, warmup_steps=0, decay_steps=0, final_rate=1.0, betas=[0.9, 0.999], weight_decay=0.0,
+        clip_norm=1.0, precision="float32", checkpoint_every=5, seed=0,
+    ),
+    1e-2,
+    snapshot_steps=(8, 22, 30),
+    log_every=2,
+)  # fmt: skip
+
+
+class BrokenError(Exception):
+    """Stands for the end of a machine."""
+
+
+class Fit:
+    def __init__(self, ends_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.model, self.ends_at = nn.Linear(4, 4), ends_at
+
+    def rows(self, step: int) -> Tensor:
+        return torch.arange(4) + 4 * step
+
+    def batch(self, step: int, part: slice) -> dict[str, Tensor]:
+        if step == self.ends_at:
+            raise BrokenError
+        return {"x": torch.randn(4, 4, generator=generator(0, step))[part]}
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": (self.model(batch["x"]) - batch["x"].flip(1)).square().mean()}
+
+
+@pytest.fixture(autouse=True)
+def everyone_asks_for(storage: Storage, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_CHECKPOINTS", f"s3://lab/{request.node.name}")
+    monkeypatch.setattr(mirror, "SECONDS_BETWEEN_LOOKS", 0.05)
+
+
+def machine(folder: Path, name: str) -> ResumeFolder:
+    return ResumeFolder(folder / name / "train" / "0123abcd")
+
+
+def train(resume: ResumeFolder, ends_at: int | None = None) -> TrainingResult:
+    with shared_training(resume.path) as require_claim:
+        return run(Fit(ends_at), PLAN, resume, require_claim=require_claim)
+
+
+def curve(resume: ResumeFolder) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in read_history(resume.history_path)]
+
+
+def test_another_machine_ends_a_training_as_if_it_had_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, alone = (machine(tmp_path, name) for name in ("first", "second", "alone"))
+    with pytest.raises(BrokenError):
+        train(first, ends_at=24)
+    shared = train(second)
+    assert "continues what another machine did, up to step 20" in capfd.readouterr().err
+    monkeypatch.delenv("SFD_CHECKPOINTS")
+    whole = train(alone)
+    assert curve(second) == curve(alone)
+    assert [kept.step for kept in shared.snapshots] == [kept.step for kept in whole.snapshots] == [8, 22, 30]
+    for ours, theirs in zip(shared.snapshots, whole.snapshots, strict=True):
+        assert all(torch.equal(tensor, load_file(theirs.path)[name]) for name, tensor in load_file(ours.path).items())
+
+
+def test_two_machines_never_train_the_same(tmp_path: Path, storage: Storage, request: pytest.FixtureRequest) -> None:
+    first, second = machine(tmp_path, "first"), machine(tmp_path, "second")
+    with (
+        shared_training(first.path),
+        pytest.raises(ResourceError, match=r"is at work on .*0123abcd"),
+        shared_training(second.path),
+    ):
+        pass
+    assert not second.path.exists()
+
+
+def test_a_training_ends_at_its_next_checkpoint_once_another_machine_took_it_over(tmp_path: Path) -> None:
+    resume = machine(tmp_path, "first")
+
+    def lost() -> None:
+        if any(resume.path.glob("step-*")):
+            raise ResourceError("another machine has taken over")
+
+    with pytest.raises(ResourceError, match="taken over"):
+        run(Fit(), PLAN, resume, require_claim=lost)
+    assert [path.name for path in resume.path.glob("step-*")] == ["step-00000005"]
+
+
+TAKES_A_LEASE = """
+import sys, time
+from sfd_core.storage import Lease, Storage
+Lease(Storage("lab"), sys.argv[1]).acquire()
+print("taken", flush=True)
+time.sleep(99)
+"""
+
+
+def test_the_claim_of_a_process_of_this_machine_that_was_killed_holds_nobody_up(
+    storage: Storage, request: pytest.FixtureRequest
+) -> None:
+    key = f"{request.node.name}/lease"
+    with subprocess.Popen([sys.executable, "-c", TAKES_A_LEASE, key], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.kill()
+    with Lease(storage, key) as lease:
+        lease.check()
+
+
+def test_without_the_variable_nothing_is_asked_of_any_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SFD_CHECKPOINTS")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with shared_training(tmp_path) as require_claim:
+        require_claim()
+
+
+def test_a_wrong_key_is_told_before_any_step(tmp_path: Path, endpoint: str, credentials: Callable[..., None]) -> None:
+    credentials(endpoint, secret="wrong")
+    with pytest.raises(ResourceError, match="access denied"):
+        train(machine(tmp_path, "first"), ends_at=0)
+
+
+def test_a_wrong_address_is_told_before_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_CHECKPOINTS", "checkpoints")
+    with pytest.raises(ConfigError, match="must be s3://"):
+        train(machine(tmp_path, "first"), ends_at=0)
