@@ -66,8 +66,8 @@ chaos: setup  ## kill every long stage at random moments and count what survived
 
 bench: setup  ## measure training, data, sampling, metrics and cost, and write the tables of docs/performance.md
 	mkdir -p .benchmarks
-	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name --benchmark-json=.benchmarks/last.json $(PYTEST)
-	PYTHONPATH=tests $(BIN)/python -m bench.performance_page .benchmarks/last.json
+	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name --benchmark-json=.benchmarks/last.json $(PYTEST); \
+		code=$$?; PYTHONPATH=tests $(BIN)/python -m bench.performance_page .benchmarks/last.json && exit $$code
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

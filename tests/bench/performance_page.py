@@ -125,16 +125,23 @@ def _panel(panel: Axes, x: list[float], measured: list[Any], expected: list[Any]
 
 
 def _training(results: Mapping[str, Result]) -> str:
-    rows = (
-        (
-            result["size"], f"{result['channels']}", f"{result['tokens']}", f"{result['batch']}",
-            f"{median(result['eager']):,.1f}", f"{median(result['engine']):,.1f}", f"**{median(result['ratios']):.2f}**",
-            f"{min(result['ratios']):.2f} to {max(result['ratios']):.2f}", f"{len(result['ratios'])}",
-        )
-        for result in _by_size(results)
+    return _table(RATE_HEADS, (_against_eager(result) for result in _by_size(results)))
+
+
+def _compiled(results: Mapping[str, Result]) -> str:
+    rows = ((*_against_eager(result), f"{result['first_step']:,.0f}") for result in _by_size(results))
+    return _table((*RATE_HEADS, "first step, seconds"), rows)
+
+
+RATE_HEADS = ("network", "channels", "tokens", "batch", "eager loop, images/s", "engine, images/s", "ratio", "spread", "rounds")
+
+
+def _against_eager(result: Result) -> Sequence[str]:
+    return (
+        result["size"], f"{result['channels']}", f"{result['tokens']}", f"{result['batch']}",
+        f"{median(result['eager']):,.1f}", f"{median(result['engine']):,.1f}", f"**{median(result['ratios']):.2f}**",
+        f"{min(result['ratios']):.2f} to {max(result['ratios']):.2f}", f"{len(result['ratios'])}",
     )  # fmt: skip
-    heads = ("network", "channels", "tokens", "batch", "eager loop, images/s", "engine, images/s", "ratio", "spread", "rounds")
-    return _table(heads, rows)
 
 
 def _profile(results: Mapping[str, Result]) -> str:
@@ -161,20 +168,6 @@ KINDS = ("predicted", "measured")
 def _prediction(group: Mapping[str, float]) -> tuple[str, str]:
     predicted, measured = (f"{group[kind] * 1e3:,.1f}" for kind in KINDS)
     return predicted if group["predicted"] else "", measured
-
-
-def _compiled(results: Mapping[str, Result]) -> str:
-    rows = (
-        (
-            result["size"], f"{result['tokens']}", f"{result['batch']}", f"{median(result['engine']):,.1f}",
-            f"{median(result['compiled']):,.1f}", f"{median(result['compiled']) / median(result['engine']):.2f}",
-            f"{result['first_step']:,.0f}",
-        )
-        for result in _by_size(results)
-    )  # fmt: skip
-    return _table(
-        ("network", "tokens", "batch", "engine, images/s", "blocks compiled, images/s", "ratio", "first step, seconds"), rows
-    )
 
 
 def _cost_law(results: Mapping[str, Result]) -> str:

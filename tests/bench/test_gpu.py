@@ -20,6 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from sfd_core.artifact import Denoiser, SnapshotRecord
 from sfd_core.identity import LatentIdentity
+from sfd_core.models.blocks import compile_blocks
 from sfd_core.models.factory import LatentSpec, flops_per_image, parameter_count
 from sfd_core.models.lightningdit import LightningDiT
 from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
@@ -58,8 +59,7 @@ def measure_training(workload: Workload, folder: Path, compiled: bool, steps: in
     device = training_device().type
     model = workload.network()
     if compiled:
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
     marks: list[float] = []
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

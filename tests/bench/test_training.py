@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench import machine
 from bench.operations import Work
-from bench.workload import Workload, break_down_eager, break_down_engine, embedded, interleave, train_alone
+from bench.workload import Rates, Workload, break_down_eager, break_down_engine, embedded, interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
@@ -36,10 +36,7 @@ def test_engine_against_an_eager_loop(
     workload = WORKLOADS[size]
     rates = benchmark.pedantic(lambda: interleave(workload, tmp_path, *ROUNDS[size]))
     note(**_described(workload), eager=rates.eager, engine=rates.engine, ratios=rates.ratios)
-    remark(
-        f"{median(rates.engine):,.1f} images/s, eagerly {median(rates.eager):,.1f}: {median(rates.ratios):.2f} times "
-        f"({min(rates.ratios):.2f} to {max(rates.ratios):.2f})"
-    )
+    remark(_compared(rates))
 
 
 @pytest.mark.parametrize("size", ["tiny", "S"])
@@ -64,8 +61,8 @@ def test_where_a_step_goes(benchmark: BenchmarkFixture, note: Note, tmp_path: Pa
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what the compiler leaves to eager kernels
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("size", ["tiny", "S"])
-def test_compiled_blocks(
+@pytest.mark.parametrize("size", WORKLOADS)
+def test_compiled_engine_against_an_eager_loop(
     benchmark: BenchmarkFixture,
     note: Note,
     remark: Callable[[str], None],
@@ -75,14 +72,17 @@ def test_compiled_blocks(
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
     torch.compiler.reset()
-    rounds, steps = ROUNDS[size]
-    plain = train_alone(WORKLOADS[size], tmp_path / "plain", min(rounds, 5), steps, compiled=False)
-    compiled = benchmark.pedantic(
-        lambda: train_alone(WORKLOADS[size], tmp_path / "compiled", min(rounds, 5), steps, compiled=True)
+    workload = WORKLOADS[size]
+    rates = benchmark.pedantic(lambda: interleave(workload, tmp_path, *ROUNDS[size], compiled=True))
+    note(**_described(workload), eager=rates.eager, engine=rates.engine, ratios=rates.ratios, first_step=rates.first_step)
+    remark(f"{_compared(rates)} after a first step of {rates.first_step:.0f} s")
+
+
+def _compared(rates: Rates) -> str:
+    return (
+        f"{median(rates.engine):,.1f} images/s, eagerly {median(rates.eager):,.1f}: {median(rates.ratios):.2f} times "
+        f"({min(rates.ratios):.2f} to {max(rates.ratios):.2f})"
     )
-    rates, plain_rates, first = compiled.images_per_second, plain.images_per_second, compiled.first_step
-    note(**_described(WORKLOADS[size]), first_step=first, compiled=rates, engine=plain_rates)
-    remark(f"{median(rates):,.1f} images/s, {median(plain_rates):,.1f} without, after a first step of {first:.0f} s")
 
 
 def _described(workload: Workload) -> dict[str, int | str]:

@@ -5,7 +5,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from sfd_core.composite import ChannelStatistics, Composite, LatentStatistics
 from sfd_core.config import TrainParams, VariantParams, load_params
 from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
+from sfd_core.models.blocks import compile_blocks
 from sfd_core.models.ema import EMA
 from sfd_core.models.factory import LatentSpec, build_denoiser
 from sfd_core.models.lightningdit import LightningDiT
@@ -32,7 +32,6 @@ from sfd_core.training.loop import TrainingPlan, run, training_device
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CLASSES = 10
 STEPS_AT_MOST = 1_000_000
-WARM_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -208,6 +207,8 @@ class Rates:
 
     eager: list[float]
     engine: list[float]
+    first_step: float
+    """Seconds of the engine's first step, which compiles if anything does."""
 
     @property
     def ratios(self) -> list[float]:
@@ -215,53 +216,34 @@ class Rates:
         return [engine / eager for engine, eager in zip(self.engine, self.eager, strict=True)]
 
 
-def interleave(workload: Workload, folder: Path, rounds: int, steps: int) -> Rates:
+def interleave(workload: Workload, folder: Path, rounds: int, steps: int, compiled: bool = False) -> Rates:
     """Measure both trainings in turns of `steps` steps, in one process; one turn more warms up."""
-    baseline, rates = eager_steps(workload, folder), Rates([], [])
+    baseline = eager_steps(workload, folder)
+    eager: list[float] = []
+    engine: list[float] = []
     began = time.perf_counter()
+    first_step = 0.0
 
     def at_step_end(done: int) -> None:
-        nonlocal began
+        nonlocal began, first_step
+        if done == 1:
+            first_step = time.perf_counter() - began
         if done == 0 or done % steps:
             return
-        rates.engine.append(steps * workload.batch / (time.perf_counter() - began))
+        engine.append(steps * workload.batch / (time.perf_counter() - began))
         began = time.perf_counter()
         for _ in itertools.islice(baseline, steps):
             pass
-        rates.eager.append(steps * workload.batch / (time.perf_counter() - began))
-        if len(rates.eager) > rounds:
+        eager.append(steps * workload.batch / (time.perf_counter() - began))
+        if len(eager) > rounds:
             raise Measured
         began = time.perf_counter()
 
-    train_with_engine(workload, folder, at_step_end)
-    return Rates(rates.eager[1:], rates.engine[1:])
-
-
-@dataclass(frozen=True)
-class Alone:
-    """A training by itself: seconds of its first step, which compiles if anything does, and images a second of later rounds."""
-
-    first_step: float
-    images_per_second: list[float]
-
-
-def train_alone(workload: Workload, folder: Path, rounds: int, steps: int, compiled: bool) -> Alone:
-    """Measure the product's training, with every block of the network compiled, all into the same code, or with none."""
     model = workload.network()
     if compiled:
-        for block in model.blocks:
-            block.compile()
-    marks: list[float] = []
-
-    def at_step_end(done: int) -> None:
-        if done <= WARM_STEPS or (done - WARM_STEPS) % steps == 0:
-            marks.append(time.perf_counter())
-        if done == WARM_STEPS + rounds * steps:
-            raise Measured
-
+        compile_blocks(model)
     train_with_engine(workload, folder, at_step_end, model)
-    seconds = [after - before for before, after in pairwise(marks)]
-    return Alone(seconds[0], [steps * workload.batch / part for part in seconds[WARM_STEPS:]])
+    return Rates(eager[1:], engine[1:], first_step)
 
 
 def composite(workload: Workload) -> Composite:
