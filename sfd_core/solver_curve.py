@@ -29,6 +29,7 @@ from sfd_core.reporting.solvers import write_solver_figure
 from sfd_core.rerun import Measurement, write_numbers
 
 TARGET_SOLVER = "euler"
+ADAPTIVE_SOLVER = "dopri5"
 EQUIVALENT = 0.005
 """Share of the target's distance that a point may be further, and still is as near as the target."""
 EXACT_SOLVER = "heun"
@@ -53,15 +54,18 @@ class SolverPoint:
     @property
     def name(self) -> str:
         """The point in words."""
-        return f"{self.sampler.solver} with {self.sampler.evaluations} evaluations"
+        solver = self.sampler.solver
+        return solver if solver == ADAPTIVE_SOLVER else f"{solver} with {self.sampler.evaluations} evaluations"
 
 
 def plan_solvers(base: SamplerParams, solvers: Sequence[str], evaluations: Sequence[int], target: int) -> list[SolverPoint]:
     """Return every combination once, small budgets first, after Euler with `target` evaluations, which all are compared with.
 
-    Everything else is as in `base`. Raises `ConfigError` for a solver or budget that cannot be.
+    dopri5, which chooses its own number of evaluations, comes once, at the end. Everything else is as in `base`. Raises `ConfigError` for a solver or budget that cannot be.
     """
-    wanted = [(TARGET_SOLVER, target), *((solver, count) for count in sorted(evaluations) for solver in solvers)]
+    fixed = [solver for solver in solvers if solver != ADAPTIVE_SOLVER]
+    wanted = [(TARGET_SOLVER, target), *((solver, count) for count in sorted(evaluations) for solver in fixed)]
+    wanted += [(ADAPTIVE_SOLVER, max(evaluations))] if ADAPTIVE_SOLVER in solvers else []
     return [SolverPoint(_sampler(base, solver, count)) for solver, count in dict.fromkeys(wanted)]
 
 

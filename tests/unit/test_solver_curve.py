@@ -44,12 +44,13 @@ def run(measuring: Measurement, points: list[SolverPoint], out: Path) -> tuple[p
 
 
 def test_the_target_comes_first_and_no_combination_twice() -> None:
-    points = plan_solvers(SAMPLER, ["euler", "ab2"], [8, 4], target=8)
+    points = plan_solvers(SAMPLER, ["dopri5", "euler", "ab2"], [8, 4], target=8)
     assert [(point.sampler.solver, point.sampler.evaluations) for point in points] == [
         ("euler", 8),
         ("euler", 4),
         ("ab2", 4),
         ("ab2", 8),
+        ("dopri5", 8),
     ]
     assert {point.sampler.seed for point in points} == {SAMPLER.seed}
 
