@@ -10,7 +10,7 @@ from stage_runs import Stage
 from sfd_core.data.shard_writer import ShardWriter
 from sfd_core.data.shards import FieldSpec, ShardReader
 
-TIMES = frozenset({"seconds", "images_per_second"})
+TIMES = frozenset({"seconds", "images_per_second", "data_wait"})
 VARIANT = ("--variant", "sfd")
 TEXTURE_VAE = Stage("texture_vae", times=TIMES)
 SEMANTIC_VAE = Stage("semantic_vae", times=TIMES)

@@ -173,5 +173,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    with suppress(OSError):  # where nothing can be written, everything is verified every time
+    # where nothing can be written, or another process notes the same, everything is verified once more
+    with suppress(OSError):
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):
+            leftover.unlink(missing_ok=True)
         write_json(path, value)

@@ -105,6 +105,7 @@ class ResumeFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; raises `ResourceError` if another process trains in it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._doomed, ignore_errors=True)
         with (self.path / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,8 +215,15 @@ class ResumeFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(target, ignore_errors=True)
                 kept.append(folder.replace(target))
-        shutil.rmtree(self.path, ignore_errors=True)
+        # gone at once: half a folder would be taken for a training in progress
+        with suppress(FileNotFoundError):
+            self.path.replace(self._doomed)
+        shutil.rmtree(self._doomed, ignore_errors=True)
         return kept
+
+    @property
+    def _doomed(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.partial")
 
     def _folder(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"
