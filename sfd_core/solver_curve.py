@@ -61,7 +61,8 @@ class SolverPoint:
 def plan_solvers(base: SamplerParams, solvers: Sequence[str], evaluations: Sequence[int], target: int) -> list[SolverPoint]:
     """Return every combination once, small budgets first, after Euler with `target` evaluations, which all are compared with.
 
-    dopri5, which chooses its own number of evaluations, comes once, at the end. Everything else is as in `base`. Raises `ConfigError` for a solver or budget that cannot be.
+    dopri5, which chooses its own number of evaluations, comes once, at the end. Everything else is as in `base`.
+    Raises `ConfigError` for a solver or budget that cannot be.
     """
     fixed = [solver for solver in solvers if solver != ADAPTIVE_SOLVER]
     wanted = [(TARGET_SOLVER, target), *((solver, count) for count in sorted(evaluations) for solver in fixed)]
