@@ -162,4 +162,5 @@ def _sweep_point(row: Row) -> SweepPoint:
     settings = {"variant": row.point.variant, **{key: str(value) for key, value in row.point.settings.items()}}
     step = int(row.record.get("training", {}).get("steps", 0))
     numbers = {name: float(value) for name, value in row.numbers.items()}
-    return SweepPoint(row.point.name, row.point.key, settings, numbers, step, str(row.record["commit"]))
+    commit, run_key = str(row.record["commit"]), str(row.record.get("run_key", ""))
+    return SweepPoint(row.point.name, row.point.key, settings, numbers, step, commit, run_key)

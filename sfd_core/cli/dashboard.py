@@ -36,7 +36,7 @@ def _dashboard(_: argparse.Namespace) -> None:
         raise ResourceError(f"MLflow at {uri} does not answer; start it (`make up`) or set MLFLOW_TRACKING_URI")
     number = number_name("fd", params.reference.extractors[0])
     shown = refresh_dashboard(Store(uri), number, _published(params, number))
-    print(f"{len(shown.charts)} charts; pinned: {', '.join(shown.pinned) or 'no DiT yet'}\n{shown.link}")
+    print(f"{shown.charts} charts; pinned: {', '.join(shown.pinned) or 'no DiT yet'}\n{shown.link}")
 
 
 def _published(params: Params, number: str) -> "Sequence[PublishedCurve]":

@@ -13,10 +13,10 @@ from sfd_core.tracking.address import EMBEDDED_SCHEME
 from sfd_core.tracking.curves import Point, metric_name
 from sfd_core.tracking.runs import RunSpec
 from sfd_core.tracking.store import NAME_TAG, Run, Store
+from sfd_core.tracking.sweep import KIND_TAG, RUN_KEY_TAG
 
 KEY = "comparison"
 TAG = f"mlflow.sharedViewState.{KEY}"
-KIND_TAG = "sfd.kind"
 BASELINE_TAG = "sfd.baseline"
 PUBLISHED = "published"
 IMAGES_SEEN = metric_name("evaluate", "images_seen")
@@ -45,8 +45,7 @@ class Dashboard:
     link: str
     pinned: tuple[str, ...]
     """Names of the baselines, which stand first."""
-    charts: tuple[str, ...]
-    """Titles."""
+    charts: int
 
 
 def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCurve] = ()) -> Dashboard:
@@ -62,9 +61,11 @@ def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCu
         if run.tags.get(BASELINE_TAG) != "DiT":
             store.tag(run.run_id, {BASELINE_TAG: "DiT"})
     charts = list(_charts(number, runs))
-    store.tag_experiment(TAG, json.dumps(_view(charts, [run.run_id for run in baselines])))
+    sweeps = [run.run_id for run in runs if run.tags.get(KIND_TAG) == "sweep"]
+    view = _view(charts, [run.run_id for run in baselines], sweeps, [run.run_id for run in runs if _is_hidden(run, runs)])
+    store.tag_experiment(TAG, json.dumps(view))
     names = tuple(run.tags.get(NAME_TAG, run.run_id) for run in baselines)
-    return Dashboard(dashboard_link(store), names, tuple(chart["displayName"] for chart in charts))
+    return Dashboard(dashboard_link(store), names, len(charts))
 
 
 def dashboard_link(store: Store) -> str:
@@ -93,6 +94,12 @@ def _record_published(store: Store, number: str, curve: PublishedCurve) -> None:
 
 def _is_baseline(run: Run) -> bool:
     return run.params.get("variant.model") == "dit" or run.tags.get(NAME_TAG, "").startswith(f"{PUBLISHED}: DiT")
+
+
+def _is_hidden(run: Run, runs: Sequence[Run]) -> bool:
+    """Whether a run has nothing to compare: a VAE, the parent of a sweep, a training that stands there as a sweep's point."""
+    shown = {other.tags.get(RUN_KEY_TAG) for other in runs if other.tags.get(KIND_TAG) == "point"}
+    return run.tags.get(KIND_TAG) in ("vae", "sweep") or run.tags.get("sfd.key", "") in shown - {None, ""}
 
 
 def _charts(number: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -163,7 +170,9 @@ def _loss_terms(runs: Sequence[Run]) -> list[str]:
     return sorted(terms, key=lambda name: (name != f"{LOSS_TERMS}loss", name))
 
 
-def _view(charts: Sequence[Mapping[str, Any]], pinned: Sequence[str]) -> dict[str, Any]:
+def _view(
+    charts: Sequence[Mapping[str, Any]], pinned: Sequence[str], sweeps: Sequence[str], hidden: Sequence[str]
+) -> dict[str, Any]:
     return {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",
@@ -173,8 +182,10 @@ def _view(charts: Sequence[Mapping[str, Any]], pinned: Sequence[str]) -> dict[st
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "runsPinned": list(pinned),
-        "runsHidden": [],
-        "runsHiddenMode": "SHOW_ALL",
+        "runsExpanded": dict.fromkeys(sweeps, True),
+        "runsHidden": list(hidden),
+        "runsHiddenMode": "CUSTOM",
+        "runsVisibilityMap": dict.fromkeys(hidden, False),
         "groupBy": None,
         "selectedColumns": ["params.`variant.model`", "params.`variant.delta_t`", "params.`variant.size`"],
         "compareRunCharts": list(charts),

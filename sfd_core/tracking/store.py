@@ -150,6 +150,17 @@ class Store:
         """Return which (key, step) of `keys` a run has."""
         return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
 
+    def curves(self, run_id: str, beginnings: tuple[str, ...]) -> list[Point]:
+        """Return the points of the curves of a run whose names begin so."""
+        run = self._client.get_run(run_id)
+        start: int = run.info.start_time
+        return [
+            Point(name, metric.step, metric.value, (metric.timestamp - start) / 1000)
+            for name in run.data.metrics
+            if name.startswith(beginnings)
+            for metric in self._client.get_metric_history(run_id, name)
+        ]
+
     def send(self, run_id: str, points: Iterable[Point], known: set[tuple[str, int]]) -> int:
         """Log the points that are not `known`, add them there, and return how many were sent."""
         new = {(point.key, point.step): point for point in points if (point.key, point.step) not in known}
