@@ -99,8 +99,8 @@ def test_a_sweep_from_the_form_to_the_comparison(laboratory: Laboratory, page: P
     page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).first.click()
     expect(page.get_by_text(re.compile(f"{SWEEP}-summary")).first).to_be_visible()
     keep(page, "prefect-sweep")
-    laboratory.shell("dvc repro --quiet evaluate@dit && sfd track")
-    printed = laboratory.shell("sfd dashboard")
+    laboratory.shell("dvc repro --quiet evaluate@dit && python -m sfd_core.cli track")
+    printed = laboratory.shell("python -m sfd_core.cli dashboard")
     assert "pinned: dit" in printed
     found = LINK.search(printed)
     assert found is not None
@@ -126,13 +126,17 @@ def start_sweep(laboratory: Laboratory, page: Page) -> None:
 
 
 def see_comparison(page: Page, link: str) -> None:
-    """Open the prepared page: every chart is there, and the sweep has one point for each offset."""
+    """Open the prepared page: DiT, one run for each offset, and the charts of every section."""
     page.goto(link)
-    distance = "fd_efficientnet_lite0"
-    for title in (f"{distance} over training steps", f"{distance} over images seen", f"{distance} over delta_t", "train/loss"):
-        chart = page.get_by_text(title, exact=True).first
-        chart.scroll_into_view_if_needed()
-        expect(chart).to_be_visible()
-    page.get_by_text(f"{distance} over training steps", exact=True).first.scroll_into_view_if_needed()
-    page.wait_for_timeout(3000)  # the drawing itself tells nobody when it is done
+    expect(page.get_by_text("viewing a shared view").first).to_be_visible()
+    for name in ("dit", *(f"sfd-delta_t-{str(offset).removesuffix('.0').replace('.', 'p')}-seed-0" for offset in OFFSETS)):
+        expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
+    for section in ("Convergence", "Sweeps", "Training"):
+        heading = page.get_by_text(section, exact=True).first
+        heading.scroll_into_view_if_needed()
+        expect(heading).to_be_visible()
+    page.get_by_text("Convergence", exact=True).first.scroll_into_view_if_needed()
+    for offset in ("0", "0p15", "0p3"):
+        legend = page.get_by_text(f"sfd-delta_t-{offset}-seed-0 (evaluate/fd_efficientnet_lite0)", exact=True)
+        expect(legend.first).to_be_attached()
     keep(page, "mlflow-comparison")
