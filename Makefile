@@ -24,7 +24,7 @@ LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
 
-.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu chaos bench check format lock up down status serve-mlflow clean
+.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu chaos bench check format lock up down status serve-mlflow dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -95,6 +95,9 @@ status: setup  ## what of the laboratory runs, how well, with how much memory
 serve-mlflow: setup  ## the MLflow pages of the embedded store on http://127.0.0.1:MLFLOW_PORT (5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(CURDIR)/.sfd/mlflow.db --serve-artifacts --artifacts-destination $(CURDIR)/.sfd/mlartifacts
+
+dashboard: setup  ## lay out the comparison of all runs in MLflow (MLFLOW_TRACKING_URI, else the embedded store), print its link
+	$(BIN)/sfd dashboard
 
 clean:  ## delete outputs, the report and tools' caches; DVC's cache stays, so `make repro` restores them
 	rm -rf outputs report build dist .benchmarks .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -15,6 +15,7 @@ from flows.locks import locked
 from sfd_core.paths import STATE, atomic_path
 from sfd_core.tracking import Store
 from sfd_core.tracking.address import is_embedded, is_reachable
+from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.sweep import SweepPoint, record_sweep
 
 SWEEPS = STATE / "sweeps"
@@ -77,24 +78,40 @@ def write_comparison(project: Path, name: str, rows: Sequence[Row], over: Sequen
     return files
 
 
-def send_to_mlflow(project: Path, name: str, points: Sequence[SweepPoint], files: Sequence[Path]) -> str:
-    """Record parent and child runs and return where they are; a server that is down is told and raises nothing."""
+def send_to_mlflow(
+    project: Path, name: str, points: Sequence[SweepPoint], files: Sequence[Path], candidate: Candidate | None = None
+) -> list[str]:
+    """Record parent and child runs, register the model of a candidate, and return where these are, as lines of Markdown.
+
+    A server that is down is told there and raises nothing.
+    """
     uri = environment(project)["MLFLOW_TRACKING_URI"]
     if not is_reachable(uri):
-        return f"MLflow at {uri} does not answer; run the sweep again to send its table"
+        return [f"MLflow at {uri} does not answer; run the sweep again to send its table"]
     try:
         with locked(project / SWEEPS / "tracking.lock"):
             store = Store(uri)
             run = record_sweep(store, name, points, files)
+            model = register_best(store, candidate) if candidate is not None else None
     except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
         print(f"warning: {name}: not in MLflow at {uri}: {error}", file=sys.stderr)
-        return f"not in MLflow at {uri} ({type(error).__name__}); run the sweep again to send its table"
+        return [f"not in MLflow at {uri} ({type(error).__name__}); run the sweep again to send its table"]
+    lines = [f'Best model: `mlflow.pyfunc.load_model("{model}")`'] if model else []
     if is_embedded(uri):
-        return f"run {run} of the embedded store (`make serve-mlflow` shows it)"
-    return f"[sweep {name} in MLflow]({uri}/#/experiments/{store.experiment_id}/runs/{run})"
+        return [*lines, f"run {run} of the embedded store (`make serve-mlflow` shows it)"]
+    return [*lines, f"[sweep {name} in MLflow]({uri}/#/experiments/{store.experiment_id}/runs/{run})"]
 
 
-def summary(name: str, rows: Sequence[Row], where: str) -> str:
+def refresh_dashboard(place: Place) -> str:
+    """Lay out the comparison in MLflow anew and return its link, or nothing where that failed."""
+    try:
+        return place.sfd("dashboard").split()[-1]
+    except ProgramError as error:
+        place.told(f"no dashboard: {error}")
+        return ""
+
+
+def summary(name: str, rows: Sequence[Row], where: Sequence[str]) -> str:
     """Return the sweep in words, as Markdown."""
     counts = {status: sum(row.status == status for row in rows) for status in dict.fromkeys(row.status for row in rows)}
     lines = [f"# Sweep {name}", "", ", ".join(f"{count} {status}" for status, count in counts.items()), ""]
@@ -102,7 +119,7 @@ def summary(name: str, rows: Sequence[Row], where: str) -> str:
     if found is not None and number is not None:
         lines += [f"Best: **{found.point.name}** with {number} {found.numbers[number]:.6g}", ""]
         lines += ["```", f"git checkout refs/sfd/{name}/{found.point.name}", "dvc pull && dvc repro", "```", ""]
-    lines += [where, ""]
+    lines += [line for entry in where for line in (entry, "")]
     for row in rows:
         if row.message:
             lines += [f"## {row.point.name} failed", "", "```", row.message, "```", ""]
@@ -119,6 +136,23 @@ def sweep_points(rows: Sequence[Row]) -> list[SweepPoint]:
     return [_sweep_point(row) for row in rows if row.numbers]
 
 
+def candidate(name: str, rows: Sequence[Row]) -> Candidate | None:
+    """Return the best point as what the registry may hold, None if no point was measured."""
+    found, number = best(rows), leading(rows)
+    if found is None or number is None or not found.record.get("run_key"):
+        return None
+    record = found.record
+    return Candidate(
+        sweep=name,
+        variant=found.point.variant,
+        run_key=record["run_key"],
+        number=number,
+        value=float(found.numbers[number]),
+        commit=str(record["commit"]),
+        data=record["data"],
+    )
+
+
 def artifact_key(name: str, what: str) -> str:
     """Return the key of a Prefect artifact in the letters that Prefect takes."""
     return re.sub(r"[^a-z0-9]+", "-", f"{name}-{what}".lower())
@@ -128,4 +162,5 @@ def _sweep_point(row: Row) -> SweepPoint:
     settings = {"variant": row.point.variant, **{key: str(value) for key, value in row.point.settings.items()}}
     step = int(row.record.get("training", {}).get("steps", 0))
     numbers = {name: float(value) for name, value in row.numbers.items()}
-    return SweepPoint(row.point.name, row.point.key, settings, numbers, step, str(row.record["commit"]))
+    commit, run_key = str(row.record["commit"]), str(row.record.get("run_key", ""))
+    return SweepPoint(row.point.name, row.point.key, settings, numbers, step, commit, run_key)

@@ -104,9 +104,8 @@ def _show(project: Path, name: str, variant: str, out: Path) -> None:
         rows = list(csv.DictReader(file))
     create_table_artifact(rows, key=artifact_key(name, "table"), description=f"guidance of {variant}")
     create_image_artifact(data_url(out / "curve.png"), key=artifact_key(name, "figure"))
-    get_run_logger().info(
-        send_to_mlflow(project, name, [_point(variant, row) for row in rows], [out / "curve.csv", out / "curve.png"])
-    )
+    files = [out / "curve.csv", out / "curve.png"]
+    get_run_logger().info("\n".join(send_to_mlflow(project, name, [_point(variant, row) for row in rows], files)))
 
 
 def _point(variant: str, row: dict[str, str]) -> SweepPoint:

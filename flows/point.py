@@ -22,6 +22,7 @@ from sfd_core.config import parse_params
 from sfd_core.experiments import link_inputs
 from sfd_core.inputs import require_inputs
 from sfd_core.paths import STATE
+from sfd_core.tracking.live import history_key
 
 NETWORK_RETRIES = [5.0, 20.0, 60.0]
 """Seconds before each repetition of a step that only the network can fail."""
@@ -124,6 +125,8 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
         "lock": (folder / "dvc.lock").read_text(),
         "numbers": _numbers(folder / "outputs" / "evaluate" / variant / "metrics.json"),
         "training": _numbers(folder / "outputs" / "train" / variant / "metrics.json"),
+        "run_key": _run_key(folder / "outputs" / "train" / variant / "history.csv"),
+        "data": _hashes(folder / "dvc.lock"),
         "ran": ran,
         "seconds": round(time.monotonic() - started, 1),
         "worker": machine.worker_name(),
@@ -133,3 +136,14 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
 def _numbers(path: Path) -> dict[str, Any]:
     """Return a metrics file, or nothing of a stage that was no target."""
     return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _run_key(history: Path) -> str:
+    """Return what identifies the training's run in MLflow, or nothing where none was a target."""
+    return history_key(history) if history.is_file() else ""
+
+
+def _hashes(lock: Path) -> dict[str, str]:
+    """Return the DVC hash of every output of the pipeline."""
+    stages = yaml.safe_load(lock.read_text())["stages"]
+    return {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", [])}

@@ -230,7 +230,11 @@ def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
             logger.warning("refs not sent: %s", error)
     place = _place(project, asked.name)
     files = comparison.write_comparison(project, asked.name, rows, list(asked.space.grid), place)
-    where = comparison.send_to_mlflow(project, asked.name, comparison.sweep_points(rows), files)
+    where = comparison.send_to_mlflow(
+        project, asked.name, comparison.sweep_points(rows), files, comparison.candidate(asked.name, rows)
+    )
+    if link := comparison.refresh_dashboard(place):
+        where.append(f"[comparison of all runs in MLflow]({link})")
     create_table_artifact(
         comparison.table(rows), key=comparison.artifact_key(asked.name, "table"), description=f"sweep {asked.name}"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core import __version__
-from sfd_core.cli import evaluation, experiment, guidance, importing, preset, sampling, solvers, sweep
+from sfd_core.cli import dashboard, evaluation, experiment, guidance, importing, preset, sampling, solvers, sweep
 from sfd_core.cli.results import PARAMS, print_results
 from sfd_core.config import Params, load_params
 from sfd_core.errors import exits_cleanly
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     _add_results(commands)
     _add_track(commands)
+    dashboard.add_dashboard(commands)
     experiment.add_experiment(commands)
     preset.add_preset(commands)
     return parser

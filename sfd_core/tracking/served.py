@@ -2,9 +2,12 @@
 
 model = mlflow.pyfunc.load_model("models:/<id>")
 images = model.predict(pandas.DataFrame({"label": [0, 1], "seed": [7, 7]}))
+
+Further columns are optional: `guidance`, the scale of classifier-free guidance of both parts (1 is none), and `evaluations`.
 """
 
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,21 @@ class SampledModel:
         self.pipeline = pipeline
 
     def predict(self, model_input: pd.DataFrame) -> NDArray[np.uint8]:
-        """Return images (N, 3, R, R); each depends on the label and the seed of its row only."""
+        """Return images (N, 3, R, R); each depends on its row only."""
         missing = {"label", "seed"} - set(model_input.columns)
         if missing:
             raise ConfigError(
                 f"the table lacks the columns {', '.join(sorted(missing))}; give a label and a seed for each image"
             )
-        images = [
-            self.pipeline([int(label)], seed=int(seed)).images.cpu().numpy()
-            for label, seed in zip(model_input["label"], model_input["seed"], strict=True)
-        ]
-        return np.concatenate(images)
+        return np.concatenate([self._image(row) for row in model_input.to_dict("records")])
+
+    def _image(self, row: Mapping[Any, Any]) -> NDArray[np.uint8]:
+        changes: dict[str, Any] = {"evaluations": int(row["evaluations"])} if "evaluations" in row else {}
+        if row.get("guidance", 1) != 1:
+            part = {"scale": float(row["guidance"]), "interval": [0.0, 1.0]}
+            changes |= {"guidance": "cfg", "texture": part, "semantic": part}
+        images: NDArray[np.uint8] = self.pipeline([int(row["label"])], seed=int(row["seed"]), **changes).images.cpu().numpy()
+        return images
 
 
 def _load_pyfunc(path: str) -> SampledModel:

@@ -28,7 +28,7 @@ from sfd_core.tracking.runs import RunSpec
 
 EXPERIMENT = "semantic-first-diffusion"
 NAME_TAG = "sfd.name"
-POINTS_A_CALL, PARAMS_A_CALL, TAG_LENGTH = 1000, 100, 5000
+POINTS_A_CALL, PARAMS_A_CALL, RUNS_A_CALL, TAG_LENGTH = 1000, 100, 1000, 5000
 """Limits of MLflow's interface."""
 SAMPLING_NEEDS = (
     "torch",
@@ -78,6 +78,17 @@ class Synced:
     points_sent: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run as it stands in the store."""
+
+    run_id: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The last value of each."""
+
+
 class Store:
     """One experiment of one MLflow store. Methods raise what mlflow raises."""
 
@@ -95,6 +106,20 @@ class Store:
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         runs = self._client.search_runs([self.experiment_id], query, order_by=["attributes.start_time ASC"])
         return [(run.info.run_id, dict(run.data.tags)) for run in runs]
+
+    def runs(self) -> list[Run]:
+        """Return all runs, the newest first."""
+        found: list[Run] = []
+        page: str | None = None
+        while page is None or page:
+            runs = self._client.search_runs([self.experiment_id], max_results=RUNS_A_CALL, page_token=page)
+            found += [Run(run.info.run_id, run.data.params, run.data.tags, run.data.metrics) for run in runs]
+            page = runs.token or ""
+        return found
+
+    def tag_experiment(self, name: str, value: str) -> None:
+        """Set a tag of the experiment."""
+        self._client.set_experiment_tag(self.experiment_id, name, value)
 
     def create(self, spec: RunSpec, tags: Mapping[str, str]) -> str:
         """Make a run with the parameters and tags of `spec` and return its id."""
@@ -124,6 +149,17 @@ class Store:
     def known(self, run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
         """Return which (key, step) of `keys` a run has."""
         return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
+
+    def curves(self, run_id: str, beginnings: tuple[str, ...]) -> list[Point]:
+        """Return the points of the curves of a run whose names begin so."""
+        run = self._client.get_run(run_id)
+        start: int = run.info.start_time
+        return [
+            Point(name, metric.step, metric.value, (metric.timestamp - start) / 1000)
+            for name in run.data.metrics
+            if name.startswith(beginnings)
+            for metric in self._client.get_metric_history(run_id, name)
+        ]
 
     def send(self, run_id: str, points: Iterable[Point], known: set[tuple[str, int]]) -> int:
         """Log the points that are not `known`, add them there, and return how many were sent."""
@@ -166,6 +202,38 @@ class Store:
                     code_paths=[str(Path(sfd_core.__file__).parent)],
                     pip_requirements=[f"{name}=={version(name)}" for name in SAMPLING_NEEDS],
                 )
+
+    def model_of(self, run_id: str) -> str | None:
+        """Return the id of the model that a run logged last, None if it logged none."""
+        found = self._client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+        newest = max(found, key=lambda model: model.creation_timestamp, default=None)
+        return None if newest is None else str(newest.model_id)
+
+    def register(self, name: str, model_id: str, run_id: str, description: str, tags: Mapping[str, str]) -> str:
+        """Make a logged model a version of the registered model `name`, or find the one it is, and return its number."""
+        try:
+            self._client.create_registered_model(name)
+        except self._mlflow.exceptions.MlflowException:  # it is there
+            self._client.get_registered_model(name)
+        source = f"models:/{model_id}"
+        versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        known = [version for version in versions if version.source == source or version.model_id == model_id]
+        version = known[0] if known else self._client.create_model_version(name, source, run_id, model_id=model_id)
+        self._client.update_model_version(name, version.version, description)
+        for tag, value in tags.items():
+            self._client.set_model_version_tag(name, version.version, tag, value[:TAG_LENGTH])
+        return str(version.version)
+
+    def alias(self, name: str, alias: str, version: str) -> None:
+        """Point an alias of a registered model to a version."""
+        self._client.set_registered_model_alias(name, alias, version)
+
+    def version_tags(self, name: str, alias: str) -> dict[str, str]:
+        """Return the tags of the version behind an alias, none if there is no such alias."""
+        try:
+            return dict(self._client.get_model_version_by_alias(name, alias).tags)
+        except self._mlflow.exceptions.MlflowException:
+            return {}
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)

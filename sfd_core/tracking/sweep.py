@@ -10,6 +10,9 @@ from sfd_core.tracking.store import Evidence, Store
 
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG, SWEEP_TAG, POINT_TAG = "sfd.kind", "sfd.sweep", "sfd.point"
+RUN_KEY_TAG = "sfd.run_key"
+CURVES = ("evaluate/", "train/loss")
+"""Beginnings of the curves that a child takes over from the run of its training."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class SweepPoint:
     step: int
     """Training steps behind the numbers."""
     commit: str
+    run_key: str = ""
+    """`history_key` of its training, whose run has the curves; empty for a point that trained nothing."""
 
 
 def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: Sequence[Path] = ()) -> str:
@@ -34,14 +39,21 @@ def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: S
     for point in points:
         child = present.get(point.key)
         if child is None:
-            tags = {PARENT_TAG: parent, POINT_TAG: point.key, "sfd.commit": point.commit}
+            tags = {PARENT_TAG: parent, POINT_TAG: point.key, RUN_KEY_TAG: point.run_key, "sfd.commit": point.commit}
             child = store.create(RunSpec(point.name, point.settings, {KIND_TAG: "point", SWEEP_TAG: name}), tags)
         values = [Point(metric_name("final", key), point.step, value, 0.0) for key, value in point.numbers.items()]
+        values += _curves(store, point)
         store.send(child, values, store.known(child, {value.key for value in values}))
         store.finish(child)
     store.send_files(parent, Evidence(files={"sweep": list(files)}))
     store.finish(parent)
     return parent
+
+
+def _curves(store: Store, point: SweepPoint) -> list[Point]:
+    """Return the curves of a point's training, which has a run of its own, shared by all sweeps with this point."""
+    runs = store.find({"sfd.key": point.run_key}) if point.run_key else []
+    return [value for run_id, _ in runs[-1:] for value in store.curves(run_id, CURVES)]
 
 
 def _parent(store: Store, name: str) -> str:

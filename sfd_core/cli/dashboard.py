@@ -1,0 +1,58 @@
+"""`sfd dashboard`: the prepared comparison among MLflow's pages."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sfd_core.cli.results import PARAMS
+from sfd_core.config import Params, load_params
+from sfd_core.errors import ResourceError
+
+if TYPE_CHECKING:
+    from sfd_core.tracking.dashboard import PublishedCurve
+
+
+def add_dashboard(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
+    command = commands.add_parser(
+        "dashboard", help="lay out the comparison in MLflow and print its link", description=_dashboard.__doc__
+    )
+    command.set_defaults(handler=_dashboard)
+
+
+def _dashboard(_: argparse.Namespace) -> None:
+    """Lay out convergence, losses and sweeps of all runs as charts of one MLflow page, DiT pinned, and print its link.
+
+    Where FID is measured as papers do, on ImageNet at 256x256 pixels, published curves are added as runs.
+    """
+    params = load_params(PARAMS)
+    from sfd_core.evaluation.metrics import number_name
+    from sfd_core.tracking import Store, store_uri
+    from sfd_core.tracking.address import is_reachable
+    from sfd_core.tracking.dashboard import refresh_dashboard
+
+    uri = store_uri()
+    if not is_reachable(uri):
+        raise ResourceError(f"MLflow at {uri} does not answer; start it (`make up`) or set MLFLOW_TRACKING_URI")
+    number = number_name("fd", params.reference.extractors[0])
+    shown = refresh_dashboard(Store(uri), number, _published(params, number))
+    print(f"{shown.charts} charts; pinned: {', '.join(shown.pinned) or 'no DiT yet'}\n{shown.link}")
+
+
+def _published(params: Params, number: str) -> "Sequence[PublishedCurve]":
+    from sfd_core.reporting.published_numbers import NUMBER, RESOLUTION, curves
+    from sfd_core.tracking.dashboard import PublishedCurve
+
+    # against ADM's reference of ImageNet, as published numbers are
+    if number != NUMBER or params.prepare.resolution != RESOLUTION or params.reference.adm_npz is None:
+        return ()
+    return [
+        PublishedCurve(
+            model,
+            table["step"].tolist(),
+            table["images_seen"].tolist(),
+            table["fid"].tolist(),
+            ", ".join(dict.fromkeys(table["source"])),
+        )
+        for model, table in curves().items()
+    ]

@@ -1,0 +1,200 @@
+"""The prepared comparison among MLflow's own pages: charts and pinned runs that one link opens, for everyone alike.
+
+MLflow keeps a shared view as a tag of the experiment and finds it by a key in the address. The layout of that tag is not
+documented: mlflow is pinned, and a test opens the link in a browser.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sfd_core.tracking.address import EMBEDDED_SCHEME
+from sfd_core.tracking.curves import Point, metric_name
+from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import NAME_TAG, Run, Store
+from sfd_core.tracking.sweep import KIND_TAG, RUN_KEY_TAG
+
+KEY = "comparison"
+TAG = f"mlflow.sharedViewState.{KEY}"
+BASELINE_TAG = "sfd.baseline"
+PUBLISHED = "published"
+IMAGES_SEEN = metric_name("evaluate", "images_seen")
+LOSS_TERMS = "train/"
+SWEPT = ("variant.delta_t", "delta_t")
+"""Parameters that hold the offset: of a variant's run and of a sweep's point."""
+NOT_A_LOSS = ("gradient_norm", "learning_rate", "images_per_second", "images_seen")
+SECTIONS = ("Convergence", "Sweeps", "Training")
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """FID over training steps that a paper published."""
+
+    name: str
+    steps: Sequence[int]
+    images_seen: Sequence[int]
+    values: Sequence[float]
+    source: str
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """What the page shows."""
+
+    link: str
+    pinned: tuple[str, ...]
+    """Names of the baselines, which stand first."""
+    charts: int
+
+
+def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCurve] = ()) -> Dashboard:
+    """Lay the charts out anew for the runs that there are, pin the DiT baselines, and return where the page is.
+
+    `number` is the leading distance, such as `fid`; `published` curves of it become runs of their own, once.
+    """
+    for curve in published:
+        _record_published(store, number, curve)
+    runs = store.runs()
+    baselines = [run for run in runs if _is_baseline(run)]
+    for run in baselines:
+        if run.tags.get(BASELINE_TAG) != "DiT":
+            store.tag(run.run_id, {BASELINE_TAG: "DiT"})
+    charts = list(_charts(number, runs))
+    sweeps = [run.run_id for run in runs if run.tags.get(KIND_TAG) == "sweep"]
+    view = _view(charts, [run.run_id for run in baselines], sweeps, [run.run_id for run in runs if _is_hidden(run, runs)])
+    store.tag_experiment(TAG, json.dumps(view))
+    names = tuple(run.tags.get(NAME_TAG, run.run_id) for run in baselines)
+    return Dashboard(dashboard_link(store), names, len(charts))
+
+
+def dashboard_link(store: Store) -> str:
+    """Return the address of the comparison; of the embedded store on the server that `make serve-mlflow` starts."""
+    base = "http://127.0.0.1:5000" if store.uri.startswith(EMBEDDED_SCHEME) else store.uri.rstrip("/")
+    return f"{base}/#/experiments/{store.experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
+
+
+def _record_published(store: Store, number: str, curve: PublishedCurve) -> None:
+    name = f"{PUBLISHED}: {curve.name}"
+    if store.find({KIND_TAG: PUBLISHED, NAME_TAG: name}):
+        return
+    spec = RunSpec(name, {"source": curve.source}, {KIND_TAG: PUBLISHED})
+    run_id = store.create(spec, {})
+    points = [
+        point
+        for step, images, value in zip(curve.steps, curve.images_seen, curve.values, strict=True)
+        for point in (
+            Point(metric_name("evaluate", number), step, value, 0.0),
+            Point(IMAGES_SEEN, step, float(images), 0.0),
+        )
+    ]
+    store.send(run_id, points, set())
+    store.finish(run_id)
+
+
+def _is_baseline(run: Run) -> bool:
+    return run.params.get("variant.model") == "dit" or run.tags.get(NAME_TAG, "").startswith(f"{PUBLISHED}: DiT")
+
+
+def _is_hidden(run: Run, runs: Sequence[Run]) -> bool:
+    """Whether a run has nothing to compare: a VAE, the parent of a sweep, a training that stands there as a sweep's point."""
+    shown = {other.tags.get(RUN_KEY_TAG) for other in runs if other.tags.get(KIND_TAG) == "point"}
+    return run.tags.get(KIND_TAG) in ("vae", "sweep") or run.tags.get("sfd.key", "") in shown - {None, ""}
+
+
+def _charts(number: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    measured, final = metric_name("evaluate", number), metric_name("final", number)
+    line = _Line("Convergence", measured, log_x=True, log_y=True)
+    yield line.card(f"{number} over training steps")
+    yield replace(line, over=IMAGES_SEEN).card(f"{number} over images seen")
+    for parameter in SWEPT:
+        yield _scatter("Sweeps", parameter, final, f"{number} over {parameter}")
+    varied = _varied(runs)
+    yield _parallel("Sweeps", varied, [final], f"{number} over all that varies")
+    for term in _loss_terms(runs):
+        yield _Line("Training", term, log_y=True).card(term)
+
+
+@dataclass(frozen=True)
+class _Line:
+    section: str
+    metric: str
+    over: str = ""
+    log_x: bool = False
+    log_y: bool = False
+
+    def card(self, title: str) -> dict[str, Any]:
+        axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": self.over} if self.over else {"xAxisKey": "step"}
+        return _card("LINE", self.section, title) | axis | {
+            "metricKey": self.metric,
+            "selectedMetricKeys": [self.metric],
+            "scaleType": "log" if self.log_y else "linear",
+            "xAxisScaleType": "log" if self.log_x else "linear",
+            "useGlobalXaxisKey": False,
+            "useGlobalLineSmoothing": False,
+            "lineSmoothness": 0,
+            "range": {},
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+        }  # fmt: skip
+
+
+def _scatter(section: str, parameter: str, metric: str, title: str) -> dict[str, Any]:
+    axes = {"xaxis": {"key": parameter, "type": "PARAM"}, "yaxis": {"key": metric, "type": "METRIC"}}
+    return _card("SCATTER", section, title) | axes | {"runsCountToCompare": 100}
+
+
+def _parallel(section: str, parameters: Sequence[str], metrics: Sequence[str], title: str) -> dict[str, Any]:
+    selected = {"selectedParams": list(parameters), "selectedMetrics": list(metrics), "showAllRuns": False}
+    return _card("PARALLEL", section, title) | selected | {"runsCountToCompare": 100}
+
+
+def _card(kind: str, section: str, title: str) -> dict[str, Any]:
+    common = {"type": kind, "uuid": f"{kind}-{title}", "metricSectionId": section, "displayName": title}
+    return common | {"isGenerated": False, "deleted": False, "runsCountToCompare": 20}
+
+
+def _varied(runs: Sequence[Run]) -> list[str]:
+    """Return the settings of sweeps' points that differ among them."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        if run.tags.get(KIND_TAG) == "point":
+            for name, value in run.params.items():
+                values.setdefault(name, set()).add(value)
+    return sorted(name for name, found in values.items() if len(found) > 1) or ["variant.delta_t", "variant.size"]
+
+
+def _loss_terms(runs: Sequence[Run]) -> list[str]:
+    named = {name for run in runs if run.tags.get(KIND_TAG) in ("variant", "training") for name in run.metrics}
+    terms = {name for name in named if name.startswith(LOSS_TERMS) and name.removeprefix(LOSS_TERMS) not in NOT_A_LOSS}
+    return sorted(terms, key=lambda name: (name != f"{LOSS_TERMS}loss", name))
+
+
+def _view(
+    charts: Sequence[Mapping[str, Any]], pinned: Sequence[str], sweeps: Sequence[str], hidden: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "runsPinned": list(pinned),
+        "runsExpanded": dict.fromkeys(sweeps, True),
+        "runsHidden": list(hidden),
+        "runsHiddenMode": "CUSTOM",
+        "runsVisibilityMap": dict.fromkeys(hidden, False),
+        "groupBy": None,
+        "selectedColumns": ["params.`variant.model`", "params.`variant.delta_t`", "params.`variant.size`"],
+        "compareRunCharts": list(charts),
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": False, "columns": 2, "cardHeight": 400}
+            for name in SECTIONS
+        ],
+        "isAccordionReordered": False,
+        "hideEmptyCharts": True,
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }

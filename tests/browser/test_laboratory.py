@@ -1,0 +1,142 @@
+"""The laboratory as a group sees it: a sweep started in Prefect's form, watched to its end, compared in MLflow.
+
+Screenshots go to the folder of SFD_SCREENSHOTS, if that is set, for the README.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from chromium import chromium
+from laboratory import flow_project, free_port
+from playwright.sync_api import Browser, Page, expect
+from projects import ROOT, Project
+from seaweed import WEED
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is not installed"),
+]
+
+SWEEP = "from-the-form"
+OFFSETS = (0.0, 0.15, 0.3)
+SWEPT_SECONDS = 900
+LINK = re.compile(r"http://\S+viewStateShareKey=comparison\S*")
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A laboratory with all its servers in a tiny project."""
+
+    project: Project
+    ports: dict[str, str]
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in self.project.environment.items() if not name.startswith(("SFD_", "PREFECT_"))}
+        return subprocess.run(
+            [sys.executable, "-m", "infra.lab", command],
+            cwd=self.project.path,
+            env=kept | self.ports,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
+        )
+
+    def shell(self, command: str) -> str:
+        """Run a command as a user does who has sourced the environment file, and return what it printed."""
+        ended = self.project.run("bash", "-c", f"source .sfd/lab/env && {command}")
+        return ended.stdout
+
+    def address(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.ports[f'SFD_LAB_{name}_PORT']}"
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    project = flow_project(tmp_path_factory.mktemp("laboratory") / "project", ["dit", "sfd"])
+    shutil.copytree(ROOT / "infra", project.path / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+    made = Laboratory(project, {f"SFD_LAB_{name}_PORT": str(free_port()) for name in ("S3", "MLFLOW", "PREFECT")})
+    started = made.run("up")
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield made
+    finally:
+        made.run("down")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+    opened.set_default_timeout(60_000)
+    yield opened
+    opened.close()
+
+
+def keep(page: Page, name: str) -> None:
+    if folder := os.environ.get("SFD_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def test_a_sweep_from_the_form_to_the_comparison(laboratory: Laboratory, page: Page) -> None:
+    start_sweep(laboratory, page)
+    page.goto(f"{laboratory.address('PREFECT')}/runs")
+    page.get_by_role("link", name=SWEEP, exact=True).first.click()
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=SWEPT_SECONDS * 1000)
+    page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).first.click()
+    expect(page.get_by_text(re.compile(f"{SWEEP}-summary")).first).to_be_visible()
+    keep(page, "prefect-sweep")
+    laboratory.shell("dvc repro --quiet evaluate@dit && python -m sfd_core.cli track")
+    printed = laboratory.shell("python -m sfd_core.cli dashboard")
+    assert "pinned: dit" in printed
+    found = LINK.search(printed)
+    assert found is not None
+    see_comparison(page, found[0])
+
+
+def start_sweep(laboratory: Laboratory, page: Page) -> None:
+    """Fill the form of the offset sweep with other values and submit it."""
+    page.goto(f"{laboratory.address('PREFECT')}/deployments")
+    page.get_by_role("link", name="offset sweep").first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").first.click()
+    offsets = page.locator("form .p-draggable-list").first.locator(".p-draggable-list__item")
+    offsets.first.wait_for()
+    page.locator("form textarea").first.fill(SWEEP)
+    while offsets.count() > len(OFFSETS):
+        offsets.last.get_by_role("button").first.click()
+    for number, offset in enumerate(OFFSETS):
+        offsets.nth(number).locator("input").fill(str(offset))
+    keep(page, "prefect-form")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.wait_for_url(re.compile("tab=Runs"))
+
+
+def see_comparison(page: Page, link: str) -> None:
+    """Open the prepared page: DiT, one run for each offset, and the charts of every section."""
+    page.goto(link)
+    expect(page.get_by_text("viewing a shared view").first).to_be_visible()
+    for name in ("dit", *(f"sfd-delta_t-{str(offset).removesuffix('.0').replace('.', 'p')}-seed-0" for offset in OFFSETS)):
+        expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
+    for section in ("Convergence", "Sweeps", "Training"):
+        heading = page.get_by_text(section, exact=True).first
+        heading.scroll_into_view_if_needed()
+        expect(heading).to_be_visible()
+    page.get_by_text("Convergence", exact=True).first.scroll_into_view_if_needed()
+    for offset in ("0", "0p15", "0p3"):
+        legend = page.get_by_text(f"sfd-delta_t-{offset}-seed-0 (evaluate/fd_efficientnet_lite0)", exact=True)
+        expect(legend.first).to_be_attached()
+    keep(page, "mlflow-comparison")
