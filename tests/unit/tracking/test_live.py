@@ -80,10 +80,15 @@ class Wait:
         torch.manual_seed(0)
         self.model = nn.Linear(4, 4)
 
-    def loss(self, step: int) -> Mapping[str, Tensor]:
+    def rows(self, step: int) -> Tensor:
+        return torch.arange(4) + 4 * step
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+        return {"x": torch.randn(4, 4, generator=generator(0, step))[part]}
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         time.sleep(0.005)
-        batch = torch.randn(4, 4, generator=generator(0, step))
-        return {"loss": (self.model(batch) - batch).square().mean()}
+        return {"loss": (self.model(batch["x"]) - batch["x"]).square().mean()}
 
 
 @pytest.fixture
