@@ -3,26 +3,36 @@
 A point that is there already is not drawn again, and one that was broken off goes on where it stood.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import ValidationError
 
 from sfd_core.config import SamplerParams
-from sfd_core.errors import ConfigError, DataError
+from sfd_core.errors import ConfigError
 from sfd_core.evaluation.labels import class_balanced_labels
-from sfd_core.measurement import Order, Progress
-from sfd_core.paths import atomic_path
+from sfd_core.measurement import Progress
 from sfd_core.reporting.guidance import write_guidance_figure
-from sfd_core.rerun import Measurement, write_numbers
+from sfd_core.rerun import Measurement
+from sfd_core.study import changed_sampler, measure_points, read_row, write_table
 
 Parts = Literal["both", "texture", "semantic"]
-PROTOCOL_COLUMNS = ("samples", "labels", "seed", "sampler", "extractor", "weights", "reference", "reference_digest")
+COLUMNS = (
+    "evaluations",
+    "guidance",
+    "step",
+    "samples",
+    "labels",
+    "seed",
+    "sampler",
+    "extractor",
+    "weights",
+    "reference",
+    "reference_digest",
+)
 """What of a number's protocol stands in the table."""
 WHOLE = (0.0, 1.0)
 
@@ -35,6 +45,11 @@ class Point:
     interval: tuple[float, float]
     evaluations: int
     sampler: SamplerParams
+
+    @property
+    def name(self) -> str:
+        """The point in words."""
+        return f"scale {self.scale:g} in {list(self.interval)}, {self.evaluations} evaluations"
 
 
 def plan_points(
@@ -73,59 +88,20 @@ def run_curve(
     """
     labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
     rows: list[dict[str, Any]] = []
-    for number, point in enumerate(points, start=1):
-        file = out / "points" / f"{measurement.key(point.sampler, samples)}.json"
-        what = (
-            f"point {number} of {len(points)}: scale {point.scale:g} in {list(point.interval)}, {point.evaluations} evaluations"
-        )
-        # every process must come to the same answer before the first one writes the file
-        known = file.is_file()
-        measurement.processes.wait()
-        if measurement.processes.first:
-            told(f"{what}: measured already" if known else what)
-        if not known:
-            result = measurement.run(Order(labels, point.sampler), False, progress(what, point.sampler.batch_size))
-            if result is not None:
-                write_numbers(file, {"final": result[0]})
-                result[1].forget()
+    for point, file in measure_points(measurement, points, labels, out / "points", progress, told):
         if measurement.processes.first:
             rows.append(_row(point, file))
-            _write(pd.DataFrame(rows), out)
+            write_table(pd.DataFrame(rows), out / "curve", write_guidance_figure)
     return pd.DataFrame(rows) if measurement.processes.first else None
 
 
 def _sampler(base: SamplerParams, scale: float, interval: tuple[float, float], evaluations: int, parts: Parts) -> SamplerParams:
     varied = ("texture", "semantic") if parts == "both" else (parts,)
     guided = {part: {"scale": scale, "interval": list(interval)} for part in varied}
-    try:
-        return SamplerParams.model_validate(base.model_dump(mode="json") | {"evaluations": evaluations} | guided)
-    except ValidationError as error:
-        raise ConfigError(
-            f"scale {scale:g} in {list(interval)} with {evaluations} evaluations cannot be drawn: {error.errors()[0]['msg']}"
-        ) from error
+    what = f"scale {scale:g} in {list(interval)} with {evaluations} evaluations"
+    return changed_sampler(base, {"evaluations": evaluations} | guided, what)
 
 
 def _row(point: Point, file: Path) -> dict[str, Any]:
-    try:
-        numbers: Mapping[str, Any] = json.loads(file.read_text())["final"]
-        protocol = next(iter(numbers.values()))["protocol"]
-        return {
-            "scale": point.scale,
-            "interval_from": point.interval[0],
-            "interval_to": point.interval[1],
-            "evaluations": protocol["evaluations"],
-            "guidance": protocol["guidance"],
-            "step": protocol["recipe"]["step"],
-            **{name: protocol[name] for name in PROTOCOL_COLUMNS},
-            **{name: number["value"] for name, number in numbers.items()},
-            "file": file.name,
-        }
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise DataError(f"{file} holds no numbers of a point ({error!r}); delete it and run the command again") from error
-
-
-def _write(table: pd.DataFrame, out: Path) -> None:
-    with atomic_path(out / "curve.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    with atomic_path(out / "curve.png") as temporary:
-        write_guidance_figure(table, temporary)
+    settings = {"scale": point.scale, "interval_from": point.interval[0], "interval_to": point.interval[1]}
+    return read_row(file, settings, COLUMNS)

@@ -3,7 +3,6 @@
 A point that is there already is not drawn again, and one that was broken off goes on where it stood.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,10 +21,11 @@ from sfd_core.evaluation.bootstrap import resampled_distances, resampled_rows
 from sfd_core.evaluation.extractors import FEATURES
 from sfd_core.evaluation.labels import class_balanced_labels
 from sfd_core.evaluation.metrics import number_name
-from sfd_core.measurement import Order, Progress
+from sfd_core.measurement import Measured, Progress
 from sfd_core.paths import atomic_path
 from sfd_core.reporting.solvers import write_solver_figure
-from sfd_core.rerun import Measurement, write_numbers
+from sfd_core.rerun import Measurement
+from sfd_core.study import changed_sampler, measure_points, read_row, write_table
 
 TARGET_SOLVER = "euler"
 ADAPTIVE_SOLVER = "dopri5"
@@ -41,7 +40,19 @@ LATENTS = "latents"
 RESAMPLES = 200
 COVERED = 0.95
 """Share of the resamples between `difference_from` and `difference_to`."""
-PROTOCOL_COLUMNS = ("samples", "labels", "seed", "sampler", "guidance", "extractor", "weights", "reference", "reference_digest")
+COLUMNS = (
+    "evaluations",
+    "step",
+    "samples",
+    "labels",
+    "seed",
+    "sampler",
+    "guidance",
+    "extractor",
+    "weights",
+    "reference",
+    "reference_digest",
+)
 """What of a number's protocol stands in the table."""
 
 
@@ -87,30 +98,20 @@ def run_solvers(
     """
     _require_possible(measurement, points)
     labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
+
+    def keep(point: SolverPoint, file: Path, measured: Measured) -> None:
+        features = measured.features[f"{measurement.judge.main}/{FEATURES}"]
+        _write_tensors(file, {FEATURES: features, LATENTS: _some_latents(measurement, labels, point.sampler)})
+
     rows: list[dict[str, Any]] = []
-    for number, point in enumerate(points, start=1):
-        file = out / "points" / f"{measurement.key(point.sampler, samples)}.json"
-        what = f"point {number} of {len(points)}: {point.name}"
-        # every process must come to the same answer before the first one writes the file
-        known = file.is_file()
-        measurement.processes.wait()
+    for point, file in measure_points(measurement, points, labels, out / "points", progress, told, keep):
         if measurement.processes.first:
-            told(f"{what}: measured already" if known else what)
-        if not known:
-            result = measurement.run(Order(labels, point.sampler), False, progress(what, point.sampler.batch_size))
-            if result is not None:
-                numbers, measured = result
-                features = measured.features[f"{measurement.judge.main}/{FEATURES}"]
-                _write_tensors(file, {FEATURES: features, LATENTS: _some_latents(measurement, labels, point.sampler)})
-                write_numbers(file, {"final": numbers})
-                measured.forget()
-        if measurement.processes.first:
-            rows.append(_row(point, file))
+            rows.append(read_row(file, {"solver": point.sampler.solver}, COLUMNS))
     if not measurement.processes.first:
         return None
     exact = _exact(measurement, points[0].sampler, labels, out / "points", told)
     table = _compared(measurement, pd.DataFrame(rows), out / "points", exact)
-    _write(table, out)
+    write_table(table, out / "solvers", write_solver_figure)
     return table
 
 
@@ -131,10 +132,8 @@ def smallest_budgets(table: pd.DataFrame) -> dict[str, int | None]:
 
 
 def _sampler(base: SamplerParams, solver: str, evaluations: int) -> SamplerParams:
-    try:
-        return SamplerParams.model_validate(base.model_dump(mode="json") | {"solver": solver, "evaluations": evaluations})
-    except ValidationError as error:
-        raise ConfigError(f"{solver} with {evaluations} evaluations cannot be drawn: {error.errors()[0]['msg']}") from error
+    changes = {"solver": solver, "evaluations": evaluations}
+    return changed_sampler(base, changes, f"{solver} with {evaluations} evaluations")
 
 
 def _require_possible(measurement: Measurement, points: Sequence[SolverPoint]) -> None:
@@ -166,22 +165,6 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def _row(point: SolverPoint, file: Path) -> dict[str, Any]:
-    try:
-        numbers: Mapping[str, Any] = json.loads(file.read_text())["final"]
-        protocol = next(iter(numbers.values()))["protocol"]
-        return {
-            "solver": point.sampler.solver,
-            "evaluations": protocol["evaluations"],
-            "step": protocol["recipe"]["step"],
-            **{name: protocol[name] for name in PROTOCOL_COLUMNS},
-            **{name: number["value"] for name, number in numbers.items()},
-            "file": file.name,
-        }
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise DataError(f"{file} holds no numbers of a point ({error!r}); delete it and run the command again") from error
-
-
 def _compared(measurement: Measurement, table: pd.DataFrame, folder: Path, exact: Tensor) -> pd.DataFrame:
     judge = measurement.judge
     reference = judge.references[judge.main]
@@ -209,10 +192,3 @@ def _read(file: Path, name: str) -> Tensor:
     except (OSError, SafetensorError, KeyError) as error:
         numbers = file.with_suffix(".json").name
         raise DataError(f"{file} holds no {name} ({error}); delete it and {numbers} and run the command again") from error
-
-
-def _write(table: pd.DataFrame, out: Path) -> None:
-    with atomic_path(out / "solvers.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    with atomic_path(out / "solvers.png") as temporary:
-        write_solver_figure(table, temporary)
