@@ -4,7 +4,7 @@ import base64
 import csv
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,19 @@ def send_to_mlflow(
     if is_embedded(uri):
         return [*lines, f"run {run} of the embedded store (`make serve-mlflow` shows it)"]
     return [*lines, f"[sweep {name} in MLflow]({uri}/#/experiments/{store.experiment_id}/runs/{run})"]
+
+
+def without_run(project: Path, records: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the `run_key` of every training that MLflow has no complete run of; none while it does not answer."""
+    keys = {key for record in records if (key := record.get("run_key"))}
+    uri = environment(project)["MLFLOW_TRACKING_URI"]
+    if not keys or not is_reachable(uri):
+        return set()
+    try:
+        return keys - {run.tags.get("sfd.key") for run in Store(uri).runs() if "sfd.complete" in run.tags}
+    except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
+        print(f"warning: MLflow at {uri} does not tell its runs: {error}", file=sys.stderr)
+        return set()
 
 
 def refresh_dashboard(place: Place) -> str:

@@ -55,11 +55,12 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str]) -> 
             with machine.slot(limits.places, logger.info) as slot:
                 place = Place(folder, place.log, {**place.environment, **slot.environment}, (held, slot.held), logger.info)
                 ran = reproduce(place, targets, key, pull=remote_of(project) is not None)
-            track(project, place)
+            tracked = track(project, place)
             if remote_of(project):
                 push(place, targets)
             Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=_record(folder, values, ran, started)).create()
-            git.forget_worktree(project, folder)
+            if tracked:  # else a later run of this point finds the run that the training began
+                git.forget_worktree(project, folder)
 
 
 @task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
@@ -88,13 +89,15 @@ def reproduce(place: Place, targets: Sequence[str], key: str, pull: bool) -> lis
 
 
 @task(cache_policy=NO_CACHE)
-def track(project: Path, place: Place) -> None:
-    """Send curves, pictures and models to MLflow; what a server that is down misses is sent by a later `sfd track`."""
+def track(project: Path, place: Place) -> bool:
+    """Send curves, pictures and models to MLflow; return whether it has all. A later `sfd track` sends what is missing."""
     try:
         with locked(project / TRACKING_LOCK):
-            place.sfd("track")
+            place.sfd("track", "--strict")
     except ProgramError as error:
         get_run_logger().warning("not in MLflow: %s", error)
+        return False
+    return True
 
 
 @task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)

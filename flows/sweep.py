@@ -154,17 +154,24 @@ def _run(asked: Sweep) -> None:
         commit = git.base_commit(project)
         points = plan_points(base_values(asked.preset, project), asked.space, git.code_key(project, commit), project)
         finished = git.read_records(project, POINTS)
-        rows = [Row(point, "finished before", finished[point.key]) for point in points if point.key in finished]
+        known = {point.key: finished[point.key] for point in points if point.key in finished}
+        lost = comparison.without_run(project, known.values())
+        kept = [point for point in points if point.key in known and known[point.key].get("run_key") not in lost]
+        rows = [Row(point, "finished before", known[point.key]) for point in kept]
         told = outlook(points, finished, project_rates(project))
         create_table_artifact(told.table, key=comparison.artifact_key(asked.name, "plan"), description=told.words)
         logger.info(told.words)
         if asked.dry_run:
             return
-        missing = [point for point in points if point.key not in finished]
+        missing = [point for point in points if point not in kept]
         if missing and remote_of(project):
             fetch(_place(project, asked.name))  # a remote that cannot be used is told before any point starts
         dispatcher = Dispatcher(flow_run.id, commit, logger.info)
-        rows += _compute(project, commit, missing, dispatcher)
+        computed = _compute(project, commit, missing, dispatcher)
+        rows += computed
+        if lost := comparison.without_run(project, [row.record for row in computed]):
+            logger.info("MLflow answers again: %d points send what it missed", len(lost))
+            _compute(project, commit, [row.point for row in computed if row.record.get("run_key") in lost], dispatcher)
         _show(project, asked, _in_order(rows, points))
     failed = [row for row in rows if row.status == "failed"]
     if failed:

@@ -1,4 +1,4 @@
-"""A laboratory for tests: a Prefect server, workers in tiny projects, and a way to start runs and wait for them."""
+"""Laboratories for tests: tiny projects with workers, their servers, and a way to start runs and wait for them."""
 
 import os
 import shutil
@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 from projects import ROOT, Project, make_project
+from seaweed import free_ports
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -52,9 +53,50 @@ def wait_until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) 
     raise AssertionError(f"{what} did not come true in {patience:.0f} s")
 
 
+class Runs:
+    """Runs on the Prefect server of the environment's PREFECT_API_URL."""
+
+    def ask(self, deployment: str, **parameters: Any) -> Any:
+        """Start a run and return its id."""
+        from prefect.deployments import run_deployment  # noqa: PLC0415
+
+        return run_deployment(deployment, parameters=parameters, timeout=0, as_subflow=False).id
+
+    def state(self, run: Any) -> Any:
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(run).state
+
+    def finish(self, run: Any, patience: float = PATIENCE) -> Any:
+        """Wait for a run to end and return its state; one that crashed is to be started again and has not ended."""
+
+        def ended() -> Any:
+            state = self.state(run)
+            return state if state.is_final() and not state.is_crashed() else None
+
+        return wait_until(ended, "the end of a run", patience)
+
+    def points(self) -> list[Any]:
+        """Return the flow runs of points, oldest first."""
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+        from prefect.client.schemas.filters import FlowFilter, FlowFilterName  # noqa: PLC0415
+
+        with get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["point"])), limit=200)
+        return sorted(runs, key=lambda run: run.created)
+
+    def artifact(self, key: str) -> Any:
+        from prefect.artifacts import Artifact  # noqa: PLC0415
+
+        found = Artifact.get(key)
+        assert found is not None, key
+        return found.data
+
+
 @dataclass
-class Laboratory:
-    """One Prefect server with its workers; every process is stopped by the fixture."""
+class Laboratory(Runs):
+    """One Prefect server alone with its workers; every process is stopped by the fixture."""
 
     path: Path
     port: int
@@ -114,43 +156,6 @@ class Laboratory:
         """Whether a worker of a project is alive."""
         return any(other == project and process.poll() is None for other, process in self._workers)
 
-    def ask(self, deployment: str, **parameters: Any) -> Any:
-        """Start a run and return its id."""
-        from prefect.deployments import run_deployment  # noqa: PLC0415
-
-        return run_deployment(deployment, parameters=parameters, timeout=0, as_subflow=False).id
-
-    def state(self, run: Any) -> Any:
-        from prefect.client.orchestration import get_client  # noqa: PLC0415
-
-        with get_client(sync_client=True) as client:
-            return client.read_flow_run(run).state
-
-    def finish(self, run: Any, patience: float = PATIENCE) -> Any:
-        """Wait for a run to end and return its state; one that crashed is to be started again and has not ended."""
-
-        def ended() -> Any:
-            state = self.state(run)
-            return state if state.is_final() and not state.is_crashed() else None
-
-        return wait_until(ended, "the end of a run", patience)
-
-    def points(self) -> list[Any]:
-        """Return the flow runs of points, oldest first."""
-        from prefect.client.orchestration import get_client  # noqa: PLC0415
-        from prefect.client.schemas.filters import FlowFilter, FlowFilterName  # noqa: PLC0415
-
-        with get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["point"])), limit=200)
-        return sorted(runs, key=lambda run: run.created)
-
-    def artifact(self, key: str) -> Any:
-        from prefect.artifacts import Artifact  # noqa: PLC0415
-
-        found = Artifact.get(key)
-        assert found is not None, key
-        return found.data
-
     def stop(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
         if process.poll() is None:
             process.send_signal(number)
@@ -165,6 +170,54 @@ class Laboratory:
             for child in descendants:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
+
+
+@dataclass
+class WholeLaboratory(Runs):
+    """S3, MLflow, Prefect and a worker in a tiny project, by the commands that `make up` and `make down` run."""
+
+    project: Project
+    ports: dict[str, str] = field(
+        default_factory=lambda: {
+            f"SFD_LAB_{name}_PORT": str(port) for name, port in zip(("S3", "MLFLOW", "PREFECT"), free_ports(3), strict=True)
+        }
+    )
+    variables: dict[str, str] = field(default_factory=dict)
+    """More of the laboratory's own, such as SFD_LAB_WORKER."""
+
+    def run(self, command: str, check: bool = True) -> str:
+        """Run `up`, `down` or `status` and return what it printed."""
+        kept = {
+            name: value
+            for name, value in self.project.environment.items()
+            if not name.startswith(("SFD_", "PREFECT_", "MLFLOW_", "AWS_"))
+        }
+        ended = subprocess.run(
+            [sys.executable, "-m", "infra.lab", command],
+            cwd=self.project.path,
+            env=kept | self.ports | self.variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+        assert not check or ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    def shell(self, command: str) -> str:
+        """Run a command as a user does who has sourced the environment file, and return what it printed."""
+        return self.project.run("bash", "-c", f"source .sfd/lab/env && {command}").stdout
+
+    def address(self, name: str) -> str:
+        """Return the address of S3, MLFLOW or PREFECT."""
+        return f"http://127.0.0.1:{self.ports[f'SFD_LAB_{name}_PORT']}"
+
+
+def whole_project(path: Path, active: list[str]) -> Project:
+    """Lay out a tiny project with the flows and the laboratory, committed."""
+    project = flow_project(path, active)
+    shutil.copytree(ROOT / "infra", path / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+    return project
 
 
 def processes_in(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from infra.lab.processes import end, ticks
+from infra.lab.remote import REMOTE, URL, set_remote
 from infra.lab.settings import DEPLOYMENTS, Settings
 from infra.lab.state import State, is_supervised
 from infra.lab.supervisor import ENVIRONMENT_FILE, SECONDS_TO_START, Supervisor, is_healthy, make_folder, tail
@@ -31,6 +32,7 @@ def up(settings: Settings) -> None:
         _wait_for_other(settings)
         print("the laboratory runs already")
     else:
+        set_remote(Path.cwd())  # the worker reads it
         _start(settings)
     _print_whereabouts(settings)
 
@@ -139,6 +141,8 @@ def _print_whereabouts(settings: Settings) -> None:
         print(f"  {titles[name]:<8} {address}")
     if not settings.worker:
         print(f"  no worker: there is no {DEPLOYMENTS}")
+    if set_remote(Path.cwd()):
+        print(f"DVC remote   {REMOTE}, {URL}")
     print(f"credentials  {_shown(settings.folder / 'credentials.json')}")
     print(f"clients      source {_shown(settings.folder / ENVIRONMENT_FILE)}")
     print("stop         make down")

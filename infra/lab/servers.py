@@ -156,7 +156,7 @@ def _mlflow(settings: Settings, credentials: Credentials, databases: Databases, 
     environment = {
         "MLFLOW_BACKEND_STORE_URI": databases.mlflow,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_names(settings, settings.mlflow_port)),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_names(settings)),
         "MLFLOW_S3_ENDPOINT_URL": f"http://{LOOPBACK}:{ports['s3']}",
         "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{ports['s3']}",
         "AWS_DEFAULT_REGION": REGION,
@@ -223,10 +223,10 @@ def _own(settings: Settings, port: int) -> str:
     return f"http://{bracketed(host)}:{port}"
 
 
-def _names(settings: Settings, port: int) -> list[str]:
-    """Return how a request may call this machine."""
+def _names(settings: Settings) -> list[str]:
+    """Return patterns of how a request may call this machine; a tunnel to it has another port."""
     hosts = dict.fromkeys(["localhost", LOOPBACK, bracketed(settings.name), bracketed(settings.host)])
-    return [f"{host}:{port}" for host in hosts] + list(hosts)
+    return [f"{host.replace('[', '[[]')}:*" for host in hosts] + list(hosts)
 
 
 def _origins(settings: Settings, port: int) -> list[str]:

@@ -21,7 +21,7 @@ def add_dashboard(commands: Any) -> None:
 
 
 def _dashboard(_: argparse.Namespace) -> None:
-    """Lay out convergence, losses and sweeps of all runs as charts of one MLflow page, DiT pinned, and print its link.
+    """Lay out convergence, losses and sweeps of all runs as charts of one MLflow page, DiT first, and print its link.
 
     Where FID is measured as papers do, on ImageNet at 256x256 pixels, published curves are added as runs.
     """
@@ -36,7 +36,7 @@ def _dashboard(_: argparse.Namespace) -> None:
         raise ResourceError(f"MLflow at {uri} does not answer; start it (`make up`) or set MLFLOW_TRACKING_URI")
     number = number_name("fd", params.reference.extractors[0])
     shown = refresh_dashboard(Store(uri), number, _published(params, number))
-    print(f"{shown.charts} charts; pinned: {', '.join(shown.pinned) or 'no DiT yet'}\n{shown.link}")
+    print(f"{shown.charts} charts; baselines: {', '.join(shown.baselines) or 'no DiT yet'}\n{shown.link}")
 
 
 def _published(params: Params, number: str) -> "Sequence[PublishedCurve]":

@@ -8,7 +8,7 @@ from sfd_core import __version__
 from sfd_core.cli import dashboard, evaluation, experiment, guidance, importing, preset, sampling, solvers, sweep
 from sfd_core.cli.results import PARAMS, print_results
 from sfd_core.config import Params, load_params
-from sfd_core.errors import exits_cleanly
+from sfd_core.errors import ResourceError, exits_cleanly
 from sfd_core.inputs import in_words, missing_inputs
 
 
@@ -44,6 +44,7 @@ def _add_validate(commands: Any) -> None:
 
 def _add_track(commands: Any) -> None:
     command = commands.add_parser("track", help="send what MLflow does not have yet", description=_track.__doc__)
+    command.add_argument("--strict", action="store_true", help="fail if the store did not take everything")
     command.set_defaults(handler=_track)
 
 
@@ -75,11 +76,13 @@ def _describe(params: Params) -> str:
     )
 
 
-def _track(_: argparse.Namespace) -> None:
+def _track(arguments: argparse.Namespace) -> None:
     """Send every curve, picture and model under outputs to MLflow that is not there yet."""
     from sfd_core.tracking.project import track_project
 
-    track_project(load_params(PARAMS))
+    tracked = track_project(load_params(PARAMS))
+    if tracked.failed and arguments.strict:
+        raise ResourceError(f"not in MLflow at {tracked.uri}: {', '.join(tracked.failed)}; run `sfd track` again later")
 
 
 def _results(arguments: argparse.Namespace) -> None:

@@ -1,13 +1,15 @@
 """Which MLflow store, and whether it is there; answered without importing mlflow."""
 
+import http.client
 import os
-import socket
+import urllib.error
+import urllib.request
 from urllib.parse import urlparse
 
 from sfd_core.paths import STATE
 
 EMBEDDED_SCHEME = "sqlite:///"
-CONNECT_SECONDS = 3.0
+ANSWER_SECONDS = 10.0
 
 
 def store_uri() -> str:
@@ -21,13 +23,13 @@ def is_embedded(uri: str) -> bool:
 
 
 def is_reachable(uri: str) -> bool:
-    """Whether something listens at the store's address."""
-    address = urlparse(uri)
-    if address.scheme not in {"http", "https"} or address.hostname is None:
+    """Whether a server answers at the store's address, whatever it says; one that accepts and is silent does not."""
+    if urlparse(uri).scheme not in {"http", "https"}:
         return True
     try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        with socket.create_connection((address.hostname, port), timeout=CONNECT_SECONDS):
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS):  # noqa: S310 - http, as seen above
             return True
-    except OSError:
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
         return False

@@ -1,17 +1,18 @@
-"""The prepared comparison among MLflow's own pages: charts and pinned runs that one link opens, for everyone alike.
+"""The prepared comparison among MLflow's own pages: charts, runs and their order that one link opens, for everyone alike.
 
 MLflow keeps a shared view as a tag of the experiment and finds it by a key in the address. The layout of that tag is not
-documented: mlflow is pinned, and a test opens the link in a browser.
+documented: mlflow is pinned, and a test opens the link in a browser. A view says neither which runs are pinned nor which are
+hidden or unfolded, so runs carry a tag that it filters by, and the order by a tag, which alone unfolds them, puts DiT first.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sfd_core.tracking.address import EMBEDDED_SCHEME
 from sfd_core.tracking.curves import Point, metric_name
-from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.runs import COMPARED_TAG, RunSpec
 from sfd_core.tracking.store import NAME_TAG, Run, Store
 from sfd_core.tracking.sweep import KIND_TAG, RUN_KEY_TAG
 
@@ -21,8 +22,8 @@ BASELINE_TAG = "sfd.baseline"
 PUBLISHED = "published"
 IMAGES_SEEN = metric_name("evaluate", "images_seen")
 LOSS_TERMS = "train/"
-SWEPT = ("variant.delta_t", "delta_t")
-"""Parameters that hold the offset: of a variant's run and of a sweep's point."""
+SWEPT = ("variant.delta_t", "scale")
+"""Parameters with a chart of their own: the offset of a training, the guidance scale of a point that trained nothing."""
 NOT_A_LOSS = ("gradient_norm", "learning_rate", "images_per_second", "images_seen")
 SECTIONS = ("Convergence", "Sweeps", "Training")
 
@@ -43,29 +44,27 @@ class Dashboard:
     """What the page shows."""
 
     link: str
-    pinned: tuple[str, ...]
-    """Names of the baselines, which stand first."""
+    baselines: tuple[str, ...]
+    """Names of the DiT runs, which stand first."""
     charts: int
 
 
 def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCurve] = ()) -> Dashboard:
-    """Lay the charts out anew for the runs that there are, pin the DiT baselines, and return where the page is.
+    """Lay the charts out anew for the runs that there are, DiT first, and return where the page is.
 
     `number` is the leading distance, such as `fid`; `published` curves of it become runs of their own, once.
     """
     for curve in published:
         _record_published(store, number, curve)
     runs = store.runs()
-    baselines = [run for run in runs if _is_baseline(run)]
-    for run in baselines:
-        if run.tags.get(BASELINE_TAG) != "DiT":
-            store.tag(run.run_id, {BASELINE_TAG: "DiT"})
+    trained = {run.tags["sfd.key"] for run in runs if "sfd.key" in run.tags}
+    for run in runs:
+        tags = {COMPARED_TAG: "yes" if _is_compared(run, trained) else "no"}
+        tags |= {BASELINE_TAG: "DiT"} if _is_baseline(run) else {}
+        store.tag(run.run_id, {name: value for name, value in tags.items() if run.tags.get(name) != value})
     charts = list(_charts(number, runs))
-    sweeps = [run.run_id for run in runs if run.tags.get(KIND_TAG) == "sweep"]
-    view = _view(charts, [run.run_id for run in baselines], sweeps, [run.run_id for run in runs if _is_hidden(run, runs)])
-    store.tag_experiment(TAG, json.dumps(view))
-    names = tuple(run.tags.get(NAME_TAG, run.run_id) for run in baselines)
-    return Dashboard(dashboard_link(store), names, len(charts))
+    store.tag_experiment(TAG, json.dumps(_view(charts)))
+    return Dashboard(dashboard_link(store), tuple(run.name for run in runs if _is_baseline(run)), len(charts))
 
 
 def dashboard_link(store: Store) -> str:
@@ -93,13 +92,13 @@ def _record_published(store: Store, number: str, curve: PublishedCurve) -> None:
 
 
 def _is_baseline(run: Run) -> bool:
-    return run.params.get("variant.model") == "dit" or run.tags.get(NAME_TAG, "").startswith(f"{PUBLISHED}: DiT")
+    return run.params.get("variant.model") == "dit" or run.name.startswith(f"{PUBLISHED}: DiT")
 
 
-def _is_hidden(run: Run, runs: Sequence[Run]) -> bool:
-    """Whether a run has nothing to compare: a VAE, the parent of a sweep, a training that stands there as a sweep's point."""
-    shown = {other.tags.get(RUN_KEY_TAG) for other in runs if other.tags.get(KIND_TAG) == "point"}
-    return run.tags.get(KIND_TAG) in ("vae", "sweep") or run.tags.get("sfd.key", "") in shown - {None, ""}
+def _is_compared(run: Run, trained: Collection[str]) -> bool:
+    """Whether a run has something to compare, and is not there a second time: as a training and as a sweep's point."""
+    kind = run.tags.get(KIND_TAG)
+    return kind not in ("vae", "sweep") and not (kind == "point" and run.tags.get(RUN_KEY_TAG) in trained)
 
 
 def _charts(number: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -108,7 +107,8 @@ def _charts(number: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     yield line.card(f"{number} over training steps")
     yield replace(line, over=IMAGES_SEEN).card(f"{number} over images seen")
     for parameter in SWEPT:
-        yield _scatter("Sweeps", parameter, final, f"{number} over {parameter}")
+        if any(parameter in run.params for run in runs):
+            yield _scatter("Sweeps", parameter, final, f"{number} over {parameter}")
     varied = _varied(runs)
     yield _parallel("Sweeps", varied, [final], f"{number} over all that varies")
     for term in _loss_terms(runs):
@@ -141,24 +141,26 @@ class _Line:
 
 def _scatter(section: str, parameter: str, metric: str, title: str) -> dict[str, Any]:
     axes = {"xaxis": {"key": parameter, "type": "PARAM"}, "yaxis": {"key": metric, "type": "METRIC"}}
-    return _card("SCATTER", section, title) | axes | {"runsCountToCompare": 100}
+    return _card("SCATTER", section, title) | axes
 
 
 def _parallel(section: str, parameters: Sequence[str], metrics: Sequence[str], title: str) -> dict[str, Any]:
     selected = {"selectedParams": list(parameters), "selectedMetrics": list(metrics), "showAllRuns": False}
-    return _card("PARALLEL", section, title) | selected | {"runsCountToCompare": 100}
+    return _card("PARALLEL", section, title) | selected
 
 
 def _card(kind: str, section: str, title: str) -> dict[str, Any]:
     common = {"type": kind, "uuid": f"{kind}-{title}", "metricSectionId": section, "displayName": title}
-    return common | {"isGenerated": False, "deleted": False, "runsCountToCompare": 20}
+    return common | {"isGenerated": False, "deleted": False, "runsCountToCompare": 100}
 
 
 def _varied(runs: Sequence[Run]) -> list[str]:
-    """Return the settings of sweeps' points that differ among them."""
+    """Return the parameters that differ among what sweeps compare: their points' trainings, and points that trained nothing."""
+    points = [run for run in runs if run.tags.get(KIND_TAG) == "point"]
+    trained = {key for run in points if (key := run.tags.get(RUN_KEY_TAG))}
     values: dict[str, set[str]] = {}
     for run in runs:
-        if run.tags.get(KIND_TAG) == "point":
+        if run.tags.get("sfd.key") in trained or (run in points and not run.tags.get(RUN_KEY_TAG)):
             for name, value in run.params.items():
                 values.setdefault(name, set()).add(value)
     return sorted(name for name, found in values.items() if len(found) > 1) or ["variant.delta_t", "variant.size"]
@@ -170,22 +172,16 @@ def _loss_terms(runs: Sequence[Run]) -> list[str]:
     return sorted(terms, key=lambda name: (name != f"{LOSS_TERMS}loss", name))
 
 
-def _view(
-    charts: Sequence[Mapping[str, Any]], pinned: Sequence[str], sweeps: Sequence[str], hidden: Sequence[str]
-) -> dict[str, Any]:
+def _view(charts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "searchFilter": "",
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
+        "searchFilter": f"tags.`{COMPARED_TAG}` = 'yes'",
+        "orderByKey": f"tags.`{BASELINE_TAG}`",
+        "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "runsPinned": list(pinned),
-        "runsExpanded": dict.fromkeys(sweeps, True),
-        "runsHidden": list(hidden),
-        "runsHiddenMode": "CUSTOM",
-        "runsVisibilityMap": dict.fromkeys(hidden, False),
+        "runsHiddenMode": "SHOW_ALL",
         "groupBy": None,
         "selectedColumns": ["params.`variant.model`", "params.`variant.delta_t`", "params.`variant.size`"],
         "compareRunCharts": list(charts),
@@ -195,6 +191,5 @@ def _view(
         ],
         "isAccordionReordered": False,
         "hideEmptyCharts": True,
-        "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }

@@ -12,6 +12,8 @@ from sfd_core.config import Group, Params, fingerprint
 from sfd_core.paths import file_digest
 
 LOCK_FILE = Path("requirements.lock")
+COMPARED_TAG = "sfd.compared"
+"""`yes` or `no`: whether the comparison shows a run."""
 VAEName = Literal["texture_vae", "semantic_vae"]
 
 UPSTREAM: Mapping[VAEName, tuple[str, ...]] = {
@@ -51,7 +53,8 @@ def training_run(name: str, group: Group) -> RunSpec:
 
 
 def _spec(name: str, kind: str, values: Mapping[str, Any], command: str) -> RunSpec:
-    tags = {"sfd.kind": kind, "sfd.params": fingerprint(values), "sfd.command": command}
+    tags = {"sfd.kind": kind, COMPARED_TAG: "no" if kind == "vae" else "yes"}
+    tags |= {"sfd.params": fingerprint(values), "sfd.command": command}
     tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
     tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
     return RunSpec(name, dict(_flatten(values)), tags)

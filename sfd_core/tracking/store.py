@@ -83,6 +83,8 @@ class Run:
     """A run as it stands in the store."""
 
     run_id: str
+    name: str
+    """As MLflow's pages show it."""
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -113,7 +115,7 @@ class Store:
         page: str | None = None
         while page is None or page:
             runs = self._client.search_runs([self.experiment_id], max_results=RUNS_A_CALL, page_token=page)
-            found += [Run(run.info.run_id, run.data.params, run.data.tags, run.data.metrics) for run in runs]
+            found += [Run(run.info.run_id, run.info.run_name, run.data.params, run.data.tags, run.data.metrics) for run in runs]
             page = runs.token or ""
         return found
 
@@ -142,6 +144,10 @@ class Store:
         for name, value in tags.items():
             self._client.set_tag(run_id, name, value[:TAG_LENGTH])
 
+    def rename(self, run_id: str, name: str) -> None:
+        """Let MLflow's pages show a run under another name."""
+        self._client.update_run(run_id, name=name)
+
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """Mark a run as ended."""
         self._client.set_terminated(run_id, status)
@@ -149,17 +155,6 @@ class Store:
     def known(self, run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
         """Return which (key, step) of `keys` a run has."""
         return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
-
-    def curves(self, run_id: str, beginnings: tuple[str, ...]) -> list[Point]:
-        """Return the points of the curves of a run whose names begin so."""
-        run = self._client.get_run(run_id)
-        start: int = run.info.start_time
-        return [
-            Point(name, metric.step, metric.value, (metric.timestamp - start) / 1000)
-            for name in run.data.metrics
-            if name.startswith(beginnings)
-            for metric in self._client.get_metric_history(run_id, name)
-        ]
 
     def send(self, run_id: str, points: Iterable[Point], known: set[tuple[str, int]]) -> int:
         """Log the points that are not `known`, add them there, and return how many were sent."""

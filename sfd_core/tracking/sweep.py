@@ -11,8 +11,6 @@ from sfd_core.tracking.store import Evidence, Store
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG, SWEEP_TAG, POINT_TAG = "sfd.kind", "sfd.sweep", "sfd.point"
 RUN_KEY_TAG = "sfd.run_key"
-CURVES = ("evaluate/", "train/loss")
-"""Beginnings of the curves that a child takes over from the run of its training."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,10 @@ class SweepPoint:
 
 
 def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: Sequence[Path] = ()) -> str:
-    """Make or complete the parent run `name` and its children, each once however often it is told; return the parent's id."""
+    """Make or complete the parent run `name` and its children, each once however often it is told; return the parent's id.
+
+    The run of a point's training, which all sweeps with this point share, is shown under the point's name.
+    """
     parent = _parent(store, name)
     present = {tags[POINT_TAG]: run for run, tags in store.find({PARENT_TAG: parent}) if POINT_TAG in tags}
     for point in points:
@@ -42,18 +43,13 @@ def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: S
             tags = {PARENT_TAG: parent, POINT_TAG: point.key, RUN_KEY_TAG: point.run_key, "sfd.commit": point.commit}
             child = store.create(RunSpec(point.name, point.settings, {KIND_TAG: "point", SWEEP_TAG: name}), tags)
         values = [Point(metric_name("final", key), point.step, value, 0.0) for key, value in point.numbers.items()]
-        values += _curves(store, point)
         store.send(child, values, store.known(child, {value.key for value in values}))
         store.finish(child)
+        for run_id, _ in store.find({"sfd.key": point.run_key}) if point.run_key else []:
+            store.rename(run_id, point.name)
     store.send_files(parent, Evidence(files={"sweep": list(files)}))
     store.finish(parent)
     return parent
-
-
-def _curves(store: Store, point: SweepPoint) -> list[Point]:
-    """Return the curves of a point's training, which has a run of its own, shared by all sweeps with this point."""
-    runs = store.find({"sfd.key": point.run_key}) if point.run_key else []
-    return [value for run_id, _ in runs[-1:] for value in store.curves(run_id, CURVES)]
 
 
 def _parent(store: Store, name: str) -> str:

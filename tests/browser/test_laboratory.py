@@ -5,18 +5,13 @@ Screenshots go to the folder of SFD_SCREENSHOTS, if that is set, for the README.
 
 import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from chromium import chromium
-from laboratory import flow_project, free_port
+from laboratory import WholeLaboratory, whole_project
 from playwright.sync_api import Browser, Page, expect
-from projects import ROOT, Project
 from seaweed import WEED
 
 pytestmark = [
@@ -26,50 +21,20 @@ pytestmark = [
 ]
 
 SWEEP = "from-the-form"
+DEFAULT_OFFSETS = 8
 OFFSETS = (0.0, 0.15, 0.3)
 SWEPT_SECONDS = 900
 LINK = re.compile(r"http://\S+viewStateShareKey=comparison\S*")
 
 
-@dataclass(frozen=True)
-class Laboratory:
-    """A laboratory with all its servers in a tiny project."""
-
-    project: Project
-    ports: dict[str, str]
-
-    def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in self.project.environment.items() if not name.startswith(("SFD_", "PREFECT_"))}
-        return subprocess.run(
-            [sys.executable, "-m", "infra.lab", command],
-            cwd=self.project.path,
-            env=kept | self.ports,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=400,
-        )
-
-    def shell(self, command: str) -> str:
-        """Run a command as a user does who has sourced the environment file, and return what it printed."""
-        ended = self.project.run("bash", "-c", f"source .sfd/lab/env && {command}")
-        return ended.stdout
-
-    def address(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.ports[f'SFD_LAB_{name}_PORT']}"
-
-
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    project = flow_project(tmp_path_factory.mktemp("laboratory") / "project", ["dit", "sfd"])
-    shutil.copytree(ROOT / "infra", project.path / "infra", ignore=shutil.ignore_patterns("__pycache__"))
-    made = Laboratory(project, {f"SFD_LAB_{name}_PORT": str(free_port()) for name in ("S3", "MLFLOW", "PREFECT")})
-    started = made.run("up")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeLaboratory]:
+    made = WholeLaboratory(whole_project(tmp_path_factory.mktemp("laboratory") / "project", ["dit", "sfd"]))
     try:
-        assert started.returncode == 0, started.stdout + started.stderr
+        made.run("up")
         yield made
     finally:
-        made.run("down")
+        made.run("down", check=False)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +56,7 @@ def keep(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def test_a_sweep_from_the_form_to_the_comparison(laboratory: Laboratory, page: Page) -> None:
+def test_a_sweep_from_the_form_to_the_comparison(laboratory: WholeLaboratory, page: Page) -> None:
     start_sweep(laboratory, page)
     page.goto(f"{laboratory.address('PREFECT')}/runs")
     page.get_by_role("link", name=SWEEP, exact=True).first.click()
@@ -101,23 +66,24 @@ def test_a_sweep_from_the_form_to_the_comparison(laboratory: Laboratory, page: P
     keep(page, "prefect-sweep")
     laboratory.shell("dvc repro --quiet evaluate@dit && python -m sfd_core.cli track")
     printed = laboratory.shell("python -m sfd_core.cli dashboard")
-    assert "pinned: dit" in printed
+    assert "baselines: dit" in printed
     found = LINK.search(printed)
     assert found is not None
     see_comparison(page, found[0])
 
 
-def start_sweep(laboratory: Laboratory, page: Page) -> None:
+def start_sweep(laboratory: WholeLaboratory, page: Page) -> None:
     """Fill the form of the offset sweep with other values and submit it."""
     page.goto(f"{laboratory.address('PREFECT')}/deployments")
     page.get_by_role("link", name="offset sweep").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").first.click()
     offsets = page.locator("form .p-draggable-list").first.locator(".p-draggable-list__item")
-    offsets.first.wait_for()
+    expect(offsets).to_have_count(DEFAULT_OFFSETS)
     page.locator("form textarea").first.fill(SWEEP)
-    while offsets.count() > len(OFFSETS):
+    for left in reversed(range(len(OFFSETS), DEFAULT_OFFSETS)):
         offsets.last.get_by_role("button").first.click()
+        expect(offsets).to_have_count(left)
     for number, offset in enumerate(OFFSETS):
         offsets.nth(number).locator("input").fill(str(offset))
     keep(page, "prefect-form")

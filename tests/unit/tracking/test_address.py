@@ -1,0 +1,39 @@
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from faulty_proxy import FaultyProxy
+
+from sfd_core.tracking import address
+from sfd_core.tracking.address import is_reachable, store_uri
+
+
+@pytest.fixture
+def proxy() -> Iterator[FaultyProxy]:
+    """A proxy before a server that answers every question with 404."""
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made = FaultyProxy(server.server_port)
+    yield made
+    made.close()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_is_there_if_it_answers_at_all(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "ANSWER_SECONDS", 0.5)
+    assert is_reachable(f"{proxy.endpoint}/")
+    proxy.set("busy")
+    assert is_reachable(proxy.endpoint)
+    proxy.set("hangs")
+    assert not is_reachable(proxy.endpoint)
+    proxy.set("refuses")
+    assert not is_reachable(proxy.endpoint)
+
+
+def test_the_embedded_store_is_always_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert is_reachable(store_uri())
