@@ -4,18 +4,21 @@ import base64
 import csv
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from flows.dvc import Place, ProgramError, environment
 from flows.grid import Point
 from flows.locks import locked
 from sfd_core.paths import STATE, atomic_path
 from sfd_core.tracking import Store
-from sfd_core.tracking.address import is_embedded, is_reachable
+from sfd_core.tracking.address import is_embedded, is_reachable, public
 from sfd_core.tracking.registry import Candidate, register_best
+from sfd_core.tracking.store import COMPLETE_TAG, EVALUATION_TAG, KEY_TAG
 from sfd_core.tracking.sweep import SweepPoint, record_sweep
 
 SWEEPS = STATE / "sweeps"
@@ -86,39 +89,45 @@ def send_to_mlflow(
     A server that is down is told there and raises nothing.
     """
     uri = environment(project)["MLFLOW_TRACKING_URI"]
+    shown = public(uri)
     if not is_reachable(uri):
-        return [f"MLflow at {uri} does not answer; run the sweep again to send its table"]
+        return [f"MLflow at {shown} does not answer; run the sweep again to send its table"]
     try:
         with locked(project / SWEEPS / "tracking.lock"):
             store = Store(uri)
             run = record_sweep(store, name, points, files)
             model = register_best(store, candidate) if candidate is not None else None
     except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
-        print(f"warning: {name}: not in MLflow at {uri}: {error}", file=sys.stderr)
-        return [f"not in MLflow at {uri} ({type(error).__name__}); run the sweep again to send its table"]
+        print(f"warning: {name}: not in MLflow at {shown}: {error}", file=sys.stderr)
+        return [f"not in MLflow at {shown} ({type(error).__name__}); run the sweep again to send its table"]
     lines = [f'Best model: `mlflow.pyfunc.load_model("{model}")`'] if model else []
     if is_embedded(uri):
         return [*lines, f"run {run} of the embedded store (`make serve-mlflow` shows it)"]
-    return [*lines, f"[sweep {name} in MLflow]({uri}/#/experiments/{store.experiment_id}/runs/{run})"]
+    return [*lines, f"[sweep {name} in MLflow]({shown}/#/experiments/{store.experiment_id}/runs/{run})"]
 
 
-def without_run(project: Path, records: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the `run_key` of every training that MLflow has no complete run of; none while it does not answer."""
-    keys = {key for record in records if (key := record.get("run_key"))}
+def without_run(project: Path, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of finished points that MLflow has no complete run of; none while it does not answer."""
+    trained = [row for row in rows if row.record.get("run_key")]
     uri = environment(project)["MLFLOW_TRACKING_URI"]
-    if not keys or not is_reachable(uri):
-        return set()
+    if not trained or not is_reachable(uri):
+        return []
     try:
-        return keys - {run.tags.get("sfd.key") for run in Store(uri).runs() if "sfd.complete" in run.tags}
+        runs = Store(uri).runs()
     except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
-        print(f"warning: MLflow at {uri} does not tell its runs: {error}", file=sys.stderr)
-        return set()
+        print(f"warning: MLflow at {public(uri)} does not tell its runs: {error}", file=sys.stderr)
+        return []
+    complete = {(run.tags.get(KEY_TAG), run.tags.get(EVALUATION_TAG, "")) for run in runs if COMPLETE_TAG in run.tags}
+    return [row for row in trained if (row.record["run_key"], row.record.get("evaluation", "")) not in complete]
 
 
-def refresh_dashboard(place: Place) -> str:
-    """Lay out the comparison in MLflow anew and return its link, or nothing where that failed."""
+def refresh_dashboard(place: Place, values: Mapping[str, Any]) -> str:
+    """Lay out the comparison in MLflow anew for the experiment `values`; return its link, or nothing where that failed."""
+    params = place.log.with_suffix(".yaml")
+    params.parent.mkdir(parents=True, exist_ok=True)
+    params.write_text(yaml.safe_dump(dict(values), sort_keys=False))
     try:
-        return place.sfd("dashboard").split()[-1]
+        return place.sfd("dashboard", "--params", str(params.absolute())).split()[-1]
     except ProgramError as error:
         place.told(f"no dashboard: {error}")
         return ""
@@ -155,12 +164,15 @@ def candidate(name: str, rows: Sequence[Row]) -> Candidate | None:
     if found is None or number is None or not found.record.get("run_key"):
         return None
     record = found.record
+    samples, reference = found.point.values["evaluate"]["final_samples"], record["data"]["outputs/reference"]
     return Candidate(
         sweep=name,
         variant=found.point.variant,
         run_key=record["run_key"],
+        evaluation=record.get("evaluation", ""),
         number=number,
         value=float(found.numbers[number]),
+        measure=f"{number} of {samples} samples to {reference}",
         commit=str(record["commit"]),
         data=record["data"],
     )
@@ -176,4 +188,5 @@ def _sweep_point(row: Row) -> SweepPoint:
     step = int(row.record.get("training", {}).get("steps", 0))
     numbers = {name: float(value) for name, value in row.numbers.items()}
     commit, run_key = str(row.record["commit"]), str(row.record.get("run_key", ""))
-    return SweepPoint(row.point.name, row.point.key, settings, numbers, step, commit, run_key)
+    evaluation = str(row.record.get("evaluation", ""))
+    return SweepPoint(row.point.name, row.point.key, settings, numbers, step, commit, run_key, evaluation)

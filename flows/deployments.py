@@ -1,6 +1,9 @@
 """Serves every deployment from this clone: the command that a worker of the laboratory runs, on one machine or on many.
 
-    python -m flows.deployments
+    python -m flows.deployments [--points]
+
+One worker serves all deployments; further ones, of other clones and machines, take points only: a sweep is planned by the
+clone that it was started for, and keeps its refs there.
 
 No work pool: each worker asks the server for runs of these deployments, takes points only while it has places for trainings
 (its concurrency limit `gpu@NAME` or `cpu@NAME`, made here and changed in the UI), and Prefect gives each run to one worker
@@ -48,6 +51,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import git, journal, limits, machine
 from flows.dispatch import cancel_points
+from flows.dvc import remote_of
 from flows.guidance import guidance_sweep
 from flows.pipeline import reproduce
 from flows.point import point
@@ -79,13 +83,17 @@ DEPLOYED: dict[str, Flow[..., Any]] = {
 @exits_cleanly
 def main() -> None:
     """Serve all deployments until SIGTERM or SIGINT, which ends everything that runs at its next checkpoint."""
-    argparse.ArgumentParser(description="Run what the laboratory's Prefect server asks for, in this clone.").parse_args()
+    parser = argparse.ArgumentParser(description="Run what the laboratory's Prefect server asks for, in this clone.")
+    parser.add_argument("--points", action="store_true", help="take points of sweeps that another worker plans, nothing else")
+    served = {} if parser.parse_args().points else DEPLOYED
     project = Path.cwd()
     git.base_commit(project)
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", CLIENT_RETRIES)
     logging.getLogger("prefect.runner").setLevel(logging.WARNING)
     places = _places()
-    asyncio.run(_serve(project, places))
+    if remote_of(project) is None:
+        print("warning: this clone has no DVC remote: it shares nothing that it computes with others", file=sys.stderr)
+    asyncio.run(_serve(project, places, served))
 
 
 def _places() -> int:
@@ -100,10 +108,10 @@ def _places() -> int:
         ) from error
 
 
-async def _serve(project: Path, places: int) -> None:
+async def _serve(project: Path, places: int, served: dict[str, Flow[..., Any]]) -> None:
     coordinator = Runner(f"sweeps@{machine.worker_name()}", QUERY_SECONDS, limit=None, pause_on_shutdown=False)
     trainer = Runner(f"points@{machine.worker_name()}", QUERY_SECONDS, limit=places, pause_on_shutdown=False)
-    for name, flow in DEPLOYED.items():
+    for name, flow in served.items():
         await coordinator.aadd_deployment(await _deployment(flow, name))
     await trainer.aadd_deployment(await _deployment(point, "point"))
     await asyncio.gather(coordinator.start(), trainer.start(), _tend(project), _handle_signals())

@@ -6,7 +6,7 @@ have ended before, which the server takes only once.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
@@ -46,6 +46,8 @@ class _Wait:
     point: Point
     targets: Sequence[str]
     run: UUID
+    finished: Mapping[str, str] | None = None
+    """Of a point whose run in MLflow alone is wanted."""
     attempts: int = 1
     crashed_at: float | None = None
 
@@ -57,10 +59,10 @@ class Dispatcher:
         self._tag, self._commit, self._told = sweep_tag(sweep), commit, told
         self._waits: list[_Wait] = []
 
-    def submit(self, point: Point, targets: Sequence[str], label: str = "") -> None:
-        """Ask for a point, or join a run of it that is under way."""
-        run = self._ask(point, targets, label)
-        self._waits.append(_Wait(point, targets, run))
+    def submit(self, point: Point, targets: Sequence[str], label: str = "", finished: Mapping[str, str] | None = None) -> None:
+        """Ask for a point, or join a run of it that is under way; of a `finished` one only its run in MLflow is sent."""
+        run = self._ask(point, targets, label, finished)
+        self._waits.append(_Wait(point, targets, run, finished))
 
     def ended(self) -> list[tuple[Sequence[str], Outcome]]:
         """Wait until at least one point has ended and return the targets and outcomes of all that have."""
@@ -79,8 +81,8 @@ class Dispatcher:
                     found.append((wait.targets, outcome))
         return found
 
-    def _ask(self, point: Point, targets: Sequence[str], label: str = "") -> UUID:
-        tags = [f"point:{point.key}", f"targets:{'+'.join(targets)}"]
+    def _ask(self, point: Point, targets: Sequence[str], label: str = "", finished: Mapping[str, str] | None = None) -> UUID:
+        tags = [f"point:{point.key}", f"targets:{'+'.join(targets) if finished is None else 'run'}"]
         with get_client(sync_client=True) as client:
             runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=tags)), limit=200)
             open_runs = [run for run in runs if run.state is None or not run.state.is_final()]
@@ -94,6 +96,7 @@ class Dispatcher:
                         "commit": self._commit,
                         "values": dict(point.values),
                         "targets": list(targets),
+                        "finished": finished and dict(finished),
                     },
                     flow_run_name=f"{label}{point.name}",
                     timeout=0,
@@ -121,6 +124,8 @@ class Dispatcher:
         if state is None or not state.is_final():
             wait.crashed_at = None
             return None
+        if state.type == StateType.COMPLETED and wait.finished is not None:
+            return Outcome(wait.point, {}, "")
         if state.type == StateType.COMPLETED:
             record = cast("Artifact | None", Artifact.get(record_key(wait.point.key, wait.targets)))
             return Outcome(wait.point, None if record is None else json.loads(str(record.data)), "it left no record")
@@ -137,7 +142,7 @@ class Dispatcher:
             self._told(f"{wait.point.name} crashed; its worker takes it up again where it stood")
         elif now - wait.crashed_at > CRASH_PATIENCE:
             wait.attempts, wait.crashed_at = wait.attempts + 1, None
-            wait.run = self._ask(wait.point, wait.targets)
+            wait.run = self._ask(wait.point, wait.targets, finished=wait.finished)
 
 
 def sweep_tag(sweep: UUID | str) -> str:
@@ -148,14 +153,17 @@ def sweep_tag(sweep: UUID | str) -> str:
 def cancel_points(sweep: UUID | str) -> None:
     """Cancel the runs that only this sweep waits for; those that another one shares go on."""
     tag = sweep_tag(sweep)
+    wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])), limit=200):
-            others = [other for other in run.tags if other.startswith("sweep:") and other != tag]
-            client.update_flow_run(run.id, tags=[other for other in run.tags if other != tag])
-            ended = run.state is not None and run.state.is_final()
-            if not ended and not any(_waits(client, other) for other in others):
-                waiting = run.state is not None and run.state.is_scheduled()
-                client.set_flow_run_state(run.id, Cancelled() if waiting else Cancelling(), force=True)
+        # the tag is taken off, so what is left comes with the next page
+        while runs := client.read_flow_runs(flow_run_filter=wanted, limit=200):
+            for run in runs:
+                others = [other for other in run.tags if other.startswith("sweep:") and other != tag]
+                client.update_flow_run(run.id, tags=[other for other in run.tags if other != tag])
+                ended = run.state is not None and run.state.is_final()
+                if not ended and not any(_waits(client, other) for other in others):
+                    waiting = run.state is not None and run.state.is_scheduled()
+                    client.set_flow_run_state(run.id, Cancelled() if waiting else Cancelling(), force=True)
 
 
 def _waits(client: SyncPrefectClient, tag: str) -> bool:

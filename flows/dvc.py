@@ -108,7 +108,7 @@ def environment(project: Path) -> dict[str, str]:
 
 
 def remote_of(project: Path) -> str | None:
-    """Return the name of the project's default remote, or None where bytes stay on this machine."""
+    """Return the name of the default remote, of the project or of the user; None where bytes stay on this machine."""
     return _config(project).get("core", "remote", fallback=None)
 
 
@@ -145,7 +145,8 @@ def tail(printed: str) -> str:
 
 def _config(project: Path) -> configparser.ConfigParser:
     config = configparser.ConfigParser(interpolation=None)
-    config.read([project / ".dvc" / "config", project / ".dvc" / "config.local"])
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dvc" / "config"
+    config.read([own, project / ".dvc" / "config", project / ".dvc" / "config.local"])
     return config
 
 

@@ -57,19 +57,22 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
     What an attempt before left in the folder is there, resumable checkpoints above all. `forget_worktree` deletes it.
     """
     folder = project / POINTS / key
+    whole = folder.with_suffix(".whole")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")) as held:
         with locked(project / POINTS / "git.lock"):
-            if not (folder / ".git").exists():
+            if not (whole.exists() and (folder / ".git").exists()):
                 shutil.rmtree(folder, ignore_errors=True)
                 _git(project, "worktree", "prune")
                 _git(project, "worktree", "add", "--force", "--detach", str(folder.absolute()), commit)
+                whole.touch()
         yield folder, held
 
 
 def forget_worktree(project: Path, folder: Path) -> None:
     """Delete a point's folder, which the caller holds; what it computed is in the cache."""
     with locked(project / POINTS / "git.lock"):
+        folder.with_suffix(".whole").unlink(missing_ok=True)
         _git(project, "worktree", "remove", "--force", "--force", str(folder.absolute()))
 
 

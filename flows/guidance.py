@@ -1,6 +1,7 @@
 """The guidance sweep: scales, intervals and evaluations of a trained denoiser, measured by `sfd guidance-curve`."""
 
 import csv
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import git, journal, limits, machine
-from flows.comparison import SWEEPS, artifact_key, data_url, send_to_mlflow
+from flows.comparison import SWEEPS, artifact_key, data_url, refresh_dashboard, send_to_mlflow
 from flows.dvc import Place, environment, remote_of
 from flows.grid import CURRENT, Point, Space, base_values, plan_points
 from flows.point import LOGS, fetch, lay_out, reproduce
@@ -80,7 +81,7 @@ def guidance_sweep(
                 reproduce(place, [f"train@{variant}", "reference"], point.key, pull=remote_of(project) is not None)
                 place.sfd("guidance-curve", variant, *options, "--out", str(out))
             git.forget_worktree(project, folder)
-        _show(project, name, variant, out)
+        _show(project, name, variant, point.values, out)
 
 
 def _check(
@@ -99,13 +100,17 @@ def _check(
     return rows
 
 
-def _show(project: Path, name: str, variant: str, out: Path) -> None:
+def _show(project: Path, name: str, variant: str, values: Mapping[str, Any], out: Path) -> None:
     with (out / "curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     create_table_artifact(rows, key=artifact_key(name, "table"), description=f"guidance of {variant}")
     create_image_artifact(data_url(out / "curve.png"), key=artifact_key(name, "figure"))
     files = [out / "curve.csv", out / "curve.png"]
-    get_run_logger().info("\n".join(send_to_mlflow(project, name, [_point(variant, row) for row in rows], files)))
+    where = send_to_mlflow(project, name, [_point(variant, row) for row in rows], files)
+    place = Place(project, project / LOGS / f"sweep-{name}.log", environment(project), (), get_run_logger().info)
+    if link := refresh_dashboard(place, values):
+        where.append(link)
+    get_run_logger().info("\n".join(where))
 
 
 def _point(variant: str, row: dict[str, str]) -> SweepPoint:

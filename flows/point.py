@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,8 @@ from sfd_core.config import parse_params
 from sfd_core.experiments import link_inputs
 from sfd_core.inputs import require_inputs
 from sfd_core.paths import STATE
-from sfd_core.tracking.live import history_key
+from sfd_core.tracking.live import history_key, link_training, linked_resume_key
+from sfd_core.tracking.project import evaluation_key
 
 NETWORK_RETRIES = [5.0, 20.0, 60.0]
 """Seconds before each repetition of a step that only the network can fail."""
@@ -30,11 +31,14 @@ LOGS = STATE / "logs"
 TRACKING_LOCK = STATE / "points-tracking.lock"
 """Points that share a VAE would otherwise make its run in MLflow twice."""
 RECORD_TYPE = "point"
+AT_WORK = "is at work on"
+"""What a training says that another process holds (`sfd_core.storage.lease`): it is waited for, and then restored."""
+BUSY_SECONDS = 30.0
 STAGES_OF_A_POINT = 8
 
 
 @flow(name="point", persist_result=False)
-def point(key: str, commit: str, values: dict[str, Any], targets: list[str]) -> None:
+def point(key: str, commit: str, values: dict[str, Any], targets: list[str], finished: dict[str, str] | None = None) -> None:
     """Compute one point of a sweep, or restore it from the cache. Sweeps start these runs; there is no need to by hand.
 
     Args:
@@ -42,6 +46,7 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str]) -> 
         commit: The code to run; a clone without it asks its git remotes.
         values: All parameters.
         targets: DVC stages to bring up to date.
+        finished: `FINISHED` of a finished point: nothing is computed, only what MLflow lacks is sent.
     """
     project, started = Path.cwd(), time.monotonic()
     logger = get_run_logger()
@@ -50,17 +55,35 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str]) -> 
         with git.worktree(project, key, commit) as (folder, held):
             lay_out(project, folder, values)
             place = Place(folder, project / LOGS / f"{key}.log", environment(project), (held,), logger.info)
-            if remote_of(project):
-                fetch(place)
-            with machine.slot(limits.places, logger.info) as slot:
-                place = Place(folder, place.log, {**place.environment, **slot.environment}, (held, slot.held), logger.info)
-                ran = reproduce(place, targets, key, pull=remote_of(project) is not None)
-            tracked = track(project, place)
-            if remote_of(project):
-                push(place, targets)
-            Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=_record(folder, values, ran, started)).create()
-            if tracked:  # else a later run of this point finds the run that the training began
-                git.forget_worktree(project, folder)
+            remote = remote_of(project) is not None
+            if finished is not None:
+                restore(place, targets, finished, pull=remote)
+                track(project, place)
+            else:
+                if remote:
+                    fetch(place)
+                ran = _compute(place, targets, key, pull=remote)
+                track(project, place)
+                if remote:
+                    push(place, targets)
+                record = _record(folder, values, ran, started)
+                Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
+            git.forget_worktree(project, folder)
+
+
+def _compute(place: Place, targets: Sequence[str], key: str, pull: bool) -> list[str]:
+    """Reproduce on a free place of this machine; wait while another process does the same training."""
+    while True:
+        with machine.slot(limits.places, place.told) as slot:
+            held = (*place.held, slot.held)
+            computing = Place(place.folder, place.log, {**place.environment, **slot.environment}, held, place.told)
+            try:
+                return reproduce(computing, targets, key, pull=pull)
+            except ProgramError as error:
+                if AT_WORK not in str(error):
+                    raise
+        place.told(f"another process does a training that this point shares; asking again in {BUSY_SECONDS:.0f} s")
+        time.sleep(BUSY_SECONDS)
 
 
 @task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
@@ -89,15 +112,22 @@ def reproduce(place: Place, targets: Sequence[str], key: str, pull: bool) -> lis
 
 
 @task(cache_policy=NO_CACHE)
-def track(project: Path, place: Place) -> bool:
-    """Send curves, pictures and models to MLflow; return whether it has all. A later `sfd track` sends what is missing."""
+def restore(place: Place, targets: Sequence[str], finished: Mapping[str, str], pull: bool) -> None:
+    """Bring the outputs of a finished point back, and the name of the run in MLflow that its training began."""
+    (place.folder / "dvc.lock").write_text(finished["lock"])
+    if finished["resume_key"]:
+        link_training(finished["run_key"], finished["resume_key"], place.folder)
+    place.dvc("pull" if pull else "checkout", "--with-deps", *targets)
+
+
+@task(cache_policy=NO_CACHE)
+def track(project: Path, place: Place) -> None:
+    """Send curves, pictures and models to MLflow; what it did not take is sent at the end of a sweep, or by a later one."""
     try:
         with locked(project / TRACKING_LOCK):
             place.sfd("track", "--strict")
     except ProgramError as error:
         get_run_logger().warning("not in MLflow: %s", error)
-        return False
-    return True
 
 
 @task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
@@ -123,12 +153,15 @@ def lay_out(project: Path, folder: Path, values: dict[str, Any]) -> None:
 def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float) -> dict[str, Any]:
     """Return what the sweep needs of a point: its lock, its numbers, and what it took."""
     variant = values["active"][0]
+    run_key = _run_key(folder / "outputs" / "train" / variant / "history.csv")
     return {
         "params": (folder / "params.yaml").read_text(),
         "lock": (folder / "dvc.lock").read_text(),
         "numbers": _numbers(folder / "outputs" / "evaluate" / variant / "metrics.json"),
         "training": _numbers(folder / "outputs" / "train" / variant / "metrics.json"),
-        "run_key": _run_key(folder / "outputs" / "train" / variant / "history.csv"),
+        "run_key": run_key,
+        "resume_key": linked_resume_key(run_key, folder) or "",
+        "evaluation": evaluation_key(folder / "outputs" / "evaluate" / variant),
         "data": _hashes(folder / "dvc.lock"),
         "ran": ran,
         "seconds": round(time.monotonic() - started, 1),

@@ -1,6 +1,7 @@
 """Sweeps: points planned and checked, shared stages computed once, every point by whichever worker is free, one comparison."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sfd_core.config import Fraction, Positive, Seed
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.presets import PRESETS
 from sfd_core.sizes import SizeName
+from sfd_core.tracking.registry import CHAMPION
 
 GIT_REMOTE = "SFD_GIT_REMOTE"
 """Environment variable: the git remote that refs of sweeps are sent to; they stay in the clone if it is not set."""
@@ -147,31 +149,27 @@ def seeds_sweep(
 
 
 def _run(asked: Sweep) -> None:
-    if asked.name == POINTS:
-        raise ConfigError(f"a sweep cannot be called {POINTS}, as the refs of all finished points are; choose another name")
+    if asked.name in (POINTS, CHAMPION, "latest") or re.fullmatch(r"v\d+", asked.name):
+        raise ConfigError(
+            f"a sweep cannot be called {asked.name}, which means something else among refs or models; choose another name"
+        )
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
         points = plan_points(base_values(asked.preset, project), asked.space, git.code_key(project, commit), project)
         finished = git.read_records(project, POINTS)
-        known = {point.key: finished[point.key] for point in points if point.key in finished}
-        lost = comparison.without_run(project, known.values())
-        kept = [point for point in points if point.key in known and known[point.key].get("run_key") not in lost]
-        rows = [Row(point, "finished before", known[point.key]) for point in kept]
+        rows = [Row(point, "finished before", finished[point.key]) for point in points if point.key in finished]
         told = outlook(points, finished, project_rates(project))
         create_table_artifact(told.table, key=comparison.artifact_key(asked.name, "plan"), description=told.words)
         logger.info(told.words)
         if asked.dry_run:
             return
-        missing = [point for point in points if point not in kept]
+        missing = [point for point in points if point.key not in finished]
         if missing and remote_of(project):
             fetch(_place(project, asked.name))  # a remote that cannot be used is told before any point starts
         dispatcher = Dispatcher(flow_run.id, commit, logger.info)
-        computed = _compute(project, commit, missing, dispatcher)
-        rows += computed
-        if lost := comparison.without_run(project, [row.record for row in computed]):
-            logger.info("MLflow answers again: %d points send what it missed", len(lost))
-            _compute(project, commit, [row.point for row in computed if row.record.get("run_key") in lost], dispatcher)
+        rows += _compute(project, commit, missing, dispatcher)
+        _send_missing(project, rows, dispatcher)
         _show(project, asked, _in_order(rows, points))
     failed = [row for row in rows if row.status == "failed"]
     if failed:
@@ -203,6 +201,22 @@ def _compute(project: Path, commit: str, missing: Sequence[Point], dispatcher: D
             for point in group:
                 dispatcher.submit(point, [point.target])
     return rows
+
+
+def _send_missing(project: Path, rows: Sequence[Row], dispatcher: Dispatcher) -> None:
+    """Have the runs sent that MLflow lacks, of points that finished while it was away or that another store has."""
+    lost = comparison.without_run(project, rows)
+    for row in lost:
+        record = row.record
+        lock = git.file_of(project, str(record["commit"]), "dvc.lock")
+        finished = {"lock": lock, "run_key": record["run_key"], "resume_key": record.get("resume_key", "")}
+        dispatcher.submit(row.point, [row.point.target], "run of ", finished)
+    if lost:
+        get_run_logger().info("MLflow lacks %d finished points; they are restored and sent", len(lost))
+    while ended := dispatcher.ended():
+        for _, outcome in ended:
+            if outcome.record is None:
+                get_run_logger().warning("%s: not sent to MLflow: %s", outcome.point.name, outcome.message)
 
 
 def _keep(project: Path, commit: str, outcome: Outcome) -> Row:
@@ -240,7 +254,7 @@ def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
     where = comparison.send_to_mlflow(
         project, asked.name, comparison.sweep_points(rows), files, comparison.candidate(asked.name, rows)
     )
-    if link := comparison.refresh_dashboard(place):
+    if link := comparison.refresh_dashboard(place, rows[0].point.values):
         where.append(f"[comparison of all runs in MLflow]({link})")
     create_table_artifact(
         comparison.table(rows), key=comparison.artifact_key(asked.name, "table"), description=f"sweep {asked.name}"

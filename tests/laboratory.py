@@ -56,6 +56,16 @@ def wait_until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) 
 class Runs:
     """Runs on the Prefect server of the environment's PREFECT_API_URL."""
 
+    def await_deployments(self) -> None:
+        """Wait until a worker has made its deployments."""
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+        def made() -> bool:
+            with get_client(sync_client=True) as client:
+                return any(deployment.name == "point" for deployment in client.read_deployments())
+
+        wait_until(made, "the worker's deployments")
+
     def ask(self, deployment: str, **parameters: Any) -> Any:
         """Start a run and return its id."""
         from prefect.deployments import run_deployment  # noqa: PLC0415
@@ -137,7 +147,7 @@ class Laboratory(Runs):
         except httpx.HTTPError:
             return False
 
-    def start_worker(self, project: Project, name: str, **variables: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, project: Project, name: str, *options: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it serves; all workers serve everything, so those of other projects are stopped."""
         for other, process in self._workers:
             if other.path.parent != project.path.parent:
@@ -146,7 +156,7 @@ class Laboratory(Runs):
         before = log.stat().st_size if log.exists() else 0
         environment = project.environment | self.environment | {"SFD_WORKER": name} | variables
         environment.pop("PYTHONPATH", None)
-        worker = self.start([sys.executable, "-m", "flows.deployments"], project.path, log, environment)
+        worker = self.start([sys.executable, "-m", "flows.deployments", *options], project.path, log, environment)
         wait_until(lambda: "is ready" in log.read_text()[before:] or worker.poll() is not None, "the worker's start", 120)
         assert worker.poll() is None, log.read_text()
         self._workers.append((project, worker))
@@ -218,6 +228,12 @@ def whole_project(path: Path, active: list[str]) -> Project:
     project = flow_project(path, active)
     shutil.copytree(ROOT / "infra", path / "infra", ignore=shutil.ignore_patterns("__pycache__"))
     return project
+
+
+def await_training(project: Project) -> None:
+    """Wait until a point of a sweep has written a checkpoint of its denoiser."""
+    pattern = ".sfd/points/*/.sfd/resume/train/*/step-*"
+    wait_until(lambda: list(project.path.glob(pattern)), "a checkpoint of a training")
 
 
 def processes_in(folder: Path) -> list[str]:

@@ -11,7 +11,10 @@ from urllib.parse import quote
 
 from seaweed import free_ports
 
-INSTALLED = shutil.which("initdb") is not None and shutil.which("pg_ctl") is not None
+DEBIAN = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+"""Where Debian's packages keep what is not on the PATH."""
+PROGRAMS = {name: shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *DEBIAN])) for name in ("initdb", "pg_ctl")}
+INSTALLED = None not in PROGRAMS.values()
 UNPRIVILEGED = "nobody"
 
 
@@ -49,5 +52,5 @@ class PostgreSQL:
 
     def _run(self, program: str, *words: str) -> None:
         subprocess.run(
-            [str(shutil.which(program)), *words], user=self._user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL
+            [str(PROGRAMS[program]), *words], user=self._user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL
         )

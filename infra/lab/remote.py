@@ -19,6 +19,6 @@ def set_remote(project: Path) -> bool:
     chosen = config["core"].get("remote")
     if chosen is None:
         with config.edit("local") as local:
-            local["remote"] = {**local.get("remote", {}), REMOTE: {"url": URL}}
+            local["remote"] = {REMOTE: {"url": URL}} | local.get("remote", {})
             local["core"] = {**local.get("core", {}), "remote": REMOTE}
     return chosen in (None, REMOTE)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfd_core.cli.results import PARAMS
@@ -17,23 +18,26 @@ def add_dashboard(commands: Any) -> None:
     command = commands.add_parser(
         "dashboard", help="lay out the comparison in MLflow and print its link", description=_dashboard.__doc__
     )
+    command.add_argument(
+        "--params", type=Path, default=PARAMS, help="the experiment whose distance leads (default: %(default)s)"
+    )
     command.set_defaults(handler=_dashboard)
 
 
-def _dashboard(_: argparse.Namespace) -> None:
+def _dashboard(arguments: argparse.Namespace) -> None:
     """Lay out convergence, losses and sweeps of all runs as charts of one MLflow page, DiT first, and print its link.
 
     Where FID is measured as papers do, on ImageNet at 256x256 pixels, published curves are added as runs.
     """
-    params = load_params(PARAMS)
+    params = load_params(arguments.params)
     from sfd_core.evaluation.metrics import number_name
     from sfd_core.tracking import Store, store_uri
-    from sfd_core.tracking.address import is_reachable
+    from sfd_core.tracking.address import is_reachable, public
     from sfd_core.tracking.dashboard import refresh_dashboard
 
     uri = store_uri()
     if not is_reachable(uri):
-        raise ResourceError(f"MLflow at {uri} does not answer; start it (`make up`) or set MLFLOW_TRACKING_URI")
+        raise ResourceError(f"MLflow at {public(uri)} does not answer; start it (`make up`) or set MLFLOW_TRACKING_URI")
     number = number_name("fd", params.reference.extractors[0])
     shown = refresh_dashboard(Store(uri), number, _published(params, number))
     print(f"{shown.charts} charts; baselines: {', '.join(shown.baselines) or 'no DiT yet'}\n{shown.link}")

@@ -43,18 +43,22 @@ def _nobody_else() -> None:
 
 
 def _fetch(storage: Storage, prefix: str, folder: Path) -> None:
-    """Bring the folder to the newest checkpoint that is anywhere, with its curve and the snapshots up to it."""
+    """Bring the folder to the newest checkpoint that is anywhere, with its curve and the snapshots up to it.
+
+    Broken off, it fetches the rest when it is called again.
+    """
     here = {path.name for path in folder.glob("step-*")}
     newest = restore(storage, prefix, folder)
-    if newest is None or newest.name in here:
+    if newest is None:
         return
     step = int(newest.name.removeprefix("step-"))
     for stored in storage.list(f"{prefix}/{SNAPSHOTS}/"):
         name = stored.key.rpartition("/")[2]
         match = SNAPSHOT.fullmatch(name)
-        if match and int(match[1]) <= step:
+        if match and int(match[1]) <= step and not (folder / SNAPSHOTS / name).exists():
             storage.download(stored.key, folder / SNAPSHOTS / name)
     for name in CURVES:
-        if (newest / name).exists():
+        if (newest / name).exists() and (newest.name not in here or not (folder / name).exists()):
             shutil.copyfile(newest / name, folder / name)
-    print(f"{folder}: continues what another machine did, up to step {step}", file=sys.stderr)
+    if newest.name not in here:
+        print(f"{folder}: continues what another machine did, up to step {step}", file=sys.stderr)

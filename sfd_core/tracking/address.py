@@ -4,7 +4,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from urllib.parse import urlparse
+from urllib.parse import urlsplit, urlunsplit
 
 from sfd_core.paths import STATE
 
@@ -22,12 +22,18 @@ def is_embedded(uri: str) -> bool:
     return uri.startswith(EMBEDDED_SCHEME)
 
 
+def public(uri: str) -> str:
+    """Return an address without a user and password that it may hold."""
+    address = urlsplit(uri)
+    return urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2]))
+
+
 def is_reachable(uri: str) -> bool:
     """Whether a server answers at the store's address, whatever it says; one that accepts and is silent does not."""
-    if urlparse(uri).scheme not in {"http", "https"}:
+    if urlsplit(uri).scheme not in {"http", "https"}:
         return True
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS):  # noqa: S310 - http, as seen above
+        with urllib.request.urlopen(f"{public(uri).rstrip('/')}/health", timeout=ANSWER_SECONDS):  # noqa: S310 - http, as seen above
             return True
     except urllib.error.HTTPError:
         return True

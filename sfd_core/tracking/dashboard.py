@@ -10,15 +10,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sfd_core.tracking.address import EMBEDDED_SCHEME
+from sfd_core.tracking.address import EMBEDDED_SCHEME, public
 from sfd_core.tracking.curves import Point, metric_name
 from sfd_core.tracking.runs import COMPARED_TAG, RunSpec
-from sfd_core.tracking.store import NAME_TAG, Run, Store
+from sfd_core.tracking.store import EVALUATION_TAG, KEY_TAG, NAME_TAG, Run, Store
 from sfd_core.tracking.sweep import KIND_TAG, RUN_KEY_TAG
 
 KEY = "comparison"
 TAG = f"mlflow.sharedViewState.{KEY}"
-BASELINE_TAG = "sfd.baseline"
+BASELINE_TAG, COLOUR_TAG = "sfd.baseline", "mlflow.runColor"
+BLACK = "#000000"
+"""Of baselines, which no other run has."""
 PUBLISHED = "published"
 IMAGES_SEEN = metric_name("evaluate", "images_seen")
 LOSS_TERMS = "train/"
@@ -57,10 +59,10 @@ def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCu
     for curve in published:
         _record_published(store, number, curve)
     runs = store.runs()
-    trained = {run.tags["sfd.key"] for run in runs if "sfd.key" in run.tags}
+    trained = {_evidence(run, KEY_TAG) for run in runs if KEY_TAG in run.tags}
     for run in runs:
         tags = {COMPARED_TAG: "yes" if _is_compared(run, trained) else "no"}
-        tags |= {BASELINE_TAG: "DiT"} if _is_baseline(run) else {}
+        tags |= {BASELINE_TAG: "DiT", COLOUR_TAG: BLACK} if _is_baseline(run) else {}
         store.tag(run.run_id, {name: value for name, value in tags.items() if run.tags.get(name) != value})
     charts = list(_charts(number, runs))
     store.tag_experiment(TAG, json.dumps(_view(charts)))
@@ -69,7 +71,7 @@ def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCu
 
 def dashboard_link(store: Store) -> str:
     """Return the address of the comparison; of the embedded store on the server that `make serve-mlflow` starts."""
-    base = "http://127.0.0.1:5000" if store.uri.startswith(EMBEDDED_SCHEME) else store.uri.rstrip("/")
+    base = "http://127.0.0.1:5000" if store.uri.startswith(EMBEDDED_SCHEME) else public(store.uri).rstrip("/")
     return f"{base}/#/experiments/{store.experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
 
 
@@ -95,10 +97,15 @@ def _is_baseline(run: Run) -> bool:
     return run.params.get("variant.model") == "dit" or run.name.startswith(f"{PUBLISHED}: DiT")
 
 
-def _is_compared(run: Run, trained: Collection[str]) -> bool:
+def _evidence(run: Run, tag: str) -> tuple[str, str]:
+    """Return the training that a tag of a run names, and the evaluation of it."""
+    return run.tags.get(tag, ""), run.tags.get(EVALUATION_TAG, "")
+
+
+def _is_compared(run: Run, trained: Collection[tuple[str, str]]) -> bool:
     """Whether a run has something to compare, and is not there a second time: as a training and as a sweep's point."""
     kind = run.tags.get(KIND_TAG)
-    return kind not in ("vae", "sweep") and not (kind == "point" and run.tags.get(RUN_KEY_TAG) in trained)
+    return kind not in ("vae", "sweep") and not (kind == "point" and _evidence(run, RUN_KEY_TAG) in trained)
 
 
 def _charts(number: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -157,10 +164,10 @@ def _card(kind: str, section: str, title: str) -> dict[str, Any]:
 def _varied(runs: Sequence[Run]) -> list[str]:
     """Return the parameters that differ among what sweeps compare: their points' trainings, and points that trained nothing."""
     points = [run for run in runs if run.tags.get(KIND_TAG) == "point"]
-    trained = {key for run in points if (key := run.tags.get(RUN_KEY_TAG))}
+    trained = {_evidence(run, RUN_KEY_TAG) for run in points if RUN_KEY_TAG in run.tags}
     values: dict[str, set[str]] = {}
     for run in runs:
-        if run.tags.get("sfd.key") in trained or (run in points and not run.tags.get(RUN_KEY_TAG)):
+        if _evidence(run, KEY_TAG) in trained or (run in points and RUN_KEY_TAG not in run.tags):
             for name, value in run.params.items():
                 values.setdefault(name, set()).add(value)
     return sorted(name for name, found in values.items() if len(found) > 1) or ["variant.delta_t", "variant.size"]
@@ -189,7 +196,7 @@ def _view(charts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             {"uuid": name, "name": name, "display": True, "isReordered": False, "columns": 2, "cardHeight": 400}
             for name in SECTIONS
         ],
-        "isAccordionReordered": False,
+        "isAccordionReordered": True,
         "hideEmptyCharts": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }

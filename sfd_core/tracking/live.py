@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sfd_core.paths import STATE, atomic_path, file_digest
-from sfd_core.tracking.address import is_embedded, is_reachable, store_uri
+from sfd_core.tracking.address import is_embedded, is_reachable, public, store_uri
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.runs import RunSpec
-from sfd_core.tracking.store import NAME_TAG, Store
+from sfd_core.tracking.store import KEY_TAG, NAME_TAG, Store
 
 SECONDS_BETWEEN_SENDINGS = 10.0
 SECONDS_AT_THE_END = 30.0
@@ -41,8 +41,7 @@ def follow(spec: RunSpec, history: Path, resume_key: str, every: float = SECONDS
         follower.end("FAILED", None)
         raise
     key = history_key(history)
-    with atomic_path(LINKS / key) as link:
-        link.write_text(resume_key)
+    link_training(key, resume_key)
     follower.end("FINISHED", key)
 
 
@@ -51,10 +50,16 @@ def history_key(history: Path) -> str:
     return file_digest(history)[:16]
 
 
-def linked_resume_key(key: str) -> str | None:
-    """Return the resume key of a training that ended here with the curve of `key`, if it was followed."""
-    link = LINKS / key
-    return link.read_text() if link.is_file() else None
+def link_training(key: str, resume_key: str, project: Path = Path()) -> None:
+    """Note, for when the run is completed, that the training which ended with the curve of `key` began as `resume_key`."""
+    with atomic_path(project / LINKS / key) as link:
+        link.write_text(resume_key)
+
+
+def linked_resume_key(key: str, project: Path = Path()) -> str | None:
+    """Return the resume key of a training that ended with the curve of `key`, if it was followed."""
+    link = project / LINKS / key
+    return link.read_text() if key and link.is_file() else None
 
 
 class _Follower(threading.Thread):
@@ -92,7 +97,10 @@ class _Follower(threading.Thread):
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if not self._told:
             self._told = True
-            print(f"{self._spec.name}: MLflow at {self._uri}: {reason}; the curve is on disk and sent later", file=sys.stderr)
+            print(
+                f"{self._spec.name}: MLflow at {public(self._uri)}: {reason}; the curve is on disk and sent later",
+                file=sys.stderr,
+            )
 
     def _send(self, last: bool) -> None:
         if self._store is None:
@@ -106,5 +114,5 @@ class _Follower(threading.Thread):
             self._known = store.known(self._run_id, {point.key for point in points})
         store.send(self._run_id, points, self._known)
         if last:
-            store.tag(self._run_id, {"sfd.key": self._key} if self._key else {})
+            store.tag(self._run_id, {KEY_TAG: self._key} if self._key else {})
             store.finish(self._run_id, self._status)

@@ -12,12 +12,12 @@ from typing import Any
 
 from sfd_core.config import Params, fingerprint
 from sfd_core.paths import OUTPUTS, STATE, file_digest, write_json
-from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, is_reachable, store_uri
+from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, is_reachable, public, store_uri
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.live import history_key, linked_resume_key
 from sfd_core.tracking.runs import RunSpec, VAEName, vae_run, variant_run
 from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
-from sfd_core.tracking.store import Evidence, Store, sync_run
+from sfd_core.tracking.store import EVALUATION_TAG, Evidence, Store, sync_run
 
 MARKER = STATE / "tracked.json"
 """Store -> run -> hash of what it was last completed with, so that nothing new means not even importing mlflow."""
@@ -65,13 +65,13 @@ def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
         pending = [run for run in finished if done.get(run.spec.name) != run.digest]
         unchanged = tuple(run.spec.name for run in finished if run not in pending)
         if not pending:
-            return Tracked(uri, {}, {}, unchanged)
+            return Tracked(public(uri), {}, {}, unchanged)
         if not is_reachable(uri):
-            return _told(Tracked(uri, {}, {run.spec.name: "the store does not answer" for run in pending}, unchanged))
+            return _told(Tracked(public(uri), {}, {run.spec.name: "the store does not answer" for run in pending}, unchanged))
         completed, failed = _complete(uri, pending)
         done |= {run.spec.name: run.digest for run in pending if run.spec.name in completed}
         write_json(MARKER, markers | {uri: done})
-        return _told(Tracked(uri, completed, failed, unchanged))
+        return _told(Tracked(public(uri), completed, failed, unchanged))
 
 
 def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[str, str]]:
@@ -133,7 +133,7 @@ def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
     protocols = {name: number["protocol"] for name, number in (results.get("final") or {}).items() if "protocol" in number}
     tags = {"sfd.protocol": json.dumps(_without_repetition(protocols))} if protocols else {}
     if results:
-        tags["sfd.evaluation"] = fingerprint([file_digest(file) for file in _present(evaluate, "curve.csv", "numbers.json")])
+        tags[EVALUATION_TAG] = evaluation_key(evaluate)
     grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
     return Evidence(
         curves=[Curve(train / "history.csv", "train"), Curve(evaluate / "curve.csv", "evaluate")],
@@ -146,6 +146,12 @@ def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
         tags=tags,
         model=_model(train, train.parent.parent / "texture_vae"),
     )
+
+
+def evaluation_key(evaluate: Path) -> str:
+    """Return what identifies an evaluation: the hash of its curve and numbers; empty where there are none."""
+    files = _present(evaluate, "curve.csv", "numbers.json")
+    return fingerprint([file_digest(file) for file in files]) if files else ""
 
 
 def _model(train: Path, texture_vae: Path) -> dict[str, Path]:

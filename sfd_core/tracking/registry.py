@@ -6,11 +6,12 @@ A version carries what made it: the number it was chosen by, its protocol, the c
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfd_core.tracking.store import NAME_TAG, Store
+from sfd_core.tracking.store import Store
+from sfd_core.tracking.sweep import find_training
 
 MODEL = "semantic-first-diffusion"
 CHAMPION = "champion"
-NUMBER_TAG, VALUE_TAG = "sfd.number", "sfd.value"
+MEASURE_TAG, VALUE_TAG = "sfd.measure", "sfd.value"
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,13 @@ class Candidate:
     sweep: str
     variant: str
     run_key: str
-    """`history_key` of its training, which names its run."""
+    evaluation: str
+    """`history_key` of its training and `evaluation_key` of its numbers, which name its run."""
     number: str
     """What it was chosen by, lower is better, such as `fid`."""
     value: float
+    measure: str
+    """How that was measured: only values with equal words can be compared."""
     commit: str
     """With parameters and lock file: `git checkout`, then `dvc pull` or `dvc repro`."""
     data: Mapping[str, str]
@@ -33,20 +37,21 @@ class Candidate:
 def register_best(store: Store, candidate: Candidate) -> str | None:
     """Register the model of a sweep's best point under the alias of the sweep, and as champion if none is better.
 
+    A champion that was measured in another way is no longer one: the two cannot be compared.
     Returns the address of the version, None if the run or its model is not in this store. Told again, nothing is added.
     """
-    runs = store.find({NAME_TAG: candidate.variant, "sfd.key": candidate.run_key})
+    runs = find_training(store, candidate.run_key, candidate.evaluation)
     model = store.model_of(runs[-1][0]) if runs else None
     if model is None:
         return None
     run_id, tags = runs[-1]
-    lineage = {NUMBER_TAG: candidate.number, VALUE_TAG: repr(candidate.value), "sfd.commit": candidate.commit}
+    lineage = {MEASURE_TAG: candidate.measure, VALUE_TAG: repr(candidate.value), "sfd.commit": candidate.commit}
     lineage |= {f"dvc.{name}": digest for name, digest in candidate.data.items()}
     lineage |= {"sfd.protocol": tags["sfd.protocol"]} if "sfd.protocol" in tags else {}
     version = store.register(MODEL, model, run_id, _words(store, candidate, run_id), lineage)
     store.alias(MODEL, candidate.sweep, version)
     champion = store.version_tags(MODEL, CHAMPION)
-    beaten = champion.get(NUMBER_TAG) != candidate.number or float(champion.get(VALUE_TAG, "inf")) >= candidate.value
+    beaten = champion.get(MEASURE_TAG) != candidate.measure or float(champion.get(VALUE_TAG, "inf")) >= candidate.value
     if beaten:
         store.alias(MODEL, CHAMPION, version)
     return f"models:/{MODEL}@{CHAMPION if beaten else candidate.sweep}"

@@ -27,7 +27,7 @@ from sfd_core.tracking.curves import Curve, Point
 from sfd_core.tracking.runs import RunSpec
 
 EXPERIMENT = "semantic-first-diffusion"
-NAME_TAG = "sfd.name"
+NAME_TAG, KEY_TAG, EVALUATION_TAG, COMPLETE_TAG = "sfd.name", "sfd.key", "sfd.evaluation", "sfd.complete"
 POINTS_A_CALL, PARAMS_A_CALL, RUNS_A_CALL, TAG_LENGTH = 1000, 100, 1000, 5000
 """Limits of MLflow's interface."""
 SAMPLING_NEEDS = (
@@ -250,31 +250,31 @@ def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_k
     A run started while the training went on is known by its `resume_key`. Evidence of another evaluation of the same
     training makes a run of its own, so that no curve mixes two protocols.
     """
-    run_id, tags = _run_of(store, spec, key, evidence.tags.get("sfd.evaluation", ""), resume_key)
+    run_id, tags = _run_of(store, spec, key, evidence.tags.get(EVALUATION_TAG, ""), resume_key)
     points = [point for curve in evidence.curves for point in curve.points()]
     last = max(points, key=lambda point: point.step, default=Point("", 0, 0.0, 0.0))
     points += [Point(name, last.step, value, last.seconds) for name, value in evidence.finals.items() if math.isfinite(value)]
     sent = store.send(run_id, points, store.known(run_id, {point.key for point in points}))
-    if "sfd.complete" not in tags:
+    if COMPLETE_TAG not in tags:
         store.describe(run_id, spec)
         store.send_files(run_id, evidence)
         if evidence.model:
             store.send_model(run_id, evidence.model)
-        store.tag(run_id, {**spec.tags, **evidence.tags, "sfd.key": key, "sfd.complete": "true"})
+        store.tag(run_id, {**spec.tags, **evidence.tags, KEY_TAG: key, COMPLETE_TAG: "true"})
         store.finish(run_id)
     return Synced(run_id, sent)
 
 
 def _run_of(store: Store, spec: RunSpec, key: str, evaluation: str, resume_key: str | None) -> tuple[str, dict[str, str]]:
-    candidates = store.find({NAME_TAG: spec.name, "sfd.key": key})
+    candidates = store.find({NAME_TAG: spec.name, KEY_TAG: key})
     if not candidates and resume_key is not None:
         candidates = store.find({NAME_TAG: spec.name, "sfd.resume_key": resume_key})
     for run_id, tags in candidates:
-        if tags.get("sfd.evaluation", evaluation) == evaluation:
-            if "sfd.evaluation" not in tags and evaluation:  # it was complete as a training only
-                tags.pop("sfd.complete", None)
+        if tags.get(EVALUATION_TAG, evaluation) == evaluation:
+            if EVALUATION_TAG not in tags and evaluation:  # it was complete as a training only
+                tags.pop(COMPLETE_TAG, None)
             return run_id, tags
-    return store.create(spec, {"sfd.key": key}), {}
+    return store.create(spec, {KEY_TAG: key}), {}
 
 
 def _import_mlflow() -> ModuleType:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sfd_core.tracking.curves import Point, metric_name
 from sfd_core.tracking.runs import RunSpec
-from sfd_core.tracking.store import Evidence, Store
+from sfd_core.tracking.store import EVALUATION_TAG, KEY_TAG, Evidence, Store
 
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG, SWEEP_TAG, POINT_TAG = "sfd.kind", "sfd.sweep", "sfd.point"
@@ -28,6 +28,8 @@ class SweepPoint:
     commit: str
     run_key: str = ""
     """`history_key` of its training, whose run has the curves; empty for a point that trained nothing."""
+    evaluation: str = ""
+    """`evaluation_key` of its numbers: a training that was judged in two ways has two runs."""
 
 
 def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: Sequence[Path] = ()) -> str:
@@ -40,16 +42,22 @@ def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: S
     for point in points:
         child = present.get(point.key)
         if child is None:
-            tags = {PARENT_TAG: parent, POINT_TAG: point.key, RUN_KEY_TAG: point.run_key, "sfd.commit": point.commit}
+            tags = {PARENT_TAG: parent, POINT_TAG: point.key, "sfd.commit": point.commit}
+            tags |= {RUN_KEY_TAG: point.run_key, EVALUATION_TAG: point.evaluation} if point.run_key else {}
             child = store.create(RunSpec(point.name, point.settings, {KIND_TAG: "point", SWEEP_TAG: name}), tags)
         values = [Point(metric_name("final", key), point.step, value, 0.0) for key, value in point.numbers.items()]
         store.send(child, values, store.known(child, {value.key for value in values}))
         store.finish(child)
-        for run_id, _ in store.find({"sfd.key": point.run_key}) if point.run_key else []:
+        for run_id, _ in find_training(store, point.run_key, point.evaluation):
             store.rename(run_id, point.name)
     store.send_files(parent, Evidence(files={"sweep": list(files)}))
     store.finish(parent)
     return parent
+
+
+def find_training(store: Store, run_key: str, evaluation: str) -> list[tuple[str, dict[str, str]]]:
+    """Return (id, tags) of the runs of a point's training with its numbers: one, or none in a store that lacks it."""
+    return store.find({KEY_TAG: run_key, EVALUATION_TAG: evaluation}) if run_key else []
 
 
 def _parent(store: Store, name: str) -> str:

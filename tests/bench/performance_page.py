@@ -210,6 +210,22 @@ def _gpu_sampling(results: Mapping[str, Result]) -> str:
     return _table(("network", "evaluations", "guidance", "batch", "images/s"), rows)
 
 
+def _sweep(results: Mapping[str, Result]) -> str:
+    (result,) = results.values()
+    rows = (
+        ("`make up` until all servers answer", f"{result['ready']:.0f} s"),
+        ("until the worker has made its deployments, too", f"{result['serving']:.0f} s"),
+        ("memory of all processes (proportional set size)", f"{result['memory'] / 1e9:.2f} GB"),
+        (f"{result['points']} points, one worker", f"{result['one_worker']:.0f} s"),
+        (f"{result['points']} points, two workers", f"{result['two_workers']:.0f} s"),
+        ("speed-up", f"**{result['one_worker'] / result['two_workers']:.2f}**"),
+        ("a point, median: training", f"{result['training']:.1f} s"),
+        ("a point, median: all else", f"{result['overhead']:.1f} s"),
+        ("the finished sweep again", f"{result['again']:.1f} s"),
+    )
+    return _table(("what", ""), rows)
+
+
 def _rates(results: Mapping[str, Result]) -> str:
     def rate(result: Result) -> str:
         return f"{result['per_second']:,.1f}" if "per_second" in result else ""
@@ -241,6 +257,7 @@ TABLES = {
     "extraction": _Table(_rates, "test_extraction.py"),
     "repa-targets": _Table(_rates, "test_repa_targets.py"),
     "pipeline": _Table(_rates, "test_pipeline.py"),
+    "sweep": _Table(_sweep, "test_sweep.py"),
     "cost-law": _Table(_cost_law, "test_cost_law.py"),
     "gpu": _Table(_gpu, "test_gpu.py", "test_training"),
     "gpu-sampling": _Table(_gpu_sampling, "test_gpu.py", "test_sampling"),

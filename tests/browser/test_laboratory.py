@@ -95,6 +95,9 @@ def see_comparison(page: Page, link: str) -> None:
     """Open the prepared page: DiT, one run for each offset, and the charts of every section."""
     page.goto(link)
     expect(page.get_by_text("viewing a shared view").first).to_be_visible()
+    close = page.locator("[data-component-id='mlflow.assistant.chat_panel.close']")
+    close.click()
+    expect(close).to_be_hidden()
     for name in ("dit", *(f"sfd-delta_t-{str(offset).removesuffix('.0').replace('.', 'p')}-seed-0" for offset in OFFSETS)):
         expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
     for section in ("Convergence", "Sweeps", "Training"):

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from faulty_proxy import FaultyProxy, Mode
-from laboratory import WholeLaboratory, processes_in, wait_until, whole_project
+from laboratory import WholeLaboratory, await_training, processes_in, wait_until, whole_project
 from projects import Project
 from seaweed import WEED
 
@@ -30,11 +30,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-STEPS = 1500
-"""Long enough to be met in the middle."""
+STEPS, MANY_STEPS = 400, 1500
+"""Long enough to be met in the middle, and to outlast a server's absence."""
 AWAY_SECONDS = 60.0
 LOSSES = 100
-"""Points of the loss curve of any training of so many steps."""
+"""Points of the loss curve of any such training."""
 IN_MLFLOW = """
 import json, sys
 from sfd_core.tracking import Store
@@ -56,14 +56,10 @@ class Faulty:
     def project(self) -> Project:
         return self.laboratory.project
 
-    def sweep(self, name: str, delta_t: float) -> Any:
+    def sweep(self, name: str, delta_t: float, steps: int = STEPS) -> Any:
         """Ask for a sweep of one point and return its run."""
-        changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": 50}
+        changes = {"train.optimisation.steps": steps, "train.optimisation.checkpoint_every": 50}
         return self.laboratory.ask("sweep/sweep", name=name, variants=["sfd"], grid={"delta_t": [delta_t]}, changes=changes)
-
-    def await_training(self) -> None:
-        pattern = "*/.sfd/resume/train/*/step-*/manifest.json"
-        wait_until(lambda: list(self.worktrees.glob(pattern)), "a checkpoint of a training")
 
     @property
     def worktrees(self) -> Path:
@@ -110,6 +106,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
         patch.setenv("PREFECT_HOME", str(project.path.parent / "prefect"))
         try:
             laboratory.run("up")
+            laboratory.await_deployments()
             yield Faulty(laboratory, s3, mlflow)
         finally:
             laboratory.run("down", check=False)
@@ -146,8 +143,8 @@ def clone_of(faulty: Faulty, name: str, path: Path) -> Project:
 
 
 def test_s3_away_for_a_minute_while_checkpoints_are_mirrored(faulty: Faulty, tmp_path: Path) -> None:
-    run = faulty.sweep("mirroring", 0.11)
-    faulty.await_training()
+    run = faulty.sweep("mirroring", 0.11, MANY_STEPS)
+    await_training(faulty.project)
     faulty.fail(faulty.s3, "refuses", AWAY_SECONDS)
     record = faulty.require_complete(run, "mirroring")
     assert faulty.runs_of(record) == [["true", LOSSES]]
@@ -170,7 +167,7 @@ def test_s3_away_for_a_minute_while_results_are_pushed_and_all_comes_back_in_an_
 
 def test_s3_busy_and_then_slow(faulty: Faulty) -> None:
     run = faulty.sweep("busy", 0.13)
-    faulty.await_training()
+    await_training(faulty.project)
     faulty.fail(faulty.s3, "busy", 20)
     faulty.s3.set("slow")
     faulty.require_complete(run, "busy")
@@ -178,7 +175,7 @@ def test_s3_busy_and_then_slow(faulty: Faulty) -> None:
 
 def test_s3_killed_in_the_middle(faulty: Faulty) -> None:
     run = faulty.sweep("killed", 0.14)
-    faulty.await_training()
+    await_training(faulty.project)
     (server,) = [process for process in psutil.process_iter() if is_s3_of(process, faulty.project)]
     server.kill()
     faulty.require_complete(run, "killed")
@@ -196,14 +193,14 @@ def test_s3_killed_in_the_middle(faulty: Faulty) -> None:
 def test_mlflow_costs_no_point_whatever_it_does(faulty: Faulty, name: str, before: Mode, during: Mode, delta_t: float) -> None:
     faulty.mlflow.set(before)
     run = faulty.sweep(name, delta_t)
-    faulty.await_training()
+    await_training(faulty.project)
     faulty.mlflow.set(during)
     record = faulty.require_complete(run, name)
     assert "run the sweep again" in faulty.laboratory.artifact(f"{name}-summary")
     faulty.mlflow.set("works")
     again = faulty.sweep(name, delta_t)
     assert faulty.laboratory.finish(again, 600).is_completed()
-    assert faulty.row(name)["status"] == "restored"
+    assert faulty.row(name)["status"] == "finished before"
     assert faulty.runs_of(record) == [["true", LOSSES]]
     print(f"training beside MLflow that {during}: {record['training']['seconds']:.1f} s")
 
@@ -214,7 +211,7 @@ def test_a_full_disk_is_told_and_the_training_is_not_done_again(faulty: Faulty) 
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", str(cache)], check=True)
     try:
         run = faulty.sweep("full", 0.31)
-        faulty.await_training()
+        await_training(faulty.project)
         filler = cache / "filler"
         with filler.open("wb") as file, suppress(OSError):
             while file.write(bytes(2**20)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from laboratory import Laboratory, flow_project, processes_in, wait_until
+from laboratory import Laboratory, await_training, flow_project, processes_in, wait_until
 from projects import Project
 
 pytestmark = [
@@ -37,10 +37,6 @@ class Sweep:
     @property
     def worktrees(self) -> Path:
         return self.project.path / ".sfd" / "points"
-
-    def await_training(self) -> None:
-        pattern = "*/.sfd/resume/train/*/step-*/manifest.json"
-        wait_until(lambda: list(self.worktrees.glob(pattern)), "a checkpoint of a training")
 
     def training(self) -> list[str]:
         return [command for command in processes_in(self.worktrees) if "stages.train" in command]
@@ -94,7 +90,7 @@ def test_a_sweep_goes_on_by_itself_after(
     laboratory: Laboratory, project: Project, fault: Callable[[Sweep], None], delta_t: float
 ) -> None:
     sweep = Sweep(laboratory, project, fault.__name__.replace("_", "-"), delta_t)
-    sweep.await_training()
+    await_training(sweep.project)
     fault(sweep)
     sweep.require_complete(resumed=fault is kill_engine_of_point)
 
@@ -106,7 +102,7 @@ def test_a_worker_that_ends_takes_all_with_it_and_the_next_one_goes_on(
     project = flow_project(tmp_path / "project", ["sfd"])
     worker = laboratory.start_worker(project, f"mortal-{number.name}")
     sweep = Sweep(laboratory, project, f"worker-{number.name.lower()}", delta_t)
-    sweep.await_training()
+    await_training(sweep.project)
     worker.send_signal(number)
     worker.wait(60)
     wait_until(lambda: not processes_in(project.path), "the end of all processes of the worker", 60)
@@ -123,7 +119,7 @@ def test_cancelling_ends_every_process_of_the_sweep(
     from prefect.states import Cancelling  # noqa: PLC0415
 
     sweep = Sweep(laboratory, project, "cancelled", delta_t)
-    sweep.await_training()
+    await_training(sweep.project)
     if restarted:
         restart_server(sweep)
     assert sweep.training()

@@ -76,6 +76,17 @@ def test_a_folder_that_was_broken_off_while_made_is_made_anew(project: Path) -> 
     broken = project / git.POINTS / "key"
     broken.mkdir(parents=True)
     (broken / "half").touch()
+    files_of_a_whole_one(project)
+
+
+def test_a_worktree_whose_making_was_broken_off_is_made_anew(project: Path) -> None:
+    with git.worktree(project, "key", git.base_commit(project)) as (folder, _):
+        (folder / "dvc.yaml").unlink()
+    folder.with_suffix(".whole").unlink()
+    files_of_a_whole_one(project)
+
+
+def files_of_a_whole_one(project: Path) -> None:
     with git.worktree(project, "key", git.base_commit(project)) as (folder, _):
         assert sorted(path.name for path in folder.iterdir() if path.name != ".git") == [
             ".gitignore", "dvc", "dvc.yaml", "params", "sfd_core",

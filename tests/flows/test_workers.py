@@ -31,12 +31,13 @@ def clone(project: Project, path: Path, remote: Path) -> Project:
 def test_two_machines_share_a_sweep_and_a_third_restores_it(laboratory: Laboratory, tmp_path: Path) -> None:
     first = with_remote(flow_project(tmp_path / "first", ["sfd"]), tmp_path / "remote")
     projects = {"first": first, "second": clone(first, tmp_path / "second", tmp_path / "remote")}
-    workers = [laboratory.start_worker(project, name) for name, project in projects.items()]
+    workers = [laboratory.start_worker(first, "first"), laboratory.start_worker(projects["second"], "second", "--points")]
     run = laboratory.ask("offset sweep/offset sweep", name="shared", delta_t=[0.0, 0.2, 0.4, 0.6])
     state = laboratory.finish(run, 900)
     assert state.is_completed(), state.message
     rows = json.loads(laboratory.artifact("shared-table"))
     assert [row["status"] for row in rows] == ["computed"] * 4
+    assert len(first.run("git", "for-each-ref", "refs/sfd/shared").stdout.splitlines()) == 4
     printed = {
         name: "".join(file.read_text() for file in (project.path / ".sfd" / "logs").glob("*.log"))
         for name, project in projects.items()

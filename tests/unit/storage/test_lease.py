@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from faulty_proxy import FaultyProxy
 
+from flows.point import AT_WORK
 from sfd_core.errors import DataError, ResourceError
 from sfd_core.storage import Lease, LostError, Storage
 from sfd_core.storage.lease import Holder
@@ -33,6 +34,11 @@ def is_lost(lease: Lease) -> bool:
     except LostError:
         return True
     return False
+
+
+def test_a_held_lease_is_refused_in_the_words_that_sweeps_wait_for(storage: Storage) -> None:
+    with Lease(storage, "awaited"), pytest.raises(ResourceError, match=AT_WORK), Lease(storage, "awaited"):
+        pass
 
 
 def test_a_held_lease_is_refused_by_the_name_of_its_holder_and_free_when_released(storage: Storage) -> None:

@@ -87,6 +87,31 @@ def test_another_machine_ends_a_training_as_if_it_had_never_stopped(
         assert all(torch.equal(tensor, load_file(theirs.path)[name]) for name, tensor in load_file(ours.path).items())
 
 
+def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, alone = (machine(tmp_path, name) for name in ("first", "second", "alone"))
+    with pytest.raises(BrokenError):
+        train(first, ends_at=24)
+    download = Storage.download
+
+    def broken(storage: Storage, key: str, path: Path, digest: str | None = None) -> None:
+        if "/snapshots/" in key:
+            raise ResourceError("away")
+        download(storage, key, path, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "download", broken)
+        with pytest.raises(ResourceError, match="away"):
+            train(second)
+    assert list(second.path.glob("step-*"))
+    shared = train(second)
+    monkeypatch.delenv("SFD_CHECKPOINTS")
+    train(alone)
+    assert curve(second) == curve(alone)
+    assert [kept.step for kept in shared.snapshots] == [8, 22, 30]
+
+
 def test_two_machines_never_train_the_same(tmp_path: Path, storage: Storage, request: pytest.FixtureRequest) -> None:
     first, second = machine(tmp_path, "first"), machine(tmp_path, "second")
     with (

@@ -7,7 +7,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 
 from sfd_core.tracking import address
-from sfd_core.tracking.address import is_reachable, store_uri
+from sfd_core.tracking.address import is_reachable, public, store_uri
 
 
 @pytest.fixture
@@ -31,6 +31,12 @@ def test_a_server_is_there_if_it_answers_at_all(proxy: FaultyProxy, monkeypatch:
     assert not is_reachable(proxy.endpoint)
     proxy.set("refuses")
     assert not is_reachable(proxy.endpoint)
+
+
+def test_a_user_and_a_password_in_the_address_are_neither_asked_for_nor_shown(proxy: FaultyProxy) -> None:
+    uri = proxy.endpoint.replace("://", "://user:p%40ss@")
+    assert is_reachable(uri)
+    assert public(uri) == proxy.endpoint
 
 
 def test_the_embedded_store_is_always_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,10 @@ def store(embedded: Path) -> Store:
     made.create(RunSpec("texture_vae", {}, {"sfd.kind": "vae"}), {"sfd.key": "vae"})
     for number in (0, 3):
         params = {"variant.model": "sfd", "variant.delta_t": f"0.{number}"}
-        made.create(RunSpec("sfd", params, {"sfd.kind": "variant"}), {"sfd.key": f"run-{number}"})
+        made.create(RunSpec("sfd", params, {"sfd.kind": "variant"}), {"sfd.key": f"run-{number}", "sfd.evaluation": "e"})
     points = [
         SweepPoint(
-            f"sfd-0.{number}", f"point-{number}", {"delta_t": f"0.{number}"}, {NUMBER: 1.0}, 10, "commit", f"run-{number}"
+            f"sfd-0.{number}", f"point-{number}", {"delta_t": f"0.{number}"}, {NUMBER: 1.0}, 10, "commit", f"run-{number}", "e"
         )
         for number in (0, 3)
     ]

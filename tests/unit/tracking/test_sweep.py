@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from sfd_core.tracking import Store
+from sfd_core.tracking.runs import RunSpec
 from sfd_core.tracking.sweep import PARENT_TAG, SweepPoint, record_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
@@ -30,3 +31,18 @@ def test_a_sweep_is_one_run_with_a_child_a_point_however_often_it_is_told(embedd
     assert (metric.step, metric.value) == (1200, 9.7)
     assert [file.path for file in client.list_artifacts(parent, "sweep")] == ["sweep/table.csv"]
     assert record_sweep(store, "sizes", []) != parent
+
+
+def test_a_training_judged_in_two_ways_is_shown_under_the_name_of_each_point(embedded: Path) -> None:
+    store = Store()
+    runs = [
+        store.create(RunSpec("sfd", {}, {"sfd.kind": "variant"}), {"sfd.key": "training", "sfd.evaluation": evaluation})
+        for evaluation in ("ten", "fifty")
+    ]
+    points = [
+        SweepPoint(f"sfd-{evaluation}", evaluation, {}, {"fd_x": 1.0}, 10, "commit", "training", evaluation)
+        for evaluation in ("ten", "fifty")
+    ]
+    record_sweep(store, "evaluations", points)
+    names = {run.run_id: run.name for run in store.runs()}
+    assert [names[run] for run in runs] == ["sfd-ten", "sfd-fifty"]

@@ -1,0 +1,102 @@
+"""What a laboratory costs beside the trainings: its start, each point, and what a second worker brings.
+
+The points are tiny, so that nearly all of their time is what the flows, DVC, MLflow and S3 take.
+"""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import pytest
+from laboratory import WholeLaboratory, whole_project
+from projects import Project
+from pytest_benchmark.fixture import BenchmarkFixture
+from seaweed import WEED
+
+pytestmark = [
+    pytest.mark.bench,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is not installed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+POINTS = 8
+STEPS = 300
+
+
+@pytest.fixture
+def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeLaboratory]:
+    """A laboratory that is not up yet; it is stopped in the end."""
+    made = WholeLaboratory(whole_project(tmp_path / "first", ["sfd"]), variables={"SFD_WORKER": "first"})
+    monkeypatch.setenv("PREFECT_API_URL", f"{made.address('PREFECT')}/api")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    yield made
+    made.run("down", check=False)
+
+
+def test_a_sweep_by_one_worker_and_by_two(
+    laboratory: WholeLaboratory, tmp_path: Path, benchmark: BenchmarkFixture, note: Callable[..., None]
+) -> None:
+    started = time.monotonic()
+    laboratory.run("up")
+    ready = time.monotonic() - started
+    laboratory.await_deployments()
+    serving = time.monotonic() - started
+    memory = memory_of(laboratory)
+    sweep(laboratory, "warm", [0.5])
+    records, one = sweep(laboratory, "one", [number / 100 for number in range(POINTS)])
+    with ExitStack() as stack:
+        stack.callback(start_second(laboratory, tmp_path / "second").terminate)
+        _, joined = sweep(laboratory, "joined", [0.61, 0.62, 0.63, 0.64])
+        two: list[float] = []
+        others = [0.1 + number / 100 for number in range(POINTS)]
+        benchmark.pedantic(lambda: two.append(sweep(laboratory, "two", others)[1]), rounds=1)
+    _, again = sweep(laboratory, "one", [number / 100 for number in range(POINTS)])
+    overheads = [record["seconds"] - record["training"]["seconds"] for record in records]
+    workers = {record["worker"] for record in records_of(laboratory.project, "two")}
+    assert len(workers) == 2
+    note(
+        points=POINTS, ready=ready, serving=serving, memory=memory, one_worker=one, two_workers=two[0], again=again,
+        overhead=median(overheads), training=median(record["training"]["seconds"] for record in records), joined=joined,
+    )  # fmt: skip
+
+
+def sweep(laboratory: WholeLaboratory, name: str, offsets: list[float]) -> tuple[list[dict[str, Any]], float]:
+    """Run a sweep and return the records of its points and the seconds it took."""
+    started = time.monotonic()
+    run = laboratory.ask("offset sweep/offset sweep", name=name, delta_t=offsets, steps=STEPS)
+    state = laboratory.finish(run, 1800)
+    assert state.is_completed(), state.message
+    return records_of(laboratory.project, name), time.monotonic() - started
+
+
+def records_of(project: Project, name: str) -> list[dict[str, Any]]:
+    refs = project.run("git", "for-each-ref", "--format=%(refname)", f"refs/sfd/{name}").stdout.split()
+    return [json.loads(project.run("git", "show", "--no-patch", "--format=%b", ref).stdout) for ref in refs]
+
+
+def start_second(laboratory: WholeLaboratory, path: Path) -> subprocess.Popen[bytes]:
+    """Start a worker in another clone with a cache of its own."""
+    first = laboratory.project
+    first.run("git", "clone", "--quiet", str(first.path), str(path))
+    shutil.copytree(first.path / "images", path / "images", dirs_exist_ok=True)
+    shutil.copy2(first.path / ".dvc" / "config.local", path / ".dvc" / "config.local")
+    command = f"source {first.path}/.sfd/lab/env && SFD_WORKER=second exec python -m flows.deployments --points"
+    worker = Project(path).start("bash", "-c", command)
+    time.sleep(30)  # it has no port to be asked
+    return worker
+
+
+def memory_of(laboratory: WholeLaboratory) -> int:
+    """Return the bytes that all processes of a laboratory hold for themselves."""
+    state = json.loads((laboratory.project.path / ".sfd" / "lab" / "state.json").read_text())
+    leaders = [state["supervisor"]["pid"], *(record["process"]["pid"] for record in state["servers"])]
+    found = {process for pid in leaders for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))}
+    return sum(process.memory_full_info().pss for process in found)
