@@ -61,8 +61,8 @@ test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromiu
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m 'gpu and not bench' $(PYTEST)
 
-chaos: setup  ## kill every long stage at random moments and count what survived
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos -n 2 tests/chaos $(PYTEST)
+chaos: setup  ## kill stages, workers and servers, fill the disk, take S3 and MLflow away, and count what survived
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos -n 2 --dist loadgroup tests/chaos tests/flows $(PYTEST)
 
 bench: setup  ## measure training, data, sampling, metrics and cost, and write the tables of docs/performance.md
 	mkdir -p .benchmarks

@@ -28,10 +28,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import psutil
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
@@ -167,9 +168,9 @@ async def _take_up(project: Path, run: journal.Broken) -> None:
             state = None
         if state is not None and state.is_scheduled():
             return
-        if state is not None and (state.is_cancelling() or state.is_cancelled()):
+        if state is not None and await _is_unwanted(client, run.flow_run, state):
             await asyncio.to_thread(cancel_points, run.flow_run)
-            if state.is_cancelling():
+            if not state.is_cancelled():
                 await client.set_flow_run_state(run.flow_run, Cancelled(), force=True)
         elif state is not None and not (state.is_completed() or state.is_failed()) and run.restarts < RESTARTS:
             journal.count_restart(project, run)
@@ -177,6 +178,15 @@ async def _take_up(project: Path, run: journal.Broken) -> None:
             await client.set_flow_run_state(run.flow_run, AwaitingRetry(message=message), force=True)
             return
         journal.forget(project, run.flow_run)
+
+
+async def _is_unwanted(client: PrefectClient, run: UUID, state: State[Any]) -> bool:
+    """Whether somebody cancelled a run whose process is gone: asked to end, it calls itself crashed."""
+    if not state.is_crashed():
+        return state.is_cancelling() or state.is_cancelled()
+    history = sorted(await client.read_flow_run_states(run), key=lambda past: past.timestamp)
+    before = [past for past in history if not past.is_crashed()]
+    return bool(before) and before[-1].is_cancelling()
 
 
 async def _end_cancelled(project: Path) -> None:

@@ -66,6 +66,17 @@ class Runs:
 
         wait_until(made, "the worker's deployments")
 
+    def await_worker(self, name: str) -> None:
+        """Wait until a worker of this name, on a machine without a GPU, has made its limit and looks for points."""
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+        def made() -> bool:
+            with get_client(sync_client=True) as client:
+                return any(limit.name == f"cpu@{name}" for limit in client.read_global_concurrency_limits(limit=100))
+
+        wait_until(made, f"the limit of worker {name}")
+        time.sleep(10)
+
     def ask(self, deployment: str, **parameters: Any) -> Any:
         """Start a run and return its id."""
         from prefect.deployments import run_deployment  # noqa: PLC0415

@@ -90,7 +90,7 @@ def start_second(laboratory: WholeLaboratory, path: Path) -> subprocess.Popen[by
     shutil.copy2(first.path / ".dvc" / "config.local", path / ".dvc" / "config.local")
     command = f"source {first.path}/.sfd/lab/env && SFD_WORKER=second exec python -m flows.deployments --points"
     worker = Project(path).start("bash", "-c", command)
-    time.sleep(30)  # it has no port to be asked
+    laboratory.await_worker("second")
     return worker
 
 

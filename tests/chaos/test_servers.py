@@ -205,6 +205,24 @@ def test_mlflow_costs_no_point_whatever_it_does(faulty: Faulty, name: str, befor
     print(f"training beside MLflow that {during}: {record['training']['seconds']:.1f} s")
 
 
+def test_points_that_share_a_training_wait_for_it(faulty: Faulty) -> None:
+    command = f"source .sfd/lab/env && SFD_WORKER=second exec {sys.executable} -m flows.deployments --points"
+    second = faulty.project.start("bash", "-c", command)
+    try:
+        faulty.laboratory.await_worker("second")
+        changes = {"train.optimisation.steps": STEPS}
+        grid = {"evaluate.sampler.evaluations": [2, 4]}
+        run = faulty.laboratory.ask("sweep/sweep", name="judged-twice", variants=["sfd"], grid=grid, changes=changes)
+        state = faulty.laboratory.finish(run, 600)
+    finally:
+        faulty.project.kill(second)
+    assert state.is_completed(), state.message
+    rows = json.loads(faulty.laboratory.artifact("judged-twice-table"))
+    assert sorted(row["status"] for row in rows) == ["computed", "restored"]
+    refused = [file for file in (faulty.project.path / ".sfd" / "logs").glob("*.log") if "is at work on" in file.read_text()]
+    assert len(refused) == 1
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_is_told_and_the_training_is_not_done_again(faulty: Faulty) -> None:
     cache = faulty.project.path / ".dvc" / "cache"

@@ -15,7 +15,7 @@ from laboratory import Laboratory, await_training, flow_project, processes_in, w
 from projects import Project
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.chaos,
     pytest.mark.xdist_group("flows"),
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
