@@ -46,7 +46,7 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
         commit: The code to run; a clone without it asks its git remotes.
         values: All parameters.
         targets: DVC stages to bring up to date.
-        finished: `FINISHED` of a finished point: nothing is computed, only what MLflow lacks is sent.
+        finished: Lock file and run of a finished point: nothing is computed, its run is sent to MLflow.
     """
     project, started = Path.cwd(), time.monotonic()
     logger = get_run_logger()

@@ -192,7 +192,7 @@ class Mirror:
             self._upload_files()
             try:
                 upload_folder(self.storage, newest, f"{self.prefix}/{newest.name}")
-            except DataError:
+            except (DataError, FileNotFoundError):
                 if newest.exists():
                     raise
             self._done.add(newest.name)

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 POINTS = 8
-STEPS = 300
+STEPS = 100
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_sweep_by_one_worker_and_by_two(
     records, one = sweep(laboratory, "one", [number / 100 for number in range(POINTS)])
     with ExitStack() as stack:
         stack.callback(start_second(laboratory, tmp_path / "second").terminate)
-        _, joined = sweep(laboratory, "joined", [0.61, 0.62, 0.63, 0.64])
+        _, joined = sweep(laboratory, "joined", [0.61, 0.62])
         two: list[float] = []
         others = [0.1 + number / 100 for number in range(POINTS)]
         benchmark.pedantic(lambda: two.append(sweep(laboratory, "two", others)[1]), rounds=1)
@@ -71,7 +71,8 @@ def test_a_sweep_by_one_worker_and_by_two(
 def sweep(laboratory: WholeLaboratory, name: str, offsets: list[float]) -> tuple[list[dict[str, Any]], float]:
     """Run a sweep and return the records of its points and the seconds it took."""
     started = time.monotonic()
-    run = laboratory.ask("offset sweep/offset sweep", name=name, delta_t=offsets, steps=STEPS)
+    changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": STEPS}
+    run = laboratory.ask("sweep/sweep", name=name, variants=["sfd"], grid={"delta_t": offsets}, changes=changes)
     state = laboratory.finish(run, 1800)
     assert state.is_completed(), state.message
     return records_of(laboratory.project, name), time.monotonic() - started
