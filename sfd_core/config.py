@@ -486,6 +486,19 @@ class Params(Group):
         for name, variant in self.variants.items():
             if self.latent_grid % variant.patch:
                 raise ValueError(f"variants.{name}.patch {variant.patch} does not divide the latent grid {self.latent_grid}")
+        for name in self.active:
+            self._check_budget(name, self.variants[name])
+
+    def _check_budget(self, name: str, variant: VariantParams) -> None:
+        """Refuse before any training what sampling would refuse after it: every phase of the schedule takes an interval."""
+        sampler = self.evaluate.sampler
+        intervals = sampler.evaluations // 2 if sampler.solver == "heun" else sampler.evaluations
+        phases = 3 if 0 < variant.delta_t < 1 else 1 + int(variant.delta_t)
+        if intervals < phases:
+            raise ValueError(
+                f"evaluate.sampler.evaluations {sampler.evaluations} with {sampler.solver} cannot cover the {phases} phases of "
+                f"variants.{name}.delta_t {variant.delta_t}; use at least {phases * (2 if sampler.solver == 'heun' else 1)}"
+            )
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -210,8 +210,8 @@ def test_points_that_share_a_training_wait_for_it(faulty: Faulty) -> None:
     second = faulty.project.start("bash", "-c", command)
     try:
         faulty.laboratory.await_worker("second")
-        changes = {"train.optimisation.steps": STEPS}
-        grid = {"evaluate.sampler.evaluations": [2, 4]}
+        changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": 50}
+        grid = {"evaluate.sampler.evaluations": [4, 6]}
         run = faulty.laboratory.ask("sweep/sweep", name="judged-twice", variants=["sfd"], grid=grid, changes=changes)
         state = faulty.laboratory.finish(run, 600)
     finally:

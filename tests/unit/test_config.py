@@ -45,6 +45,7 @@ def test_the_committed_experiment_is_valid() -> None:
         ("features.grid", 16, "both latents must lie on one grid"),
         ("prepare.resolution", 60, "not a multiple of texture_vae.downsampling 8"),
         ("variants.sfd.patch", 3, "patch 3 does not divide the latent grid 8"),
+        ("evaluate.sampler.evaluations", 2, "cannot cover the 3 phases of variants.sfd.delta_t 0.3; use at least"),
         ("texture_vae.width", 12, "width 12 is not a multiple of its 8 normalisation groups"),
         ("semantic_vae.heads", 5, "not a multiple of its 5 heads"),
         ("active", ["sfd", "sdf"], "unknown variant 'sdf'; variants defines dit, lightningdit"),
