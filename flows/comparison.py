@@ -4,7 +4,7 @@ import base64
 import csv
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 from flows.dvc import Place, ProgramError, environment
 from flows.grid import Point
 from flows.locks import locked
+from flows.point import LOGS
 from sfd_core.paths import STATE, atomic_path
 from sfd_core.tracking import Store
 from sfd_core.tracking.address import is_embedded, is_reachable, public
@@ -119,6 +120,11 @@ def without_run(project: Path, rows: Sequence[Row]) -> list[Row]:
         return []
     complete = {(run.tags.get(KEY_TAG), run.tags.get(EVALUATION_TAG, "")) for run in runs if COMPLETE_TAG in run.tags}
     return [row for row in trained if (row.record["run_key"], row.record.get("evaluation", "")) not in complete]
+
+
+def sweep_place(project: Path, name: str, told: Callable[[str], None]) -> Place:
+    """Return where the programs of a sweep itself run, with the sweep's log."""
+    return Place(project, project / LOGS / f"sweep-{name}.log", environment(project), (), told)
 
 
 def refresh_dashboard(place: Place, values: Mapping[str, Any]) -> str:

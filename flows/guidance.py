@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import git, journal, limits, machine
-from flows.comparison import SWEEPS, artifact_key, data_url, refresh_dashboard, send_to_mlflow
+from flows.comparison import SWEEPS, artifact_key, data_url, refresh_dashboard, send_to_mlflow, sweep_place
 from flows.dvc import Place, environment, remote_of
 from flows.grid import CURRENT, Point, Space, base_values, plan_points
 from flows.point import LOGS, fetch, lay_out, reproduce
@@ -107,8 +107,7 @@ def _show(project: Path, name: str, variant: str, values: Mapping[str, Any], out
     create_image_artifact(data_url(out / "curve.png"), key=artifact_key(name, "figure"))
     files = [out / "curve.csv", out / "curve.png"]
     where = send_to_mlflow(project, name, [_point(variant, row) for row in rows], files)
-    place = Place(project, project / LOGS / f"sweep-{name}.log", environment(project), (), get_run_logger().info)
-    if link := refresh_dashboard(place, values):
+    if link := refresh_dashboard(sweep_place(project, name, get_run_logger().info), values):
         where.append(link)
     get_run_logger().info("\n".join(where))
 

@@ -17,10 +17,10 @@ from pydantic import Field
 from flows import comparison, git, journal
 from flows.comparison import Row
 from flows.dispatch import Dispatcher, Outcome, cancel_points
-from flows.dvc import Place, environment, remote_of
+from flows.dvc import remote_of
 from flows.estimates import outlook, project_rates
 from flows.grid import CURRENT, SHARED_TARGETS, Point, Space, base_values, plan_points, shared_groups
-from flows.point import LOGS, fetch
+from flows.point import fetch
 from sfd_core.config import Fraction, Positive, Seed
 from sfd_core.errors import ConfigError, DataError
 from sfd_core.presets import PRESETS
@@ -166,7 +166,8 @@ def _run(asked: Sweep) -> None:
             return
         missing = [point for point in points if point.key not in finished]
         if missing and remote_of(project):
-            fetch(_place(project, asked.name))  # a remote that cannot be used is told before any point starts
+            # a remote that cannot be used is told before any point starts
+            fetch(comparison.sweep_place(project, asked.name, logger.info))
         dispatcher = Dispatcher(flow_run.id, commit, logger.info)
         rows += _compute(project, commit, missing, dispatcher)
         _send_missing(project, rows, dispatcher)
@@ -249,7 +250,7 @@ def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
                 git.push_refs(project, remote, prefix)
         except DataError as error:
             logger.warning("refs not sent: %s", error)
-    place = _place(project, asked.name)
+    place = comparison.sweep_place(project, asked.name, logger.info)
     files = comparison.write_comparison(project, asked.name, rows, list(asked.space.grid), place)
     where = comparison.send_to_mlflow(
         project, asked.name, comparison.sweep_points(rows), files, comparison.candidate(asked.name, rows)
@@ -262,10 +263,6 @@ def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
     create_markdown_artifact(comparison.summary(asked.name, rows, where), key=comparison.artifact_key(asked.name, "summary"))
     for picture in (file for file in files if file.suffix == ".png"):
         create_image_artifact(comparison.data_url(picture), key=comparison.artifact_key(asked.name, "figure"))
-
-
-def _place(project: Path, name: str) -> Place:
-    return Place(project, project / LOGS / f"sweep-{name}.log", environment(project), (), get_run_logger().info)
 
 
 def _in_order(rows: Sequence[Row], points: Sequence[Point]) -> list[Row]:

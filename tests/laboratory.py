@@ -1,5 +1,6 @@
 """Laboratories for tests: tiny projects with workers, their servers, and a way to start runs and wait for them."""
 
+import json
 import os
 import shutil
 import signal
@@ -239,6 +240,12 @@ def whole_project(path: Path, active: list[str]) -> Project:
     project = flow_project(path, active)
     shutil.copytree(ROOT / "infra", path / "infra", ignore=shutil.ignore_patterns("__pycache__"))
     return project
+
+
+def records_of(project: Project, name: str) -> list[dict[str, Any]]:
+    """Return what the commits of a sweep's points say of them."""
+    refs = project.run("git", "for-each-ref", "--format=%(refname)", f"refs/sfd/{name}").stdout.split()
+    return [json.loads(project.run("git", "show", "--no-patch", "--format=%b", ref).stdout) for ref in refs]
 
 
 def await_training(project: Project) -> None:

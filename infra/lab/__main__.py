@@ -28,13 +28,13 @@ def up(settings: Settings) -> None:
     Raises `ConfigError` if one with other settings runs already, `ResourceError` if it cannot be started.
     """
     make_folder(settings.folder)
+    is_remote = set_remote(Path.cwd())  # the worker reads it
     if is_supervised(settings.folder):
         _wait_for_other(settings)
         print("the laboratory runs already")
     else:
-        set_remote(Path.cwd())  # the worker reads it
         _start(settings)
-    _print_whereabouts(settings)
+    _print_whereabouts(settings, is_remote)
 
 
 def down(settings: Settings) -> None:
@@ -133,7 +133,7 @@ def _wait_for_other(settings: Settings) -> None:
     raise ResourceError("the laboratory that was starting or stopping here is not up; run `make up` again")
 
 
-def _print_whereabouts(settings: Settings) -> None:
+def _print_whereabouts(settings: Settings, is_remote: bool) -> None:
     state = State.read(settings.folder)
     addresses = {record.name: record.address for record in state.servers if record.address} if state else {}
     titles = {"s3": "S3", "s3-gate": "S3", "mlflow": "MLflow", "prefect": "Prefect"}
@@ -141,7 +141,7 @@ def _print_whereabouts(settings: Settings) -> None:
         print(f"  {titles[name]:<8} {address}")
     if not settings.worker:
         print(f"  no worker: there is no {DEPLOYMENTS}")
-    if set_remote(Path.cwd()):
+    if is_remote:
         print(f"DVC remote   {REMOTE}, {URL}")
     print(f"credentials  {_shown(settings.folder / 'credentials.json')}")
     print(f"clients      source {_shown(settings.folder / ENVIRONMENT_FILE)}")

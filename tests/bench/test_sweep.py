@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from laboratory import WholeLaboratory, whole_project
+from laboratory import WholeLaboratory, records_of, whole_project
 from projects import Project
 from pytest_benchmark.fixture import BenchmarkFixture
 from seaweed import WEED
@@ -76,11 +76,6 @@ def sweep(laboratory: WholeLaboratory, name: str, offsets: list[float]) -> tuple
     state = laboratory.finish(run, 1800)
     assert state.is_completed(), state.message
     return records_of(laboratory.project, name), time.monotonic() - started
-
-
-def records_of(project: Project, name: str) -> list[dict[str, Any]]:
-    refs = project.run("git", "for-each-ref", "--format=%(refname)", f"refs/sfd/{name}").stdout.split()
-    return [json.loads(project.run("git", "show", "--no-patch", "--format=%b", ref).stdout) for ref in refs]
 
 
 def start_second(laboratory: WholeLaboratory, path: Path) -> subprocess.Popen[bytes]:

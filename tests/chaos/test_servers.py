@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from faulty_proxy import FaultyProxy, Mode
-from laboratory import WholeLaboratory, await_training, processes_in, wait_until, whole_project
+from laboratory import WholeLaboratory, await_training, processes_in, records_of, wait_until, whole_project
 from projects import Project
 from seaweed import WEED
 
@@ -75,17 +75,13 @@ class Faulty:
         (row,) = json.loads(self.laboratory.artifact(f"{name}-table"))
         return dict(row)
 
-    def record(self, name: str) -> dict[str, Any]:
-        """Return what the commit of a sweep's only point says of it."""
-        (ref,) = self.project.run("git", "for-each-ref", "--format=%(refname)", f"refs/sfd/{name}").stdout.split()
-        return dict(json.loads(self.project.run("git", "show", "--no-patch", "--format=%b", ref).stdout))
-
     def require_complete(self, run: Any, name: str) -> dict[str, Any]:
         state = self.laboratory.finish(run, 600)
         assert state.is_completed(), state.message
         assert self.row(name)["fd_efficientnet_lite0"] > 0
         assert processes_in(self.worktrees) == []
-        return self.record(name)
+        (record,) = records_of(self.project, name)
+        return record
 
     def runs_of(self, record: dict[str, Any]) -> list[list[Any]]:
         """Return, for each run in MLflow of a point's training, whether it is complete and how many losses it has."""
