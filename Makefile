@@ -67,7 +67,7 @@ chaos: setup  ## kill stages, workers and servers, fill the disk, take S3 and ML
 bench: setup  ## measure training, data, sampling, metrics and cost, and write the tables of docs/performance.md
 	mkdir -p .benchmarks
 	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name --benchmark-json=.benchmarks/last.json $(PYTEST); \
-		code=$$?; PYTHONPATH=tests $(BIN)/python -m bench.performance_page .benchmarks/last.json && exit $$code
+		code=$$?; PYTHONPATH=tests:tests/support $(BIN)/python -m bench.performance_page .benchmarks/last.json && exit $$code
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

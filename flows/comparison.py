@@ -11,16 +11,16 @@ from typing import Any
 
 import yaml
 
-from flows.dvc import Place, ProgramError, environment
-from flows.grid import Point
-from flows.locks import locked
 from flows.point import LOGS
-from sfd_core.paths import STATE, atomic_path
+from sfd_core.experiment.grid import Point
+from sfd_core.host.locks import locked
+from sfd_core.host.paths import STATE, atomic_path
 from sfd_core.tracking import Store
 from sfd_core.tracking.address import is_embedded, is_reachable, public
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.store import COMPLETE_TAG, EVALUATION_TAG, KEY_TAG
 from sfd_core.tracking.sweep import SweepPoint, record_sweep
+from sfd_core.workspace.programs import Place, ProgramError, environment
 
 SWEEPS = STATE / "sweeps"
 

@@ -50,14 +50,16 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelled
 from prefect.types.entrypoint import EntrypointType
 
-from flows import git, journal, limits, machine
+from flows import limits
 from flows.dispatch import cancel_points
-from flows.dvc import remote_of
 from flows.guidance import guidance_sweep
 from flows.pipeline import reproduce
 from flows.point import point
 from flows.sweep import offset_sweep, seeds_sweep, size_sweep, sweep
-from sfd_core.errors import ConfigError, ResourceError, exits_cleanly
+from sfd_core.host import machine
+from sfd_core.host.errors import ConfigError, ResourceError, exits_cleanly
+from sfd_core.workspace import git, journal
+from sfd_core.workspace.programs import remote_of
 
 QUERY_SECONDS = 2.0
 TEND_SECONDS = 4.0

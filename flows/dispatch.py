@@ -20,8 +20,8 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Cancelling
 
-from flows.grid import Point
 from flows.point import record_key
+from sfd_core.experiment.grid import Point
 
 DEPLOYMENT = "point/point"
 POLL_SECONDS = 2.0

@@ -11,14 +11,16 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import git, journal, limits, machine
+from flows import limits
 from flows.comparison import SWEEPS, artifact_key, data_url, refresh_dashboard, send_to_mlflow, sweep_place
-from flows.dvc import Place, environment, remote_of
-from flows.grid import CURRENT, Point, Space, base_values, plan_points
 from flows.point import LOGS, fetch, lay_out, reproduce
 from flows.sweep import Name, Preset
-from sfd_core.config import Fraction, NonNegative, Positive, parse_params
+from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
+from sfd_core.experiment.params import Fraction, NonNegative, Positive, parse_params
+from sfd_core.host import machine
 from sfd_core.tracking.sweep import SweepPoint
+from sfd_core.workspace import git, journal
+from sfd_core.workspace.programs import Place, environment, remote_of
 
 Interval = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 Parts = Literal["both", "texture", "semantic"]

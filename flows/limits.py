@@ -1,7 +1,7 @@
 """This worker's concurrency limit in Prefect: made at start-up, changed in the UI, shown as it is.
 
-Places are held by locks of the machine (`flows.machine`): a lease of Prefect's outlives a killed process by minutes and is
-forgotten by a server that restarts.
+Locks of the machine (`sfd_core.host.machine`) hold the places: a lease of Prefect outlives a killed process by minutes, and a
+server that restarts forgets it.
 """
 
 import httpx
@@ -9,7 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.exceptions import ObjectNotFound
 
-from flows import machine
+from sfd_core.host import machine
 
 
 def make_limit() -> int:

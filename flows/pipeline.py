@@ -24,13 +24,15 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import journal, limits, machine
+from flows import limits
 from flows.comparison import data_url
-from flows.dvc import Place, ProgramError, environment, remote_of, stages_run
 from flows.point import LOGS, fetch, push, track
-from sfd_core.config import Params, load_params
-from sfd_core.inputs import require_inputs
-from sfd_core.paths import REPORT, stage_dir
+from sfd_core.experiment.inputs import require_inputs
+from sfd_core.experiment.params import Params, load_params
+from sfd_core.host import machine
+from sfd_core.host.paths import REPORT, stage_dir
+from sfd_core.workspace import journal
+from sfd_core.workspace.programs import Place, ProgramError, environment, remote_of, stages_run
 
 STAGES_AT_ONCE = 16
 """Threads; places of the machine say how many of them compute."""

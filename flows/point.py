@@ -15,15 +15,16 @@ from prefect.artifacts import Artifact, create_progress_artifact, update_progres
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows import git, journal, limits, machine
-from flows.dvc import Place, ProgramError, environment, remote_of, stages_run, write_local_config
-from flows.locks import locked
-from sfd_core.config import parse_params
-from sfd_core.experiments import link_inputs
-from sfd_core.inputs import require_inputs
-from sfd_core.paths import STATE
+from flows import limits
+from sfd_core.experiment.inputs import link_inputs, require_inputs
+from sfd_core.experiment.params import parse_params
+from sfd_core.host import machine
+from sfd_core.host.locks import locked
+from sfd_core.host.paths import STATE
 from sfd_core.tracking.live import history_key, link_training, linked_resume_key
 from sfd_core.tracking.project import evaluation_key
+from sfd_core.workspace import git, journal
+from sfd_core.workspace.programs import Place, ProgramError, environment, remote_of, stages_run, write_local_config
 
 NETWORK_RETRIES = [5.0, 20.0, 60.0]
 """Seconds before each repetition of a step that only the network can fail."""

@@ -14,18 +14,19 @@ from prefect.flows import Flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import comparison, git, journal
+from flows import comparison
 from flows.comparison import Row
 from flows.dispatch import Dispatcher, Outcome, cancel_points
-from flows.dvc import remote_of
-from flows.estimates import outlook, project_rates
-from flows.grid import CURRENT, SHARED_TARGETS, Point, Space, base_values, plan_points, shared_groups
 from flows.point import fetch
-from sfd_core.config import Fraction, Positive, Seed
-from sfd_core.errors import ConfigError, DataError
-from sfd_core.presets import PRESETS
-from sfd_core.sizes import SizeName
+from sfd_core.experiment.estimates import outlook, project_rates
+from sfd_core.experiment.grid import CURRENT, SHARED_TARGETS, Point, Space, base_values, plan_points, shared_groups
+from sfd_core.experiment.params import Fraction, Positive, Seed
+from sfd_core.experiment.presets import PRESETS
+from sfd_core.experiment.sizes import SizeName
+from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.tracking.registry import CHAMPION
+from sfd_core.workspace import git, journal
+from sfd_core.workspace.programs import remote_of
 
 GIT_REMOTE = "SFD_GIT_REMOTE"
 """Environment variable: the git remote that refs of sweeps are sent to; they stay in the clone if it is not set."""

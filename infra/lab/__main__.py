@@ -13,7 +13,7 @@ from infra.lab.remote import REMOTE, URL, set_remote
 from infra.lab.settings import DEPLOYMENTS, Settings
 from infra.lab.state import State, is_supervised
 from infra.lab.supervisor import ENVIRONMENT_FILE, SECONDS_TO_START, Supervisor, is_healthy, make_folder, tail
-from sfd_core.errors import ConfigError, ResourceError, exits_cleanly
+from sfd_core.host.errors import ConfigError, ResourceError, exits_cleanly
 
 COMMAND = (sys.executable, "-m", "infra.lab", "run")
 """Starts the supervisor."""

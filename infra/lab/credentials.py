@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from sfd_core.errors import ConfigError, DataError
-from sfd_core.paths import atomic_path
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.paths import atomic_path
 
 FILE = "credentials.json"
 MLFLOW_USER = "admin"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from sfd_core.errors import ResourceError
+from sfd_core.host.errors import ResourceError
 
 DEFAULT_NAME = "sfd"
 CONNECT_SECONDS = 10

@@ -9,7 +9,7 @@ import psutil
 
 from infra.lab.servers import SISTER, WEED_PORTS, Server
 from infra.lab.settings import LOOPBACK, MLFLOW_PORT, PREFECT_PORT, S3_PORT
-from sfd_core.errors import ResourceError
+from sfd_core.host.errors import ResourceError
 
 FIRST, COUNT = 20_000, 2_000
 """Ports that SeaweedFS gets; these and their sisters lie below those that systems give to outgoing connections."""

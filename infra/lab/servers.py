@@ -17,7 +17,7 @@ from pathlib import Path
 from infra.lab.credentials import MLFLOW_USER, Credentials, write_private
 from infra.lab.databases import Databases
 from infra.lab.settings import LOOPBACK, Settings, bracketed
-from sfd_core.errors import ResourceError
+from sfd_core.host.errors import ResourceError
 
 BUCKETS = ("dvc", "mlflow", "checkpoints")
 REGION = "us-east-1"

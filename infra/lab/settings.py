@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from sfd_core.errors import ConfigError
-from sfd_core.paths import STATE
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.paths import STATE
 
 FOLDER, HOST, NAME = "SFD_LAB_FOLDER", "SFD_LAB_HOST", "SFD_LAB_NAME"
 S3_PORT, MLFLOW_PORT, PREFECT_PORT = "SFD_LAB_S3_PORT", "SFD_LAB_MLFLOW_PORT", "SFD_LAB_PREFECT_PORT"

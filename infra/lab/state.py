@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 from infra.lab.processes import Identity
-from sfd_core.errors import DataError, ResourceError
-from sfd_core.paths import write_json
+from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.host.paths import write_json
 
 FILE, LOCK = "state.json", "lock"
 

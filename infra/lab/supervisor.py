@@ -25,7 +25,7 @@ from infra.lab.processes import MARK, Identity, end, ticks
 from infra.lab.servers import Server, client_environment, inherited, servers, write_configuration
 from infra.lab.settings import Settings
 from infra.lab.state import Record, State, locked
-from sfd_core.errors import ConfigError, ResourceError, SFDError
+from sfd_core.host.errors import ConfigError, ResourceError, SFDError
 
 ENVIRONMENT_FILE = "env"
 SECONDS_TO_START = 180.0

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfd_core.cli.results import PARAMS
-from sfd_core.config import Params, load_params
-from sfd_core.errors import ResourceError
+from sfd_core.experiment.params import Params, load_params
+from sfd_core.host.errors import ResourceError
 
 if TYPE_CHECKING:
     from sfd_core.tracking.dashboard import PublishedCurve

@@ -9,14 +9,14 @@ import numpy as np
 
 from sfd_core.cli.results import PARAMS
 from sfd_core.cli.sampling import FIELDS, add_sampler, artifact_folder, sampler_of
-from sfd_core.config import Params, load_params
-from sfd_core.errors import ConfigError
-from sfd_core.paths import OUTPUTS, require_disk, stage_dir
+from sfd_core.experiment.params import Params, load_params
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir
 
 if TYPE_CHECKING:
+    from sfd_core.evaluation.measurement import Batch, Measured, Progress
     from sfd_core.evaluation.protocol import Number
-    from sfd_core.measurement import Batch, Measured, Progress
-    from sfd_core.rerun import Measurement
+    from sfd_core.evaluation.rerun import Measurement
 
 EXAMPLES = """several GPUs draw and judge together and give the same numbers:
   torchrun --nproc-per-node 8 -m sfd_core.cli evaluate sfd --samples 50000 --out numbers.json
@@ -61,10 +61,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _measure(arguments: argparse.Namespace, params: Params) -> None:
     sampler = sampler_of(arguments, params)
     samples = params.evaluate.final_samples if arguments.samples is None else arguments.samples
-    from sfd_core.data.export import require_new_folder, write_npz, write_pngs
+    from sfd_core.data.store.export import require_new_folder, write_npz, write_pngs
     from sfd_core.evaluation.labels import class_balanced_labels
-    from sfd_core.measurement import Order
-    from sfd_core.rerun import write_numbers
+    from sfd_core.evaluation.measurement import Order
+    from sfd_core.evaluation.rerun import write_numbers
 
     if arguments.png:
         require_new_folder(arguments.png)
@@ -100,7 +100,7 @@ def _repeat(arguments: argparse.Namespace, params: Params) -> None:
         raise ConfigError(
             f"--{given[0].replace('_', '-')} is not for --from, which takes everything from the file; leave it out"
         )
-    from sfd_core.rerun import read_recorded, write_numbers
+    from sfd_core.evaluation.rerun import read_recorded, write_numbers
 
     groups: dict[str, Mapping[str, Number]] = {}
     recorded = read_recorded(arguments.recorded)
@@ -122,9 +122,9 @@ def _repeat(arguments: argparse.Namespace, params: Params) -> None:
 def load_measurement(params: Params, artifact: Path, step: int | None, guide: str | None) -> "Measurement":
     """Join the other processes, and load a denoiser and the judges of the experiment."""
     from sfd_core.evaluation.judge import Judge
-    from sfd_core.processes import Processes
-    from sfd_core.rerun import Measurement
-    from sfd_core.sampling import Pipeline
+    from sfd_core.evaluation.rerun import Measurement
+    from sfd_core.host.processes import Processes
+    from sfd_core.sampling.pipeline import Pipeline
 
     processes = Processes.join()
     pipeline = Pipeline.from_artifact(artifact, OUTPUTS / "texture_vae", step, guide, params.engine.compile)
@@ -134,7 +134,7 @@ def load_measurement(params: Params, artifact: Path, step: int | None, guide: st
 
 def showing(what: str, batch_size: int) -> "Progress":
     """Return what shows how far drawing is."""
-    from sfd_core.stages.progress import with_progress
+    from sfd_core.host.progress import with_progress
 
     def progress(batches: "Iterable[Batch]", total: int) -> "Iterator[Batch]":
         return with_progress(batches, total, what, step=batch_size)

@@ -8,8 +8,8 @@ from typing import Any
 from sfd_core.cli.evaluation import load_measurement, showing
 from sfd_core.cli.results import PARAMS
 from sfd_core.cli.sampling import add_sampler, artifact_folder, sampler_of
-from sfd_core.config import load_params
-from sfd_core.errors import ConfigError
+from sfd_core.experiment.params import load_params
+from sfd_core.host.errors import ConfigError
 
 
 def add_guidance_curve(commands: Any) -> None:
@@ -42,7 +42,7 @@ def _guidance_curve(arguments: argparse.Namespace) -> None:
     params = load_params(PARAMS)
     evaluations, arguments.evaluations = arguments.evaluations, None
     base = sampler_of(arguments, params)
-    from sfd_core.guidance_curve import plan_points, run_curve
+    from sfd_core.studies.guidance import plan_points, run_curve
 
     points = plan_points(base, arguments.scales, arguments.intervals, evaluations or [base.evaluations], arguments.parts)
     samples = params.evaluate.final_samples if arguments.samples is None else arguments.samples

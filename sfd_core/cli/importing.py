@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from sfd_core.errors import ConfigError
-from sfd_core.paths import stage_dir
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.paths import stage_dir
 
 KINDS = {
     "sfd": "texture and semantics at two clocks (SFD)",
@@ -56,7 +56,7 @@ def add_import(commands: Any) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     """Make an artifact of a public denoiser, which `sfd sample` and `sfd evaluate` use as if it was trained here."""
-    from sfd_core.importing import ImportOptions, Kind, LatentSource, import_denoiser
+    from sfd_core.sampling.importing import ImportOptions, Kind, LatentSource, import_denoiser
 
     options = ImportOptions(
         kind=next(kind for kind in get_args(Kind) if kind == arguments.kind),

@@ -7,9 +7,9 @@ from typing import Any
 from sfd_core import __version__
 from sfd_core.cli import dashboard, evaluation, experiment, guidance, importing, preset, sampling, solvers, sweep
 from sfd_core.cli.results import PARAMS, print_results
-from sfd_core.config import Params, load_params
-from sfd_core.errors import ResourceError, exits_cleanly
-from sfd_core.inputs import in_words, missing_inputs
+from sfd_core.experiment.inputs import in_words, missing_inputs
+from sfd_core.experiment.params import Params, load_params
+from sfd_core.host.errors import ResourceError, exits_cleanly
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from sfd_core.cli.results import PARAMS
-from sfd_core.inputs import in_words, missing_inputs
-from sfd_core.presets import load_preset, preset_names, use_preset
+from sfd_core.experiment.inputs import in_words, missing_inputs
+from sfd_core.experiment.presets import load_preset, preset_names, use_preset
 
 
 def add_preset(commands: Any) -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sfd_core.config import load_params
-from sfd_core.experiments import Plan, origin_values
-from sfd_core.paths import OUTPUTS, REPORT, atomic_path
+from sfd_core.experiment.params import load_params
+from sfd_core.host.paths import OUTPUTS, REPORT, atomic_path
+from sfd_core.workspace.beside import Plan, origin_values
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("docs") / "results"

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfd_core.cli.results import PARAMS
-from sfd_core.config import Params, SamplerParams, load_params, parse_params
-from sfd_core.errors import ConfigError
-from sfd_core.paths import OUTPUTS, stage_dir
+from sfd_core.experiment.params import Params, SamplerParams, load_params, parse_params
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.paths import OUTPUTS, stage_dir
 
 if TYPE_CHECKING:
-    from sfd_core.sampling import Pipeline
+    from sfd_core.sampling.pipeline import Pipeline
 
 FIELDS = ("solver", "gaussian_solver", "evaluations", "shift", "guidance", "guide", "seed")
 
@@ -69,7 +69,7 @@ def _prepared(arguments: argparse.Namespace) -> "tuple[SamplerParams, Pipeline]"
     """Check the options, then load the denoiser."""
     params = load_params(PARAMS)
     sampler = sampler_of(arguments, params)
-    from sfd_core.sampling import Pipeline
+    from sfd_core.sampling.pipeline import Pipeline
 
     folder, vae = artifact_folder(arguments.artifact), OUTPUTS / "texture_vae"
     return sampler, Pipeline.from_artifact(folder, vae, arguments.snapshot, sampler.guide, params.engine.compile)

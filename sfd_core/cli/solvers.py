@@ -8,8 +8,8 @@ from typing import Any
 from sfd_core.cli.evaluation import load_measurement, showing
 from sfd_core.cli.results import PARAMS
 from sfd_core.cli.sampling import add_sampler, artifact_folder, sampler_of
-from sfd_core.config import load_params
-from sfd_core.errors import ConfigError
+from sfd_core.experiment.params import load_params
+from sfd_core.host.errors import ConfigError
 
 
 def add_solvers(commands: Any) -> None:
@@ -45,7 +45,7 @@ def _solvers(arguments: argparse.Namespace) -> None:
     params = load_params(PARAMS)
     evaluations, arguments.evaluations = arguments.evaluations, None
     base = sampler_of(arguments, params)
-    from sfd_core.solver_curve import plan_solvers, run_solvers, smallest_budgets
+    from sfd_core.studies.solvers import plan_solvers, run_solvers, smallest_budgets
 
     points = plan_solvers(base, arguments.solvers, evaluations or [base.evaluations], arguments.target)
     samples = params.evaluate.final_samples if arguments.samples is None else arguments.samples

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sfd_core.errors import DataError
-from sfd_core.paths import atomic_path
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import atomic_path
 
 
 def add_sweep_figure(commands: Any) -> None:

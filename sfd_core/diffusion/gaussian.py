@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sfd_core.config import GuidanceParams
 from sfd_core.diffusion.solver import ObserveFn, Solution
-from sfd_core.errors import ConfigError
+from sfd_core.experiment.params import GuidanceParams
+from sfd_core.host.errors import ConfigError
 
 TRAINING_LEVELS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sfd_core.config import GuidanceParams
 from sfd_core.diffusion.path import velocity as line_velocity
 from sfd_core.diffusion.schedule import SharedTimes
+from sfd_core.experiment.params import GuidanceParams
 
 VelocityFn = Callable[[Tensor, SharedTimes], Tensor]
 """x (N, C, H, W) and local times (N,), the same for all images, to a velocity (N, C, H, W)."""

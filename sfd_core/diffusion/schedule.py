@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 
 
 class Phase(Enum):

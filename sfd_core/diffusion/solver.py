@@ -11,7 +11,7 @@ from torch import Tensor
 from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.path import channel_times, predict_data
 from sfd_core.diffusion.schedule import AsyncSchedule, Phase, PhaseSpan, SharedTimes
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 
 DOPRI5_ABSOLUTE_TOLERANCE = 1e-6
 DOPRI5_RELATIVE_TOLERANCE = 1e-3

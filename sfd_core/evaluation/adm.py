@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfd_core.errors import ConfigError, DataError
 from sfd_core.evaluation.frechet import FrechetReference
-from sfd_core.paths import file_digest
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.paths import file_digest
 
 POOLED, SPATIAL = 2048, 2023
 SHAPES: dict[str, tuple[int, ...]] = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfd_core.evaluation.frechet import FrechetReference
-from sfd_core.seeding import generator
+from sfd_core.host.seeding import generator
 
 
 def resampled_rows(images: int, resamples: int, seed: int) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sfd_core.errors import ConfigError, DataError
+from sfd_core.host.errors import ConfigError, DataError
 
 COSTS = ("step", "images_seen", "flops", "seconds")
 COLUMNS = ("step", "images_seen", "seconds", "flops", "samples")

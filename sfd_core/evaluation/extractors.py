@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from sfd_core.config import EncoderParams, fingerprint
-from sfd_core.errors import DataError, ResourceError
-from sfd_core.models.encoders import efficientnet_lite, fold_batch_norms, load_encoder, weights_digest
+from sfd_core.experiment.params import EncoderParams, fingerprint
+from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.models.encoders.encoder import efficientnet_lite, fold_batch_norms, load_encoder, weights_digest
 
 FEATURES, LOGITS, SPATIAL = "features", "logits", "spatial"
 """Layers: the vector of the main distances, Inception's class logits without bias, and the 2023 values of sFID."""

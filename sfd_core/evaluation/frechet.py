@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfd_core.errors import DataError, NumericsError
+from sfd_core.host.errors import DataError, NumericsError
 
 BLOCK = 8192
 """Images whose features are held in float64 at a time."""

@@ -13,9 +13,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from sfd_core.errors import DataError, ResourceError
 from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL, ExtractorIdentity, JudgeNetwork, weights_folder
-from sfd_core.paths import atomic_path
+from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.host.paths import atomic_path
 
 WEIGHTS_URL: str = URL_INCEPTION_V3
 WEIGHTS_FILE = WEIGHTS_URL.rsplit("/", 1)[-1]

@@ -8,14 +8,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sfd_core.config import ExtractorName, ReferenceParams
-from sfd_core.errors import ConfigError, IdentityError
 from sfd_core.evaluation import metrics
 from sfd_core.evaluation.extractors import FEATURES, DinoV2, EfficientNetLite0, EfficientNetLite2, JudgeNetwork
 from sfd_core.evaluation.inception import Inception
 from sfd_core.evaluation.neighbours import Nearest, nearest_images
 from sfd_core.evaluation.protocol import Drawn, Number, Protocol
 from sfd_core.evaluation.reference import ReferenceSet, layers_in_batches
+from sfd_core.experiment.params import ExtractorName, ReferenceParams
+from sfd_core.host.errors import ConfigError, IdentityError
 
 EXTRACTORS: dict[ExtractorName, type[JudgeNetwork]] = {
     "inception": Inception,

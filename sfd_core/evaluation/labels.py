@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sfd_core.errors import ConfigError
-from sfd_core.seeding import derive_seed
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.seeding import derive_seed
 
 CLASS_BALANCED = "class-balanced"
 

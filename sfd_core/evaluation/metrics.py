@@ -19,9 +19,9 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from sfd_core.errors import DataError
 from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL
 from sfd_core.evaluation.frechet import FrechetReference, require_finite
+from sfd_core.host.errors import DataError
 
 NEIGHBOURHOOD = 3
 KID_SUBSETS = 100

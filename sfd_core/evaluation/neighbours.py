@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfd_core.errors import DataError
+from sfd_core.host.errors import DataError
 
 BLOCK = 4096
 """Reference images compared at a time."""

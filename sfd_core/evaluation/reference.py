@@ -18,15 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import DataError, IdentityError
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation.adm import AdmIdentity, AdmReference
 from sfd_core.evaluation.extractors import FEATURES, SPATIAL, ExtractorIdentity, JudgeNetwork
 from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
 from sfd_core.evaluation.metrics import Reference, concatenated
-from sfd_core.paths import atomic_dir
-from sfd_core.seeding import derive_seed
+from sfd_core.host.errors import DataError, IdentityError
+from sfd_core.host.paths import atomic_dir
+from sfd_core.host.seeding import derive_seed
 
 MOST_FEATURES = 50_000
 """Training images whose features are kept for KID, precision, recall and neighbours; statistics always cover all."""

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import PHASE_COLOURS, VariantStyle
 from sfd_core.reporting.phases import BAND_NAMES, phases_svg

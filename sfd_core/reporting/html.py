@@ -11,10 +11,10 @@ import jinja2
 import pandas as pd
 import yaml
 
-from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
 from sfd_core.evaluation.convergence import Reach
-from sfd_core.paths import atomic_dir, write_json
+from sfd_core.experiment.params import Params
+from sfd_core.host.paths import atomic_dir, write_json
 from sfd_core.reporting import figures, published_numbers, studies, tables, text
 from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.payload import NO_TERMS, build_payload

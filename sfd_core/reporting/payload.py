@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sfd_core.config import Params
 from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import VariantStyle
 from sfd_core.reporting.phases import phase_words

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-from sfd_core.config import Params
+from sfd_core.experiment.params import Params
 from sfd_core.reporting.sources import Outputs
 from sfd_core.reporting.tables import Cell, Row, Table
 

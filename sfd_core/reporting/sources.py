@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sfd_core.config import Params, VariantParams
-from sfd_core.errors import DataError
+from sfd_core.experiment.params import Params, VariantParams
+from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
 from sfd_core.reporting.text import number_name
 

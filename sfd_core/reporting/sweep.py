@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sfd_core.errors import DataError
+from sfd_core.experiment.sizes import MODEL_SIZES
+from sfd_core.host.errors import DataError
 from sfd_core.reporting import text
 from sfd_core.reporting.figures import DPI, INK, MUTED, RULE
 from sfd_core.reporting.palette import VariantStyle, line_styles
 from sfd_core.reporting.text import number_name
-from sfd_core.sizes import MODEL_SIZES
 
 
 def write_sweep_figure(table: pd.DataFrame, over: Sequence[str], path: Path) -> None:

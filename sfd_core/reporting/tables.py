@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sfd_core.config import VariantParams
 from sfd_core.evaluation.convergence import Reach
+from sfd_core.experiment.params import VariantParams
 from sfd_core.reporting import text
 from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs, VariantOutputs, sample_count
 from sfd_core.reporting.text import KINDS, NumberName, number_name

@@ -2,7 +2,7 @@
 
     python -m sfd_core.stages.encode
 
-writes `outputs/encode/{train,held_out}/` (label and the fields of z_tex, z_sem, z_pca, see `sfd_core.data.latents`),
+writes `outputs/encode/{train,held_out}/` (label and the fields of z_tex, z_sem, z_pca, see `sfd_core.latents.stored`),
 `statistics.safetensors` (exact, over train) and `identity.json`, all of it or nothing. Every GPU, or as many processes as
 `SFD_PROCESSES` says, takes its share of the work; a run that was killed goes on with the pieces that are missing.
 """
@@ -17,22 +17,22 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sfd_core.codehash import code_fingerprint
-from sfd_core.composite import StreamingMoments, save_statistics
-from sfd_core.compressors import SemanticCompressors
-from sfd_core.config import EncodeParams, fingerprint, load_params
-from sfd_core.data.latents import latent_fields, moments_of, posterior_meta
-from sfd_core.data.pieces import PiecedShard, rows_per_piece
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import IdentityError, exits_cleanly
-from sfd_core.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
-from sfd_core.latent_encoder import LatentEncoder, require_resolved
-from sfd_core.models.vae_loader import load_texture_vae
-from sfd_core.paths import file_digest, resume_dir, stage_dir, write_json
-from sfd_core.processes import Processes, spread
+from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.params import EncodeParams, fingerprint, load_params
+from sfd_core.host.errors import IdentityError, exits_cleanly
+from sfd_core.host.paths import file_digest, resume_dir, stage_dir, write_json
+from sfd_core.host.processes import Processes, spread
+from sfd_core.latents.composite import StreamingMoments, save_statistics
+from sfd_core.latents.compressors import SemanticCompressors
+from sfd_core.latents.encoder import LatentEncoder, require_resolved
+from sfd_core.latents.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
+from sfd_core.latents.stored import latent_fields, moments_of, posterior_meta
+from sfd_core.latents.tokens import TokenSource, open_tokens
+from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.stages.extraction import Extraction, Values, run_all
 from sfd_core.stages.outlook import require_room, tell_of_forgotten
-from sfd_core.tokens import TokenSource, open_tokens
 
 PARTS = ("train", "held_out")
 LATENTS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}

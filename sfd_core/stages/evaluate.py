@@ -23,16 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sfd_core.artifact import Denoiser, DenoiserManifest, SnapshotRecord
-from sfd_core.config import Params, load_params
-from sfd_core.data.shards import ShardReader
-from sfd_core.errors import exits_cleanly
+from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.judge import Judge, head
 from sfd_core.evaluation.labels import class_balanced_labels
-from sfd_core.evaluation.neighbours import neighbour_sheet
-from sfd_core.evaluation.protocol import Drawn, Number
-from sfd_core.identity import read_latent_identity
-from sfd_core.measurement import (
+from sfd_core.evaluation.measurement import (
     ORACLE,
     SAMPLES,
     Batch,
@@ -44,12 +38,18 @@ from sfd_core.measurement import (
     recipe,
     semantic_latents,
 )
-from sfd_core.paths import atomic_dir, file_digest, require_disk, resume_dir, stage_dir, write_json
-from sfd_core.processes import Processes, spread
-from sfd_core.sampling import Pipeline, Samples
-from sfd_core.stages.progress import with_progress
+from sfd_core.evaluation.neighbours import neighbour_sheet
+from sfd_core.evaluation.protocol import Drawn, Number
+from sfd_core.experiment.params import Params, load_params
+from sfd_core.host.errors import exits_cleanly
+from sfd_core.host.paths import atomic_dir, file_digest, require_disk, resume_dir, stage_dir, write_json
+from sfd_core.host.processes import Processes, spread
+from sfd_core.host.progress import with_progress
+from sfd_core.latents.identity import read_latent_identity
+from sfd_core.sampling.artifact import Denoiser, DenoiserManifest, SnapshotRecord
+from sfd_core.sampling.pipeline import Pipeline, Samples
+from sfd_core.sampling.trajectory import record_trajectory
 from sfd_core.training.checkpoint import resume_key
-from sfd_core.trajectory import record_trajectory
 
 TRAINING_PASSES = 3
 """A training step costs a forward and, in the backward pass, twice its operations."""

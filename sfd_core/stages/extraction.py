@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
-from sfd_core.composite import StreamingMoments
-from sfd_core.data.pieces import Piece, PiecedShard
-from sfd_core.data.shards import Array
-from sfd_core.processes import Processes
+from sfd_core.data.store.pieces import Piece, PiecedShard
+from sfd_core.data.store.shards import Array
+from sfd_core.host.processes import Processes
+from sfd_core.host.progress import with_progress
+from sfd_core.latents.composite import StreamingMoments
 from sfd_core.stages.outlook import Outlook
-from sfd_core.stages.progress import with_progress
 
 T = TypeVar("T")
 Source = TypeVar("Source")

@@ -4,7 +4,7 @@
 
 writes `outputs/features/{train,held_out}/` and `outputs/features/statistics.safetensors` (`token_mean`, `token_std` over
 train), all of it or nothing. The folder of a part is a shard (tokens float16 (2, C, g, g): the image's and its mirror
-image's), or with `features.store: false` the recipe by which `sfd_core.tokens` computes the same tokens again.
+image's), or with `features.store: false` the recipe by which `sfd_core.latents.tokens` computes the same tokens again.
 Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the work; a run that was killed goes on with the
 pieces that are missing.
 """
@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfd_core.codehash import code_fingerprint
-from sfd_core.composite import StreamingMoments, save_statistics
-from sfd_core.config import FeaturesParams, fingerprint, load_params
-from sfd_core.data.pieces import PiecedShard, rows_per_piece
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import exits_cleanly
-from sfd_core.models.encoders import Encoder, load_encoder
-from sfd_core.paths import resume_dir, stage_dir
-from sfd_core.processes import Processes, spread
+from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.params import FeaturesParams, fingerprint, load_params
+from sfd_core.host.errors import exits_cleanly
+from sfd_core.host.paths import resume_dir, stage_dir
+from sfd_core.host.processes import Processes, spread
+from sfd_core.latents.composite import StreamingMoments, save_statistics
+from sfd_core.latents.tokens import TokenRecipe, rounded
+from sfd_core.models.encoders.encoder import Encoder, load_encoder
 from sfd_core.stages.extraction import Extraction, Values, run_all
 from sfd_core.stages.outlook import require_room, tell_of_forgotten
-from sfd_core.tokens import TokenRecipe, rounded
 
 PARTS = ("train", "held_out")
 SPARE_BYTES = 1 << 20

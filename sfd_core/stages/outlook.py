@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfd_core.paths import existing_parent, free_disk, require_disk
+from sfd_core.host.paths import existing_parent, free_disk, require_disk
 
 
 @dataclass(frozen=True)

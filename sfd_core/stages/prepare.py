@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from sfd_core.codehash import code_fingerprint
-from sfd_core.config import PrepareParams, fingerprint, load_params
-from sfd_core.data.contact_sheet import write_contact_sheet
-from sfd_core.data.crops import Pixels
-from sfd_core.data.images import Part, load_parts
-from sfd_core.data.pieces import PiecedShard, rows_per_piece
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import DataError, exits_cleanly
-from sfd_core.paths import resumable_dir, resume_dir, stage_dir, write_json
-from sfd_core.processes import Processes
+from sfd_core.data.sources.crops import Pixels
+from sfd_core.data.sources.parts import Part, load_parts
+from sfd_core.data.store.contact_sheet import write_contact_sheet
+from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.params import PrepareParams, fingerprint, load_params
+from sfd_core.host.errors import DataError, exits_cleanly
+from sfd_core.host.paths import resumable_dir, resume_dir, stage_dir, write_json
+from sfd_core.host.processes import Processes
+from sfd_core.host.progress import with_progress
 from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
-from sfd_core.stages.progress import with_progress
 
 LOOK_AHEAD = 4
 """Images in work per thread: enough to keep threads busy, few enough to need no memory."""

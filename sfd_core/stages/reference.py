@@ -19,20 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfd_core.config import EvaluateParams, Params, ReferenceParams, load_params
-from sfd_core.data.shards import ShardReader
-from sfd_core.errors import exits_cleanly
+from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.adm import AdmReference
 from sfd_core.evaluation.extractors import FEATURES
 from sfd_core.evaluation.judge import Judge, head, load_extractor
 from sfd_core.evaluation.labels import random_rows
 from sfd_core.evaluation.protocol import Drawn, Number
 from sfd_core.evaluation.reference import MOST_FEATURES, write_reference
-from sfd_core.models.image_vae import ImageVAE
-from sfd_core.models.vae_loader import load_texture_vae
-from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
-from sfd_core.seeding import sample_noise
-from sfd_core.stages.progress import with_progress
+from sfd_core.experiment.params import EvaluateParams, Params, ReferenceParams, load_params
+from sfd_core.host.errors import exits_cleanly
+from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.host.progress import with_progress
+from sfd_core.host.seeding import sample_noise
+from sfd_core.models.vaes.image_vae import ImageVAE
+from sfd_core.models.vaes.loader import load_texture_vae
 
 SEED = 0
 """Of the choice of real images; results are compared across experiments, so it is no parameter."""

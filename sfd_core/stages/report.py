@@ -8,10 +8,10 @@ writes `report/index.html`, `metrics.json`, `results.csv` and figures, and print
 import argparse
 from pathlib import Path
 
-from sfd_core.config import Params, load_params
-from sfd_core.errors import exits_cleanly
 from sfd_core.evaluation.convergence import distances, read_curves, speed_up
-from sfd_core.paths import OUTPUTS, REPORT
+from sfd_core.experiment.params import Params, load_params
+from sfd_core.host.errors import exits_cleanly
+from sfd_core.host.paths import OUTPUTS, REPORT
 from sfd_core.reporting.html import write_report
 from sfd_core.reporting.sources import read_outputs
 from sfd_core.reporting.tables import primary_number

@@ -19,26 +19,26 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sfd_core.composite import ChannelStatistics, load_statistics
-from sfd_core.compressors import SemanticCompressors
-from sfd_core.config import EngineParams, SemanticVAEParams, load_params
-from sfd_core.data.shards import ShardReader
-from sfd_core.errors import PREEMPTED_EXIT_CODE, DataError, exits_cleanly
-from sfd_core.models.pca import PCA
-from sfd_core.models.published_semantic_vae import semantic_vae_from
-from sfd_core.models.semantic_vae import SemanticVAE, semantic_vae_loss
-from sfd_core.models.weights import read_public_checkpoint
-from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
-from sfd_core.processes import ALONE, Processes, spread
-from sfd_core.seeding import derive_seed
+from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.params import EngineParams, SemanticVAEParams, load_params
+from sfd_core.host.errors import PREEMPTED_EXIT_CODE, DataError, exits_cleanly
+from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.host.processes import ALONE, Processes, spread
+from sfd_core.host.seeding import derive_seed
+from sfd_core.latents.composite import ChannelStatistics, load_statistics
+from sfd_core.latents.compressors import SemanticCompressors
+from sfd_core.latents.tokens import TokenSource, open_tokens
+from sfd_core.models.public.semantic_vae import semantic_vae_from
+from sfd_core.models.public.weights import read_public_checkpoint
+from sfd_core.models.vaes.pca import PCA
+from sfd_core.models.vaes.semantic_vae import SemanticVAE, semantic_vae_loss
 from sfd_core.stages.training import run_training
-from sfd_core.tokens import TokenSource, open_tokens
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.history import write_empty_history
 from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
 from sfd_core.training.parallel import training_device
-from sfd_core.training.semantics import SemanticVAETask
+from sfd_core.training.tasks.semantics import SemanticVAETask
 
 SPARE_BYTES = 1 << 20
 SAVED_STATES = 8

@@ -16,23 +16,30 @@ import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from sfd_core.config import DiffusersVAEParams, EngineParams, LDMVAEParams, TextureVAEParams, TrainedVAEParams, load_params
-from sfd_core.data.shards import ShardReader
-from sfd_core.errors import PREEMPTED_EXIT_CODE, exits_cleanly
-from sfd_core.models.image_vae import ImageVAE
-from sfd_core.models.published_vae import read_published_vae
-from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape, psnr
-from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
-from sfd_core.processes import ALONE, Processes, spread
-from sfd_core.seeding import derive_seed, generator
-from sfd_core.stages.progress import with_progress
+from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.params import (
+    DiffusersVAEParams,
+    EngineParams,
+    LDMVAEParams,
+    TextureVAEParams,
+    TrainedVAEParams,
+    load_params,
+)
+from sfd_core.host.errors import PREEMPTED_EXIT_CODE, exits_cleanly
+from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.host.processes import ALONE, Processes, spread
+from sfd_core.host.progress import with_progress
+from sfd_core.host.seeding import derive_seed, generator
+from sfd_core.models.public.image_vae import read_published_vae
+from sfd_core.models.vaes.image_vae import ImageVAE
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape, psnr
 from sfd_core.stages.training import run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.history import write_empty_history
 from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
 from sfd_core.training.parallel import training_device
-from sfd_core.training.texture import TextureVAETask, to_signed
+from sfd_core.training.tasks.texture import TextureVAETask, to_signed
 
 PCA_IMAGES = 4096
 """Images that the linear part is fitted to: far more patches than it has dimensions."""

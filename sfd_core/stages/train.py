@@ -13,26 +13,26 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfd_core.artifact import DenoiserManifest, SnapshotRecord
-from sfd_core.composite import Composite, LatentStatistics, load_statistics
-from sfd_core.config import EngineParams, TrainParams, VariantParams, load_params
-from sfd_core.data.latents import SEMANTIC_LATENTS, StoredLatent
-from sfd_core.data.shards import ShardReader
-from sfd_core.decoded_tokens import open_decoded_tokens
-from sfd_core.errors import PREEMPTED_EXIT_CODE, IdentityError, exits_cleanly
-from sfd_core.identity import STATISTICS_FILE, LatentIdentity, read_latent_identity
-from sfd_core.models.dit import DiT
-from sfd_core.models.ema import EMA
-from sfd_core.models.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
-from sfd_core.paths import atomic_dir, require_disk, stage_dir, write_json
-from sfd_core.processes import ALONE, Processes, spread
+from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams, load_params
+from sfd_core.host.errors import PREEMPTED_EXIT_CODE, IdentityError, exits_cleanly
+from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.host.processes import ALONE, Processes, spread
+from sfd_core.latents.composite import Composite, LatentStatistics, load_statistics
+from sfd_core.latents.decoded_tokens import open_decoded_tokens
+from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity, read_latent_identity
+from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
+from sfd_core.latents.tokens import TokenSource, open_tokens
+from sfd_core.models.denoisers.dit import DiT
+from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
+from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.stages.training import run_training
-from sfd_core.tokens import TokenSource, open_tokens
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
-from sfd_core.training.denoising import FlowTask, GaussianTask, LatentBatches
+from sfd_core.training.ema import EMA
 from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
 from sfd_core.training.parallel import training_device
+from sfd_core.training.tasks.denoising import FlowTask, GaussianTask, LatentBatches
 
 SAVED_STATES = 10
 """Copies of the weights on disk besides snapshots: model, EMA and two AdamW moments, in two checkpoints and some spare."""

@@ -1,6 +1,6 @@
 """What the stages that train share: a training that MLflow follows and that another machine may continue."""
 
-from sfd_core.processes import Processes
+from sfd_core.host.processes import Processes
 from sfd_core.storage import shared_training
 from sfd_core.tracking.live import follow
 from sfd_core.tracking.runs import RunSpec

@@ -15,8 +15,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sfd_core.errors import DataError, ResourceError
-from sfd_core.paths import atomic_path, file_digest, require_disk
+from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.host.paths import atomic_path, file_digest, require_disk
 
 T = TypeVar("T")
 

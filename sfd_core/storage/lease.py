@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sfd_core.errors import DataError, ResourceError
+from sfd_core.host.errors import DataError, ResourceError
 from sfd_core.storage.bucket import ConflictError, Storage
 
 SECONDS = 300.0

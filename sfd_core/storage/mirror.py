@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from sfd_core.errors import ConfigError, DataError, SFDError
-from sfd_core.paths import atomic_dir, file_digest
+from sfd_core.host.errors import ConfigError, DataError, SFDError
+from sfd_core.host.paths import atomic_dir, file_digest
 from sfd_core.storage.bucket import Storage, UnavailableError
 
 VARIABLE = "SFD_CHECKPOINTS"

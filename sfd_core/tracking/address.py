@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit, urlunsplit
 
-from sfd_core.paths import STATE
+from sfd_core.host.paths import STATE
 
 EMBEDDED_SCHEME = "sqlite:///"
 ANSWER_SECONDS = 10.0

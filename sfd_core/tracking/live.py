@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sfd_core.paths import STATE, atomic_path, file_digest
+from sfd_core.host.paths import STATE, atomic_path, file_digest
 from sfd_core.tracking.address import is_embedded, is_reachable, public, store_uri
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.runs import RunSpec

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfd_core.config import Params, fingerprint
-from sfd_core.paths import OUTPUTS, STATE, file_digest, write_json
+from sfd_core.experiment.params import Params, fingerprint
+from sfd_core.host.paths import OUTPUTS, STATE, file_digest, write_json
 from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, is_reachable, public, store_uri
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.live import history_key, linked_resume_key

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sfd_core.config import Group, Params, fingerprint
-from sfd_core.paths import file_digest
+from sfd_core.experiment.params import Group, Params, fingerprint
+from sfd_core.host.paths import file_digest
 
 LOCK_FILE = Path("requirements.lock")
 COMPARED_TAG = "sfd.compared"

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 
-PIPELINE = "sfd_core.sampling:Pipeline"
+PIPELINE = "sfd_core.sampling.pipeline:Pipeline"
 """Named, not imported: tracking and sampling stand beside one another."""
 TRAIN_PART, TEXTURE_VAE_PART = "train", "texture_vae"
 

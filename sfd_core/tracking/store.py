@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 import sfd_core
-from sfd_core.paths import STATE
+from sfd_core.host.paths import STATE
 from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, store_uri
 from sfd_core.tracking.curves import Curve, Point
 from sfd_core.tracking.runs import RunSpec

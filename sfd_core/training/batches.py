@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sfd_core.errors import ConfigError
-from sfd_core.seeding import generator
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.seeding import generator
 
 
 @dataclass

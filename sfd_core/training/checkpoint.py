@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from sfd_core import config, paths
-from sfd_core.codehash import code_fingerprint
-from sfd_core.errors import ResourceError
+from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.params import fingerprint
+from sfd_core.host import paths
+from sfd_core.host.errors import ResourceError
 
 KEPT = 2
 FILE_NAME = re.compile(r"state-\d{5}-of-(\d{5})\.safetensors")
@@ -80,7 +81,7 @@ class State:
 
 def resume_key(*groups: Any, inputs: Sequence[str] = ()) -> str:
     """Return the key of a training: equal parameters, digests of the inputs and code give equal keys."""
-    return config.fingerprint(*groups, list(inputs), code_fingerprint())
+    return fingerprint(*groups, list(inputs), code_fingerprint())
 
 
 class ResumeFolder:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfd_core.errors import NumericsError
-from sfd_core.paths import atomic_path
+from sfd_core.host.errors import NumericsError
+from sfd_core.host.paths import atomic_path
 from sfd_core.training.task import TrainingTask
 
 SKIPPED_IN_A_ROW_LIMIT = 10

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from sfd_core.errors import DataError
-from sfd_core.paths import atomic_path
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import atomic_path
 
 BEFORE_TERMS = ("step", "images_seen", "seconds")
 AFTER_TERMS = ("gradient_norm", "learning_rate", "images_per_second")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfd_core.config import EngineParams, Optimisation
-from sfd_core.errors import Preempted, ResourceError
-from sfd_core.seeding import derive_seed
+from sfd_core.experiment.params import EngineParams, Optimisation
+from sfd_core.host.errors import Preempted, ResourceError
+from sfd_core.host.seeding import derive_seed
 from sfd_core.training.checkpoint import ResumeFolder, Snapshot, State
 from sfd_core.training.determinism import reproducible, seed_everything
 from sfd_core.training.guards import Guard, Incidents, StepNumbers

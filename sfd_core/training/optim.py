@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sfd_core.config import Optimisation
+from sfd_core.experiment.params import Optimisation
 
 
 def learning_rate_at(step: int, learning_rate: float, optimisation: Optimisation) -> float:

@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
-from sfd_core.config import EngineParams, Optimisation
-from sfd_core.errors import ConfigError
-from sfd_core.models.blocks import blocks_of, compile_blocks
+from sfd_core.experiment.params import EngineParams, Optimisation
+from sfd_core.host.errors import ConfigError
+from sfd_core.models.denoisers.blocks import blocks_of, compile_blocks
 from sfd_core.training.task import TrainingTask
 
 

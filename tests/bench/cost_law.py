@@ -28,10 +28,10 @@ from bench import machine
 from bench.operations import SavedBytes, WorkCounter
 from bench.workload import Measured, Workload, train_with_engine
 
-from sfd_core.data.shard_writer import write_manifest
-from sfd_core.data.shards import FieldSpec, ShardFile, ShardReader
-from sfd_core.models.factory import parameter_count
-from sfd_core.sizes import SizeName
+from sfd_core.data.store.shard_writer import write_manifest
+from sfd_core.data.store.shards import FieldSpec, ShardFile, ShardReader
+from sfd_core.experiment.sizes import SizeName
+from sfd_core.models.denoisers.factory import parameter_count
 
 ROOT = Path(__file__).parents[2]
 TIMED_STEPS = 3

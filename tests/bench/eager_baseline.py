@@ -2,7 +2,7 @@
 
 Plain torch modules whose gradients autograd derives, AdamW as it is constructed by default, one EMA operation after the other,
 the loss read in every step, and a `DataLoader` whose data set opens a file for every item. Parameter names are those of
-`sfd_core.models.lightningdit`, so that either network loads the other's weights. Shapes: N images, T tokens, D width.
+`sfd_core.models.denoisers.lightningdit`, so that either network loads the other's weights. Shapes: N images, T tokens, D width.
 """
 
 import copy
@@ -168,7 +168,7 @@ class PatchEmbed(nn.Module):
 
 
 class EagerLightningDiT(nn.Module):
-    """LightningDiT with two clocks (SFD, arXiv 2512.04926, section 3), as `sfd_core.models.lightningdit` computes it."""
+    """LightningDiT with two clocks (SFD, arXiv 2512.04926, section 3), as `models.denoisers.lightningdit` computes it."""
 
     def __init__(
         self, depth: int, width: int, heads: int, in_channels: int = 48, grid: int = 16, patch: int = 1, num_classes: int = 1000

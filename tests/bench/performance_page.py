@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from sfd_core.errors import DataError
-from sfd_core.paths import atomic_path, write_json
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import atomic_path, write_json
 from sfd_core.reporting.palette import line_styles
 
 MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)

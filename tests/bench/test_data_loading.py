@@ -19,9 +19,9 @@ from sparse_latents import lay_out
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from sfd_core.data.latents import StoredLatent, latent_fields
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.latents.stored import StoredLatent, latent_fields
 from sfd_core.training.batches import BatchOrder
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]

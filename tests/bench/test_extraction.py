@@ -15,21 +15,21 @@ import torch
 from latent_diffusion import LatentDiffusionVAE
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sfd_core.composite import ChannelStatistics
-from sfd_core.compressors import SemanticCompressors
-from sfd_core.config import EncodeParams, FeaturesParams, LDMVAEParams, Params, TrainedVAEParams, load_params
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.models.encoders import Encoder, load_encoder
-from sfd_core.models.image_vae import ImageVAE
-from sfd_core.models.pca import PCA
-from sfd_core.models.published_vae import read_published_vae
-from sfd_core.models.semantic_vae import SemanticVAE
-from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
-from sfd_core.presets import load_preset
-from sfd_core.processes import Processes
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.params import EncodeParams, FeaturesParams, LDMVAEParams, Params, TrainedVAEParams, load_params
+from sfd_core.experiment.presets import load_preset
+from sfd_core.host.processes import Processes
+from sfd_core.latents.composite import ChannelStatistics
+from sfd_core.latents.compressors import SemanticCompressors
+from sfd_core.latents.tokens import TokenRecipe
+from sfd_core.models.encoders.encoder import Encoder, load_encoder
+from sfd_core.models.public.image_vae import read_published_vae
+from sfd_core.models.vaes.image_vae import ImageVAE
+from sfd_core.models.vaes.pca import PCA
+from sfd_core.models.vaes.semantic_vae import SemanticVAE
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.encode import PARTS, EncodeInputs, Sources
-from sfd_core.tokens import TokenRecipe
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]

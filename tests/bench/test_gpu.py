@@ -18,14 +18,14 @@ from bench import machine
 from bench.workload import CLASSES, Measured, Workload, composite, train_with_engine
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sfd_core.artifact import Denoiser, SnapshotRecord
-from sfd_core.identity import LatentIdentity
-from sfd_core.models.blocks import compile_blocks
-from sfd_core.models.factory import LatentSpec, flops_per_image, parameter_count
-from sfd_core.models.lightningdit import LightningDiT
-from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
-from sfd_core.sampling import DEFAULT_SAMPLER, Pipeline
-from sfd_core.sizes import MODEL_SIZES
+from sfd_core.experiment.sizes import MODEL_SIZES
+from sfd_core.latents.identity import LatentIdentity
+from sfd_core.models.denoisers.blocks import compile_blocks
+from sfd_core.models.denoisers.factory import LatentSpec, flops_per_image, parameter_count
+from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.sampling.artifact import Denoiser, SnapshotRecord
+from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
 from sfd_core.training.loop import training_device
 
 gpu = [

@@ -12,7 +12,7 @@ from bench.performance_page import TABLES, cost_law_figure, fill, main, merge
 from bench.workload import Workload
 from torch import nn, optim, zeros
 
-from sfd_core.errors import DataError
+from sfd_core.host.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 PAGE = "# Title\n\nBy hand.\n\n<!-- table: training -->\nold\n<!-- end -->\n\nMore.\n<!-- table: gpu -->\n<!-- end -->\n"

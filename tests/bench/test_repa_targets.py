@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sfd_core.composite import Composite
-from sfd_core.config import VariantParams, load_params
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec
-from sfd_core.models.factory import build_denoiser
-from sfd_core.models.lightningdit import LightningDiT
-from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec
+from sfd_core.experiment.params import VariantParams, load_params
+from sfd_core.latents.composite import Composite
+from sfd_core.models.denoisers.factory import build_denoiser
+from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.encode import EncodeInputs, encode
 from sfd_core.stages.features import extract_features
 from sfd_core.stages.semantic_vae import make_semantic_vae
 from sfd_core.stages.train import TrainFolders, TrainInputs
-from sfd_core.training.denoising import FlowTask, LatentBatches
 from sfd_core.training.optim import build_optimizer
+from sfd_core.training.tasks.denoising import FlowTask, LatentBatches
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sfd_core.config import VariantParams, load_params
 from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
-from sfd_core.models.factory import LatentSpec, build_denoiser
-from sfd_core.seeding import generator
+from sfd_core.experiment.params import VariantParams, load_params
+from sfd_core.host.seeding import generator
+from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
 
 pytestmark = pytest.mark.bench
 

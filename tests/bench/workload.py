@@ -15,19 +15,19 @@ from bench.operations import Profiler, Work, WorkCounter, averaging
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sfd_core.composite import ChannelStatistics, Composite, LatentStatistics
-from sfd_core.config import TrainParams, VariantParams, load_params
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.models.blocks import compile_blocks
-from sfd_core.models.ema import EMA
-from sfd_core.models.factory import LatentSpec, build_denoiser
-from sfd_core.models.lightningdit import LightningDiT
-from sfd_core.seeding import generator
-from sfd_core.sizes import MODEL_SIZES, SizeName
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.params import TrainParams, VariantParams, load_params
+from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
+from sfd_core.host.seeding import generator
+from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
+from sfd_core.models.denoisers.blocks import compile_blocks
+from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
+from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.training.checkpoint import ResumeFolder
-from sfd_core.training.denoising import FlowTask, LatentBatches
+from sfd_core.training.ema import EMA
 from sfd_core.training.loop import TrainingPlan, run, training_device
+from sfd_core.training.tasks.denoising import FlowTask, LatentBatches
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CLASSES = 10

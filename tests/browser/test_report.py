@@ -9,7 +9,7 @@ from chromium import chromium
 from playwright.sync_api import Browser, Page, expect
 from synthetic_outputs import FINAL, FRAMES, IMAGENET_CLASSES, imagenet_like, write_outputs, write_studies
 
-from sfd_core.config import load_params
+from sfd_core.experiment.params import load_params
 from sfd_core.stages.report import report
 
 pytestmark = pytest.mark.browser

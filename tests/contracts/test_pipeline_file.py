@@ -10,20 +10,20 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from sfd_core.config import Params, load_params
+from sfd_core.experiment.params import Params, load_params
 
 ROOT = Path(__file__).parents[2]
 PIPELINE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NO_RESULT_DEPENDS_ON = {
     "sfd_core/__init__.py",
-    "sfd_core/codehash.py",
-    "sfd_core/config.py",
-    "sfd_core/data/verified.py",
-    "sfd_core/errors.py",
-    "sfd_core/paths.py",
-    "sfd_core/processes.py",
+    "sfd_core/experiment/code.py",
+    "sfd_core/experiment/params.py",
+    "sfd_core/data/store/verified.py",
+    "sfd_core/host/errors.py",
+    "sfd_core/host/paths.py",
+    "sfd_core/host/processes.py",
     "sfd_core/stages/outlook.py",
-    "sfd_core/stages/progress.py",
+    "sfd_core/host/progress.py",
     *(
         path.relative_to(ROOT).as_posix()
         for name in ("storage", "tracking")

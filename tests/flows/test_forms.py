@@ -12,9 +12,9 @@ from prefect.utilities.schema_tools.validation import ValidationError
 
 from flows.comparison import Row, best, leading, summary, table
 from flows.deployments import DEPLOYED
-from flows.grid import Space, plan_points
 from flows.pipeline import stage_graph
-from sfd_core.presets import preset_names
+from sfd_core.experiment.grid import Space, plan_points
+from sfd_core.experiment.presets import preset_names
 
 ROOT = Path(__file__).parents[2]
 VALUES: dict[str, Any] = yaml.safe_load((ROOT / "presets" / "emoji.yaml").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from infra.lab.credentials import VARIABLES, Credentials, write_private
-from sfd_core.errors import ConfigError, DataError
+from sfd_core.host.errors import ConfigError, DataError
 
 
 def mode(path: Path) -> int:

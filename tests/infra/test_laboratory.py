@@ -17,7 +17,7 @@ from postgresql import INSTALLED, PostgreSQL
 from seaweed import WEED, free_ports
 
 from infra.lab.databases import make_databases
-from sfd_core.errors import ResourceError
+from sfd_core.host.errors import ResourceError
 
 ROOT = Path(__file__).parents[2]
 CLIENT = """

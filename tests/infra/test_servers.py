@@ -13,7 +13,7 @@ from infra.lab.databases import Databases
 from infra.lab.ports import choose_ports, is_free, require_free
 from infra.lab.servers import SISTER, WEED_PORTS, Server, client_environment, inherited, servers, write_configuration
 from infra.lab.settings import Settings
-from sfd_core.errors import ResourceError
+from sfd_core.host.errors import ResourceError
 
 PASSWORD = "p@ss/w%rd"
 URL = f"postgresql://user:{quote(PASSWORD, safe='')}@db.example:5433/sfd"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra.lab.settings import Settings
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 
 
 def test_without_any_choice_servers_listen_on_loopback_without_passwords() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from sfd_core.cli.experiment import parse_assignment, parse_value
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 
 
 @pytest.mark.parametrize(

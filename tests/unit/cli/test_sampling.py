@@ -4,8 +4,8 @@ import pytest
 
 from sfd_core.cli.main import build_parser
 from sfd_core.cli.sampling import find_labels, sampler_of
-from sfd_core.config import load_params
-from sfd_core.errors import ConfigError
+from sfd_core.experiment.params import load_params
+from sfd_core.host.errors import ConfigError
 
 PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
 CLASSES = ["Flags", "Food & Drink", "Symbols"]

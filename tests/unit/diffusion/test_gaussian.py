@@ -7,10 +7,10 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from sfd_core.config import GuidanceParams
 from sfd_core.diffusion.gaussian import DenoiseFn, GaussianProcess, guide_denoiser, sample_gaussian
-from sfd_core.errors import ConfigError
-from sfd_core.seeding import sample_noise
+from sfd_core.experiment.params import GuidanceParams
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.seeding import sample_noise
 
 N, C, SIDE = 6, 3, 4
 SHAPE = (C, SIDE, SIDE)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd_core.config import GuidanceParams
 from sfd_core.diffusion.guidance import VelocityFn, autoguidance, cfg, oracle
 from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes, Phase, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
+from sfd_core.experiment.params import GuidanceParams
 
 N, TEXTURE, SEMANTIC, SIDE = 4, 3, 2, 4
 OFF = GuidanceParams(scale=1.0, interval=[0.0, 1.0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sfd_core.diffusion.schedule import AsyncSchedule, Phase
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 
 OFFSETS = [0.0, 0.1, 0.3, 0.5, 0.7, 1.0]
 

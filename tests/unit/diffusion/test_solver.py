@@ -11,7 +11,7 @@ from sfd_core.diffusion import solver as solver_module
 from sfd_core.diffusion.path import channel_times, velocity
 from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes, Phase
 from sfd_core.diffusion.solver import SolverSettings, integrate
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 
 N, TEXTURE, SEMANTIC, SIDE = 3, 3, 2, 4
 SolverName = Literal["euler", "heun", "ab2", "dopri5"]

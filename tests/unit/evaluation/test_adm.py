@@ -11,14 +11,14 @@ import pytest
 import torch
 from judges import patterns, train_shard
 
-from sfd_core.config import ReferenceParams
-from sfd_core.errors import ConfigError, DataError, IdentityError
 from sfd_core.evaluation import adm
 from sfd_core.evaluation.adm import AdmReference
 from sfd_core.evaluation.extractors import ExtractorIdentity, JudgeNetwork
 from sfd_core.evaluation.judge import EXTRACTORS, Judge
 from sfd_core.evaluation.protocol import Drawn
 from sfd_core.evaluation.reference import write_reference
+from sfd_core.experiment.params import ReferenceParams
+from sfd_core.host.errors import ConfigError, DataError, IdentityError
 
 POOLED, SPATIAL, CLASSES = 6, 5, 10
 SIDE = 16

@@ -4,8 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sfd_core.errors import ConfigError, DataError
 from sfd_core.evaluation.convergence import distances, read_curves, speed_up, speed_up_frame
+from sfd_core.host.errors import ConfigError, DataError
 
 
 def write_curve(folder: Path, variant: str, values: list[float], samples: int = 500) -> None:

@@ -12,10 +12,8 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.metric_fid import KEY_METRIC_FID
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION
 
-from sfd_core.config import ReferenceParams
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import ConfigError, DataError, IdentityError, ResourceError
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation import extractors
 from sfd_core.evaluation.extractors import (
     FEATURES,
@@ -29,7 +27,9 @@ from sfd_core.evaluation.extractors import (
 from sfd_core.evaluation.judge import Judge, head, load_extractor
 from sfd_core.evaluation.protocol import Drawn
 from sfd_core.evaluation.reference import write_reference
-from sfd_core.models.encoders import efficientnet_lite
+from sfd_core.experiment.params import ReferenceParams
+from sfd_core.host.errors import ConfigError, DataError, IdentityError, ResourceError
+from sfd_core.models.encoders.encoder import efficientnet_lite
 
 PARAMS = ReferenceParams(extractors=["efficientnet_lite0"], inception_weights=None, adm_npz=None, batch_size=8)
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from sfd_core.errors import DataError, NumericsError
 from sfd_core.evaluation import frechet
 from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
+from sfd_core.host.errors import DataError, NumericsError
 
 
 def correlated(count: int, width: int, seed: int) -> Tensor:

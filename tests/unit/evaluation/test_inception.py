@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sfd_core.config import ReferenceParams
-from sfd_core.errors import DataError, ResourceError
 from sfd_core.evaluation import inception
 from sfd_core.evaluation.adm import AdmReference
 from sfd_core.evaluation.judge import Judge, load_extractor
 from sfd_core.evaluation.reference import layers_in_batches, write_reference
+from sfd_core.experiment.params import ReferenceParams
+from sfd_core.host.errors import DataError, ResourceError
 
 
 @pytest.fixture(scope="module")

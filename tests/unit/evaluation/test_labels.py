@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sfd_core.errors import ConfigError
 from sfd_core.evaluation.labels import class_balanced_labels, random_rows
+from sfd_core.host.errors import ConfigError
 
 
 def test_every_prefix_of_balanced_labels_is_balanced() -> None:

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd_core.errors import DataError, NumericsError
 from sfd_core.evaluation import metrics
 from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
 from sfd_core.evaluation.metrics import KID_SUBSETS, SUBSET_SEED, Reference, inception_score, number_name, score, settings
+from sfd_core.host.errors import DataError, NumericsError
 
 
 def cloud(count: int, seed: int, width: int = 12, offset: float = 0.0) -> Tensor:

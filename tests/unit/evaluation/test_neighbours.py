@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from sfd_core.errors import DataError
 from sfd_core.evaluation import neighbours
 from sfd_core.evaluation.neighbours import nearest_images, neighbour_sheet
+from sfd_core.host.errors import DataError
 
 
 def test_nearest_equals_numpy_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

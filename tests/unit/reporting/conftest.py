@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from synthetic_outputs import write_outputs
 
-from sfd_core.config import Params, load_params
+from sfd_core.experiment.params import Params, load_params
 
 
 @pytest.fixture(scope="session")

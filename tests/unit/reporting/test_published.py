@@ -8,7 +8,7 @@ import pytest
 from synthetic_outputs import IMAGENET_CLASSES as CLASSES
 from synthetic_outputs import imagenet_like, write_outputs, write_studies
 
-from sfd_core.config import Params
+from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers
 from sfd_core.reporting.published_numbers import TABLE, comparable, curves, offset_curve, published_tables, read_published
 from sfd_core.reporting.sources import read_outputs

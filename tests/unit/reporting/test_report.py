@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from synthetic_outputs import FINAL, write_studies
 
-from sfd_core.config import Params
-from sfd_core.errors import DataError
+from sfd_core.experiment.params import Params
+from sfd_core.host.errors import DataError
 from sfd_core.stages.report import report
 from sfd_core.training.history import write_empty_history
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from synthetic_outputs import write_studies
 
-from sfd_core.config import Params
-from sfd_core.errors import DataError
+from sfd_core.experiment.params import Params
+from sfd_core.host.errors import DataError
 from sfd_core.reporting.sources import read_outputs
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sfd_core.cli.main import build_parser
-from sfd_core.errors import DataError
+from sfd_core.host.errors import DataError
 from sfd_core.reporting.sweep import sweep_figure
 
 

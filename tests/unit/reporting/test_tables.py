@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from synthetic_outputs import FINAL
 
-from sfd_core.config import Params
 from sfd_core.evaluation.convergence import Reach
+from sfd_core.experiment.params import Params
 from sfd_core.reporting import studies, tables, text
 from sfd_core.reporting.sources import Outputs, read_outputs
 

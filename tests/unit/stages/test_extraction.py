@@ -15,14 +15,14 @@ import pytest
 import timm
 import torch
 
-from sfd_core.composite import StreamingMoments, load_statistics
-from sfd_core.config import FeaturesParams, Optimisation, SemanticVAEParams
-from sfd_core.data import pieces
-from sfd_core.data.pieces import PiecedShard
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
-from sfd_core.processes import Processes
+from sfd_core.data.store import pieces
+from sfd_core.data.store.pieces import PiecedShard
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.params import FeaturesParams, Optimisation, SemanticVAEParams
+from sfd_core.host.processes import Processes
+from sfd_core.latents.composite import StreamingMoments, load_statistics
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.extraction import Extraction, Values, ahead
 from sfd_core.stages.features import extract_features
 from sfd_core.stages.semantic_vae import make_semantic_vae
@@ -43,9 +43,9 @@ SEMANTIC_VAE = SemanticVAEParams(
 PROGRAM = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from sfd_core.config import EncodeParams, FeaturesParams
-    from sfd_core.data import pieces
-    from sfd_core.processes import Processes, spread
+    from sfd_core.experiment.params import EncodeParams, FeaturesParams
+    from sfd_core.data.store import pieces
+    from sfd_core.host.processes import Processes, spread
     from sfd_core.stages.encode import EncodeInputs, encode
     from sfd_core.stages.features import extract_features
 

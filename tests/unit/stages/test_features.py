@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from sfd_core.composite import load_statistics
-from sfd_core.config import FeaturesParams
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import ConfigError, DataError, NumericsError, ResourceError
-from sfd_core.models import encoders
-from sfd_core.models.encoders import efficientnet_lite, load_encoder
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.params import FeaturesParams
+from sfd_core.host.errors import ConfigError, DataError, NumericsError, ResourceError
+from sfd_core.latents.composite import load_statistics
+from sfd_core.models.encoders import encoder as encoders
+from sfd_core.models.encoders.encoder import efficientnet_lite, load_encoder
 from sfd_core.stages.features import extract_features
 
 

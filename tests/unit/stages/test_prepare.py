@@ -16,11 +16,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from sfd_core.config import PrepareParams
-from sfd_core.data import pieces
-from sfd_core.data.images import load_images, split
-from sfd_core.data.shards import ShardReader
-from sfd_core.errors import DataError, ResourceError
+from sfd_core.data.sources.parts import load_images, split
+from sfd_core.data.store import pieces
+from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.params import PrepareParams
+from sfd_core.host.errors import DataError, ResourceError
 from sfd_core.stages import prepare as stage
 from sfd_core.stages.prepare import main, prepare
 
@@ -275,8 +275,8 @@ def test_the_outlook_tells_rows_bytes_disk_and_time(
 PROGRAM = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from sfd_core.config import PrepareParams
-    from sfd_core.data import pieces
+    from sfd_core.experiment.params import PrepareParams
+    from sfd_core.data.store import pieces
     from sfd_core.stages import prepare as stage
     pieces.BYTES = 3 * 3 * 16 * 16
     original = stage.Plan.render

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from sfd_core.config import Params, load_params, parse_params
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec
-from sfd_core.errors import DataError
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec
 from sfd_core.evaluation.judge import Judge
-from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.experiment.params import Params, load_params, parse_params
+from sfd_core.host.errors import DataError
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.reference import reference
 
 ROOT = Path(__file__).parents[3]

@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
-from sfd_core.composite import ChannelStatistics, save_statistics
-from sfd_core.compressors import SemanticCompressors
-from sfd_core.config import SemanticVAEParams
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec
-from sfd_core.errors import DataError
-from sfd_core.models.semantic_vae import SemanticVAE
-from sfd_core.paths import file_digest
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec
+from sfd_core.experiment.params import SemanticVAEParams
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import file_digest
+from sfd_core.latents.composite import ChannelStatistics, save_statistics
+from sfd_core.latents.compressors import SemanticCompressors
+from sfd_core.models.vaes.semantic_vae import SemanticVAE
 from sfd_core.stages.semantic_vae import make_semantic_vae
 
 ROOT = Path(__file__).parents[3]

@@ -9,12 +9,12 @@ import torch
 from latent_diffusion import LatentDiffusionVAE, f16
 from PIL import Image
 
-from sfd_core.config import LDMVAEParams
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import DataError
-from sfd_core.models.vae_loader import load_texture_vae
-from sfd_core.paths import file_digest
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.params import LDMVAEParams
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import file_digest
+from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.stages.texture_vae import make_texture_vae
 from sfd_core.tracking.project import _vae_key
 

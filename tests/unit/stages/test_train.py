@@ -9,14 +9,14 @@ import pytest
 import torch
 from denoisers import CLASSES, variant
 
-from sfd_core.artifact import load_denoiser
-from sfd_core.composite import ChannelStatistics, save_statistics
-from sfd_core.config import Optimisation, RepaParams, TrainParams
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.errors import ConfigError, DataError, IdentityError, NumericsError
-from sfd_core.identity import LatentIdentity
-from sfd_core.paths import file_digest
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.params import Optimisation, RepaParams, TrainParams
+from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError
+from sfd_core.host.paths import file_digest
+from sfd_core.latents.composite import ChannelStatistics, save_statistics
+from sfd_core.latents.identity import LatentIdentity
+from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.stages.train import TrainFolders, TrainInputs, train_variant
 
 IMAGES, GRID = 12, 4

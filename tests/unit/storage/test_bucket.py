@@ -10,7 +10,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 from seaweed import free_ports
 
-from sfd_core.errors import DataError, ResourceError
+from sfd_core.host.errors import DataError, ResourceError
 from sfd_core.storage import ConflictError, Storage, UnavailableError
 from sfd_core.storage.bucket import PART_BYTES
 

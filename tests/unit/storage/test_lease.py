@@ -8,7 +8,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 
 from flows.point import AT_WORK
-from sfd_core.errors import DataError, ResourceError
+from sfd_core.host.errors import DataError, ResourceError
 from sfd_core.storage import Lease, LostError, Storage
 from sfd_core.storage.lease import Holder
 

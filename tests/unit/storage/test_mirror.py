@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from faulty_proxy import FaultyProxy
 
-from sfd_core.errors import ConfigError, DataError, ResourceError
-from sfd_core.paths import atomic_dir
+from sfd_core.host.errors import ConfigError, DataError, ResourceError
+from sfd_core.host.paths import atomic_dir
 from sfd_core.storage import Mirror, Place, Storage, bucket, download_folder, mirror, restore, upload_folder
 from sfd_core.storage.mirror import complete_folders
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfd_core.config import Optimisation
-from sfd_core.errors import ConfigError, ResourceError
-from sfd_core.seeding import generator
+from sfd_core.experiment.params import Optimisation
+from sfd_core.host.errors import ConfigError, ResourceError
+from sfd_core.host.seeding import generator
 from sfd_core.storage import Lease, Storage, mirror, shared_training
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.history import read_history

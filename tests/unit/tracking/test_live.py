@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfd_core.config import Optimisation
-from sfd_core.seeding import generator
+from sfd_core.experiment.params import Optimisation
+from sfd_core.host.seeding import generator
 from sfd_core.tracking import Curve, Evidence, RunSpec, Store, follow, sync_run
 from sfd_core.tracking.live import history_key, linked_resume_key
 from sfd_core.training.checkpoint import ResumeFolder

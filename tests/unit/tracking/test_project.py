@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from synthetic_outputs import write_outputs
 
-from sfd_core.config import Params, load_params
-from sfd_core.paths import OUTPUTS, write_json
+from sfd_core.experiment.params import Params, load_params
+from sfd_core.host.paths import OUTPUTS, write_json
 from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.project import _model
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.config import load_params
+from sfd_core.experiment.params import load_params
 from sfd_core.tracking import vae_run, variant_run
 from sfd_core.tracking.runs import training_run
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sfd_core.artifact import DenoiserManifest, SnapshotRecord
-from sfd_core.composite import ChannelStatistics, LatentStatistics
-from sfd_core.config import load_params
-from sfd_core.errors import ConfigError
-from sfd_core.identity import STATISTICS_FILE, LatentIdentity
-from sfd_core.models.factory import LatentSpec, build_denoiser
-from sfd_core.models.texture_vae import TextureVAE, TextureVAEShape
-from sfd_core.paths import OUTPUTS, file_digest
+from sfd_core.experiment.params import load_params
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.paths import OUTPUTS, file_digest
+from sfd_core.latents.composite import ChannelStatistics, LatentStatistics
+from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity
+from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.served import _load_pyfunc
 

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfd_core.composite import ChannelStatistics, Composite, LatentStatistics
-from sfd_core.config import VariantParams, load_params
-from sfd_core.data.shard_writer import ShardWriter
-from sfd_core.data.shards import FieldSpec, ShardReader
-from sfd_core.models.dit import DiT
-from sfd_core.models.ema import EMA
-from sfd_core.models.factory import LatentSpec, build_denoiser
-from sfd_core.tokens import Rows
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.experiment.params import VariantParams, load_params
+from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
+from sfd_core.latents.tokens import Rows
+from sfd_core.models.denoisers.dit import DiT
+from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
 from sfd_core.training.checkpoint import ResumeFolder
-from sfd_core.training.denoising import FlowTask, GaussianTask, LatentBatches
+from sfd_core.training.ema import EMA
 from sfd_core.training.history import read_history
 from sfd_core.training.loop import TrainingPlan, run
+from sfd_core.training.tasks.denoising import FlowTask, GaussianTask, LatentBatches
 
 PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
 FOLDER = Path(__file__).parent / "golden"

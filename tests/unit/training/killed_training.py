@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sfd_core.config import Optimisation
-from sfd_core.models.ema import EMA
-from sfd_core.seeding import generator
+from sfd_core.experiment.params import Optimisation
+from sfd_core.host.seeding import generator
 from sfd_core.training.checkpoint import ResumeFolder
+from sfd_core.training.ema import EMA
 from sfd_core.training.loop import TrainingPlan, run
 
 OPTIMISATION = Optimisation(

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfd_core.config import Optimisation
-from sfd_core.errors import exits_cleanly
-from sfd_core.models.ema import EMA
-from sfd_core.models.lightningdit import LightningDiT
-from sfd_core.processes import Processes
-from sfd_core.seeding import batch_noise
-from sfd_core.sizes import ModelSize
+from sfd_core.experiment.params import Optimisation
+from sfd_core.experiment.sizes import ModelSize
+from sfd_core.host.errors import exits_cleanly
+from sfd_core.host.processes import Processes
+from sfd_core.host.seeding import batch_noise
+from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.training.checkpoint import ResumeFolder
+from sfd_core.training.ema import EMA
 from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, run
 from sfd_core.training.parallel import whole
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sfd_core.errors import ConfigError
+from sfd_core.host.errors import ConfigError
 from sfd_core.training.batches import BatchOrder
 
 

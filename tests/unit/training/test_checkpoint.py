@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd_core import config, paths
-from sfd_core.errors import ResourceError
+from sfd_core.experiment import params as config
+from sfd_core.host import paths
+from sfd_core.host.errors import ResourceError
 from sfd_core.training import checkpoint
 from sfd_core.training.checkpoint import ResumeFolder, State, code_fingerprint, resume_key
 

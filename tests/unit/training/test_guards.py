@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfd_core.errors import NumericsError
+from sfd_core.host.errors import NumericsError
 from sfd_core.training.guards import NEIGHBOURS, SKIPPED_IN_A_ROW_LIMIT, Guard, Incidents, StepNumbers
 
 

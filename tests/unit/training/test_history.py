@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.errors import DataError
+from sfd_core.host.errors import DataError
 from sfd_core.training.history import History, Record, read_history
 
 

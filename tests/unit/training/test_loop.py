@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfd_core.config import Optimisation
-from sfd_core.errors import NumericsError, ResourceError
-from sfd_core.models.ema import EMA
-from sfd_core.seeding import generator
+from sfd_core.experiment.params import Optimisation
+from sfd_core.host.errors import NumericsError, ResourceError
+from sfd_core.host.seeding import generator
 from sfd_core.training.checkpoint import ResumeFolder
+from sfd_core.training.ema import EMA
 from sfd_core.training.history import read_history
 from sfd_core.training.loop import TrainingPlan, run
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfd_core.config import Optimisation
+from sfd_core.experiment.params import Optimisation
 from sfd_core.training.optim import build_optimizer, learning_rate_at
 
 

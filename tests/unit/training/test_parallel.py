@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
-from sfd_core.errors import PREEMPTED_EXIT_CODE
-from sfd_core.models.lightningdit import LightningDiT
-from sfd_core.sizes import ModelSize
+from sfd_core.experiment.sizes import ModelSize
+from sfd_core.host.errors import PREEMPTED_EXIT_CODE
+from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.training.history import read_history
 
 PROGRAM = Path(__file__).with_name("spread_training.py")

@@ -1,0 +1,55 @@
+"""A folder of class folders as a data set (ImageNet's own layout)."""
+
+import os
+from pathlib import Path
+
+from sfd_core.data.sources.crops import Pixels, centre_crop, read_image
+from sfd_core.data.sources.image_set import ImageSet, Location, require_classes, require_plain, stamp_files
+from sfd_core.host.errors import DataError
+
+
+def folder_images(location: Location, resolution: int) -> ImageSet:
+    """List the images of a folder; the first folder below the root is the class.
+
+    Raises `DataError` if the folder is missing, empty, has an empty class or files outside class folders.
+    """
+    root = Path(location.path)
+    if not root.is_dir():
+        raise DataError(f"{location} is no folder; give the folder that holds one folder per class")
+    classes, names, labels = _class_folders(root, location), [], []
+    require_classes(classes, location)
+    for label, name in enumerate(classes):
+        found = _files_below(root / name)
+        if not found:
+            raise DataError(f"class folder {root / name} holds no file; add images or remove the folder")
+        names += [file.relative_to(root).as_posix() for file in found]
+        labels += [label] * len(found)
+
+    def render(index: int, copy: int) -> Pixels:
+        require_plain(names[index], copy)
+        return centre_crop(read_image(root / names[index]), resolution)
+
+    return ImageSet(names, labels, classes, render, lambda: stamp_files(root / name for name in names))
+
+
+def _class_folders(root: Path, location: Location) -> list[str]:
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    stray = [entry.name for entry in entries if not entry.is_dir()]
+    if not entries:
+        raise DataError(f"{location} is empty; put one folder of images per class into it")
+    if stray or not folders:
+        raise DataError(
+            f"{location} holds the file {stray[0]!r} ({len(stray)} in all) beside or instead of class folders; "
+            "every image must lie in the folder of its class"
+        )
+    return folders
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return all files in a class folder and its sub-folders, sorted; names that begin with a dot are no data."""
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent) / name for name in files if not name.startswith(".")]
+    return sorted(found)

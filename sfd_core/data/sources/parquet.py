@@ -1,0 +1,176 @@
+"""Parquet files of images as a data set, in the layout of Hugging Face image data sets.
+
+Column `image` (or `img`, as in CIFAR-10) is a struct with the encoded file in its field `bytes`, or plain binary; column
+`label` is a class number. Class names come from the `ClassLabel` feature that Hugging Face stores in the schema; without it
+classes are named by their number.
+Images are read one row group at a time, so row groups must fit into memory (Hugging Face writes 100 to 1,000 rows).
+"""
+
+import bisect
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sfd_core.data.sources.crops import REMEDY, Pixels, centre_crop, decode_image
+from sfd_core.data.sources.image_set import ImageSet, Location, find_files, numbered_classes, require_plain, stamp_files
+from sfd_core.host.errors import DataError
+
+IMAGES, LABEL = ("image", "img"), "label"
+"""Columns; of the images the first that there is."""
+KEPT_GROUPS = 2
+"""Row groups in memory: threads read rows in order, so that all but a few need the same one."""
+LARGEST_GROUP = 2 << 30
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group: its file, its number in it, and the first of its rows among all rows and in the file."""
+
+    file: Path
+    number: int
+    first: int
+    first_in_file: int
+
+
+class _Images:
+    """The encoded images of all rows; any number of threads may read."""
+
+    def __init__(self, groups: list[_Group]) -> None:
+        self._groups = groups
+        self._firsts = [group.first for group in groups]
+        self._loaded: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def render(self, resolution: int, row: int) -> Pixels:
+        place = bisect.bisect_right(self._firsts, row) - 1
+        group = self._groups[place]
+        value = self._column(place)[row - group.first].as_py()
+        data = value["bytes"] if isinstance(value, dict) else value
+        where = f"row {row - group.first + group.first_in_file} of {group.file}"
+        if data is None:
+            raise DataError(f"{where} holds no bytes of an image; {REMEDY}")
+        return centre_crop(decode_image(io.BytesIO(data), where), resolution)
+
+    def _column(self, place: int) -> Any:
+        with self._lock:
+            if place not in self._loaded:
+                group = self._groups[place]
+                with _opened(group.file) as file:
+                    name = _image_column(file.schema_arrow)
+                    self._loaded[place] = file.read_row_group(group.number, columns=[name]).column(name)
+                if len(self._loaded) > KEPT_GROUPS:
+                    self._loaded.popitem(last=False)
+            self._loaded.move_to_end(place)
+            return self._loaded[place]
+
+
+def parquet_images(location: Location, resolution: int) -> ImageSet:
+    """List the images of one Parquet file, of all in a folder, or of those that match a pattern.
+
+    Raises `DataError` for a file that is no whole Parquet file, has other columns, too large row groups, other class names
+    than the first, or labels that are no class.
+    """
+    files = find_files(location, ".parquet")
+    groups: list[_Group] = []
+    names: list[str] = []
+    labels: list[int] = []
+    classes: list[str] | None = None
+    for number, path in enumerate(files):
+        with _opened(path) as file:
+            _require_columns(path, file.schema_arrow)
+            named = _class_names(file.schema_arrow)
+            if number and named != classes:
+                raise DataError(f"{path} names other classes than {files[0]}; a data set has one list of classes")
+            classes = named
+            groups += _groups(path, file.metadata, len(labels))
+            found = file.read(columns=[LABEL]).column(LABEL).to_pylist()
+        _require_labels(path, found, classes)
+        names += [f"{path.name}/{row}" for row in range(len(found))]
+        labels += found
+    if not labels:
+        raise DataError(f"{location} holds no row; fetch its files again")
+    images = _Images(groups)
+
+    def render(index: int, copy: int) -> Pixels:
+        require_plain(names[index], copy)
+        return images.render(resolution, index)
+
+    return ImageSet(
+        names,
+        labels,
+        classes if classes is not None else numbered_classes(labels, location),
+        render,
+        lambda: stamp_files(files),
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is no whole Parquet file ({error}); fetch it again") from error
+
+
+def _require_columns(path: Path, schema: Any) -> None:
+    column = _image_column(schema)
+    for name in (column, LABEL):
+        if name not in schema.names:
+            raise DataError(f"{path} has no column {name!r}, only {', '.join(schema.names)}; rename its columns")
+    image, label = schema.field(column).type, schema.field(LABEL).type
+    encoded = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        raise DataError(f"{path}: column {column!r} is {image}, but encoded images are binary or a struct with binary 'bytes'")
+    if not pa.types.is_integer(label):
+        raise DataError(f"{path}: column {LABEL!r} is {label}, but a class is a whole number")
+
+
+def _image_column(schema: Any) -> str:
+    """Return the name of the column of images, the usual one if there is none."""
+    return next((name for name in IMAGES if name in schema.names), IMAGES[0])
+
+
+def _class_names(schema: Any) -> list[str] | None:
+    """Return the names of Hugging Face's `ClassLabel` feature of the label column, None without it."""
+    try:
+        stored = json.loads((schema.metadata or {})[b"huggingface"])
+        names = stored["info"]["features"][LABEL]["names"]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return [str(name) for name in names]
+
+
+def _groups(path: Path, metadata: Any, first: int) -> Iterator[_Group]:
+    in_file = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.total_byte_size > LARGEST_GROUP:
+            raise DataError(
+                f"{path}: row group {number} holds {group.total_byte_size / 1e9:.1f} GB, which would have to lie in memory; "
+                "write the file again with row groups of about 100 rows"
+            )
+        yield _Group(path, number, first + in_file, in_file)
+        in_file += group.num_rows
+
+
+def _require_labels(path: Path, labels: list[Any], classes: list[str] | None) -> None:
+    for row, label in enumerate(labels):
+        if label is None:
+            raise DataError(f"row {row} of {path} is an image without a label; leave such rows out")
+        if label < 0 or (classes is not None and label >= len(classes)):
+            known = "" if classes is None else f" among the {len(classes)} that its schema names"
+            raise DataError(
+                f"row {row} of {path} has label {label}, which is no class{known}; if the folder holds a test set, choose "
+                "files by a pattern such as 'data/train-*.parquet'"
+            )

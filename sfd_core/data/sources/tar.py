@@ -1,0 +1,246 @@
+"""Tar files as a data set, read in place: members are found once and then read by their offset.
+
+Two layouts. `labels: folder`: members lie in class folders, whatever folders hold all of them (`imagenet/train/<class>/...`),
+or each tar file, or tar file inside the one tar file, is a class of its own, which is how ImageNet's training images are
+published (`ILSVRC2012_img_train.tar`). `labels: stored`: WebDataset shards, in which the members of one sample share a key
+(their path up to the first dot of the file name): an image and its class number, as text in `<key>.cls`, else under
+`label` or `cls` in `<key>.json`. Names that begin with a dot are no data.
+"""
+
+import io
+import json
+import os
+import tarfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+
+from sfd_core.data.sources.crops import Pixels, centre_crop, decode_image
+from sfd_core.data.sources.image_set import (
+    ImageSet,
+    Location,
+    find_files,
+    numbered_classes,
+    require_classes,
+    require_plain,
+    stamp_files,
+)
+from sfd_core.host.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+"""Of the image in a WebDataset sample; other members of it, but for its label, are left alone."""
+LABEL_KEYS = ("label", "cls")
+"""Where a sample's `.json` may hold its class number."""
+BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in a tar file: its name and where its bytes lie, counted from the start of the outermost file."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Sample:
+    image: Member | None = None
+    labels: dict[str, Member] = field(default_factory=dict)
+    suffixes: list[str] = field(default_factory=list)
+
+
+class _Images:
+    """Where every image lies: number of the tar file, offset and size, 20 bytes an image, and its name."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self.names: list[str] = []
+        self._file, self._offset, self._size = array("l"), array("q"), array("q")
+
+    def add(self, file: int, member: Member) -> None:
+        """Append an image; one of several tar files is part of its name."""
+        self.names.append(member.name if len(self.files) == 1 else f"{self.files[file].stem}/{member.name}")
+        self._file.append(file)
+        self._offset.append(member.offset)
+        self._size.append(member.size)
+
+    def render(self, resolution: int, index: int) -> Pixels:
+        path = self.files[self._file[index]]
+        data = _read(path, self._offset[index], self._size[index])
+        return centre_crop(decode_image(io.BytesIO(data), f"{self.names[index]} in {path}"), resolution)
+
+
+def tar_images(location: Location, labels: Literal["folder", "stored"], resolution: int) -> ImageSet:
+    """List the images of one tar file, of all in a folder, or of those that match a pattern.
+
+    Raises `DataError` for a file that is no tar file, is compressed or cut off, for links, names that occur twice, images
+    outside class folders, folders of parts instead of classes, an image without a label or a label without an image, and
+    numbers that are no class.
+    """
+    files = find_files(location, ".tar")
+    images = _Images(files)
+    if labels == "folder":
+        folders = _list_folders(images)
+        classes, numbers = _classes_of(folders, images, location)
+    else:
+        numbers = _list_samples(images)
+        classes = numbered_classes(numbers, location) if numbers else []
+    if not images.names:
+        raise DataError(f"{location} holds no image; tar files of labels {labels!r} need {_needed(labels)}")
+
+    def render(index: int, copy: int) -> Pixels:
+        require_plain(images.names[index], copy)
+        return images.render(resolution, index)
+
+    return ImageSet(images.names, numbers, classes, render, lambda: stamp_files(files))
+
+
+def members(path: Path) -> Iterator[Member]:
+    """Yield the regular files of a tar file and of tar files in it, without reading their content."""
+    seen: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            for member in _members(file, 0, PurePosixPath()):
+                if member.name in seen:
+                    raise DataError(f"{path} holds {member.name} twice; write the file again from its source")
+                seen.add(member.name)
+                yield member
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path} is no whole, uncompressed tar file ({error}); fetch it again, or decompress it: members are read in place"
+        ) from error
+
+
+def _members(file: IO[bytes], start: int, folder: PurePosixPath) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (info := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined] # it would keep every header in memory
+            path = folder / info.name.lstrip("/")
+            if info.isdir() or any(part.startswith(".") for part in path.parts):
+                continue
+            if not info.isreg() or info.issparse():
+                raise tarfile.ReadError(f"{info.name} is a link or no plain file; write the archive with such files followed")
+            if path.suffix == ".tar":
+                inner = archive.extractfile(info)
+                assert inner is not None  # noqa: S101 # only for what is no regular file
+                yield from _members(inner, start + info.offset_data, path.with_suffix(""))
+            else:
+                yield Member(path.as_posix(), start + info.offset_data, info.size)
+        # An archive ends with blocks of zeros; tarfile takes a cut header for the end, too.
+        file.seek(archive.offset)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise tarfile.ReadError("its end is missing")
+
+
+def _list_folders(images: _Images) -> list[str]:
+    """List every member as an image and return the folder of each; equal folders are one string."""
+    folders: list[str] = []
+    known: dict[str, str] = {}
+    for number, path in enumerate(images.files):
+        for member in members(path):
+            images.add(number, member)
+            folder = member.name.rpartition("/")[0]
+            folders.append(known.setdefault(folder, folder))
+    if len(images.files) > 1 and set(known) == {""}:
+        return [name.partition("/")[0] for name in images.names]
+    return folders
+
+
+def _classes_of(folders: list[str], images: _Images, location: Location) -> tuple[list[str], list[int]]:
+    """Return classes and labels: the first folder below those that hold everything."""
+    stray = next((index for index, folder in enumerate(folders) if not folder), None)
+    if stray is not None:
+        raise DataError(
+            f"{location}: {images.names[stray]} lies in no class folder; if members come with .cls or .json files, set "
+            "prepare.labels to stored"
+        )
+    paths = {folder: folder.split("/") for folder in set(folders)}
+    shortest = min((len(parts) for parts in paths.values()), default=1)
+    depth = 0
+    while depth < shortest - 1 and len({parts[depth] for parts in paths.values()}) == 1:
+        depth += 1
+    class_of = {folder: parts[depth] for folder, parts in paths.items()}
+    classes = sorted(set(class_of.values()))
+    require_classes(classes, location)
+    number_of = {name: number for number, name in enumerate(classes)}
+    return classes, [number_of[class_of[folder]] for folder in folders]
+
+
+def _list_samples(images: _Images) -> list[int]:
+    """List the image of every WebDataset sample and return the class numbers."""
+    numbers: list[int] = []
+    for file, path in enumerate(images.files):
+        for key, sample in _samples(path).items():
+            if sample.image is None and not sample.labels:
+                continue
+            if sample.image is None:
+                raise DataError(
+                    f"{path}: sample {key} has a label but no image (its members end in {', '.join(sample.suffixes)}; "
+                    f"images in {', '.join(sorted(IMAGE_SUFFIXES))})"
+                )
+            numbers.append(_label(path, key, sample))
+            images.add(file, sample.image)
+    return numbers
+
+
+def _samples(path: Path) -> dict[str, _Sample]:
+    samples: dict[str, _Sample] = {}
+    for member in members(path):
+        folder, _, name = member.name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        sample = samples.setdefault(key, _Sample())
+        sample.suffixes.append(suffix)
+        if suffix in ("cls", "json"):
+            sample.labels[suffix] = member
+        elif suffix.lower() in IMAGE_SUFFIXES:
+            if sample.image is not None:
+                raise DataError(f"{path}: sample {key} has two images, {sample.image.name} and {member.name}; keep one")
+            sample.image = member
+    return samples
+
+
+def _label(path: Path, key: str, sample: _Sample) -> int:
+    if not sample.labels:
+        raise DataError(
+            f"{path}: image {key} has no label (its members end in {', '.join(sample.suffixes)}); WebDataset samples need a "
+            ".cls or .json member, plain class folders prepare.labels folder"
+        )
+    member = sample.labels.get("cls") or sample.labels["json"]
+    text = _read(path, member.offset, member.size).decode(errors="replace").strip()
+    try:
+        value: Any = int(text) if member.name.endswith(".cls") else _number_in(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: {member.name} holds no class number ({error}); write the shard again") from error
+    if value < 0:
+        raise DataError(f"{path}: {member.name} holds {value}, which is no class (is this a test set?)")
+    return int(value)
+
+
+def _number_in(values: Any) -> int:
+    found = [values[key] for key in LABEL_KEYS if key in values]
+    if not found or type(found[0]) is not int:
+        raise ValueError(f"it has keys {', '.join(values)}, but no whole number under {' or '.join(LABEL_KEYS)}")
+    return int(found[0])
+
+
+def _read(path: Path, offset: int, size: int) -> bytes:
+    """Return `size` bytes at `offset`; any number of threads may read at once."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            data = os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); run again so that it is listed anew") from error
+    if len(data) != size:
+        raise DataError(f"{path} became shorter since it was listed; run again")
+    return data
+
+
+def _needed(labels: str) -> str:
+    return "images in class folders" if labels == "folder" else "an image and a .cls or .json member in every sample"

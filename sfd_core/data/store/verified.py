@@ -1,0 +1,180 @@
+"""Which files were compared with their hashes on this machine before, so that they need not be read whole at every start.
+
+A file is trusted while its size, time of change and inode are those that it had when its hash was right; a copy or another
+checkout of it is hashed again. As in Git's index, a file that changed only a moment before it was hashed is not noted: a change
+in the same tick of the clock would not show. `SFD_VERIFY=always` trusts nothing. The notes lie in `.sfd/verified`, one file a
+folder, and may be deleted at any time.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from tqdm import tqdm
+
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.paths import STATE, write_json
+
+VERIFY = "SFD_VERIFY"
+"""Environment variable: `always` has every file hashed and every value checked, whatever was noted before."""
+SETTLED_NS = 2_000_000_000
+"""Age of a file's last change from which its time is trusted to show the next one; file systems tick up to two seconds."""
+CHUNK_BYTES = 1 << 22
+SILENT_SECONDS, SECONDS_BETWEEN_LINES = 2.0, 15.0
+
+Stamp = list[int]
+"""Size, time of change in ns and inode of a file."""
+
+
+def verify_files(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Compare files of `folder` (relative name -> SHA-256) with their hashes, those alone that are not trusted.
+
+    Raises `DataError` that names the first file that is missing or has another content, `ConfigError` for a value of
+    `SFD_VERIFY` that means nothing.
+    """
+    notes = _Notes(folder)
+    stamps = {name: _stamp(folder / name) for name in hashes}
+    left = {name: hashes[name] for name, stamp in stamps.items() if notes.known.get(name) != [*stamp, hashes[name]]}
+    if not left:
+        return
+    right: dict[str, list[int | str]] = {}
+    size = sum(stamps[name][0] for name in left)
+
+    def compare(name: str) -> None:
+        now = time.time_ns()
+        _compare(folder / name, left[name], meter)
+        if _stamp(folder / name) == stamps[name] and now - stamps[name][1] > SETTLED_NS:
+            right[name] = [*stamps[name], left[name]]
+
+    try:
+        with _Meter(f"verify {folder}", size) as meter, ThreadPoolExecutor() as pool:  # hashing takes a core for each file
+            list(pool.map(compare, left))
+    finally:
+        notes.add(right)
+
+
+def note_verified(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Note that files of `folder` (relative name -> SHA-256), as they are now, have the content of these hashes."""
+    _Notes(folder).add({name: [*_stamp(folder / name), sha256] for name, sha256 in hashes.items()})
+
+
+def known_finite(content: str) -> bool:
+    """Return whether `note_finite` was told of this content, by its hash."""
+    return not _trusts_nothing() and _finite_note(content).is_file()
+
+
+def note_finite(content: str, what: str) -> None:
+    """Note that a content, by its hash, holds finite values alone; `what` tells a person what it is."""
+    _write(_finite_note(content), {"finite": what})
+
+
+class _Notes:
+    """What is known of the files of one folder: relative name -> stamp and SHA-256."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder.absolute())
+        self._path = STATE / "verified" / f"{hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]}.json"
+        self.known: dict[str, Any] = {} if _trusts_nothing() else self._files()
+
+    def add(self, found: Mapping[str, list[int | str]]) -> None:
+        """Note what was found, besides what another process noted meanwhile, and forget folders that are no more."""
+        if found:
+            _write(self._path, {"folder": self._folder, "files": {**self._files(), **found}})
+            for path in self._path.parent.glob("*.json"):
+                if not Path(str(_read(path).get("folder"))).is_dir():
+                    path.unlink(missing_ok=True)
+
+    def _files(self) -> dict[str, Any]:
+        files = _read(self._path).get("files")
+        return files if isinstance(files, dict) else {}
+
+
+class _Meter:
+    """Shows how far the hashing of many bytes is: a bar on a terminal, sparse lines elsewhere, neither if it is soon over."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._began = self._said = time.monotonic()
+        self._lock = threading.Lock()
+        self._terminal = sys.stderr.isatty()
+        self._bar: tqdm[NoReturn] = tqdm(
+            total=total, desc=what, unit="B", unit_scale=True, delay=SILENT_SECONDS, leave=False, disable=not self._terminal
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+    def add(self, count: int) -> None:
+        """Report, from any thread, that `count` more bytes are done."""
+        with self._lock:
+            self._done += count
+            self._bar.update(count)
+            now = time.monotonic()
+            if not self._terminal and now - self._said >= SECONDS_BETWEEN_LINES:
+                self._said = now
+                rate = self._done / (now - self._began)
+                left = (self._total - self._done) / rate
+                shown = f"{self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB, {rate / 1e6:,.0f} MB/s, {left:.0f} s left"
+                print(f"{self._what}: {shown}", file=sys.stderr, flush=True)
+
+
+def _compare(path: Path, sha256: str, meter: _Meter) -> None:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            meter.add(count)
+    found = digest.hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"{path} has sha256 {found[:12]}..., its manifest says {sha256[:12]}...: the file was changed or damaged after it "
+            f"was written; delete {path.parent} and run its stage again"
+        )
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing, but its manifest lists it; run its stage again") from error
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def _finite_note(content: str) -> Path:
+    return STATE / "verified" / "finite" / f"{content}.json"
+
+
+def _trusts_nothing() -> bool:
+    text = os.environ.get(VERIFY)
+    if text not in (None, "always"):
+        raise ConfigError(f"{VERIFY} is {text!r}, but can only be 'always'; set it so, or unset it")
+    return text is not None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a note says; nothing if there is none, or none that can be read."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    # where nothing can be written, or another process notes the same, everything is verified once more
+    with suppress(OSError):
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):
+            leftover.unlink(missing_ok=True)
+        write_json(path, value)

@@ -1,0 +1,1 @@
+"""What is computed: typed parameters, presets, inputs, grids of experiments, the identity of the code."""

@@ -1,0 +1,157 @@
+"""Which points a sweep has: every combination of variants, values and seeds, each a whole, checked experiment."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sfd_core.experiment.inputs import require_inputs, require_none_in_outputs
+from sfd_core.experiment.params import Params, VariantParams, fingerprint, load_params, parse_params
+from sfd_core.experiment.presets import load_preset
+from sfd_core.experiment.values import set_value
+from sfd_core.host.errors import ConfigError
+
+CURRENT = "params.yaml"
+"""In place of a preset's name: the project's own parameters."""
+SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "reference")
+SHARED_OF_EVALUATE = ("final_samples", "snapshot_samples", "kid_subset_size")
+"""What the stages before training read: points that agree in it share their results."""
+SHARED_TARGETS = ("encode", "reference")
+MOST_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Space:
+    """What varies in a sweep, and what is set for all of its points."""
+
+    variants: Sequence[str]
+    """Names of `variants` in the parameters; empty for all that are active."""
+    grid: Mapping[str, Sequence[Any]]
+    """Dotted key -> values. A key of a variant, such as `delta_t` or `repa.weight`, is set in the point's variant."""
+    seeds: Sequence[int]
+    """Seeds of training; empty keeps each variant's own."""
+    changes: Mapping[str, Any]
+    """Dotted key -> the value for all points."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a sweep: one variant with all its parameters."""
+
+    name: str
+    """What differs, in letters that a git ref takes."""
+    variant: str
+    settings: Mapping[str, Any]
+    """The swept keys and their values, and the seed."""
+    values: Mapping[str, Any]
+    """Raw parameters, complete, of this variant alone."""
+    key: str
+    """Hash of parameters and code: equal keys are one experiment, whichever sweep asks for it."""
+    shared: str
+    """Hash of what its stages before training depend on."""
+
+    @property
+    def target(self) -> str:
+        """The stage that completes the point."""
+        return f"evaluate@{self.variant}"
+
+
+def base_values(preset: str, project: Path = Path()) -> dict[str, Any]:
+    """Return the raw parameters of a preset or, for `CURRENT`, of the project. Raises `ConfigError`."""
+    if preset == CURRENT:
+        return load_params(project / CURRENT).model_dump(mode="json")
+    return dict(load_preset(preset, project / "presets").values)
+
+
+def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Path = Path()) -> list[Point]:
+    """Return all points, each once and checked as if it were a parameter file of its own, inputs included.
+
+    Raises `ConfigError` or `DataError` that names the first point that cannot be; nothing has started then.
+    """
+    changed = copy.deepcopy(dict(values))
+    for key, value in space.changes.items():
+        if not _is_of_variant(key):
+            set_value(changed, key, value)
+    base = parse_params(changed, source="the experiment that the sweep varies")
+    variants = list(dict.fromkeys(space.variants or base.active))
+    for name in variants:
+        base.variant(name)
+    _require_values(space, len(variants))
+    points: dict[str, Point] = {}
+    for name, *chosen in product(variants, *space.grid.values(), *([space.seeds] if space.seeds else [])):
+        keys = [*space.grid, *(["seed"] if space.seeds else [])]
+        point = _point(changed, name, dict(zip(keys, chosen, strict=True)), space, code)
+        points.setdefault(point.key, point)
+    _check_inputs(points.values(), project)
+    return list(points.values())
+
+
+def shared_groups(points: Sequence[Point]) -> list[list[Point]]:
+    """Return the points in groups that have the stages before training in common."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.shared, []).append(point)
+    return list(groups.values())
+
+
+def _point(values: Mapping[str, Any], variant: str, settings: dict[str, Any], space: Space, code: str) -> Point:
+    own = copy.deepcopy(dict(values)) | {"active": [variant]}
+    own["variants"] = {variant: own["variants"][variant]}
+    own["report"] = own["report"] | {"baseline": variant}
+    for key, value in {**{key: value for key, value in space.changes.items() if _is_of_variant(key)}, **settings}.items():
+        set_value(own["variants"][variant] if _is_of_variant(key) else own, key, value)
+    settings = {**settings, "seed": own["variants"][variant]["seed"]}
+    name = point_name(variant, settings)
+    params = parse_params(own, source=f"point {name}")
+    plain = params.model_dump(mode="json")
+    return Point(name, variant, settings, plain, fingerprint(plain, code), _shared_key(plain, code))
+
+
+def point_name(variant: str, settings: Mapping[str, Any]) -> str:
+    """Return `variant-key-value-...` in letters that a git ref and a file take."""
+    words = [variant, *(word for key, value in settings.items() for word in (key.split(".")[-1], _word(value)))]
+    return "-".join(words)
+
+
+def _word(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^A-Za-z0-9_+]+", "_", text.replace(".", "p").replace("-", "m") if _is_number(value) else text).strip("_")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_of_variant(key: str) -> bool:
+    """Whether a key is one of `VariantParams`; no group of the whole experiment is called like one of them."""
+    first = key.partition(".")[0]
+    return first in VariantParams.model_fields and first not in Params.model_fields
+
+
+def _shared_key(values: Mapping[str, Any], code: str) -> str:
+    evaluate = {key: values["evaluate"][key] for key in SHARED_OF_EVALUATE}
+    return fingerprint({name: values[name] for name in SHARED}, evaluate, code)
+
+
+def _require_values(space: Space, variants: int) -> None:
+    count = variants * max(1, len(space.seeds))
+    for key, values in space.grid.items():
+        if not values:
+            raise ConfigError(f"the sweep over {key} names no value; give at least one")
+        if key == "seed":
+            raise ConfigError("seed is swept by the list of seeds; leave it out of the grid")
+        if key in space.changes:
+            raise ConfigError(f"{key} is swept and also set to {space.changes[key]!r} for all points; leave one of them out")
+        count *= len(values)
+    if count > MOST_POINTS:
+        raise ConfigError(f"the sweep has {count:,} points, more than {MOST_POINTS:,}; sweep fewer values at a time")
+
+
+def _check_inputs(points: Any, project: Path) -> None:
+    for point in points:
+        params = parse_params(point.values)
+        require_none_in_outputs(params, project)
+        require_inputs(params, project)

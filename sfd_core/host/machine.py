@@ -1,0 +1,108 @@
+"""This machine as a worker: what it is called, how many trainings it takes at once, and which GPU each of them has."""
+
+import fcntl
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.locks import is_held
+
+NAME = "SFD_WORKER"
+"""Environment variable: what this worker is called; its host's name if it is not set."""
+GPUS_A_POINT = "SFD_GPUS_PER_POINT"
+"""Environment variable: GPUs that one training takes; 1 if it is not set."""
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one training, held until the last process that inherited `held` is gone."""
+
+    number: int
+    held: int
+    environment: Mapping[str, str]
+
+
+def worker_name() -> str:
+    """Return what this worker is called, in letters that names of Prefect's limits take."""
+    name = os.environ.get(NAME) or socket.gethostname()
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
+
+
+def gpus() -> list[str]:
+    """Return the GPUs this worker may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    return [str(number) for number, _ in enumerate(sorted(_DRIVER.glob("*")))]
+
+
+def limit_name() -> str:
+    """Return the name of this worker's concurrency limit in Prefect: what it is limited by, and whose it is."""
+    return f"{'gpu' if gpus() else 'cpu'}@{worker_name()}"
+
+
+def slot_count() -> int:
+    """Return how many trainings fit on this machine: one for each GPU or set of GPUs, one on a CPU.
+
+    Raises `ConfigError` if the variable asks for more GPUs than there are.
+    """
+    count = _gpus_a_point()
+    if not gpus():
+        return 1
+    if len(gpus()) < count:
+        raise ConfigError(f"{GPUS_A_POINT} is {count}, but this worker has {len(gpus())} GPUs; set it to at most that")
+    return len(gpus()) // count
+
+
+@contextmanager
+def slot(limit: Callable[[], int], told: Callable[[str], None]) -> Iterator[Slot]:
+    """Wait for a free place among the first `limit()` and hold it; the kernel frees it however its holders end."""
+    folder = _folder()
+    waiting = False
+    while True:
+        for number in range(limit()):
+            with (folder / str(number)).open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield Slot(number, file.fileno(), _devices(number))
+                return
+        if not waiting:
+            told(f"waiting for one of {limit()} places of {limit_name()}")
+            waiting = True
+        time.sleep(_POLL_SECONDS)
+
+
+def taken() -> int:
+    """Return how many places of this machine are held."""
+    return sum(is_held(file) for file in _folder().iterdir())
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"sfd-slots-{os.getuid()}-{worker_name()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _devices(number: int) -> dict[str, str]:
+    count, available = _gpus_a_point(), gpus()
+    if not available:
+        return {}
+    first = number * count % (len(available) // count * count)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(available[first : first + count])}
+
+
+def _gpus_a_point() -> int:
+    text = os.environ.get(GPUS_A_POINT, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{GPUS_A_POINT} is {text!r}, but must be a number of GPUs such as 1 or 8; set it right or unset it")
+    return int(text)

@@ -1,0 +1,83 @@
+"""Runs one command in a session of its own, which ends with this process, as this process ends with the one that started it.
+
+    python sfd_core/host/supervisor.py PARENT LOG COMMAND...
+
+On SIGTERM, or when process PARENT is gone, everything the command started gets SIGTERM, and SIGKILL after `GRACE_SECONDS`.
+Output goes to the file LOG: a pipe would keep whoever reads it waiting for a process that nobody waits for.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+GRACE_SECONDS = 25.0
+"""Time for a training to write its checkpoint; Prefect kills an engine 30 seconds after it asked it to end."""
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+
+
+def die_with_parent(parent: int) -> None:
+    """Have this process get SIGTERM when the thread that started it ends; at once if process `parent` is gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Run the command line's command and exit with its code; 128 + n if a signal ended it or this process."""
+    parent, log, *command = sys.argv[1:]
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    die_with_parent(int(parent))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    with Path(log).open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, set()),  # noqa: PLW1509 - this process has one thread
+        )
+    code = None
+    while code is None:
+        received = signal.sigwait(_WATCHED)
+        if received is not signal.SIGCHLD:
+            code = 128 + received
+        elif child.poll() is not None:
+            code = child.returncode if child.returncode >= 0 else 128 - child.returncode
+    _end_group(child.pid)
+    sys.exit(code)
+
+
+def _end_group(group: int) -> None:
+    """End what is left of the command's session and return when nothing is."""
+    for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + patience
+        sent = int(number)
+        while time.monotonic() < deadline:
+            _reap()
+            try:
+                os.killpg(group, sent)
+            except ProcessLookupError:
+                return
+            sent = 0
+            time.sleep(0.05)
+
+
+def _reap() -> None:
+    """Collect processes that ended and that nobody waits for: as long as one is not, its group exists."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+if __name__ == "__main__":
+    main()

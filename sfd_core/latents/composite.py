@@ -1,0 +1,235 @@
+"""The one place that knows the composite latent: channel order (texture, then semantic) and normalisation statistics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfd_core.host.errors import DataError, NumericsError
+from sfd_core.host.paths import atomic_path
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation of every channel (C,), float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mean.dim() != 1 or self.mean.shape != self.std.shape:
+            raise DataError(
+                f"means have shape {tuple(self.mean.shape)} and deviations {tuple(self.std.shape)}, but both must be one per "
+                "channel; run the stage that writes the statistics again"
+            )
+        usable = torch.isfinite(self.mean) & torch.isfinite(self.std) & (self.std > 0)
+        if not bool(usable.all()):
+            raise NumericsError(
+                f"latent channels {torch.nonzero(~usable).flatten().tolist()} are constant or not finite and cannot be "
+                "normalised; train what makes them again, or with fewer channels"
+            )
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Return z (N, C, H, W) with mean 0 and deviation 1 in every channel."""
+        return (z - _per_channel(self.mean, z)) / _per_channel(self.std, z)
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Undo `normalise`."""
+        return x * _per_channel(self.std, x) + _per_channel(self.mean, x)
+
+
+class StreamingMoments:
+    """Exact channel statistics in one pass, in float64 on the device of the values.
+
+    Batches and parts are merged by Chan's formula (Chan, Golub and LeVeque 1979), so that order hardly matters.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels, self.count = channels, 0
+        self._mean = torch.zeros(channels, dtype=torch.float64)
+        self._squares = torch.zeros(channels, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, z: Tensor, std: Tensor | None = None) -> Self:
+        """Return the moments of one batch; see `update`."""
+        moments = cls(z.shape[1])
+        moments.update(z, std)
+        return moments
+
+    def update(self, z: Tensor, std: Tensor | None = None) -> None:
+        """Add a batch (N, C, ...); an empty one changes nothing.
+
+        With `std`, of the shape of `z`, the values are drawn: z are their means, and the statistics are exact for all that can
+        be drawn, variance = var(mean) + mean(std^2). Raises `NumericsError` for values that are not finite.
+        """
+        values = _by_channel(z)
+        n = values.shape[1]
+        if n == 0:
+            return
+        mean = values.mean(dim=1)
+        squares = (values - mean[:, None]).square().sum(dim=1)
+        if std is not None:
+            squares += _by_channel(std).square().sum(dim=1)
+        if not bool(torch.isfinite(squares).all()):
+            raise NumericsError("latents hold NaN or infinity, so they have no statistics; look where they were made")
+        self._add(n, mean.cpu(), squares.cpu())
+
+    def merge(self, other: "StreamingMoments") -> None:
+        """Add all values that `other` has seen."""
+        if other.count:
+            self._add(other.count, other._mean, other._squares)
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as plain values, which JSON keeps to the last bit."""
+        return {"count": self.count, "mean": self._mean.tolist(), "squares": self._squares.tolist()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Undo `state`."""
+        moments = cls(len(state["mean"]))
+        moments._add(state["count"], *(torch.tensor(state[name], dtype=torch.float64) for name in ("mean", "squares")))
+        return moments
+
+    def statistics(self) -> ChannelStatistics:
+        """Return mean and population deviation of all values so far. Raises `DataError` if there are none."""
+        if self.count == 0:
+            raise DataError("no latents were given, so they have no statistics; check that the data set is not empty")
+        return ChannelStatistics(self._mean.float(), (self._squares / self.count).sqrt().float())
+
+    def _add(self, n: int, mean: Tensor, squares: Tensor) -> None:
+        delta, total = mean - self._mean, self.count + n
+        self._squares += squares + delta.square() * (self.count * n / total)
+        self._mean += delta * (n / total)
+        self.count = total
+
+
+def save_statistics(path: Path, statistics: Mapping[str, ChannelStatistics]) -> None:
+    """Write named statistics as safetensors `<name>_mean`, `<name>_std`, atomically."""
+    tensors = {}
+    for name, channels in statistics.items():
+        tensors[f"{name}_mean"], tensors[f"{name}_std"] = channels.mean.contiguous(), channels.std.contiguous()
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_statistics(path: Path) -> dict[str, ChannelStatistics]:
+    """Read what `save_statistics` wrote. Raises `DataError` if the file is missing or no such file."""
+    try:
+        tensors = load_file(path)
+        names = [key.removesuffix("_mean") for key in tensors if key.endswith("_mean")]
+        return {name: ChannelStatistics(tensors[f"{name}_mean"], tensors[f"{name}_std"]) for name in names}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"{path} holds no latent statistics ({error}); run the stage that writes it again") from error
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Channel statistics of the two parts over the training images; `semantic` is None for texture alone."""
+
+    texture: ChannelStatistics
+    semantic: ChannelStatistics | None
+
+    def save(self, path: Path) -> None:
+        """Write both as `texture` and `semantic`; see `save_statistics`."""
+        parts = {"texture": self.texture} | ({} if self.semantic is None else {"semantic": self.semantic})
+        save_statistics(path, parts)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote. Raises `DataError` if the file is missing or not of that kind."""
+        parts = load_statistics(path)
+        if "texture" not in parts:
+            raise DataError(f"{path} has statistics of {sorted(parts)} but not of texture; run the stage that writes it again")
+        return cls(parts["texture"], parts.get("semantic"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts of a composite, texture (N, n_texture, H, W) and semantic (N, n_semantic, H, W) or None."""
+
+    texture: Tensor
+    semantic: Tensor | None
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Joins latents into the normalised composite (N, n_texture + n_semantic, H, W) and takes it apart."""
+
+    statistics: LatentStatistics
+
+    @property
+    def n_texture(self) -> int:
+        """Texture channels."""
+        return self.statistics.texture.mean.shape[0]
+
+    @property
+    def n_semantic(self) -> int:
+        """Semantic channels; 0 for texture alone."""
+        return 0 if self.statistics.semantic is None else self.statistics.semantic.mean.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """All channels."""
+        return self.n_texture + self.n_semantic
+
+    def join(self, z_tex: Tensor, z_sem: Tensor | None = None) -> Tensor:
+        """Return the normalised composite, float32, of raw latents on one grid.
+
+        Raises `DataError` if channels or grids do not fit.
+        """
+        _require(z_tex, self.n_texture, "texture")
+        x_tex = self.statistics.texture.normalise(z_tex.float())
+        if self.statistics.semantic is None:
+            if z_sem is not None:
+                raise DataError(
+                    "a semantic latent was given for a composite of texture alone; leave it out or use other statistics"
+                )
+            return x_tex
+        if z_sem is None:
+            raise DataError(f"the composite has {self.n_semantic} semantic channels but no semantic latent was given")
+        _require(z_sem, self.n_semantic, "semantic")
+        if z_sem.shape[2:] != z_tex.shape[2:]:
+            raise DataError(
+                f"texture lies on a grid of {tuple(z_tex.shape[2:])} but semantics on {tuple(z_sem.shape[2:])}; "
+                "both must share one grid, so make them of one resolution"
+            )
+        return torch.cat([x_tex, self.statistics.semantic.normalise(z_sem.float())], dim=1)
+
+    def split(self, x: Tensor) -> Split:
+        """Return the parts of a composite, still normalised. Raises `DataError` for another number of channels."""
+        _require(x, self.channels, "composite")
+        return Split(x[:, : self.n_texture], x[:, self.n_texture :] if self.n_semantic else None)
+
+    def denormalise_texture(self, x_tex: Tensor) -> Tensor:
+        """Return the raw texture latent that the texture VAE decodes."""
+        _require(x_tex, self.n_texture, "texture")
+        return self.statistics.texture.denormalise(x_tex)
+
+    def denormalise_semantic(self, x_sem: Tensor) -> Tensor:
+        """Return the raw semantic latent. Raises `DataError` for a composite of texture alone."""
+        _require(x_sem, self.n_semantic, "semantic")
+        if self.statistics.semantic is None:
+            raise DataError("a composite of texture alone has no semantic latent")
+        return self.statistics.semantic.denormalise(x_sem)
+
+
+def _by_channel(z: Tensor) -> Tensor:
+    """Return z (N, C, ...) as float64 (C, values)."""
+    return z.detach().double().transpose(0, 1).flatten(1)
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like)[:, None, None]
+
+
+def _require(z: Tensor, channels: int, part: str) -> None:
+    if z.dim() != 4 or z.shape[1] != channels:
+        raise DataError(
+            f"the {part} latent has shape {tuple(z.shape)} but its statistics have {channels} channels; "
+            "use latents and statistics of one encoding"
+        )

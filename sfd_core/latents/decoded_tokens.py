@@ -1,0 +1,69 @@
+"""The encoder's patch tokens as the Semantic VAE decodes them from stored semantic latents: targets of REPA that need neither
+the tokens on disk nor the encoder. N images, C channels of a token, g side of the token grid.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.params import fingerprint
+from sfd_core.host.errors import IdentityError
+from sfd_core.latents.compressors import SemanticCompressors
+from sfd_core.latents.identity import LatentIdentity
+from sfd_core.latents.stored import StoredLatent
+from sfd_core.latents.tokens import Rows, rounded
+
+
+class DecodedTokens:
+    """A `TokenSource` of what the Semantic VAE, on its device, makes of the latents; in the encoder's own scale, float16.
+
+    Of a stored posterior the mean is decoded. Tokens stay on the device.
+    """
+
+    stored = False
+
+    def __init__(self, latents: ShardReader, compressors: SemanticCompressors, digest: str) -> None:
+        self._latents, self._compressors = StoredLatent(latents, "z_sem"), compressors
+        self._length = len(latents)
+        self.encoder: dict[str, Any] = dict(latents.meta["encoder"])
+        self.prepare = str(latents.meta["prepare"])
+        self.digest = digest
+        self.channels, self.grid = compressors.vae.in_channels, self._latents.grid
+
+    def __len__(self) -> int:
+        return self._length
+
+    def pairs(self, rows: Rows) -> Tensor:
+        """Return float16 tokens (N, 2, C, g, g); see `TokenSource`."""
+        sides = (torch.full((len(rows),), side, dtype=torch.bool) for side in (False, True))
+        return torch.stack([self.chosen(rows, mirrored) for mirrored in sides], dim=1)
+
+    @torch.no_grad()
+    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
+        """Return float16 tokens (N, C, g, g); see `TokenSource`."""
+        statistics = self._compressors.statistics
+        z_sem = self._latents.central(np.asarray(rows), mirrored).to(statistics.mean.device)
+        decoded = self._compressors.vae.decode(z_sem).float()
+        return rounded(statistics.denormalise(decoded), "tokens that the Semantic VAE decodes")
+
+
+def open_decoded_tokens(
+    latents: ShardReader, identity: LatentIdentity, semantic_vae: Path, device: torch.device
+) -> DecodedTokens:
+    """Return the tokens that the Semantic VAE in `semantic_vae` decodes, on `device`, from latents of that identity.
+
+    Raises `IdentityError` if another Semantic VAE made the latents, `NumericsError` for latents that are not finite, and what
+    `SemanticCompressors.load` raises.
+    """
+    compressors, found = SemanticCompressors.load(semantic_vae)
+    if found != identity.semantic_vae:
+        raise IdentityError(
+            f"{semantic_vae} holds another Semantic VAE ({fingerprint(found)}) than encoded {latents.path} "
+            f"({fingerprint(identity.semantic_vae)}), so it cannot decode its latents; run `dvc repro encode`"
+        )
+    StoredLatent(latents, "z_sem").require_finite()
+    return DecodedTokens(latents, compressors.to(device), fingerprint(latents.digest, found))

@@ -1,0 +1,94 @@
+"""Images and encoder tokens to the latents that denoisers are trained on. N images, C channels, g side of the latent grid."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfd_core.experiment.params import EncodeParams
+from sfd_core.host.errors import NumericsError
+from sfd_core.latents.composite import ChannelStatistics
+from sfd_core.latents.compressors import SemanticCompressors
+from sfd_core.latents.stored import field_names, frozen_noise
+from sfd_core.models.vaes.image_vae import ImageVAE
+from sfd_core.models.vaes.posterior import Posterior
+
+COARSEST = 1 / 32
+"""Largest step of float16 around a channel's values, in deviations of the channel: rounding then errs by 1 % of a deviation."""
+
+
+class LatentEncoder:
+    """All that turns a block of images and their tokens into the fields of stored latents (see `sfd_core.latents.stored`)."""
+
+    def __init__(self, params: EncodeParams, vae: ImageVAE, compressors: SemanticCompressors, device: torch.device) -> None:
+        self.params, self.device = params, device
+        self.vae, self.compressors = vae.to(device), compressors.to(device)
+
+    @torch.no_grad()
+    def encode(self, images: NDArray[np.uint8], tokens: Tensor, part: str, first_row: int) -> dict[str, Tensor]:
+        """Return the fields (N, 2, C, g, g) of images (N, 3, R, R) and tokens (N, 2, C, g, g).
+
+        The posterior sample of a row depends on the seed, the part and the row only. Every deviation of a posterior, e^-15 to
+        e^10, fits into float16; the smallest lose a tenth, which changes a latent by less than the rounding of its mean does.
+        Raises `NumericsError` that names field and rows for values that are not finite or that float16 cannot hold.
+        """
+        pixels = torch.from_numpy(images).to(self.device).float() / 127.5 - 1
+        pairs = torch.stack([pixels, pixels.flip(-1)], dim=1)
+        normalised = self.compressors.statistics.normalise(tokens.to(self.device).float().flatten(0, 1))
+        texture = self.vae.encode(pairs.flatten(0, 1))
+        semantic = self.compressors.vae.encode(normalised)
+        rows = range(first_row, first_row + len(images))
+        values = {
+            **self._fields("z_tex", texture, part, rows),
+            **self._fields("z_sem", semantic, part, rows),
+            "z_pca": self.compressors.pca.encode(normalised),
+        }
+        return {field: self._stored(field, value, part, first_row) for field, value in values.items()}
+
+    def _fields(self, name: str, posterior: Posterior, part: str, rows: range) -> dict[str, Tensor]:
+        fields = field_names(name, self.params.posterior)
+        if self.params.posterior == "moments":
+            return dict(zip(fields, (posterior.mean, posterior.std), strict=True))
+        noise = frozen_noise(name, part, self.params.seed, rows, tuple(posterior.mean.shape[1:]))
+        return {fields[0]: posterior.sample(noise.flatten(0, 1).to(self.device))}
+
+    def _stored(self, field: str, values: Tensor, part: str, first_row: int) -> Tensor:
+        dtype = {"float16": torch.float16, "float32": torch.float32}[self.params.dtype]
+        stored = values.reshape(-1, 2, *values.shape[1:]).to(dtype)
+        finite = torch.isfinite(stored).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            rows = [first_row + int(row) for row in torch.nonzero(~finite).flatten()]
+            raise NumericsError(f"{field} of {part} images {_listed(rows)} {self._fault(values)}")
+        return stored
+
+    def _fault(self, values: Tensor) -> str:
+        if not bool(torch.isfinite(values).all()):
+            return "holds NaN or infinity; check the weights and losses of what encodes it"
+        return (
+            f"reaches {values.abs().max().item():.4g}, but float16 holds no more than {torch.finfo(torch.float16).max:.0f}; "
+            "set encode.dtype to float32"
+        )
+
+
+def require_resolved(statistics: Mapping[str, ChannelStatistics], params: EncodeParams) -> None:
+    """Raise `NumericsError` for channels whose values vary too little for the steps of float16 where they lie."""
+    if params.dtype == "float32":
+        return
+    for name, channels in statistics.items():
+        exponent = (channels.mean.abs() + channels.std).log2().floor().clamp(min=-14)  # below 2^-14 steps shrink no more
+        steps = torch.exp2(exponent - 10)
+        coarse = torch.nonzero(steps > COARSEST * channels.std).flatten().tolist()
+        if coarse:
+            first = coarse[0]
+            raise NumericsError(
+                f"{name} latents: channels {coarse} vary too little for float16 (channel {first}: "
+                f"{channels.mean[first].item():.4g} +- {channels.std[first].item():.4g}, in steps of "
+                f"{steps[first].item():.4g}); set encode.dtype to float32"
+            )
+
+
+def _listed(rows: list[int]) -> str:
+    shown = ", ".join(str(row) for row in rows[:5])
+    return shown if len(rows) <= 5 else f"{shown} and {len(rows) - 5} more"

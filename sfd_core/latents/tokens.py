@@ -1,0 +1,195 @@
+"""Patch tokens of the images of a part, for whoever trains on them or encodes them: stored, or computed when asked for.
+
+The `features` stage writes the folder of a part either as a shard of tokens or as `tokens.json` alone, which says what
+computes them; `open_tokens` knows which. Both give float16 values: a computed token differs from a stored one by no more than
+the rounding of another batch. A third source, `sfd_core.latents.decoded_tokens`, decodes them from semantic latents.
+Shapes: N images, C channels of a token, g side of the token grid.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.params import EncoderParams
+from sfd_core.host.errors import DataError, IdentityError, NumericsError
+from sfd_core.host.paths import write_json
+from sfd_core.models.encoders.encoder import Encoder, load_encoder
+
+RECIPE = "tokens.json"
+Rows = NDArray[np.int64] | Sequence[int]
+
+
+class TokenSource(Protocol):
+    """Tokens of the images of one part, by row."""
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """Identity of the encoder."""
+
+    @property
+    def prepare(self) -> str:
+        """Digest of the shard of images."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the tokens."""
+
+    @property
+    def channels(self) -> int:
+        """Channels C of a token."""
+
+    @property
+    def grid(self) -> int:
+        """Side g of the token grid."""
+
+    @property
+    def stored(self) -> bool:
+        """Whether tokens are only read, which a thread may do ahead of time, and not computed."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def pairs(self, rows: Rows) -> Tensor:
+        """Return float16 tokens (N, 2, C, g, g) of the images at `rows` and of their mirror images."""
+
+    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
+        """Return float16 tokens (N, C, g, g) of the images at `rows`, where `mirrored` (N,) of their mirror images."""
+
+
+class StoredTokens:
+    """Tokens read from a shard."""
+
+    stored = True
+
+    def __init__(self, shard: ShardReader) -> None:
+        self._meta, self._tokens = shard.meta, shard["tokens"]
+        self._sides = self._tokens.flattened()
+        self.digest = shard.digest
+        self.channels, self.grid = self._tokens.shape[2], self._tokens.shape[3]
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        return dict(self._meta["encoder"])
+
+    @property
+    def prepare(self) -> str:
+        return str(self._meta["prepare"])
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def pairs(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(self._tokens.take(np.asarray(rows)))
+
+    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
+        return torch.from_numpy(self._sides.take(2 * np.asarray(rows) + mirrored.numpy()))
+
+
+class ComputedTokens:
+    """Tokens that the encoder, on its device, computes of the stored images; they stay on that device."""
+
+    stored = False
+
+    def __init__(self, encoder: Encoder, images: ShardReader, batch_size: int, digest: str) -> None:
+        self._encoder, self._images, self._batch_size = encoder, images["image"], batch_size
+        self.encoder: dict[str, Any] = encoder.identity
+        self.prepare = images.digest
+        self.digest = digest
+        self.channels, self.grid = encoder.channels, encoder.grid
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def pairs(self, rows: Rows) -> Tensor:
+        images = torch.from_numpy(self._images.take(np.asarray(rows)))
+        return torch.stack([self._compute(images), self._compute(images.flip(-1))], dim=1)
+
+    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
+        images = torch.from_numpy(self._images.take(np.asarray(rows)))
+        return self._compute(torch.where(mirrored.bool()[:, None, None, None], images.flip(-1), images))
+
+    def _compute(self, images: Tensor) -> Tensor:
+        batches = (images[start : start + self._batch_size] for start in range(0, len(images), self._batch_size))
+        return torch.cat([rounded(self._encoder.tokens(batch)) for batch in batches])
+
+
+@dataclass(frozen=True)
+class TokenRecipe:
+    """What computes the tokens of a part that were not stored."""
+
+    params: EncoderParams
+    """As the `features` stage was told; `weights` is looked for again where it says."""
+    batch_size: int
+    encoder: dict[str, Any]
+    """Identity of the encoder."""
+    prepare: str
+    """Digest of the shard of images."""
+
+    def write(self, folder: Path) -> None:
+        """Write the recipe into `folder`."""
+        folder.mkdir(exist_ok=True)
+        params = self.params.model_dump(mode="json", include=set(EncoderParams.model_fields))
+        values = {"params": params, "batch_size": self.batch_size, "encoder": self.encoder, "prepare": self.prepare}
+        write_json(folder / RECIPE, values)
+
+
+def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, verify: bool = True) -> TokenSource:
+    """Open the tokens of one part of the `features` stage, computed of its `images` on `device` if none are stored.
+
+    Without `verify` the content of stored tokens is not compared with its hashes.
+
+    Raises `DataError` if neither tokens nor a recipe are there, `IdentityError` if images or encoder are other ones than the
+    `features` stage saw, and what `load_encoder` and `ShardReader` raise.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        return StoredTokens(ShardReader(folder, verify))
+    text = path.read_bytes()
+    try:
+        values = json.loads(text)
+        recipe = TokenRecipe(**values | {"params": EncoderParams.model_validate(values["params"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no recipe of tokens ({type(error).__name__}); run `dvc repro features`") from error
+    shard = ShardReader(images, verify) if isinstance(images, Path) else images
+    if shard.digest != recipe.prepare:
+        raise IdentityError(f"{path} belongs to other images than {shard.path} holds; run `dvc repro features`")
+    encoder = load_encoder(recipe.params)
+    if encoder.identity != recipe.encoder:
+        raise IdentityError(
+            f"{path} was written with the encoder {recipe.encoder}, but features.weights {recipe.params.weights} now gives "
+            f"{encoder.identity}; restore its weights or run `dvc repro features`"
+        )
+    return ComputedTokens(encoder.to(device), shard, recipe.batch_size, hashlib.sha256(text).hexdigest())
+
+
+def fetch(source: TokenSource, rows: Tensor, mirrored: Tensor) -> dict[str, Tensor]:
+    """Return what `fetched` needs for the tokens of images `rows` (N,), where `mirrored` (N,) of their mirror images."""
+    if source.stored:
+        return {"tokens": source.chosen(rows.numpy(), mirrored)}
+    return {"token_rows": rows, "token_mirrored": mirrored}
+
+
+def fetched(source: TokenSource, batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """Return the tokens (N, C, g, g), float16, that `fetch` has read ahead, or compute them now."""
+    if source.stored:
+        return batch["tokens"]
+    return source.chosen(batch["token_rows"].cpu().numpy(), batch["token_mirrored"].cpu()).to(device)
+
+
+def rounded(tokens: Tensor, what: str = "tokens") -> Tensor:
+    """Return tokens as float16. Raises `NumericsError` that calls them `what` for values that it cannot hold."""
+    found = tokens.half()
+    if not bool(torch.isfinite(found).all()):
+        raise NumericsError(
+            f"{what} reach {tokens.abs().max().item():.3g}, more than float16 holds, or are NaN; check the encoder's weights"
+        )
+    return found

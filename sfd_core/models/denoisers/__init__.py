@@ -1,0 +1,1 @@
+"""Denoisers: LightningDiT, DiT and their layers."""

@@ -1,0 +1,147 @@
+"""LightningDiT, the velocity network (Yao et al., arXiv 2501.01423), with the two clocks of SFD (arXiv 2512.04926, section 3).
+
+Shapes as in `layers`. Parameter names and layout are those of the public checkpoints, so that they load as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfd_core.experiment.sizes import ModelSize
+from sfd_core.host.errors import ConfigError
+from sfd_core.models.denoisers import layers
+
+
+@dataclass(frozen=True)
+class RepaHead:
+    """Where hidden states are projected for REPA, the projector's hidden width, and the channels of the encoder's tokens."""
+
+    block: int
+    width: int
+    target_channels: int
+
+
+@dataclass(frozen=True)
+class DenoiserOutput:
+    """A velocity (N, C, g, g) and, in training with REPA, the projected hidden states (N, target channels, g, g)."""
+
+    prediction: Tensor
+    repa_tokens: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, both modulated and gated by the condition (adaLN-zero with shift)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = layers.ModulatedRMSNorm(width)
+        self.attn = layers.RotaryAttention(width, heads)
+        self.norm2 = layers.ModulatedRMSNorm(width)
+        self.mlp = layers.SwiGLU(width)
+        self.adaLN_modulation = layers.modulation(width, outputs=6)
+
+    def forward(self, x: Tensor, condition: Tensor, rotation: Tensor) -> Tensor:
+        """Return tokens (N, T, D) for tokens (N, T, D) and a condition (N, 1, D)."""
+        parts = self.adaLN_modulation(condition).chunk(6, dim=-1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = parts
+        x = torch.addcmul(x, gate_attn, self.attn(self.norm1(x, shift_attn, scale_attn), rotation))
+        return torch.addcmul(x, gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and a linear layer to the values of a patch; all zero at the start of training."""
+
+    def __init__(self, width: int, out_features: int) -> None:
+        super().__init__()
+        self.norm_final = layers.ModulatedRMSNorm(width)
+        self.linear = nn.Linear(width, out_features)
+        self.adaLN_modulation = layers.modulation(width, outputs=2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return values (N, T, p p C) for tokens (N, T, D) and a condition (N, 1, D)."""
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
+        projected: Tensor = self.linear(self.norm_final(x, shift, scale))
+        return projected
+
+
+class LightningDiT(nn.Module):
+    """Velocity of a latent (N, C, g, g) at one time or at a texture and a semantic time, given class labels.
+
+    `embedders` 2 conditions on both times, 1 on one (texture only, and public synchronous checkpoints).
+    Label `num_classes` is the null class.
+    """
+
+    def __init__(  # noqa: PLR0913 (the shape of the network, nothing else)
+        self,
+        size: ModelSize,
+        in_channels: int,
+        grid: int,
+        patch: int,
+        num_classes: int,
+        embedders: Literal[1, 2],
+        repa: RepaHead | None = None,
+    ) -> None:
+        super().__init__()
+        if grid % patch:
+            raise ConfigError(f"patch {patch} does not divide the latent grid {grid}; choose a divisor")
+        width, side = size.width, grid // patch
+        self.in_channels, self.grid, self.patch = in_channels, grid, patch
+        self.num_classes, self.embedders, self.repa = num_classes, embedders, repa
+        self.activation_checkpointing = False
+        self.x_embedder = layers.PatchEmbedding(in_channels, width, patch)
+        self.pos_embed = nn.Parameter(layers.sincos_positions(width, side), requires_grad=False)
+        if embedders == 2:
+            self.t_embedder_sem = layers.TimestepEmbedding(width // 2)
+            self.t_embedder_tex = layers.TimestepEmbedding(width // 2)
+        else:
+            self.t_embedder = layers.TimestepEmbedding(width)
+        self.y_embedder = layers.LabelEmbedding(num_classes, width)
+        self.feat_rope = layers.RotaryEmbedding(width // size.heads, side)
+        self.blocks = nn.ModuleList(Block(width, size.heads) for _ in range(size.depth))
+        self.final_layer = FinalLayer(width, patch**2 * in_channels)
+        if repa is not None:
+            self.repa_projector = _projector(width, repa, patch)
+        layers.initialise_linears(self)
+        layers.initialise_conditioning(self)
+
+    def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor | None, labels: Tensor) -> DenoiserOutput:
+        """Predict the velocity of x (N, C, g, g) at times t_tex, t_sem (N,) in [0, 1] for labels (N,)."""
+        condition = (self._embed_times(t_tex, t_sem) + self.y_embedder(labels)).unsqueeze(1)
+        rotation = self.feat_rope.rotation()
+        tokens = self.x_embedder(x) + self.pos_embed
+        repa_tokens = None
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = layers.through(block, self.activation_checkpointing and self.training, tokens, condition, rotation)
+            if self.repa is not None and self.training and number == self.repa.block:
+                repa_tokens = layers.unpatchify(self.repa_projector(tokens), self.patch, self.grid)
+        velocity = layers.unpatchify(self.final_layer(tokens, condition), self.patch, self.grid)
+        return DenoiserOutput(velocity.to(x.dtype), repa_tokens)
+
+    def _embed_times(self, t_tex: Tensor, t_sem: Tensor | None) -> Tensor:
+        if self.embedders == 2:
+            if t_sem is None:
+                raise ConfigError("a network with two time embedders needs a semantic time, but t_sem is None; pass both times")
+            # The public checkpoints hold the semantic half first, although times are passed texture first.
+            return torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=1)
+        if t_sem is not None and t_sem is not t_tex and not torch.equal(t_sem, t_tex):
+            raise ConfigError("a network with one time embedder cannot take a semantic time that differs from the texture time")
+        embedded: Tensor = self.t_embedder(t_tex)
+        return embedded
+
+
+def clocks_of(state: Mapping[str, Tensor]) -> Literal[1, 2]:
+    """Return how many time embedders the network of these weights has."""
+    return 2 if any(name.startswith("t_embedder_sem.") for name in state) else 1
+
+
+def _projector(width: int, repa: RepaHead, patch: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, repa.width),
+        nn.SiLU(),
+        nn.Linear(repa.width, repa.width),
+        nn.SiLU(),
+        nn.Linear(repa.width, patch**2 * repa.target_channels),
+    )

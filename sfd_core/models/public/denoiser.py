@@ -1,0 +1,53 @@
+"""Denoisers that others published: LightningDiT, SFD and DiT, in the names of their public checkpoints."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from sfd_core.experiment.sizes import ModelSize
+from sfd_core.host.errors import DataError
+from sfd_core.models.denoisers.lightningdit import LightningDiT, clocks_of
+from sfd_core.models.public.weights import load_strictly, numbered
+
+PROJECTOR_PREFIX = "repa_projector."
+
+
+def without_projector(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` without REPA's projector, which only training needs."""
+    return {name: value for name, value in state.items() if not name.startswith(PROJECTOR_PREFIX)}
+
+
+def load_denoiser_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into `model`; every name and every shape must match.
+
+    Raises `DataError` that lists missing, unexpected and misshapen weights; then `model` is unchanged.
+    """
+    load_strictly(model, state, _remedy([name for name in state if name not in model.state_dict()]))
+
+
+def lightningdit_from(state: Mapping[str, Tensor]) -> LightningDiT:
+    """Return the network whose weights `state` holds, ready to sample: its sizes are read off the weights' shapes.
+
+    REPA's projector is left out. Raises `DataError` if these are no LightningDiT weights.
+    """
+    state = without_projector(state)
+    if "blocks.0.mlp.fc1.weight" in state:
+        raise DataError("these are the weights of a DiT, not of a LightningDiT: their perceptrons are GELU; name another file")
+    try:
+        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+        head_width = len(state["blocks.0.attn.q_norm.weight"])
+        side = math.isqrt(state["pos_embed"].shape[1])
+        num_classes = len(state["y_embedder.embedding_table.weight"]) - 1
+    except (KeyError, ValueError) as error:
+        raise DataError(f"these are no LightningDiT weights: {error} is missing or misshapen; name another file") from error
+    size = ModelSize(depth=numbered(state, "blocks."), width=width, heads=width // head_width)
+    model = LightningDiT(size, channels, side * patch, patch, num_classes, clocks_of(state))
+    load_denoiser_weights(model, state)
+    return model.eval()
+
+
+def _remedy(extra: list[str]) -> str:
+    if extra and all(name.startswith(PROJECTOR_PREFIX) for name in extra):
+        return "REPA's projector can be dropped by without_projector"
+    return "build the network with the checkpoint's size, channels, patch, classes and number of time embedders"

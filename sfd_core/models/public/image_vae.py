@@ -1,0 +1,106 @@
+"""Image VAEs that others published: read, converted, checked.
+
+The file is read without running anything in it. Latents of a VAE are told apart by its name and by the hashes of the file
+it came from and of the converted weights.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from torch import Tensor
+
+from sfd_core.experiment.params import DiffusersVAEParams, LDMVAEParams
+from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.host.paths import file_digest
+from sfd_core.models.public import ldm
+from sfd_core.models.public.weights import load_strictly, read_public_checkpoint
+from sfd_core.models.vaes.autoencoder_kl import CONFIG_KEYS, AutoencoderKLVAE, build_network
+
+DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+FORMER_NAMES = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
+ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read_published_vae(params: LDMVAEParams | DiffusersVAEParams) -> AutoencoderKLVAE:
+    """Return the frozen VAE that `params` names, on the CPU.
+
+    Raises `DataError` if its file is missing, damaged, of another family, or has other channels or another downsampling than
+    `params` says; `ResourceError` if it cannot be downloaded.
+    """
+    vae = _read_ldm(params) if isinstance(params, LDMVAEParams) else _read_diffusers(params)
+    found, wanted = (vae.shape.channels, vae.shape.downsampling), (params.channels, params.downsampling)
+    if found != wanted:
+        raise DataError(
+            f"{params.weights} holds a VAE of {found[0]} channels at {found[1]} pixels per position (f{found[1]}d{found[0]}), "
+            f"but texture_vae says channels {wanted[0]} and downsampling {wanted[1]} (f{wanted[1]}d{wanted[0]}); "
+            "name the right file or change these two"
+        )
+    return vae.eval().requires_grad_(False)
+
+
+def _read_ldm(params: LDMVAEParams) -> AutoencoderKLVAE:
+    path = Path(params.weights)
+    try:
+        state = ldm.network_weights(read_public_checkpoint(path))
+        return _loaded(ldm.configuration(state), ldm.to_diffusers(state), params.name, path)
+    except DataError as error:
+        raise DataError(f"texture_vae.weights {path}: {error}") from error
+
+
+def _read_diffusers(params: DiffusersVAEParams) -> AutoencoderKLVAE:
+    folder = _diffusers_folder(params)
+    path = folder / DIFFUSERS_WEIGHTS
+    try:
+        config = json.loads((folder / DIFFUSERS_CONFIG).read_text())
+        made_by = config.get("_class_name")
+        if made_by != "AutoencoderKL":
+            raise DataError(f"{folder / DIFFUSERS_CONFIG} describes a {made_by}, not an AutoencoderKL; name another VAE")
+        # Keys that are not in the file have diffusers' own defaults, which older files rely on.
+        known = {key: config[key] for key in CONFIG_KEYS if key in config}
+        return _loaded(known, _current_names(read_public_checkpoint(path)), params.name, path)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder / DIFFUSERS_CONFIG} is no configuration of a VAE ({error}); download it again") from error
+    except DataError as error:
+        raise DataError(f"texture_vae.weights {params.weights}: {error}") from error
+
+
+def _diffusers_folder(params: DiffusersVAEParams) -> Path:
+    """Return the local folder of configuration and weights; those of a hub repository are downloaded once."""
+    path = Path(params.weights)
+    if path.is_file():
+        return path.parent
+    if path.is_dir():
+        return path / (params.subfolder or "")
+    if not HUB_NAME.fullmatch(params.weights):
+        raise DataError(
+            f"texture_vae.weights {path} does not exist; name a folder, a file in one, or a repository of the Hugging Face hub"
+        )
+    try:
+        files = [
+            hf_hub_download(params.weights, name, subfolder=params.subfolder) for name in (DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS)
+        ]
+    except (HFValidationError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ResourceError(
+            f"texture_vae.weights {params.weights} is no local folder and could not be fetched from the hub "
+            f"({str(error).splitlines()[0]}); connect to the network, mend the name or the subfolder, or fetch "
+            f"{DIFFUSERS_CONFIG} and {DIFFUSERS_WEIGHTS} of it into a folder and name that in texture_vae.weights"
+        ) from error
+    return Path(files[0]).parent
+
+
+def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with the names that diffusers gives the layers of attention since version 0.15."""
+    return {FORMER_NAMES.sub(lambda match: match[1] + ATTENTION[match[2]], name): value for name, value in state.items()}
+
+
+def _loaded(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, source: Path) -> AutoencoderKLVAE:
+    network = build_network(config)
+    state = {key: value.float().contiguous() for key, value in state.items()}
+    load_strictly(network, state, "name the checkpoint of a KL VAE of latent diffusion")
+    return AutoencoderKLVAE(network, {"name": name, "source": file_digest(source)})

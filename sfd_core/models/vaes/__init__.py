@@ -1,0 +1,1 @@
+"""Image VAEs and the compressors of tokens."""

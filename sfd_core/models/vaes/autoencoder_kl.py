@@ -1,0 +1,89 @@
+"""The AutoencoderKL of latent diffusion (Rombach et al., arXiv 2112.10752), as diffusers builds it.
+
+SD-VAE and VA-VAE f16d32 and Stable Diffusion's f8d4 are such networks. Shapes as in `image_vae`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sfd_core.host.errors import DataError
+from sfd_core.models.vaes.image_vae import ImageVAE, LatentShape
+from sfd_core.models.vaes.posterior import Posterior
+
+PIXELS_AT_ONCE = 16 * 256**2
+"""Pixels that one pass takes: f16d32 needs 0.18 GB for each 256x256 image in float32 on a CPU, so about 3 GB at this size."""
+
+CONFIG_KEYS = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "act_fn",
+    "latent_channels",
+    "norm_num_groups",
+    "use_quant_conv",
+    "use_post_quant_conv",
+    "mid_block_add_attention",
+)
+"""What fixes the network; diffusers' other keys scale latents for its own pipelines, or speed up single large images."""
+
+
+class AutoencoderKLVAE(ImageVAE):
+    """A published VAE: diffusers' AutoencoderKL, its name and the hash of the file it came from."""
+
+    kind: ClassVar[str] = "autoencoder-kl"
+
+    def __init__(self, network: Any, origin: Mapping[str, str]) -> None:
+        super().__init__()
+        self.network = network
+        self._origin = {key: origin[key] for key in ("name", "source")}
+        config = network.config
+        self.shape = LatentShape(config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1))
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], origin: Mapping[str, str]) -> "AutoencoderKLVAE":
+        """Build the network of a `description` on the meta device, ready to take over weights."""
+        return cls(build_network(description), origin)
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Encode a few images at a time."""
+        moments = _in_chunks(lambda part: self.network.encode(part).latent_dist.parameters, images, images[0, 0].numel())
+        return Posterior.from_moments(moments)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decode a few latents at a time."""
+        pixels = z[0, 0].numel() * self.shape.downsampling**2
+        return _in_chunks(lambda part: self.network.decode(part).sample, z, pixels)
+
+    def description(self) -> Mapping[str, Any]:
+        """Return the arguments of diffusers' AutoencoderKL."""
+        return {key: self.network.config[key] for key in CONFIG_KEYS}
+
+    def origin(self) -> Mapping[str, str]:
+        """Return name and `source`, the hash of the published file."""
+        return self._origin
+
+
+def build_network(config: Mapping[str, Any]) -> Any:
+    """Return diffusers' AutoencoderKL of `config`, keys of `CONFIG_KEYS`, on the meta device.
+
+    Raises `DataError` for sizes that no such network has.
+    """
+    # diffusers takes seconds to import, and only published VAEs need it.
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    try:
+        with torch.device("meta"):
+            return AutoencoderKL(**config)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"no AutoencoderKL has these sizes ({error}); name the checkpoint of a KL VAE") from error
+
+
+def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
+    """Apply `function` to a few rows of `x` at a time, so that memory does not grow with a consumer's batch."""
+    return torch.cat([function(part) for part in torch.split(x, max(1, PIXELS_AT_ONCE // pixels))])

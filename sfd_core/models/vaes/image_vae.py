@@ -1,0 +1,90 @@
+"""What every texture VAE does, whoever trained it, and how it lies on disk.
+
+Folder: `model.safetensors`, `model.json` (kind of network, its shape, identity).
+Shapes: N images, R pixels a side, f pixels per latent position, g = R/f, C latent channels.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import file_digest, write_json
+from sfd_core.models.vaes.posterior import Posterior
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Channels C of the texture latent, and pixels f per latent position along one side."""
+
+    channels: int
+    downsampling: int
+
+
+class ImageVAE(nn.Module, ABC):
+    """Pixels to the texture latent and back."""
+
+    kind: ClassVar[str]
+    """Which network `model.json` describes."""
+    shape: LatentShape
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Posterior:
+        """Images (N, 3, R, R) in [-1, 1] -> posterior of latents (N, C, g, g)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (N, C, g, g) -> images (N, 3, R, R), about [-1, 1], not clipped."""
+
+    @abstractmethod
+    def description(self) -> Mapping[str, Any]:
+        """Return the plain values that the network is built from."""
+
+    @abstractmethod
+    def origin(self) -> Mapping[str, str]:
+        """Return its name and, of a published VAE, the hash of the file that it was read from."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights, description and identity into `folder`."""
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
+        identity = {**self.origin(), "weights": file_digest(folder / WEIGHTS_FILE)}
+        write_json(folder / CONFIG_FILE, {"kind": self.kind, "network": dict(self.description()), "identity": identity})
+
+
+@dataclass(frozen=True)
+class VAEManifest:
+    """What `model.json` holds."""
+
+    kind: str
+    network: Mapping[str, Any]
+    identity: Mapping[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "VAEManifest":
+        """Read the manifest of the texture VAE in `folder` and check its weights' hash.
+
+        Raises `DataError` if a file is missing, damaged or does not match its hash.
+        """
+        try:
+            manifest = cls(**json.loads((folder / CONFIG_FILE).read_text()))
+            digest = file_digest(folder / WEIGHTS_FILE)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder} holds no texture VAE ({error.filename} is missing); run `dvc repro texture_vae`"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{folder / CONFIG_FILE} describes no texture VAE ({error}); run `dvc repro texture_vae`"
+            ) from error
+        if digest != manifest.identity.get("weights"):
+            raise DataError(f"{folder / WEIGHTS_FILE} does not match its recorded hash; restore it with `dvc checkout`")
+        return manifest

@@ -1,0 +1,86 @@
+"""The Semantic VAE: patch tokens of the frozen encoder to a semantic latent and back (SFD, arXiv 2512.04926, section 3.1).
+
+Shapes: N images, C token channels, c latent channels, g positions along a side, T = g^2 tokens.
+Encoder and decoder are plain sequences whose parameter names are those of the public checkpoints (`encoder.N...`).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfd_core.models.vaes.posterior import Posterior
+
+
+class TokenBlock(nn.Module):
+    """Pre-norm self-attention and GELU perceptron (ratio 4) over tokens (N, T, width)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (N, T, width) for tokens (N, T, width)."""
+        normed = self.norm1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False)[0]
+        updated: Tensor = x + self.mlp(self.norm2(x))
+        return updated
+
+
+class SemanticVAE(nn.Module):
+    """Compresses patch tokens (N, C, g, g) to a semantic latent (N, c, g, g); no positional embedding, so any grid works."""
+
+    def __init__(self, in_channels: int, channels: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.in_channels, self.channels, self.width, self.depth = in_channels, channels, width, depth
+        self.encoder = _transformer(in_channels, width, depth, heads, out_features=2 * channels)
+        self.decoder = _transformer(channels, width, depth, heads, out_features=in_channels)
+
+    def encode(self, tokens: Tensor) -> Posterior:
+        """Return the posterior of the latents (N, c, g, g) of tokens (N, C, g, g), standardised as in training."""
+        return Posterior.from_moments(_on_grid(self.encoder, tokens))
+
+    def decode(self, z_sem: Tensor) -> Tensor:
+        """Return standardised tokens (N, C, g, g) for latents (N, c, g, g)."""
+        return _on_grid(self.decoder, z_sem)
+
+    def forward(self, tokens: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
+        """Return the reconstruction (N, C, g, g) through one posterior sample with `noise` (N, c, g, g), and the posterior."""
+        posterior = self.encode(tokens)
+        return self.decode(posterior.sample(noise)), posterior
+
+
+@dataclass(frozen=True)
+class SemanticVAELoss:
+    """Scalar terms of the Semantic VAE's loss; `cosine` is 1 - similarity, `kl` in nats an image."""
+
+    total: Tensor
+    mse: Tensor
+    cosine: Tensor
+    kl: Tensor
+
+
+def semantic_vae_loss(reconstruction: Tensor, tokens: Tensor, posterior: Posterior, kl_weight: float) -> SemanticVAELoss:
+    """Return mse + (1 - cosine) + kl_weight * KL in float32 for reconstruction and tokens (N, C, g, g).
+
+    The cosine is over the features of a position as in the paper; the public training code takes it over positions.
+    """
+    reconstruction, tokens = reconstruction.float(), tokens.float()
+    mse = F.mse_loss(reconstruction, tokens)
+    cosine = 1 - F.cosine_similarity(reconstruction, tokens, dim=1).mean()
+    kl = posterior.kl().float().mean()
+    return SemanticVAELoss(mse + cosine + kl_weight * kl, mse, cosine, kl)
+
+
+def _transformer(in_features: int, width: int, depth: int, heads: int, out_features: int) -> nn.Sequential:
+    blocks = (TokenBlock(width, heads) for _ in range(depth))
+    return nn.Sequential(nn.Linear(in_features, width), *blocks, nn.LayerNorm(width), nn.Linear(width, out_features))
+
+
+def _on_grid(network: nn.Module, x: Tensor) -> Tensor:
+    n, _, height, width = x.shape
+    features: Tensor = network(x.flatten(2).transpose(1, 2))
+    return features.transpose(1, 2).reshape(n, -1, height, width)

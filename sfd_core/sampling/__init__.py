@@ -1,0 +1,1 @@
+"""From seeds to images: the pipeline, the artifact it loads, a run as pictures."""

@@ -1,0 +1,155 @@
+"""A trained denoiser on disk: weights, shapes, statistics and the identity of the latents it was trained on.
+
+Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (averaged weights), `history.csv`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.experiment.params import VariantParams
+from sfd_core.host.errors import DataError, IdentityError
+from sfd_core.host.paths import write_json
+from sfd_core.latents.composite import Composite, LatentStatistics
+from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity
+from sfd_core.models.denoisers.dit import DiT
+from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
+from sfd_core.models.denoisers.lightningdit import LightningDiT, clocks_of
+
+MODEL_FILE = "model.json"
+
+
+@dataclass(frozen=True)
+class SnapshotRecord:
+    """Averaged weights kept at one step."""
+
+    step: int
+    images_seen: int
+    seconds: float
+    """Seconds of pure training."""
+    file: str
+    """Relative to the artifact's folder."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A trained denoiser, ready to sample: weights of one snapshot in evaluation mode."""
+
+    model: LightningDiT | DiT
+    variant: VariantParams
+    latent: LatentSpec
+    composite: Composite
+    classes: Sequence[str]
+    identity: LatentIdentity
+    snapshot: SnapshotRecord
+    flops_per_image: int
+    """Of one forward pass."""
+
+    @property
+    def schedule(self) -> AsyncSchedule:
+        """The asynchronous schedule it was trained with."""
+        return AsyncSchedule(self.variant.delta_t)
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for no class."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class DenoiserManifest:
+    """What `model.json` holds."""
+
+    variant_name: str
+    variant: VariantParams
+    latent: LatentSpec
+    classes: Sequence[str]
+    identity: LatentIdentity
+    parameters: int
+    flops_per_image: int
+    snapshots: Sequence[SnapshotRecord]
+
+    def write(self, folder: Path) -> None:
+        """Write `model.json` into `folder`."""
+        plain = {name: getattr(self, name) for name in ("variant_name", "classes", "parameters", "flops_per_image")}
+        plain |= {
+            "variant": self.variant.model_dump(mode="json"),
+            "latent": asdict(self.latent),
+            "identity": asdict(self.identity),
+            "snapshots": [asdict(snapshot) for snapshot in self.snapshots],
+        }
+        write_json(folder / MODEL_FILE, plain)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read `model.json` of `folder`. Raises `DataError` if there is none or it is damaged."""
+        try:
+            plain = json.loads((folder / MODEL_FILE).read_text())
+            return cls(
+                variant_name=plain["variant_name"],
+                variant=VariantParams.model_validate(plain["variant"]),
+                latent=LatentSpec(**plain["latent"]),
+                classes=plain["classes"],
+                identity=LatentIdentity(**plain["identity"]),
+                parameters=plain["parameters"],
+                flops_per_image=plain["flops_per_image"],
+                snapshots=[SnapshotRecord(**snapshot) for snapshot in plain["snapshots"]],
+            )
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder} holds no trained denoiser ({MODEL_FILE} is missing); run `dvc repro` or name another"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder / MODEL_FILE} is damaged ({error}); restore it with `dvc checkout`") from error
+
+
+def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
+    """Load the snapshot of `step`, by default the last, of the artifact in `folder`.
+
+    Raises `DataError` for missing or damaged files or a step without a snapshot, `IdentityError` if the statistics are not
+    those that the denoiser was trained with.
+    """
+    manifest = DenoiserManifest.read(folder)
+    snapshot = _snapshot(manifest, folder, step)
+    statistics = folder / STATISTICS_FILE
+    composite = Composite(LatentStatistics.load(statistics))
+    if composite.channels != manifest.latent.channels:
+        raise IdentityError(f"{statistics} has {composite.channels} channels, but the denoiser {manifest.latent.channels}")
+    model = _load_network(manifest, folder / snapshot.file)
+    model.eval().requires_grad_(False)
+    return Denoiser(
+        model=model,
+        variant=manifest.variant,
+        latent=manifest.latent,
+        composite=composite,
+        classes=manifest.classes,
+        identity=manifest.identity,
+        snapshot=snapshot,
+        flops_per_image=manifest.flops_per_image,
+    )
+
+
+def _snapshot(manifest: DenoiserManifest, folder: Path, step: int | None) -> SnapshotRecord:
+    if step is None:
+        return manifest.snapshots[-1]
+    for snapshot in manifest.snapshots:
+        if snapshot.step == step:
+            return snapshot
+    kept = ", ".join(str(snapshot.step) for snapshot in manifest.snapshots)
+    raise DataError(f"{folder} has no snapshot of step {step}; it kept steps {kept}")
+
+
+def _load_network(manifest: DenoiserManifest, path: Path) -> LightningDiT | DiT:
+    try:
+        weights = load_file(path)
+        model = build_denoiser(manifest.variant, manifest.latent, len(manifest.classes), clocks_of(weights))
+        model.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DataError(f"{path} holds no weights of this denoiser ({error}); restore it with `dvc checkout`") from error
+    return model

@@ -1,0 +1,250 @@
+"""From seeds to images: noise, guided integration over global time, split, de-normalise, decode.
+
+Image i depends on the seed and on i alone, never on the batch it was drawn in.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from sfd_core.diffusion import guidance
+from sfd_core.diffusion.gaussian import DenoiseFn, guide_denoiser, sample_gaussian
+from sfd_core.diffusion.guidance import VelocityFn
+from sfd_core.diffusion.schedule import SharedTimes
+from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
+from sfd_core.experiment.params import GuidanceParams, SamplerParams
+from sfd_core.host.errors import ConfigError, IdentityError
+from sfd_core.host.paths import atomic_path
+from sfd_core.host.seeding import generator, sample_noise
+from sfd_core.latents.composite import Split
+from sfd_core.models.denoisers.blocks import compile_blocks
+from sfd_core.models.denoisers.dit import DiT
+from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.models.vaes.image_vae import ImageVAE
+from sfd_core.models.vaes.loader import load_texture_vae
+from sfd_core.sampling.artifact import Denoiser, load_denoiser
+
+DEFAULT_SAMPLER = SamplerParams(
+    solver="euler",
+    gaussian_solver="ddim",
+    evaluations=50,
+    shift=1.0,
+    guidance="none",
+    guide=None,
+    texture=GuidanceParams(scale=1.0, interval=[0.0, 1.0]),
+    semantic=GuidanceParams(scale=1.0, interval=[0.0, 1.0]),
+    batch_size=64,
+    seed=0,
+)
+"""What `Pipeline` uses where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images (N, 3, R, R) uint8 on the CPU with their labels, and the network evaluations that each took."""
+
+    images: Tensor
+    labels: Tensor
+    evaluations: int
+
+    def save_grid(self, path: str | Path, columns: int = 8) -> None:
+        """Write all images as one PNG."""
+        grid = make_grid(self.images, nrow=columns, padding=2, pad_value=255)
+        with atomic_path(Path(path)) as temporary:
+            save_image(grid.float() / 255, temporary, format="png")
+
+
+class Pipeline:
+    """A denoiser, the texture VAE of its latents and, for AutoGuidance, a guide.
+
+    Raises `IdentityError` when they do not belong together.
+    """
+
+    def __init__(self, denoiser: Denoiser, vae: ImageVAE, guide: Denoiser | None = None, compiled: bool = False) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.denoiser, self.guide = denoiser, guide
+        self.vae = vae.to(self.device)
+        denoiser.model.to(self.device)
+        if guide is not None:
+            denoiser.identity.require(guide.identity, "autoguidance")
+            if guide.variant.family != denoiser.variant.family or guide.latent.channels != denoiser.latent.channels:
+                raise IdentityError(
+                    f"a guide of {guide.latent.channels} channels ({guide.variant.family}) cannot guide a denoiser of "
+                    f"{denoiser.latent.channels} ({denoiser.variant.family}); train the guide with the same recipe"
+                )
+            guide.model.to(self.device)
+        if compiled:
+            for network in (denoiser, guide):
+                if network is not None:
+                    compile_blocks(network.model)
+
+    @classmethod
+    def from_artifact(
+        cls,
+        folder: str | Path,
+        texture_vae: str | Path = "outputs/texture_vae",
+        step: int | None = None,
+        guide: str | Path | None = None,
+        compiled: bool = False,
+    ) -> Self:
+        """Load the denoiser in `folder` (the snapshot of `step`, by default the last) and its texture VAE.
+
+        `compiled` compiles the blocks of denoiser and guide at their first use, once for each batch size (torch.compile).
+
+        Raises `DataError` for missing files and `IdentityError` if the VAE is not the one that made the denoiser's latents.
+        """
+        denoiser = load_denoiser(Path(folder), step)
+        vae, identity = load_texture_vae(Path(texture_vae))
+        if dict(identity) != dict(denoiser.identity.texture_vae):
+            raise IdentityError(
+                f"{folder} was trained on latents of texture VAE {denoiser.identity.texture_vae['weights'][:12]}, but "
+                f"{texture_vae} holds {identity['weights'][:12]}; name the right VAE or train again with `dvc repro`"
+            )
+        return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide)), compiled)
+
+    def __call__(
+        self, labels: Sequence[int], seed: int = 0, sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any
+    ) -> Samples:
+        """Draw one image for each label, image i from noise i of `seed`; `changes` replace fields of `sampler`.
+
+        For example `pipeline([0, 1], seed=3, evaluations=100)`. Raises `ConfigError` for labels or settings that do not exist.
+        """
+        sampler = SamplerParams.model_validate({**sampler.model_dump(), **changes, "seed": seed})
+        self._check(labels, sampler)
+        chunks = list(self.batches(labels, sampler))
+        return Samples(
+            torch.cat([chunk.images for chunk in chunks]),
+            torch.tensor(list(labels)),
+            max(chunk.evaluations for chunk in chunks),
+        )
+
+    def batches(self, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Iterator[Samples]:
+        """Draw images batch by batch, in bounded memory; `semantics` (N, C, g, g), normalised, makes it an oracle run."""
+        for first in range(0, len(labels), sampler.batch_size):
+            rows = slice(first, first + sampler.batch_size)
+            yield self.draw(first, labels[rows], sampler, None if semantics is None else semantics[rows])
+
+    def draw(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Samples:
+        """Draw images `first`, `first + 1`, ... of the sampler's seed, one for each label, as one batch."""
+        solution = self.latents(first, labels, sampler, semantics)
+        images = self.decode(self.denoiser.composite.split(solution.x))
+        return Samples(images, torch.tensor(list(labels)), solution.evaluations)
+
+    def latents(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Solution:
+        """Return the normalised latents (N, C, g, g) that `draw` decodes."""
+        self._check(labels, sampler)
+        # dopri5 chooses its steps by the error of all it is given, and an image must not depend on its neighbours.
+        size = 1 if sampler.solver == "dopri5" and self.denoiser.variant.family == "flow" else len(labels)
+        solutions = []
+        for start in range(0, len(labels), size):
+            rows = slice(start, start + size)
+            part = torch.tensor(labels[rows])
+            indices = list(range(first + start, first + start + len(part)))
+            solutions.append(self.solve(indices, part, sampler, None if semantics is None else semantics[rows]))
+        x = torch.cat([solution.x for solution in solutions])
+        return Solution(x, max(solution.evaluations for solution in solutions))
+
+    @torch.no_grad()
+    def solve(
+        self,
+        indices: list[int],
+        labels: Tensor,
+        sampler: SamplerParams,
+        semantics: Tensor | None = None,
+        observe: ObserveFn | None = None,
+    ) -> Solution:
+        """Integrate from the noise of images `indices` to normalised latents (N, C, g, g)."""
+        latent = self.denoiser.latent
+        shape = (latent.channels, latent.grid, latent.grid)
+        noise = sample_noise(sampler.seed, indices, shape).to(self.device)
+        labels = labels.to(self.device)
+        if self.denoiser.variant.family == "gaussian":
+            return self._solve_gaussian(noise, labels, indices, sampler, observe)
+        velocity = self._velocity(labels, sampler)
+        if semantics is not None:
+            velocity = guidance.oracle(velocity, noise, semantics.to(self.device), self.denoiser.composite.n_texture)
+        settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
+        return integrate(velocity, noise, self.denoiser.schedule, self.denoiser.composite.n_texture, settings, observe)
+
+    @torch.no_grad()
+    def decode(self, parts: Split) -> Tensor:
+        """Normalised parts -> uint8 images (N, 3, R, R) on the CPU; the semantic part is dropped."""
+        statistics = self.denoiser.composite.statistics.texture
+        images = self.vae.decode(statistics.denormalise(parts.texture))
+        return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+    def _check(self, labels: Sequence[int], sampler: SamplerParams) -> None:
+        classes = len(self.denoiser.classes)
+        wrong = [label for label in labels if not 0 <= label <= classes]
+        if wrong or not len(labels):
+            raise ConfigError(
+                f"labels {wrong[:5]} do not exist; give at least one of 0 to {classes - 1}, or {classes} for no class"
+            )
+        if (sampler.guidance == "autoguidance") != (self.guide is not None):
+            raise ConfigError(f"guidance is {sampler.guidance!r} but a guide was {'not ' if self.guide is None else ''}given")
+
+    def _velocity(self, labels: Tensor, sampler: SamplerParams) -> VelocityFn:
+        main = _velocity_of(self.denoiser, labels)
+        if sampler.guidance == "none":
+            return main
+        n_texture = self.denoiser.composite.n_texture
+        if sampler.guidance == "cfg":
+            stacked = _velocity_of(self.denoiser, self._with_null(labels))
+
+            def both(x: Tensor, times: SharedTimes) -> tuple[Tensor, Tensor]:
+                return _halves(stacked(torch.cat([x, x]), times.twice()))
+
+            return guidance.cfg(main, both, sampler.texture, sampler.semantic, n_texture)
+        weak = _velocity_of(cast(Denoiser, self.guide), labels)
+        return guidance.autoguidance(main, weak, sampler.texture, sampler.semantic, n_texture)
+
+    def _solve_gaussian(
+        self, noise: Tensor, labels: Tensor, indices: list[int], sampler: SamplerParams, observe: ObserveFn | None
+    ) -> Solution:
+        denoise = main = _denoiser_of(self.denoiser, labels)
+        if sampler.guidance == "cfg":
+            stacked = _denoiser_of(self.denoiser, self._with_null(labels))
+            denoise = guide_denoiser(main, lambda x, level: _halves(stacked(torch.cat([x, x]), level)), sampler.texture)
+        elif self.guide is not None:
+            weak = _denoiser_of(self.guide, labels)
+            denoise = guide_denoiser(main, lambda x, level: (main(x, level), weak(x, level)), sampler.texture)
+        sources = [generator(sampler.seed, "step noise", index) for index in indices]
+
+        def step_noise(_: int) -> Tensor:
+            return torch.stack([torch.randn(noise.shape[1:], generator=source) for source in sources]).to(noise.device)
+
+        return sample_gaussian(denoise, noise, sampler.gaussian_solver, sampler.evaluations, step_noise, observe)
+
+    def _with_null(self, labels: Tensor) -> Tensor:
+        """Append the null class as often: both sides of classifier-free guidance go through the network as one batch."""
+        return torch.cat([labels, torch.full_like(labels, self.denoiser.null_class)])
+
+
+def _halves(stacked: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = stacked.chunk(2)
+    return first, second
+
+
+def _velocity_of(denoiser: Denoiser, labels: Tensor) -> VelocityFn:
+    model = cast(LightningDiT, denoiser.model)
+
+    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
+        prediction: Tensor = model(x, times.t_tex, times.t_sem if model.embedders == 2 else None, labels).prediction
+        return prediction
+
+    return velocity
+
+
+def _denoiser_of(denoiser: Denoiser, labels: Tensor) -> DenoiseFn:
+    model = cast(DiT, denoiser.model)
+
+    def denoise(x: Tensor, level: int) -> Tensor:
+        output: Tensor = model(x, torch.full((len(x),), float(level), device=x.device), labels)
+        return output
+
+    return denoise

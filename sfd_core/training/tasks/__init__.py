@@ -1,0 +1,1 @@
+"""What the loop trains: denoisers, the Semantic VAE, the texture VAE."""

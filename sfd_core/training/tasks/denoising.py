@@ -1,0 +1,141 @@
+"""What the loop trains to generate: velocity models on latents, and DiT with its discrete noise levels."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from sfd_core.data.store.shards import ShardReader
+from sfd_core.diffusion.gaussian import GaussianProcess
+from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss
+from sfd_core.diffusion.path import sample_path
+from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.experiment.params import TrainParams, VariantParams
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.seeding import batch_noise, derive_seed, generator
+from sfd_core.latents.composite import Composite
+from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
+from sfd_core.latents.tokens import TokenSource, fetch, fetched
+from sfd_core.models.denoisers.dit import DiT
+from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.training.batches import BatchOrder
+
+
+class LatentBatches:
+    """Batches of stored latents, drawn where their posteriors are stored: a function of seed, step and position alone."""
+
+    def __init__(
+        self, latents: ShardReader, composite: Composite, variant: VariantParams, train: TrainParams, null: int
+    ) -> None:
+        self.texture, self.labels = StoredLatent(latents, "z_tex"), latents["label"]
+        name = SEMANTIC_LATENTS[variant.semantic]
+        self.semantic = None if name is None else StoredLatent(latents, name)
+        self.composite, self.train, self.null = composite, train, null
+        self.seed = derive_seed(train.optimisation.seed, variant.seed)
+        self.order = BatchOrder(len(latents), train.optimisation.batch_size, self.seed)
+
+    def rows(self, step: int) -> Tensor:
+        """Return the images of the global batch of `step` (batch_size,)."""
+        return self.order.rows(step)
+
+    def mirrored(self, step: int) -> Tensor:
+        """Return of which images of a step the mirror image is taken (batch_size,), bool."""
+        return self.order.mirrored(step) if self.train.flips else torch.zeros(self.order.batch_size, dtype=torch.bool)
+
+    def batch(self, step: int, part: slice) -> dict[str, Tensor]:
+        """Return, for n positions of a step: raw latents `z_tex`, `z_sem` (n, C, g, g), `noise` for both parts together, and
+        `labels` (n,), dropped ones replaced by the null class.
+        """
+        rows, mirrored = self.rows(step)[part].numpy(), self.mirrored(step)[part]
+        z_tex = self.texture.draw(rows, mirrored, partial(self.noise, "texture posterior", step, part))
+        batch = {"z_tex": z_tex}
+        if self.semantic is not None:
+            batch["z_sem"] = self.semantic.draw(rows, mirrored, partial(self.noise, "semantic posterior", step, part))
+        labels = torch.from_numpy(self.labels.take(rows))
+        dropped = torch.rand(self.order.batch_size, generator=self.generator("dropout", step)) < self.train.class_dropout
+        batch["labels"] = torch.where(dropped[part], self.null, labels)
+        batch["noise"] = self.noise("noise", step, part, (self.composite.channels, *z_tex.shape[2:]))
+        return batch
+
+    def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the normalised composite (n, C, g, g) of a batch, on its device."""
+        return self.composite.join(batch["z_tex"], batch.get("z_sem"))
+
+    def noise(self, purpose: str, step: int, part: slice, shape: tuple[int, ...]) -> Tensor:
+        """Return a step's standard normal noise (n, *shape) for one purpose."""
+        return batch_noise(self.order.batch_size, part, shape, self.seed, purpose, step)
+
+    def generator(self, purpose: str, step: int) -> torch.Generator:
+        """Return the source of a step's other random numbers for one purpose."""
+        return generator(self.seed, purpose, step)
+
+
+class FlowTask:
+    """Flow matching with texture and semantics at their own times (SFD, arXiv 2512.04926, eq. 5 to 8).
+
+    `tokens` are the encoder's, needed when REPA is on.
+    """
+
+    def __init__(
+        self, model: LightningDiT, batches: LatentBatches, variant: VariantParams, tokens: TokenSource | None = None
+    ) -> None:
+        self.model, self.batches, self.variant, self.tokens = model, batches, variant, tokens
+        self.schedule = AsyncSchedule(variant.delta_t)
+        self.weights = LossWeights(variant.semantic_weight, variant.cosine_weight, variant.repa.weight)
+        self.n_texture = batches.composite.n_texture
+        if variant.repa.weight > 0 and tokens is None:
+            raise ConfigError("repa.weight is positive, but no encoder tokens were given; open the features stage's output")
+
+    def rows(self, step: int) -> Tensor:
+        """Return the images of a step."""
+        return self.batches.rows(step)
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+        """Return the batch of `LatentBatches` with global times `u` (n,) and what REPA needs."""
+        batch = self.batches.batch(step, part)
+        times = self.schedule.sample(self.batches.order.batch_size, self.batches.generator("time", step))
+        batch["u"] = times.u[part]
+        if self.weights.repa > 0:
+            batch |= fetch(cast(TokenSource, self.tokens), self.rows(step)[part], self.batches.mirrored(step)[part])
+        return batch
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the terms of `flow_loss`."""
+        u, x1 = batch["u"], self.batches.latents(batch)
+        times = self.schedule.local_times(u)
+        path = sample_path(batch["noise"], x1, times, self.n_texture)
+        t_sem = times.t_sem if self.model.embedders == 2 else None
+        output = self.model(path.x_t, times.t_tex, t_sem, batch["labels"])
+        active = self.schedule.active(u) if self.variant.mask_clamped else None
+        repa = None
+        if self.weights.repa > 0:
+            tokens = fetched(cast(TokenSource, self.tokens), batch, x1.device).float()
+            repa = repa_loss(output.repa_tokens.flatten(2).transpose(1, 2), tokens, self.variant.repa.mode)
+        return flow_loss(output.prediction, path.velocity, self.n_texture, self.weights, active, repa).named()
+
+
+class GaussianTask:
+    """DiT: epsilon and a learned range of variances at discrete noise levels (arXiv 2212.09748)."""
+
+    def __init__(self, model: DiT, batches: LatentBatches) -> None:
+        self.model, self.batches = model, batches
+        self.process = GaussianProcess()
+
+    def rows(self, step: int) -> Tensor:
+        """Return the images of a step."""
+        return self.batches.rows(step)
+
+    def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+        """Return the batch of `LatentBatches` with noise `levels` (n,)."""
+        batch = self.batches.batch(step, part)
+        levels = self.process.sample_steps(self.batches.order.batch_size, self.batches.generator("time", step))
+        return batch | {"levels": levels[part]}
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the terms of `GaussianProcess.hybrid_loss`."""
+        latents, noise, levels = self.batches.latents(batch), batch["noise"], batch["levels"]
+        x = self.process.add_noise(latents, noise, levels)
+        output = self.model(x, self.process.model_levels(levels), batch["labels"])
+        return self.process.hybrid_loss(output, latents, noise, levels).named()

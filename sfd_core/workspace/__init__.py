@@ -1,0 +1,1 @@
+"""A clone as a place of work: git worktrees, DVC and other programs, the pipeline beside the project, the journal of runs."""

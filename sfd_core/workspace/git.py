@@ -1,0 +1,149 @@
+"""Git around a sweep: a worktree for each point, and a commit with parameters, lock and numbers that anyone can check out."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sfd_core.experiment.params import fingerprint
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.locks import locked
+from sfd_core.host.paths import STATE
+
+CODE = ("sfd_core", "dvc.yaml")
+"""What shapes a point beside its parameters."""
+REFS = "refs/sfd"
+POINTS = STATE / "points"
+_AUTHOR = {"NAME": "sfd sweep", "EMAIL": "sfd@localhost"}
+
+
+def base_commit(project: Path) -> str:
+    """Return the commit that is checked out. Raises `ConfigError` where its code is not what lies there."""
+    if not (project / ".git").exists():
+        raise ConfigError(
+            f"{project} is no git repository of its own; sweeps run in a clone, so that every point can be checked out"
+        )
+    if changed := _git(project, "status", "--porcelain", "--untracked-files=no", "--", *CODE):
+        raise ConfigError(
+            f"these files differ from the last commit, so no point could be checked out again: {', '.join(changed.split())}; "
+            "commit them or put them back"
+        )
+    return _git(project, "rev-parse", "HEAD")
+
+
+def code_key(project: Path, commit: str) -> str:
+    """Return what identifies the code of a commit: equal for commits that differ in anything else."""
+    return fingerprint([_git(project, "rev-parse", f"{commit}:{path}") for path in CODE])
+
+
+def require_commit(project: Path, commit: str) -> None:
+    """Raise `DataError` unless the clone has `commit`, after asking its remotes for it."""
+    if _has(project, commit):
+        return
+    subprocess.run(["git", "fetch", "--all", "--quiet"], cwd=project, env=_environment(), check=False, timeout=300)
+    if not _has(project, commit):
+        raise DataError(f"{project} has no commit {commit}, nor have its git remotes; push it there, or start the sweep here")
+
+
+@contextmanager
+def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]:
+    """Give the folder of a point, named by its content, and the descriptor that holds it for this process and its children.
+
+    What an attempt before left in the folder is there, resumable checkpoints above all. `forget_worktree` deletes it.
+    """
+    folder = project / POINTS / key
+    whole = folder.with_suffix(".whole")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock")) as held:
+        with locked(project / POINTS / "git.lock"):
+            if not (whole.exists() and (folder / ".git").exists()):
+                shutil.rmtree(folder, ignore_errors=True)
+                _git(project, "worktree", "prune")
+                _git(project, "worktree", "add", "--force", "--detach", str(folder.absolute()), commit)
+                whole.touch()
+        yield folder, held
+
+
+def forget_worktree(project: Path, folder: Path) -> None:
+    """Delete a point's folder, which the caller holds; what it computed is in the cache."""
+    with locked(project / POINTS / "git.lock"):
+        folder.with_suffix(".whole").unlink(missing_ok=True)
+        _git(project, "worktree", "remove", "--force", "--force", str(folder.absolute()))
+
+
+def commit_point(project: Path, commit: str, files: Mapping[str, str], title: str, record: Mapping[str, Any]) -> str:
+    """Make a commit on top of `commit` with other `files` (path -> text) and a record in its message; no folder changes.
+
+    Equal content makes the same commit in every clone.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        _git(project, "read-tree", commit, extra=index)
+        for path, text in files.items():
+            blob = _git(project, "hash-object", "-w", "--stdin", given=text)
+            _git(project, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", extra=index)
+        tree = _git(project, "write-tree", extra=index)
+    date = _git(project, "show", "--no-patch", "--format=%cI", commit)
+    who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (_AUTHOR | {"DATE": date}).items()}
+    message = f"{title}\n\n{json.dumps(dict(record), indent=2)}\n"
+    return _git(project, "commit-tree", tree, "-p", commit, given=message, extra=who)
+
+
+def set_refs(project: Path, names: Mapping[str, str]) -> None:
+    """Point refs under `refs/sfd` at commits, all or none."""
+    lines = "".join(f"update {REFS}/{name} {commit}\n" for name, commit in names.items())
+    with locked(project / POINTS / "git.lock"):
+        _git(project, "update-ref", "--stdin", given=lines)
+
+
+def read_records(project: Path, prefix: str) -> dict[str, dict[str, Any]]:
+    """Return, by the rest of their name, the records of all refs below `refs/sfd/<prefix>`; the commit is added to each."""
+    separator = "\x1e"
+    listed = _git(
+        project, "for-each-ref", f"--format=%(refname)%0a%(objectname)%0a%(contents:body){separator}", f"{REFS}/{prefix}/"
+    )
+    records = {}
+    for entry in filter(None, (part.strip() for part in listed.split(separator))):
+        name, commit, body = entry.split("\n", 2)
+        records[name.removeprefix(f"{REFS}/{prefix}/")] = json.loads(body) | {"commit": commit}
+    return records
+
+
+def file_of(project: Path, commit: str, path: str) -> str:
+    """Return the text of a file in a commit."""
+    return _git(project, "show", f"{commit}:{path}")
+
+
+def push_refs(project: Path, remote: str, prefix: str) -> None:
+    """Send the refs below `refs/sfd/<prefix>` to a git remote. Raises `DataError`."""
+    _git(project, "push", "--quiet", remote, f"+{REFS}/{prefix}/*:{REFS}/{prefix}/*")
+
+
+def _has(project: Path, commit: str) -> bool:
+    found = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=project, capture_output=True, check=False)
+    return found.returncode == 0
+
+
+def _git(project: Path, *arguments: str, given: str | None = None, extra: Mapping[str, str] | None = None) -> str:
+    ended = subprocess.run(
+        ["git", *arguments],
+        cwd=project,
+        env=_environment() | dict(extra or {}),
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        raise DataError(f"git {arguments[0]} failed in {project}: {ended.stderr.strip()}")
+    return ended.stdout.strip()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without the repository of a caller, such as a hook."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"GIT_TERMINAL_PROMPT": "0"}

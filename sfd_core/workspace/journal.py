@@ -1,0 +1,84 @@
+"""Which flow runs this clone is executing, on disk: what a dead process leaves here is started again and continues.
+
+A run's file is locked as long as its process lives. The kernel lets go of the lock however it ends, so no heartbeat and no
+clock is asked.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from sfd_core.host.locks import is_held, locked
+from sfd_core.host.paths import STATE, write_json
+from sfd_core.host.supervisor import die_with_parent
+
+FOLDER = STATE / "flow-runs"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A flow run whose process is gone before its end."""
+
+    flow_run: UUID
+    restarts: int
+    """How often it was started again already."""
+
+
+@contextmanager
+def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
+    """Keep a flow run in the journal while the block runs, and have this process end with the worker that started it.
+
+    Its own failure ends a run; a signal or a kill leaves it in the journal.
+    """
+    path = project / FOLDER / f"{flow_run}.json"
+    with locked(path.with_suffix(".lock")):
+        write_json(path, {"restarts": _read(path)["restarts"], "process": os.getpid()})
+        die_with_parent(os.getppid())
+        try:
+            yield
+        except Exception:
+            forget(project, flow_run)
+            raise
+        forget(project, flow_run)
+
+
+def broken(project: Path) -> list[Broken]:
+    """Return the flow runs in the journal that no process is executing."""
+    return [Broken(UUID(path.stem), _read(path)["restarts"]) for path in _entries(project) if not _is_alive(path)]
+
+
+def alive(project: Path) -> dict[UUID, int]:
+    """Return the flow runs of this clone that are being executed, with their processes."""
+    return {UUID(path.stem): _read(path)["process"] for path in _entries(project) if _is_alive(path)}
+
+
+def count_restart(project: Path, run: Broken) -> None:
+    """Note that a run is started again."""
+    write_json(project / FOLDER / f"{run.flow_run}.json", {"restarts": run.restarts + 1, "process": 0})
+
+
+def forget(project: Path, flow_run: UUID | str) -> None:
+    """Take a flow run out of the journal."""
+    (project / FOLDER / f"{flow_run}.json").unlink(missing_ok=True)
+    (project / FOLDER / f"{flow_run}.lock").unlink(missing_ok=True)
+
+
+def _entries(project: Path) -> list[Path]:
+    return sorted((project / FOLDER).glob("*.json"))
+
+
+def _is_alive(path: Path) -> bool:
+    return is_held(path.with_suffix(".lock"))
+
+
+def _read(path: Path) -> dict[str, int]:
+    """Return an entry; one that is damaged or was taken out meanwhile has no process."""
+    try:
+        entry: dict[str, int] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        entry = {}
+    return {"restarts": 0, "process": 0} | entry

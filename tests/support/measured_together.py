@@ -1,0 +1,56 @@
+"""Measure ten images of a small denoiser with random weights; run by torchrun, in as many processes as it starts.
+
+    torchrun --nproc-per-node 2 measured_together.py FOLDER
+
+reads what `lay_out` wrote to FOLDER, and writes numbers.json and the names of this process's batches there.
+"""
+
+import sys
+from pathlib import Path
+
+from denoisers import artifact, texture_vae, variant
+from judges import PARAMS, SUBSET, small_judge
+
+from sfd_core.evaluation.judge import Judge
+from sfd_core.evaluation.measurement import Order
+from sfd_core.evaluation.rerun import Measurement, write_numbers
+from sfd_core.host.processes import Processes
+from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
+
+SAMPLER = DEFAULT_SAMPLER.model_copy(update={"evaluations": 4, "batch_size": 3})
+LABELS = [index % 3 for index in range(10)]
+
+
+def lay_out(folder: Path) -> None:
+    """Write a VAE, a denoiser and a reference."""
+    artifact(folder / "train", texture_vae(folder / "vae"), variant())
+    small_judge(folder)
+
+
+def measurement(folder: Path, processes: Processes) -> Measurement:
+    """Load them."""
+    pipeline = Pipeline.from_artifact(folder / "train", folder / "vae")
+    return Measurement(folder / "train", pipeline, Judge.load(folder / "reference", PARAMS, SUBSET), processes)
+
+
+def main() -> None:
+    folder, processes = Path(sys.argv[1]), Processes.join()
+    measuring = measurement(folder, processes)
+    drawn: list[str] = []
+    whole = measuring.pipeline.draw
+
+    def draw(first, labels, *arguments):
+        drawn.append(str(first))
+        return whole(first, labels, *arguments)
+
+    measuring.pipeline.draw = draw  # type: ignore[method-assign]
+    result = measuring.run(Order(LABELS, SAMPLER), oracle=False, progress=lambda batches, _: batches)
+    (folder / f"drawn-{processes.rank}.txt").write_text(" ".join(drawn))
+    if result is not None:
+        write_numbers(folder / "numbers.json", {"final": result[0]})
+        result[1].forget()
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfd_core.data.sources.crops import centre_crop, on_white, read_image
+from sfd_core.host.errors import DataError
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "size", [(64, 64), (65, 64), (64, 200), (300, 127), (129, 128), (128, 129), (1000, 701), (20, 30), (1, 9)]
+)
+def test_every_size_becomes_the_wanted_square(size: tuple[int, int]) -> None:
+    pixels = centre_crop(gradient(*size), 64)
+    assert pixels.shape == (64, 64, 3)
+    assert pixels.dtype == np.uint8
+
+
+def published_crop(image: Image.Image, side: int) -> np.ndarray:
+    """ADM's evaluation crop, told again from its description: halve by box, resize by bicubic, cut out the middle."""
+    width, height = image.size
+    while min(width, height) >= 2 * side:
+        width, height = width // 2, height // 2
+        image = image.resize((width, height), resample=Image.Resampling.BOX)
+    factor = side / min(width, height)
+    image = image.resize((round(width * factor), round(height * factor)), resample=Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 500), (1024, 768), (127, 64), (513, 300), (64, 64), (80, 71)])
+def test_it_is_the_crop_of_adm_to_the_last_bit(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(centre_crop(image, 64), published_crop(image, 64))
+
+
+def test_an_image_of_the_wanted_size_is_unchanged() -> None:
+    image = gradient(64, 64)
+    np.testing.assert_array_equal(centre_crop(image, 64), np.asarray(image))
+
+
+def test_the_centre_is_kept() -> None:
+    pixels = np.zeros((64, 192, 3), np.uint8)
+    pixels[:, 64:128] = 255
+    assert (centre_crop(Image.fromarray(pixels), 64) == 255).all()
+
+
+def test_halving_averages_blocks_of_four() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    blocks = pixels.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert np.abs(centre_crop(Image.fromarray(pixels), 32) - blocks).max() <= 1
+
+
+def test_transparent_pixels_are_white() -> None:
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((1, 1), (255, 0, 0, 255))
+    pixels = np.asarray(on_white(image))
+    assert tuple(pixels[0, 0]) == (255, 255, 255)
+    assert tuple(pixels[1, 1]) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_every_usual_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
+    kind = "tiff" if mode in ("CMYK", "I;16") else "png"
+    Image.new(mode, (5, 4)).save(tmp_path / f"image.{kind}")
+    image = read_image(tmp_path / f"image.{kind}")
+    assert (image.mode, image.size) == ("RGB", (5, 4))
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("not an image")
+    with pytest.raises(DataError, match=r"notes\.jpg is not an image .*skip_unreadable"):
+        read_image(tmp_path / "notes.jpg")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp"])
+def test_a_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"cut.{kind}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(DataError, match=rf"cut\.{kind} .*skip_unreadable"):
+        read_image(file)
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(DataError, match=r"empty\.png is not an image"):
+        read_image(tmp_path / "empty.png")
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DataError, match=r"folder\.png cannot be read"):
+        read_image(tmp_path / "folder.png")
+
+
+def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.png does not exist"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_an_image_of_hostile_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (100, 100)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
+    with pytest.raises(DataError, match=r"huge\.png cannot be read .*exceeds limit"):
+        read_image(tmp_path / "huge.png")

@@ -1,0 +1,202 @@
+"""Drawing and judging batch by batch: the same numbers however it is cut, broken off or shared between processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from denoisers import artifact, variant
+from measured_together import LABELS, SAMPLER, lay_out, measurement
+
+from sfd_core.evaluation.measurement import Measured, Order, measure
+from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded, write_numbers
+from sfd_core.host.errors import DataError, IdentityError
+from sfd_core.host.processes import Processes
+from sfd_core.sampling.pipeline import Pipeline
+
+ALONE = Processes(0, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("measured")
+    lay_out(path)
+    return path
+
+
+@pytest.fixture
+def measuring(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
+    monkeypatch.chdir(tmp_path)
+    return measurement(folder, ALONE)
+
+
+def measured(measuring: Measurement, folder: Path, **changes: Any) -> Measured:
+    order = Order(**({"labels": LABELS, "sampler": SAMPLER} | changes))
+    result = measure(measuring.pipeline, measuring.judge, order, folder)
+    assert result is not None
+    return result
+
+
+def test_features_are_those_of_the_images_drawn_at_once(measuring: Measurement, tmp_path: Path) -> None:
+    result = measured(measuring, tmp_path, shown=4, keep_images=True)
+    images = measuring.pipeline(LABELS, sampler=SAMPLER).images
+    torch.testing.assert_close(torch.cat(list(result.images())), images, atol=1, rtol=0)
+    torch.testing.assert_close(
+        result.features["efficientnet_lite0/features"],
+        measuring.judge.features(images)["efficientnet_lite0/features"],
+        atol=1e-3,
+        rtol=1e-3,
+    )
+    assert torch.equal(result.shown, torch.cat(list(result.images()))[:4])
+    assert result.labels.tolist() == LABELS
+    assert result.evaluations == 4
+
+
+def test_images_that_nobody_asked_for_are_not_kept(measuring: Measurement, tmp_path: Path) -> None:
+    result = measured(measuring, tmp_path, shown=4)
+    assert len(result.shown) == 4
+    assert [batch.kept for batch in result.batches] == [3, 1, 0, 0]
+    assert sum(len(images) for images in result.images()) == 4
+
+
+def test_a_run_that_was_broken_off_continues_with_the_same_features(measuring: Measurement, tmp_path: Path) -> None:
+    whole = measured(measuring, tmp_path / "whole")
+
+    def stop(batches, _):
+        for number, batch in enumerate(batches):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    order = Order(LABELS, SAMPLER)
+    with pytest.raises(KeyboardInterrupt):
+        measure(measuring.pipeline, measuring.judge, order, tmp_path / "broken", progress=stop)
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "broken").iterdir()}
+    continued = measured(measuring, tmp_path / "broken")
+    assert len(kept) == 2
+    assert {name: (tmp_path / "broken" / name).stat().st_mtime_ns for name in kept} == kept
+    assert all(torch.equal(continued.features[name], values) for name, values in whole.features.items())
+
+
+def test_more_images_of_the_same_seed_continue_those_that_are_there(measuring: Measurement, tmp_path: Path) -> None:
+    measured(measuring, tmp_path, labels=LABELS[:6])
+    before = {file.name for file in tmp_path.glob("*.safetensors")}
+    measured(measuring, tmp_path)
+    assert before < {file.name for file in tmp_path.glob("*.safetensors")}
+
+
+def flip_last_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [flip_last_byte, cut_short])
+def test_a_damaged_batch_on_disk_is_named_and_drawn_again(
+    damage: Callable[[Path], None], measuring: Measurement, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = measured(measuring, tmp_path)
+    damaged, *others = [batch.file for batch in whole.batches]
+    kept = {file.name: file.stat().st_mtime_ns for file in others}
+    damage(damaged)
+    again = measured(measuring, tmp_path)
+    assert f"warning: {damaged}" in capsys.readouterr().err
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
+    assert all(torch.equal(again.features[name], values) for name, values in whole.features.items())
+
+
+def test_a_batch_that_is_damaged_after_it_was_drawn_is_named(measuring: Measurement, tmp_path: Path) -> None:
+    result = measured(measuring, tmp_path, keep_images=True)
+    flip_last_byte(result.batches[1].file)
+    with pytest.raises(DataError, match=result.batches[1].file.name):
+        list(result.images())
+
+
+def test_what_is_forgotten_is_gone(measuring: Measurement, tmp_path: Path) -> None:
+    measured(measuring, tmp_path / "batches").forget()
+    assert not (tmp_path / "batches").exists()
+
+
+def measured_by_two(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Measure in two new processes over gloo; return the numbers and the batches that each drew."""
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2] / 'support'}{os.pathsep}{Path(__file__).parents[3]}"}
+    script = Path(__file__).parents[2] / "support" / "measured_together.py"
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(folder)],
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    drawn = [(folder / f"drawn-{rank}.txt").read_text() for rank in range(2)]
+    return json.loads((folder / "numbers.json").read_text()), drawn
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as each of several processes has: sums in other parts round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_measure_what_one_does(measuring: Measurement, folder: Path) -> None:
+    together, drawn = measured_by_two(folder)
+    alone = measuring.run(Order(LABELS, SAMPLER), oracle=False, progress=lambda batches, _: batches)
+    assert alone is not None
+    assert together == {"final": {name: number.as_dict() for name, number in alone[0].items()}}
+    assert drawn == ["0 6", "3 9"]
+    assert not list((folder / ".sfd").rglob("*.safetensors"))
+
+
+def recorded(measuring: Measurement, file: Path) -> Recorded:
+    result = measuring.run(Order(LABELS, SAMPLER), oracle=False, progress=lambda batches, _: batches)
+    assert result is not None
+    write_numbers(file, {"final": result[0]})
+    result[1].forget()
+    return read_recorded(file)["final"]
+
+
+def test_a_recorded_measurement_gives_the_same_numbers_again(measuring: Measurement, tmp_path: Path) -> None:
+    old = recorded(measuring, tmp_path / "numbers.json")
+    old.require_same(measuring)
+    order = old.order(measuring.pipeline, tmp_path)
+    assert (list(order.labels), order.sampler) == (LABELS, SAMPLER)
+    result = measuring.run(order, old.oracle, lambda batches, _: batches)
+    assert result is not None
+    assert {name: number.as_dict() for name, number in result[0].items()} == old.numbers
+
+
+def test_other_weights_judges_or_references_are_refused(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
+    old = recorded(measuring, tmp_path / "numbers.json")
+    other = artifact(tmp_path / "other", folder / "vae", variant(), seed=5)
+    trained_anew = Measurement(other, Pipeline.from_artifact(other, folder / "vae"), measuring.judge, ALONE)
+    with pytest.raises(IdentityError, match="measured with weights"):
+        old.require_same(trained_anew)
+    values = json.loads((tmp_path / "numbers.json").read_text())
+    for number in values["final"].values():
+        number["protocol"]["reference_digest"] = "0" * 64
+    (tmp_path / "numbers.json").write_text(json.dumps(values))
+    with pytest.raises(IdentityError, match="measured with reference_digest"):
+        read_recorded(tmp_path / "numbers.json")["final"].require_same(measuring)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"final": {"fid": 3.0}}', '{"final": {"fid": {"value": 1, "protocol": {}}}}'])
+def test_a_file_without_recipes_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "numbers.json").write_text(content)
+    with pytest.raises(DataError, match=r"numbers\.json holds no numbers that can be measured again"):
+        read_recorded(tmp_path / "numbers.json")

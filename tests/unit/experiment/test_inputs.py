@@ -1,0 +1,55 @@
+"""What an experiment names and is not there is told before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from sfd_core.cli.main import build_parser
+from sfd_core.experiment.inputs import missing_inputs, require_inputs
+from sfd_core.experiment.presets import load_preset
+from sfd_core.host.errors import DataError
+
+PRESETS = Path(__file__).parents[3] / "presets"
+OF_IMAGENET = {
+    "prepare.path": "data/imagenet/train",
+    "prepare.held_out_path": "data/imagenet/val",
+    "texture_vae.weights": "weights/ldm-imagenet256-f16d32-50ep.ckpt",
+    "reference.adm_npz": "data/VIRTUAL_imagenet256_labeled.npz",
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("emoji", {}),
+        ("cifar10", {"prepare.path": "data/cifar10/train", "prepare.held_out_path": "data/cifar10/test"}),
+        ("imagenet256-b", OF_IMAGENET),
+        ("imagenet256-xl", OF_IMAGENET | {"evaluate.sampler.guide": "weights/guide-b"}),
+    ],
+)
+def test_only_what_a_preset_names_and_lacks_is_missing(tmp_path: Path, preset: str, expected: dict[str, str]) -> None:
+    params = load_preset(preset, PRESETS).check()
+    assert missing_inputs(params, tmp_path) == expected
+    for path in expected.values():
+        (tmp_path / path).mkdir(parents=True)
+    assert missing_inputs(params, tmp_path) == {}
+
+
+def test_a_pattern_that_matches_a_file_is_there(tmp_path: Path) -> None:
+    params = load_preset("cifar10", PRESETS).check()
+    prepare = params.prepare.model_copy(update={"path": "train-*.tar", "held_out_path": None})
+    pattern = params.model_copy(update={"prepare": prepare})
+    with pytest.raises(DataError, match=r"not there: train-\*\.tar \(prepare\.path\)"):
+        require_inputs(pattern, tmp_path)
+    (tmp_path / "train-0.tar").touch()
+    require_inputs(pattern, tmp_path)
+
+
+def test_validate_says_what_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(load_preset("imagenet256-b", PRESETS).text)
+    arguments = build_parser().parse_args(["validate", str(tmp_path / "params.yaml")])
+    arguments.handler(arguments)
+    assert "not there yet: data/imagenet/train (prepare.path), " in capsys.readouterr().out

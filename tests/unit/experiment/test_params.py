@@ -1,0 +1,180 @@
+"""Bad parameters are named with the reason and the remedy, before any compute."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sfd_core.experiment.params import fingerprint, load_params, parse_params
+from sfd_core.host.errors import ConfigError
+from sfd_core.models.vaes.semantic_vae import SemanticVAE
+from sfd_core.training.optim import learning_rate_at
+
+COMMITTED = Path(__file__).parents[3] / "params.yaml"
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(COMMITTED.read_text())
+    place: Any = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    return values
+
+
+def test_the_committed_experiment_is_valid() -> None:
+    params = load_params(COMMITTED)
+    assert params.active == ["dit", "lightningdit", "sync", "sfd"]
+    assert params.latent_grid == params.features.grid == 8
+    assert params.semantic_channels(params.variants["lightningdit"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train.lerning_rate", 1.0, r"train\.lerning_rate: unknown key"),
+        ("prepare.resolution", "64", r"prepare\.resolution: Input should be a valid integer \(given: '64'\)"),
+        ("variants.sfd.delta_t", 1.3, r"variants\.sfd\.delta_t: .*less than or equal to 1 \(given: 1.3\)"),
+        ("variants.sfd.delta_t", -0.1, r"variants\.sfd\.delta_t: .*greater than or equal to 0"),
+        ("variants.sfd.semantic", "none", "no semantic latent can lead"),
+        ("semantic_vae.channels", 0, r"semantic_vae\.channels: .*greater than or equal to 1"),
+        ("features.grid", 16, "both latents must lie on one grid"),
+        ("prepare.resolution", 60, "not a multiple of texture_vae.downsampling 8"),
+        ("variants.sfd.patch", 3, "patch 3 does not divide the latent grid 8"),
+        ("evaluate.sampler.evaluations", 2, "cannot cover the 3 phases of variants.sfd.delta_t 0.3; use at least"),
+        ("texture_vae.width", 12, "width 12 is not a multiple of its 8 normalisation groups"),
+        ("semantic_vae.heads", 5, "not a multiple of its 5 heads"),
+        ("active", ["sfd", "sdf"], "unknown variant 'sdf'; variants defines dit, lightningdit"),
+        ("active", ["sfd", "sfd"], "names a variant twice"),
+        ("active", [], r"active: .*at least 1 item"),
+        ("report.baseline", "nothing", "unknown variant 'nothing'"),
+        ("variants.sfd.size", "XS", r"variants\.sfd\.size: Input should be 'tiny', 'S'"),
+        ("reference.extractors", ["vgg"], r"reference\.extractors\.0: Input should be 'inception'"),
+        ("reference.adm_npz", "VIRTUAL_imagenet256_labeled.npz", "add inception to them or set adm_npz to null"),
+        ("evaluate.sampler.solver", "rk4", r"evaluate\.sampler\.solver: Input should be 'euler', 'heun', 'ab2' or 'dopri5'"),
+        ("evaluate.sampler.guide", "outputs/train/weak", "autoguidance needs a guide, nothing else does"),
+        ("evaluate.sampler.texture.interval", [0.8, 0.2], "0 <= first < second <= 1"),
+        ("variants.repa.repa.block", 5, "beyond the 4 blocks of size tiny"),
+        ("encode.posterior", "mean", r"encode\.posterior: Input should be 'sample' or 'moments'"),
+        ("variants.repa.repa.targets", "pca", r"repa\.targets: Input should be 'encoder' or 'semantic'"),
+        (
+            "variants.redi.repa",
+            {"weight": 0.5, "mode": "cosine", "targets": "semantic", "block": 2, "width": 256},
+            r"variants\.redi: repa\.targets semantic are decoded by the Semantic VAE, but semantic is pca",
+        ),
+        ("variants.dit.semantic", "vae", "texture-only DiT baseline"),
+        ("train.optimisation.warmup_steps", 10**6, "exceed steps"),
+        ("train.optimisation.betas", [0.9, 1.0], r"must lie in \[0, 1\)"),
+        ("prepare.path", "images", "a folder needs a path, twemoji none"),
+        ("prepare.labels", "stored", r"labels 'stored' do not exist for source 'twemoji', only category and subcategory"),
+        ("prepare.held_out", None, r"held_out None with held_out_path None: give the share of path .* or the path"),
+        ("prepare.held_out_path", "val", r"held_out_path is 'val', but twemoji has no held-out set; set it to null"),
+        ("texture_vae.learning_rate", float("nan"), r"texture_vae\.learning_rate"),
+        ("texture_vae.kind", "vqgan", r"texture_vae\.kind: must be one of trained, ldm, diffusers \(given: 'vqgan'\)"),
+        ("semantic_vae.weights", "semvae.pt", r"semantic_vae: standardise is true, but published weights take raw tokens"),
+    ],
+)
+def test_a_bad_value_is_named(key: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_params(changed(key, value))
+
+
+LDM = {"kind": "ldm", "name": "sd-vae-f16d32", "weights": "vae.ckpt", "channels": 32, "downsampling": 8}
+DIFFUSERS = LDM | {"kind": "diffusers", "weights": "stabilityai/sd-vae-ft-mse", "subfolder": None}
+
+
+@pytest.mark.parametrize("vae", [LDM, DIFFUSERS])
+def test_a_texture_vae_of_any_kind_fixes_the_latent_grid(vae: dict[str, Any]) -> None:
+    params = parse_params(changed("texture_vae", vae))
+    assert (params.latent_grid, params.texture_vae.channels) == (8, 32)
+    with pytest.raises(ConfigError, match="both latents must lie on one grid"):
+        parse_params(changed("texture_vae", vae | {"downsampling": 16}))
+
+
+@pytest.mark.parametrize(
+    ("vae", "said"),
+    [
+        (LDM | {"channels": 0}, r"texture_vae\.channels: .*greater than or equal to 1"),
+        (LDM | {"width": 8}, r"texture_vae\.width: unknown key"),
+        ({key: value for key, value in LDM.items() if key != "weights"}, r"texture_vae\.weights: missing"),
+        ({key: value for key, value in LDM.items() if key != "kind"}, r"texture_vae\.kind: must be one of .*given: None"),
+    ],
+)
+def test_a_bad_value_of_one_kind_is_named_without_the_kind(vae: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_params(changed("texture_vae", vae))
+
+
+def test_the_paper_s_semantic_vae_is_expressible() -> None:
+    """29M + 29M parameters, 1M steps: 500 of warm-up, constant to 800,000, cosine to a tenth (arXiv 2512.04926, appendix)."""
+    optimisation = {
+        "steps": 1_000_000,
+        "batch_size": 64,
+        "warmup_steps": 500,
+        "decay_steps": 200_000,
+        "final_rate": 0.1,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+        "precision": "bfloat16",
+        "checkpoint_every": 10_000,
+        "seed": 0,
+    }
+    recipe = {
+        "weights": None,
+        "standardise": False,
+        "channels": 16,
+        "width": 768,
+        "depth": 4,
+        "heads": 6,
+        "kl_weight": 1e-7,
+        "pca_channels": 8,
+        "learning_rate": 5e-5,
+        "optimisation": optimisation,
+    }
+    params = parse_params(changed("semantic_vae", recipe)).semantic_vae
+    rates = [learning_rate_at(step, params.learning_rate, params.optimisation) for step in (499, 799_999, 999_999)]
+    assert rates == pytest.approx([5e-5, 5e-5, 5e-6], rel=1e-3)
+    with torch.device("meta"):
+        vae = SemanticVAE(768, params.channels, params.width, params.depth, params.heads)
+    for half in (vae.encoder, vae.decoder):
+        assert round(sum(parameter.numel() for parameter in half.parameters()) / 1e6) == 29
+
+
+def test_a_missing_value_is_named() -> None:
+    values = yaml.safe_load(COMMITTED.read_text())
+    del values["encode"]["dtype"]
+    with pytest.raises(ConfigError, match=r"encode\.dtype: missing"):
+        parse_params(values)
+
+
+def test_all_bad_values_are_told_at_once() -> None:
+    values = changed("variants.sfd.delta_t", 2.0)
+    values["encode"]["batch_size"] = 0
+    with pytest.raises(ConfigError) as caught:
+        parse_params(values)
+    assert "variants.sfd.delta_t" in str(caught.value)
+    assert "encode.batch_size" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "\x00", "- 1"])
+def test_a_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_params(tmp_path / "nothing.yaml")
+
+
+def test_equal_values_have_equal_fingerprints() -> None:
+    params = load_params(COMMITTED)
+    again = parse_params(copy.deepcopy(yaml.safe_load(COMMITTED.read_text())))
+    assert fingerprint(params) == fingerprint(again)
+    assert fingerprint(params) != fingerprint(parse_params(changed("encode.seed", 1)))

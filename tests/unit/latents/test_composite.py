@@ -1,0 +1,167 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sfd_core.host.errors import DataError, NumericsError
+from sfd_core.latents.composite import (
+    ChannelStatistics,
+    Composite,
+    LatentStatistics,
+    StreamingMoments,
+    load_statistics,
+    save_statistics,
+)
+
+N, TEXTURE, SEMANTIC, SIDE = 10, 3, 2, 4
+
+
+def latents() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    z_tex = 5 + 3 * torch.randn(N, TEXTURE, SIDE, SIDE, generator=generator)
+    z_sem = -2 + 0.1 * torch.randn(N, SEMANTIC, SIDE, SIDE, generator=generator)
+    return z_tex, z_sem
+
+
+def moments(z: Tensor) -> ChannelStatistics:
+    streaming = StreamingMoments(z.shape[1])
+    streaming.update(z)
+    return streaming.statistics()
+
+
+def both() -> LatentStatistics:
+    z_tex, z_sem = latents()
+    return LatentStatistics(moments(z_tex), moments(z_sem))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_streaming_moments_are_exact_however_the_data_is_cut(batch: int) -> None:
+    z = 1000 + latents()[0]
+    streaming = StreamingMoments(TEXTURE)
+    for rows in z.split(batch):
+        streaming.update(rows)
+    streaming.update(z[:0])
+    statistics = streaming.statistics()
+    assert streaming.count == N * SIDE * SIDE
+    values = z.double().transpose(0, 1).flatten(1)
+    assert torch.allclose(statistics.mean, values.mean(1).float())
+    assert torch.allclose(statistics.std, values.std(1, correction=0).float())
+
+
+def test_moments_of_half_precision_latents_do_not_drift() -> None:
+    z = latents()[0].half()
+    streaming = StreamingMoments(TEXTURE)
+    for _ in range(200):
+        streaming.update(z)
+    assert torch.allclose(streaming.statistics().mean, z.double().mean((0, 2, 3)).float(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_moments_of_drawn_latents_are_exact_without_drawing(batch: int) -> None:
+    mean = 5 + latents()[0]
+    std = latents()[0].abs()
+    streaming = StreamingMoments(TEXTURE)
+    for rows, deviations in zip(mean.split(batch), std.split(batch), strict=True):
+        streaming.update(rows, deviations)
+    # two equally likely values with this mean and deviation have the statistics of all that can be drawn
+    values = torch.cat([mean - std, mean + std]).double().transpose(0, 1).flatten(1).numpy()
+    statistics = streaming.statistics()
+    np.testing.assert_allclose(statistics.mean.numpy(), values.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(statistics.std.numpy(), values.std(1), rtol=1e-6)
+    with pytest.raises(NumericsError, match="NaN or infinity"):
+        streaming.update(mean, std * float("inf"))
+
+
+def test_joined_latents_are_normalised_texture_first_and_split_gives_them_back() -> None:
+    z_tex, z_sem = latents()
+    composite = Composite(both())
+    x = composite.join(z_tex, z_sem)
+    assert x.shape == (N, TEXTURE + SEMANTIC, SIDE, SIDE)
+    assert (composite.n_texture, composite.n_semantic, composite.channels) == (TEXTURE, SEMANTIC, TEXTURE + SEMANTIC)
+    assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(TEXTURE + SEMANTIC), atol=1e-5)
+    assert torch.allclose(x.std((0, 2, 3), correction=0), torch.ones(TEXTURE + SEMANTIC), atol=1e-5)
+    parts = composite.split(x)
+    assert parts.semantic is not None
+    assert torch.equal(torch.cat([parts.texture, parts.semantic], dim=1), x)
+    assert torch.allclose(composite.denormalise_texture(parts.texture), z_tex, atol=1e-5)
+    assert torch.allclose(composite.denormalise_semantic(parts.semantic), z_sem, atol=1e-5)
+
+
+def test_texture_alone() -> None:
+    z_tex, z_sem = latents()
+    composite = Composite(LatentStatistics(moments(z_tex), None))
+    x = composite.join(z_tex)
+    assert x.shape == z_tex.shape
+    assert composite.split(x).semantic is None
+    assert torch.equal(x, Composite(both()).join(z_tex, z_sem)[:, :TEXTURE])
+    with pytest.raises(DataError, match="texture alone"):
+        composite.join(z_tex, z_sem)
+    with pytest.raises(DataError, match="channels"):
+        composite.denormalise_semantic(z_sem)
+
+
+def test_half_precision_latents_are_joined_in_float32() -> None:
+    z_tex, z_sem = latents()
+    assert Composite(both()).join(z_tex.half(), z_sem.bfloat16()).dtype == torch.float32
+
+
+def test_latents_that_do_not_fit_are_refused() -> None:
+    z_tex, z_sem = latents()
+    composite = Composite(both())
+    with pytest.raises(DataError, match="texture latent has shape"):
+        composite.join(z_sem, z_sem)
+    with pytest.raises(DataError, match="semantic latent has shape"):
+        composite.join(z_tex, z_tex)
+    with pytest.raises(DataError, match="no semantic latent"):
+        composite.join(z_tex)
+    with pytest.raises(DataError, match="one grid"):
+        composite.join(z_tex, z_sem[:, :, ::2, ::2])
+    with pytest.raises(DataError, match="composite latent has shape"):
+        composite.split(z_tex)
+
+
+def test_statistics_survive_the_disk_to_the_last_bit(tmp_path: Path) -> None:
+    statistics = both()
+    statistics.save(tmp_path / "statistics.safetensors")
+    loaded = LatentStatistics.load(tmp_path / "statistics.safetensors")
+    z_tex, z_sem = latents()
+    assert torch.equal(Composite(loaded).join(z_tex, z_sem), Composite(statistics).join(z_tex, z_sem))
+    LatentStatistics(statistics.texture, None).save(tmp_path / "texture.safetensors")
+    assert LatentStatistics.load(tmp_path / "texture.safetensors").semantic is None
+    save_statistics(tmp_path / "more", {"texture": statistics.texture, "pca": moments(z_sem)})
+    assert set(load_statistics(tmp_path / "more")) == {"texture", "pca"}
+
+
+def test_files_that_hold_no_statistics_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing"):
+        LatentStatistics.load(tmp_path / "missing.safetensors")
+    (tmp_path / "noise").write_bytes(b"not safetensors at all")
+    with pytest.raises(DataError, match="no latent statistics"):
+        LatentStatistics.load(tmp_path / "noise")
+    save_statistics(tmp_path / "semantic", {"semantic": both().texture})
+    with pytest.raises(DataError, match="not of texture"):
+        LatentStatistics.load(tmp_path / "semantic")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_refused(bad: float) -> None:
+    z = latents()[0]
+    z[3, 1, 2, 2] = bad
+    with pytest.raises(NumericsError, match="NaN or infinity"):
+        StreamingMoments(TEXTURE).update(z)
+
+
+def test_a_constant_channel_is_named() -> None:
+    z = latents()[0]
+    z[:, 1] = 4.0
+    with pytest.raises(NumericsError, match=r"channels \[1\]"):
+        moments(z)
+
+
+def test_no_latents_have_no_statistics() -> None:
+    with pytest.raises(DataError, match="no latents"):
+        StreamingMoments(TEXTURE).statistics()
+    with pytest.raises(DataError, match="one per channel"):
+        ChannelStatistics(torch.zeros(2), torch.ones(3))

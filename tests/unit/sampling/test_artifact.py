@@ -1,0 +1,66 @@
+"""Artifacts refuse what does not belong to them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from denoisers import artifact, texture_vae, variant
+
+from sfd_core.host.errors import DataError, IdentityError
+from sfd_core.latents.composite import LatentStatistics
+from sfd_core.models.vaes.loader import load_texture_vae
+from sfd_core.sampling.artifact import load_denoiser
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return artifact(tmp_path / "train", texture_vae(tmp_path / "vae"), variant())
+
+
+def test_a_round_trip_keeps_everything(folder: Path) -> None:
+    denoiser = load_denoiser(folder)
+    assert denoiser.variant == variant()
+    assert denoiser.schedule.delta_t == 0.3
+    assert denoiser.null_class == 3
+    assert denoiser.snapshot.step == 7
+    assert not denoiser.model.training
+
+
+def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"model\.json is missing"):
+        load_denoiser(tmp_path / "nothing")
+
+
+def test_an_unknown_step_lists_those_that_were_kept(folder: Path) -> None:
+    with pytest.raises(DataError, match="it kept steps 7"):
+        load_denoiser(folder, step=8)
+
+
+def test_a_damaged_manifest_is_named(folder: Path) -> None:
+    plain = json.loads((folder / "model.json").read_text())
+    del plain["latent"]
+    (folder / "model.json").write_text(json.dumps(plain))
+    with pytest.raises(DataError, match="damaged"):
+        load_denoiser(folder)
+
+
+def test_truncated_weights_are_named(folder: Path) -> None:
+    weights = folder / "snapshots" / "step-00000007.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DataError, match=weights.name):
+        load_denoiser(folder)
+
+
+def test_statistics_of_other_channels_are_refused(folder: Path) -> None:
+    statistics = LatentStatistics.load(folder / "statistics.safetensors")
+    LatentStatistics(statistics.texture, None).save(folder / "statistics.safetensors")
+    with pytest.raises(IdentityError, match="4 channels"):
+        load_denoiser(folder)
+
+
+def test_changed_weights_of_the_texture_vae_are_noticed(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    texture_vae(tmp_path / "other", seed=1)
+    (tmp_path / "other" / "model.safetensors").replace(vae / "model.safetensors")
+    with pytest.raises(DataError, match="recorded hash"):
+        load_texture_vae(vae)

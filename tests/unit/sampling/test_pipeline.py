@@ -1,0 +1,160 @@
+"""Image i depends on the seed and i; guidance and identities hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from denoisers import CLASSES, artifact, texture_vae, variant
+from PIL import Image
+from torch import Tensor
+
+from sfd_core.diffusion.schedule import SharedTimes
+from sfd_core.diffusion.solver import SolverSettings, integrate
+from sfd_core.experiment.params import GuidanceParams
+from sfd_core.host.errors import ConfigError, IdentityError
+from sfd_core.host.seeding import sample_noise
+from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
+
+KINDS = {
+    "sfd": {},
+    "sync": {"delta_t": 0.0},
+    "texture": {"semantic": "none", "delta_t": 0.0},
+    "dit": {"model": "dit", "semantic": "none", "delta_t": 0.0},
+}
+SAMPLER = DEFAULT_SAMPLER.model_copy(update={"evaluations": 6})
+
+
+def pipeline(folder: Path, kind: str = "sfd") -> Pipeline:
+    vae = texture_vae(folder / "vae")
+    return Pipeline.from_artifact(artifact(folder / "train", vae, variant(**KINDS[kind])), vae)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "dopri5"])
+def test_an_image_does_not_depend_on_its_batch(kind: str, solver: str, tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path, kind)
+    labels = [index % 3 for index in range(9)]
+    settings = {"solver": solver, "gaussian_solver": "ddpm", "evaluations": 6}
+    together = pipe(labels, seed=5, sampler=SAMPLER, **settings, batch_size=32).images
+    alone = pipe(labels, seed=5, sampler=SAMPLER, **settings, batch_size=1).images
+    # Matrix products of other sizes may round differently in the last bit: at most one grey level.
+    assert (together.int() - alone.int()).abs().max() <= 1
+    assert not torch.equal(together[0], together[3])
+
+
+def test_another_seed_gives_other_images(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    assert not torch.equal(pipe([0, 1], seed=0, sampler=SAMPLER).images, pipe([0, 1], seed=1, sampler=SAMPLER).images)
+
+
+def test_evaluations_are_counted(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    assert pipe([0], sampler=SAMPLER).evaluations == 6
+    assert pipe([0], sampler=SAMPLER, solver="heun").evaluations == 6
+    assert pipe([0], sampler=SAMPLER, solver="ab2").evaluations == 6
+    assert pipe([0], sampler=SAMPLER, solver="dopri5").evaluations > 6
+
+
+@pytest.mark.parametrize("kind", ["sfd", "dit"])
+def test_guidance_of_scale_one_changes_nothing_and_of_scale_two_does(kind: str, tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path, kind)
+    plain = pipe([0, 1], sampler=SAMPLER).images
+    off, on = (GuidanceParams(scale=scale, interval=[0.0, 1.0]) for scale in (1.0, 2.0))
+    assert torch.equal(pipe([0, 1], sampler=SAMPLER, guidance="cfg", texture=off, semantic=off).images, plain)
+    assert not torch.equal(pipe([0, 1], sampler=SAMPLER, guidance="cfg", texture=on, semantic=off).images, plain)
+
+
+@pytest.mark.parametrize("kind", ["sfd", "dit"])
+def test_classifier_free_guidance_asks_for_both_sides_at_once_and_only_within_its_interval(kind: str, tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path, kind)
+    images: list[int] = []
+    pipe.denoiser.model.register_forward_hook(lambda _, given, __: images.append(len(given[0])))
+    part = GuidanceParams(scale=2.0, interval=[0.0, 0.5])
+    guided = pipe([0, 1], sampler=SAMPLER, guidance="cfg", texture=part, semantic=part)
+    assert len(images) == guided.evaluations
+    assert sorted(set(images)) == [2, 4]
+
+
+def test_classifier_free_guidance_moves_from_no_class_to_the_class_and_beyond(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    denoiser, labels = pipe.denoiser, torch.tensor([0, 1])
+
+    @torch.no_grad()
+    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
+        with_class = denoiser.model(x, times.t_tex, times.t_sem, labels).prediction
+        without: Tensor = denoiser.model(x, times.t_tex, times.t_sem, torch.full_like(labels, denoiser.null_class)).prediction
+        return without + 2 * (with_class - without)
+
+    noise = sample_noise(0, [0, 1], (denoiser.latent.channels, denoiser.latent.grid, denoiser.latent.grid))
+    expected = integrate(velocity, noise, denoiser.schedule, denoiser.composite.n_texture, SolverSettings("euler", 6)).x
+    part = GuidanceParams(scale=2.0, interval=[0.0, 1.0])
+    guided = SAMPLER.model_copy(update={"guidance": "cfg", "texture": part, "semantic": part})
+    torch.testing.assert_close(pipe.solve([0, 1], labels, guided).x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_blocks_draw_the_same_images(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    folder = artifact(tmp_path / "train", vae, variant())
+    compiled = Pipeline.from_artifact(folder, vae, compiled=True)([0, 1, 2, 0, 1], sampler=SAMPLER, batch_size=3).images
+    plain = Pipeline.from_artifact(folder, vae)([0, 1, 2, 0, 1], sampler=SAMPLER, batch_size=3).images
+    assert (compiled.int() - plain.int()).abs().max() <= 1
+
+
+def test_autoguidance_by_the_model_itself_changes_nothing(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    main = artifact(tmp_path / "main", vae, variant())
+    guidance = GuidanceParams(scale=1.5, interval=[0.0, 1.0])
+    settings = {"sampler": SAMPLER, "guidance": "autoguidance", "guide": str(main), "texture": guidance, "semantic": guidance}
+    guided = Pipeline.from_artifact(main, vae, guide=main)([0, 1], **settings).images
+    plain = Pipeline.from_artifact(main, vae)([0, 1], sampler=SAMPLER).images
+    assert (guided.int() - plain.int()).abs().max() <= 1
+    weak = Pipeline.from_artifact(main, vae, guide=artifact(tmp_path / "weak", vae, variant(), seed=1))
+    assert not torch.equal(weak([0, 1], **settings).images, plain)
+
+
+def test_a_guide_of_other_latents_is_refused(tmp_path: Path) -> None:
+    vae, other = texture_vae(tmp_path / "vae"), texture_vae(tmp_path / "other", seed=1)
+    main, guide = artifact(tmp_path / "main", vae, variant()), artifact(tmp_path / "guide", other, variant())
+    with pytest.raises(IdentityError, match="texture_vae"):
+        Pipeline.from_artifact(main, vae, guide=guide)
+
+
+def test_a_guide_of_other_channels_is_refused(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    main = artifact(tmp_path / "main", vae, variant())
+    guide = artifact(tmp_path / "guide", vae, variant(semantic="none", delta_t=0.0))
+    with pytest.raises(IdentityError, match="4 channels"):
+        Pipeline.from_artifact(main, vae, guide=guide)
+
+
+def test_another_texture_vae_is_refused(tmp_path: Path) -> None:
+    main = artifact(tmp_path / "main", texture_vae(tmp_path / "vae"), variant())
+    with pytest.raises(IdentityError, match="texture VAE"):
+        Pipeline.from_artifact(main, texture_vae(tmp_path / "other", seed=1))
+
+
+@pytest.mark.parametrize("labels", [[], [7], [-1]])
+def test_labels_that_do_not_exist_are_refused(labels: list[int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="labels"):
+        pipeline(tmp_path)(labels)
+
+
+def test_an_oracle_run_ends_in_the_given_semantics(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    semantics = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    solution = pipe.solve([0, 1], torch.tensor([0, 1]), SAMPLER, semantics)
+    torch.testing.assert_close(solution.x[:, 4:], semantics, atol=1e-5, rtol=0)
+    free = pipe.solve([0, 1], torch.tensor([0, 1]), SAMPLER)
+    assert not torch.allclose(solution.x[:, :4], free.x[:, :4])
+
+
+def test_a_grid_is_a_readable_picture(tmp_path: Path) -> None:
+    samples = pipeline(tmp_path)([0, 1, 2], sampler=SAMPLER)
+    samples.save_grid(tmp_path / "grid.png", columns=3)
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (20, 3 * 18 + 2, 3)
+    assert (picture[2:18, 2:18] == samples.images[0].permute(1, 2, 0).numpy()).all()
+    assert len(CLASSES) == 3

@@ -1,0 +1,114 @@
+"""A guidance curve: every combination once, nothing drawn twice, a table that says how each point was measured."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from measured_together import SAMPLER, lay_out, measurement
+from PIL import Image
+
+from sfd_core.cli.guidance import parse_interval
+from sfd_core.evaluation.rerun import Measurement
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.processes import Processes
+from sfd_core.studies.guidance import Point, plan_points, run_curve
+
+GUIDED = SAMPLER.model_copy(update={"guidance": "cfg"})
+WHOLE, LATE = (0.0, 1.0), (0.3, 1.0)
+POINTS = plan_points(GUIDED, [1.0, 2.0], [WHOLE, LATE], [4])
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("guided")
+    lay_out(path)
+    return path
+
+
+@pytest.fixture
+def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
+    monkeypatch.chdir(tmp_path)
+    return measurement(laid_out, Processes(0, 1))
+
+
+def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, list[int]]:
+    """Return the table and, by point that was drawn, how many images."""
+    drawn: list[int] = []
+
+    def progress(_what: str, _size: int):
+        def counting(batches, total):
+            drawn.append(total)
+            return batches
+
+        return counting
+
+    table = run_curve(measuring, points, 6, out, progress)
+    assert table is not None
+    return table, drawn
+
+
+def test_every_combination_is_a_point_and_scale_one_only_once() -> None:
+    points = plan_points(GUIDED, [1.0, 1.5, 2.0], [WHOLE, LATE], [10, 20])
+    assert len({(point.scale, point.interval, point.evaluations) for point in points}) == len(points) == 2 * (1 + 2 * 2)
+    point = next(point for point in points if (point.scale, point.interval, point.evaluations) == (1.5, LATE, 20))
+    assert point.sampler.evaluations == 20
+    assert (point.sampler.texture, point.sampler.semantic) == (point.sampler.semantic, point.sampler.texture)
+    assert point.sampler.texture.interval == list(LATE)
+
+
+def test_one_part_can_be_varied_alone() -> None:
+    (point,) = plan_points(GUIDED, [1.5], [LATE], [10], parts="semantic")
+    assert point.sampler.texture == GUIDED.texture
+    assert (point.sampler.semantic.scale, point.sampler.semantic.interval) == (1.5, [0.3, 1.0])
+
+
+def test_without_guidance_or_with_impossible_values_nothing_is_planned() -> None:
+    with pytest.raises(ConfigError, match="choose --guidance cfg or autoguidance"):
+        plan_points(SAMPLER, [1.5], [WHOLE], [10])
+    with pytest.raises(ConfigError, match="0 <= first < second <= 1"):
+        plan_points(GUIDED, [1.5], [(0.8, 0.2)], [10])
+    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+        plan_points(GUIDED, [-1.0], [WHOLE], [10])
+
+
+def test_a_curve_is_resumable_point_by_point_and_draws_nothing_twice(measuring: Measurement, tmp_path: Path) -> None:
+    _, first = run(measuring, POINTS[:1], tmp_path / "curve")
+    before = (tmp_path / "curve" / "points").iterdir().__next__().stat().st_mtime_ns
+    table, then = run(measuring, POINTS, tmp_path / "curve")
+    assert (first, then) == ([6], [6, 6])
+    assert any(file.stat().st_mtime_ns == before for file in (tmp_path / "curve" / "points").iterdir())
+    again, none = run(measuring, POINTS, tmp_path / "curve")
+    assert none == []
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_the_table_says_how_each_point_was_measured(measuring: Measurement, tmp_path: Path) -> None:
+    table, _ = run(measuring, POINTS, tmp_path / "curve")
+    read = pd.read_csv(tmp_path / "curve" / "curve.csv")
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    assert table["scale"].tolist() == [1.0, 2.0, 2.0]
+    assert table["fd_efficientnet_lite0"].nunique() == 3
+    assert set(table["samples"]) == {6}
+    assert set(table["evaluations"]) == {4}
+    assert table["guidance"].str.startswith("cfg: ").all()
+    for row in table.to_dict("records"):
+        numbers = json.loads((tmp_path / "curve" / "points" / row["file"]).read_text())["final"]
+        assert numbers["fd_efficientnet_lite0"]["value"] == row["fd_efficientnet_lite0"]
+        assert numbers["fd_efficientnet_lite0"]["protocol"]["recipe"]["sampler"]["texture"]["scale"] == row["scale"]
+    with Image.open(tmp_path / "curve" / "curve.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_a_damaged_point_is_named(measuring: Measurement, tmp_path: Path) -> None:
+    run(measuring, POINTS[:1], tmp_path / "curve")
+    (file,) = (tmp_path / "curve" / "points").iterdir()
+    file.write_text("{}")
+    with pytest.raises(DataError, match=file.name):
+        run(measuring, POINTS[:1], tmp_path / "curve")
+
+
+def test_an_interval_is_two_times_with_a_comma() -> None:
+    assert parse_interval("0.1,1") == (0.1, 1.0)
+    with pytest.raises(ConfigError, match=r"such as 0\.1,1"):
+        parse_interval("0.1")

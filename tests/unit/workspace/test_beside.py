@@ -1,0 +1,74 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sfd_core.experiment.params import load_params, parse_params
+from sfd_core.host.errors import ConfigError
+from sfd_core.workspace.beside import Axis, origin_values, plan_experiment, run_experiment
+
+ROOT = Path(__file__).parents[3]
+VALUES = load_params(ROOT / "params.yaml").model_dump(mode="json")
+
+
+def test_changes_are_set_and_the_given_values_stay_as_they_are() -> None:
+    plan = plan_experiment(VALUES, {"train.optimisation.steps": 7_000, "prepare.seed": 3})
+    params = parse_params(plan.values)
+    assert (params.train.optimisation.steps, params.prepare.seed) == (7_000, 3)
+    assert load_params(ROOT / "params.yaml").model_dump(mode="json") == VALUES
+    assert plan.origins == {name: name for name in VALUES["active"]}
+
+
+@pytest.mark.parametrize("key", ["train.optimisation.step", "trian", "train.optimisation.steps.more", "prepare.seed.x"])
+def test_an_unknown_key_is_an_error_that_names_it(key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        plan_experiment(VALUES, {key: 1})
+
+
+def test_every_active_variant_takes_every_value_and_keeps_its_name_where_it_has_it_already() -> None:
+    plan = plan_experiment(VALUES | {"active": ["sync", "sfd"]}, {}, Axis("seed", (0, 1, 2)))
+    params = parse_params(plan.values)
+    assert params.active == ["sync", "sync-seed-1", "sync-seed-2", "sfd", "sfd-seed-1", "sfd-seed-2"]
+    assert params.variants["sfd"] == load_params(ROOT / "params.yaml").variants["sfd"]
+    assert params.variants["sfd-seed-2"].model_copy(update={"seed": 0}) == params.variants["sfd"]
+    assert origin_values(plan, ["seed"])["sync-seed-1"] == {"variant": "sync", "seed": 1}
+
+
+def test_names_of_variants_hold_no_dot_since_dvc_would_take_it_for_nesting() -> None:
+    plan = plan_experiment(VALUES, {}, Axis("learning_rate", (0.0005, 0.25)))
+    assert not any("." in name for name in plan.origins)
+    assert len(plan.origins) == 2 * len(VALUES["active"])
+
+
+def test_an_impossible_experiment_writes_nothing(tmp_path: Path) -> None:
+    plan = plan_experiment(VALUES, {"prepare.resolution": 63})
+    with pytest.raises(ConfigError, match="63"):
+        run_experiment(plan, tmp_path / "experiment", ROOT)
+    assert not (tmp_path / "experiment").exists()
+    assert yaml.safe_load((ROOT / "params.yaml").read_text())["prepare"]["resolution"] != 63
+
+
+def test_images_and_weights_of_the_project_are_those_of_its_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = tmp_path / "project", tmp_path / "experiment"
+    for name in ("sfd_core", "docs/results"):
+        (project / name).mkdir(parents=True)
+    for name in ("dvc.yaml", ".dvcignore", "data/train-0.parquet", "data/train-1.parquet", "data/val.parquet"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).touch()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    changes = {"source": "parquet", "labels": "stored", "path": "data/train-*.parquet", "held_out_path": "data/val.parquet"}
+    changes |= {"held_out": None, "copies": 1}
+    run_experiment(plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()}), folder, project)
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["train-0.parquet", "train-1.parquet", "val.parquet"]
+
+
+def test_an_input_in_the_outputs_is_refused(tmp_path: Path) -> None:
+    plan = plan_experiment(
+        VALUES, {"evaluate.sampler.guidance": "autoguidance", "evaluate.sampler.guide": "outputs/train/weak"}
+    )
+    with pytest.raises(ConfigError, match=r"guide outputs/train/weak lies in outputs, .* such as weights/weak"):
+        run_experiment(plan, tmp_path / "experiment", ROOT)
+    assert not (tmp_path / "experiment").exists()
