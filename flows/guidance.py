@@ -15,6 +15,7 @@ from flows import limits
 from flows.comparison import SWEEPS, artifact_key, data_url, refresh_dashboard, send_to_mlflow, sweep_place
 from flows.point import LOGS, fetch, lay_out, reproduce
 from flows.sweep import Name, Preset
+from sfd_core.experiment.code import PACKAGE, pipeline_code
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.params import Fraction, NonNegative, Positive, parse_params
 from sfd_core.host import machine
@@ -59,7 +60,7 @@ def guidance_sweep(
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
-        code = git.code_key(project, commit)
+        code = pipeline_code(project / PACKAGE)
         sampler = {"evaluate.sampler.guidance": guidance, "evaluate.sampler.guide": guide}
         (point,) = plan_points(base_values(preset, project), Space([variant], {}, [], sampler), code, project)
         planned = _check(point, scales, intervals, evaluations, parts)

@@ -21,7 +21,7 @@ from sfd_core.experiment.params import parse_params
 from sfd_core.host import machine
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE
-from sfd_core.tracking.live import history_key, link_training, linked_resume_key
+from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
 from sfd_core.workspace import git, journal
 from sfd_core.workspace.programs import Place, ProgramError, environment, remote_of, stages_run, write_local_config
@@ -47,7 +47,7 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
         commit: The code to run; a clone without it asks its git remotes.
         values: All parameters.
         targets: DVC stages to bring up to date.
-        finished: Lock file and run of a finished point: nothing is computed, its run is sent to MLflow.
+        finished: Lock file of a finished point: nothing is computed, its run is sent to MLflow.
     """
     project, started = Path.cwd(), time.monotonic()
     logger = get_run_logger()
@@ -114,10 +114,8 @@ def reproduce(place: Place, targets: Sequence[str], key: str, pull: bool) -> lis
 
 @task(cache_policy=NO_CACHE)
 def restore(place: Place, targets: Sequence[str], finished: Mapping[str, str], pull: bool) -> None:
-    """Bring the outputs of a finished point back, and the name of the run in MLflow that its training began."""
+    """Bring the outputs of a finished point back."""
     (place.folder / "dvc.lock").write_text(finished["lock"])
-    if finished["resume_key"]:
-        link_training(finished["run_key"], finished["resume_key"], place.folder)
     place.dvc("pull" if pull else "checkout", "--with-deps", *targets)
 
 
@@ -161,7 +159,6 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
         "numbers": _numbers(folder / "outputs" / "evaluate" / variant / "metrics.json"),
         "training": _numbers(folder / "outputs" / "train" / variant / "metrics.json"),
         "run_key": run_key,
-        "resume_key": linked_resume_key(run_key, folder) or "",
         "evaluation": evaluation_key(folder / "outputs" / "evaluate" / variant),
         "data": _hashes(folder / "dvc.lock"),
         "ran": ran,

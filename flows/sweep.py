@@ -18,6 +18,7 @@ from flows import comparison
 from flows.comparison import Row
 from flows.dispatch import Dispatcher, Outcome, cancel_points
 from flows.point import fetch
+from sfd_core.experiment.code import PACKAGE, pipeline_code
 from sfd_core.experiment.estimates import outlook, project_rates
 from sfd_core.experiment.grid import CURRENT, SHARED_TARGETS, Point, Space, base_values, plan_points, shared_groups
 from sfd_core.experiment.params import Fraction, Positive, Seed
@@ -157,7 +158,7 @@ def _run(asked: Sweep) -> None:
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
-        points = plan_points(base_values(asked.preset, project), asked.space, git.code_key(project, commit), project)
+        points = plan_points(base_values(asked.preset, project), asked.space, pipeline_code(project / PACKAGE), project)
         finished = git.read_records(project, POINTS)
         rows = [Row(point, "finished before", finished[point.key]) for point in points if point.key in finished]
         told = outlook(points, finished, project_rates(project))
@@ -211,8 +212,7 @@ def _send_missing(project: Path, rows: Sequence[Row], dispatcher: Dispatcher) ->
     for row in lost:
         record = row.record
         lock = git.file_of(project, str(record["commit"]), "dvc.lock")
-        finished = {"lock": lock, "run_key": record["run_key"], "resume_key": record.get("resume_key", "")}
-        dispatcher.submit(row.point, [row.point.target], "run of ", finished)
+        dispatcher.submit(row.point, [row.point.target], "run of ", {"lock": lock})
     if lost:
         get_run_logger().info("MLflow lacks %d finished points; they are restored and sent", len(lost))
     while ended := dispatcher.ended():

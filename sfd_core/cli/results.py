@@ -54,6 +54,6 @@ def write_curves(folder: Path, path: Path) -> None:
     """Write the convergence curves of the experiment in `folder` to the CSV file `path`, one row a variant and snapshot."""
     from sfd_core.evaluation.convergence import read_curves
 
-    curves = read_curves(folder / OUTPUTS / "evaluate", load_params(folder / PARAMS).active)
+    curves = read_curves(folder / OUTPUTS, load_params(folder / PARAMS).active)
     with atomic_path(path) as temporary:
         curves.to_csv(temporary, index=False)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from sfd_core.host.errors import ConfigError, DataError
 
 COSTS = ("step", "images_seen", "flops", "seconds")
-COLUMNS = ("step", "images_seen", "seconds", "flops", "samples")
+COLUMNS = ("step", "images_seen", "flops", "samples")
 DISTANCES = ("fid", "fd_", "sfid", "kid")
 """Beginnings of the names of numbers that fall while a model learns."""
 
@@ -35,14 +36,25 @@ class Reach:
     """The first snapshot was already there, so the true cost is this or less."""
 
 
-def read_curves(folder: Path, variants: Sequence[str]) -> pd.DataFrame:
-    """Return the curves of `variants` from `<folder>/<variant>/curve.csv` below one another, with a column `variant`.
+def read_curves(outputs: Path, variants: Sequence[str]) -> pd.DataFrame:
+    """Return the curves of `variants` (see `read_curve`) below one another, with a column `variant`."""
+    return pd.concat([read_curve(outputs, variant).assign(variant=variant) for variant in variants], ignore_index=True)
 
-    Raises `DataError` if a file is missing, unreadable, empty or lacks a column.
+
+def read_curve(outputs: Path, variant: str) -> pd.DataFrame:
+    """Return a variant's curve, sorted by step, with the training seconds at each snapshot.
+
+    The numbers come from stage `evaluate`, the seconds from the curve of stage `train`; they are NaN where that is missing.
+    Raises `DataError` if a file is unreadable, empty or lacks a column.
     """
-    return pd.concat(
-        [_read_curve(folder / variant / "curve.csv").assign(variant=variant) for variant in variants], ignore_index=True
-    )
+    curve = _read_table(outputs / "evaluate" / variant / "curve.csv", COLUMNS).sort_values("step", ignore_index=True)
+    history = outputs / "train" / variant / "history.csv"
+    if "seconds" not in curve:
+        curve.insert(2, "seconds", math.nan)
+        if history.is_file():
+            clock = _read_table(history, ("step", "seconds"))
+            curve["seconds"] = np.interp(curve["step"], clock["step"], clock["seconds"])
+    return curve
 
 
 def speed_up(curves: pd.DataFrame, number: str, targets: Sequence[str] | None = None) -> list[Reach]:
@@ -104,12 +116,12 @@ def _cost(costs: list[float], values: list[float], first: int, final: float) -> 
     return math.exp((1 - share) * math.log(costs[first - 1]) + share * math.log(costs[first]))
 
 
-def _read_curve(path: Path) -> pd.DataFrame:
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
-        curve = pd.read_csv(path)
+        table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no readable curve ({error}); run its evaluate stage again") from error
-    absent = [name for name in COLUMNS if name not in curve]
-    if absent or curve.empty:
-        raise DataError(f"{path} has no rows or lacks columns {', '.join(absent)}; run its evaluate stage again")
-    return curve
+        raise DataError(f"{path} is no readable curve ({error}); run its stage again") from error
+    absent = [name for name in columns if name not in table]
+    if absent or table.empty:
+        raise DataError(f"{path} has no rows or lacks columns {', '.join(absent)}; run its stage again")
+    return table

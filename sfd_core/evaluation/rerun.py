@@ -23,11 +23,12 @@ from sfd_core.evaluation.measurement import (
     recipe,
 )
 from sfd_core.evaluation.protocol import Number, Protocol
-from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import SamplerParams, fingerprint
 from sfd_core.host.errors import DataError, IdentityError
-from sfd_core.host.paths import resume_dir, write_json
+from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
+from sfd_core.host.resume import Code, mixed_codes, resume_dir, settle
 from sfd_core.sampling.pipeline import Pipeline
 
 Groups = Mapping[str, Mapping[str, Number]]
@@ -42,17 +43,21 @@ class Measurement:
     pipeline: Pipeline
     judge: Judge
     processes: Processes
-    code: str = field(default_factory=code_fingerprint)
-    """Of the code that measures; batches that other code left are not continued."""
+    code: Code = field(default_factory=lambda: stage_code("evaluate"))
+    """The code that measures."""
 
     def run(self, order: Order, oracle: bool, progress: Progress) -> tuple[dict[str, Number], Measured] | None:
         """Draw and judge; None in every process but the first. Continues a run that was broken off."""
         by = recipe(self.artifact, self.pipeline, order.sampler, oracle)
-        folder = resume_dir("measure", fingerprint(by, self.judge.keys, self.code))
+        folder = resume_dir("measure", fingerprint(by, self.judge.keys))
+        if self.processes.first:
+            settle(folder, self.code)
+        self.processes.wait()
         measured = measure(self.pipeline, self.judge, order, folder, self.processes, progress)
         if measured is None:
             return None
         variant = self.pipeline.denoiser.variant
+        by |= mixed_codes(folder)
         drawn = drawn_with(order.sampler, variant, measured.evaluations, ORACLE if oracle else SAMPLES, by)
         return self.judge.numbers(measured.features, drawn), measured
 

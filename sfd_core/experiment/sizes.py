@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+SHAPES_RESULTS = True
+
 SizeName = Literal["tiny", "S", "B", "L", "XL", "XXL", "1p6B"]
 
 

@@ -1,1 +1,3 @@
 """What any program needs of its machine: paths, errors, random numbers, processes, locks, progress."""
+
+SHAPES_RESULTS = False

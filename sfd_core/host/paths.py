@@ -1,6 +1,5 @@
 """Where things lie in a project, and how they are written: whole or not at all."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,11 +21,6 @@ STATE = Path(".sfd")
 def stage_dir(stage: str, variant: str | None = None) -> Path:
     """Return the output folder of a stage, for a matrix stage that of one variant."""
     return OUTPUTS / stage if variant is None else OUTPUTS / stage / variant
-
-
-def resume_dir(stage: str, key: str) -> Path:
-    """Return the folder of resumable checkpoints of a stage whose inputs, parameters and code hash to `key`."""
-    return STATE / "resume" / stage / key
 
 
 @contextmanager
@@ -58,37 +52,9 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         yield temporary
-        _replace_dir(temporary, path)
+        replace_dir(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def resumable_dir(path: Path, work: Path) -> Iterator[Path]:
-    """Give a folder in `work` with what an interrupted run left there; then it replaces `path` and `work` goes.
-
-    What that run was just writing with `atomic_path` or `atomic_dir` is deleted.
-
-    Whatever ends the block otherwise, a kill included, leaves `work` as it is, so name it after everything that the result
-    depends on (`resume_dir`). Raises `ResourceError` if another process is at work there.
-    """
-    folder = work / "out"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ResourceError(f"another process is writing {path} in {work}; wait for it or stop it") from error
-        for leftover in list(work.rglob(".*.partial")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        yield folder
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_dev == path.parent.stat().st_dev:
-            _replace_dir(folder, path)
-        else:
-            with atomic_dir(path) as copy:
-                shutil.copytree(folder, copy, dirs_exist_ok=True)
-        shutil.rmtree(work)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -132,7 +98,7 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_dir(temporary: Path, path: Path) -> None:
+def replace_dir(temporary: Path, path: Path) -> None:
     """Put the finished folder `temporary` in the place of `path`, which lies on the same disk."""
     for file in temporary.rglob("*"):
         if file.is_file():

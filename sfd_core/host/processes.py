@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.paths import resumable_dir
+from sfd_core.host.resume import UNKNOWN_CODE, Code, resumable_dir
 
 T = TypeVar("T")
 
@@ -93,9 +93,9 @@ class Processes:
             self.wait()
 
     @contextmanager
-    def resumable_dir(self, path: Path, work: Path) -> Iterator[Path]:
-        """Give all processes the one folder of `paths.resumable_dir`, which ends when all are through."""
-        with resumable_dir(path, work) if self.first else nullcontext(work / "out") as folder:
+    def resumable_dir(self, path: Path, work: Path, code: Code = UNKNOWN_CODE) -> Iterator[Path]:
+        """Give all processes the one folder of `resume.resumable_dir`, which ends when all are through."""
+        with resumable_dir(path, work, code) if self.first else nullcontext(work / "out") as folder:
             self.wait()
             yield folder
             self.wait()

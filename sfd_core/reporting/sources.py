@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sfd_core.evaluation.convergence import read_curve
 from sfd_core.experiment.params import Params, VariantParams
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
@@ -25,11 +26,10 @@ REFERENCES = {
     "train_subset": "training images themselves",
 }
 """Real images beside the variants: the least a perfect denoiser reaches through the VAE, unseen images, and the reference."""
-CURVE_COLUMNS = (*COSTS, "samples")
 STUDIES = {
     "learning_rates": ("make learning-rates", ("variant", "learning_rate", "seed")),
     "seeds": ("make seeds", ("variant", "learning_rate", "seed")),
-    "long": ("make repro-long", ("variant", *CURVE_COLUMNS)),
+    "long": ("make repro-long", ("variant", *COSTS, "samples")),
 }
 """Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
 
@@ -171,11 +171,11 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
     for file in ("curve.csv", "numbers.json"):
         if not (folder / file).is_file():
             raise DataError(f"active variant {name!r} has no {folder / file}; run `{remedy}` or take it out of `active`")
-    curve = _read_table(folder / "curve.csv", list(CURVE_COLUMNS)).sort_values("step", ignore_index=True)
+    curve = read_curve(outputs, name)
     measured = _read_json(folder / "numbers.json")
     numbers = _numbers(measured.get("final"), folder / "numbers.json")
-    if curve.empty or not numbers:
-        raise DataError(f"{folder} holds no snapshot or no final number; delete the folder and run `{remedy}`")
+    if not numbers:
+        raise DataError(f"{folder} holds no final number; delete the folder and run `{remedy}`")
     history = _optional(outputs / "train" / name / "history.csv", f"history.{name}", f"dvc repro train@{name}", missing)
     grids = _optional(folder / "samples.npz", f"grids.{name}", remedy, missing)
     trajectory = _optional(folder / "trajectory.npz", f"trajectory.{name}", remedy, missing)

@@ -5,7 +5,7 @@ Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -31,10 +31,11 @@ class SnapshotRecord:
 
     step: int
     images_seen: int
-    seconds: float
-    """Seconds of pure training."""
     file: str
     """Relative to the artifact's folder."""
+
+
+SNAPSHOT_FIELDS = tuple(field.name for field in fields(SnapshotRecord))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class DenoiserManifest:
                 identity=LatentIdentity(**plain["identity"]),
                 parameters=plain["parameters"],
                 flops_per_image=plain["flops_per_image"],
-                snapshots=[SnapshotRecord(**snapshot) for snapshot in plain["snapshots"]],
+                snapshots=[SnapshotRecord(*(snapshot[name] for name in SNAPSHOT_FIELDS)) for snapshot in plain["snapshots"]],
             )
         except FileNotFoundError as error:
             raise DataError(

@@ -134,9 +134,7 @@ def import_denoiser(file: Path, options: ImportOptions, source: LatentSource, ou
     semantic_channels = 0 if statistics.semantic is None else len(statistics.semantic.mean)
     parameters = parameter_count(model)
     require_disk(out, 5 * parameters, f"importing {file}")
-    record = SnapshotRecord(
-        options.step, options.step * options.batch_size, 0.0, f"snapshots/step-{options.step:08d}.safetensors"
-    )
+    record = SnapshotRecord(options.step, options.step * options.batch_size, f"snapshots/step-{options.step:08d}.safetensors")
     manifest = DenoiserManifest(
         variant_name=f"{options.kind}-{variant.size}",
         variant=variant,

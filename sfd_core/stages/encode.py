@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import EncodeParams, fingerprint, load_params
 from sfd_core.host.errors import IdentityError, exits_cleanly
-from sfd_core.host.paths import file_digest, resume_dir, stage_dir, write_json
+from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
+from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.composite import StreamingMoments, save_statistics
 from sfd_core.latents.compressors import SemanticCompressors
 from sfd_core.latents.encoder import LatentEncoder, require_resolved
@@ -68,11 +69,11 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Pro
     if processes.first:
         tell_of_forgotten(work.parent, work)
         require_room(work, out, rows * row_bytes + SPARE_BYTES, "stage encode")
-    with processes.resumable_dir(out, work) as folder:
+    with processes.resumable_dir(out, work, stage_code("encode")) as folder:
         parts = sources.extractions(params, folder)
         run_all("encode", parts, work, processes)
         if processes.first:
-            _finish(params, sources, folder, parts)
+            _finish(params, sources, folder, parts, mixed_codes(work))
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Sources:
         """Return the hash of all that shapes the result."""
         digests = [source.digest for sources in (self.images, self.tokens) for source in sources.values()]
         identities = [self.texture_identity, self.semantic_identity]
-        return fingerprint(params, digests, identities, processes.device.type, code_fingerprint())
+        return fingerprint(params, digests, identities, processes.device.type)
 
 
 def _require_one_origin(
@@ -158,13 +159,15 @@ def _latents(sources: Sources, part: str, rows: range, block: Block) -> Values:
     return Values({name: field.cpu().numpy() for name, field in fields.items()} | {"label": labels}, counted)
 
 
-def _finish(params: EncodeParams, sources: Sources, folder: Path, parts: dict[str, Extraction[Block]]) -> None:
+def _finish(
+    params: EncodeParams, sources: Sources, folder: Path, parts: dict[str, Extraction[Block]], codes: dict[str, list[str]]
+) -> None:
     statistics = {name: moments.statistics() for name, moments in parts["train"].counted().items()}
     require_resolved(statistics, params)
     save_statistics(folder / STATISTICS_FILE, statistics)
     for part, images in sources.images.items():
         meta = {"encoder": sources.tokens[part].encoder, "classes": images.meta["classes"], "prepare": images.digest}
-        parts[part].shard.join(meta | posterior_meta(params.posterior, part, params.seed))
+        parts[part].shard.join(meta | posterior_meta(params.posterior, part, params.seed) | codes)
     identity = LatentIdentity(
         texture_vae=sources.texture_identity,
         semantic_vae=sources.semantic_identity,

@@ -40,11 +40,13 @@ from sfd_core.evaluation.measurement import (
 )
 from sfd_core.evaluation.neighbours import neighbour_sheet
 from sfd_core.evaluation.protocol import Drawn, Number
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.host.errors import exits_cleanly
-from sfd_core.host.paths import atomic_dir, file_digest, require_disk, resume_dir, stage_dir, write_json
+from sfd_core.host.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.progress import with_progress
+from sfd_core.host.resume import mixed_codes, resume_dir, settle
 from sfd_core.latents.identity import read_latent_identity
 from sfd_core.sampling.artifact import Denoiser, DenoiserManifest, SnapshotRecord
 from sfd_core.sampling.pipeline import Pipeline, Samples
@@ -89,6 +91,8 @@ class Evaluation:
         weights = [file_digest(inputs.train / snapshot.file) for snapshot in self.manifest.snapshots]
         key = resume_key(name, self.params, inputs=[*weights, identity.statistics, *self.judge.keys])
         self.judged = resume_dir("evaluate", key)
+        if self.processes.first:
+            settle(self.judged, stage_code("evaluate"))
 
     def run(self, out: Path) -> None:
         """Judge all snapshots; the first process writes everything to `out` in one atomic step."""
@@ -162,7 +166,6 @@ class Evaluation:
         return {
             "step": snapshot.step,
             "images_seen": snapshot.images_seen,
-            "seconds": snapshot.seconds,
             "flops": TRAINING_PASSES * self.manifest.flops_per_image * snapshot.images_seen,
             "samples": self.params.snapshot_samples,
             **scores,
@@ -177,7 +180,7 @@ class Evaluation:
         return numbers
 
     def _drawn(self, pipeline: Pipeline, measured: Measured, images: str) -> Drawn:
-        by = recipe(self.inputs.train, pipeline, self.params.sampler, oracle=images == ORACLE)
+        by = recipe(self.inputs.train, pipeline, self.params.sampler, oracle=images == ORACLE) | mixed_codes(self.judged)
         return drawn_with(self.params.sampler, self.manifest.variant, measured.evaluations, images, by)
 
     def _some_semantic_latents(self, denoiser: Denoiser) -> Tensor | None:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import FeaturesParams, fingerprint, load_params
 from sfd_core.host.errors import exits_cleanly
-from sfd_core.host.paths import resume_dir, stage_dir
+from sfd_core.host.paths import stage_dir
 from sfd_core.host.processes import Processes, spread
+from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.composite import StreamingMoments, save_statistics
 from sfd_core.latents.tokens import TokenRecipe, rounded
 from sfd_core.models.encoders.encoder import Encoder, load_encoder
@@ -52,7 +53,7 @@ def extract_features(params: FeaturesParams, images: Path, out: Path, processes:
     if processes.first:
         tell_of_forgotten(work.parent, work)
         require_room(work, out, sum(rows.values()) * row_bytes + SPARE_BYTES, "stage features")
-    with processes.resumable_dir(out, work) as folder:
+    with processes.resumable_dir(out, work, stage_code("features")) as folder:
         parts = {
             part: Extraction(
                 f"features {part}",
@@ -65,13 +66,13 @@ def extract_features(params: FeaturesParams, images: Path, out: Path, processes:
         }
         run_all("features", parts, work, processes)
         if processes.first:
-            _finish(params, folder, parts, shards, encoder)
+            _finish(params, folder, parts, shards, encoder, mixed_codes(work))
 
 
 def _resume_key(params: FeaturesParams, shards: dict[str, ShardReader], encoder: Encoder, processes: Processes) -> str:
     """Return the hash of all that shapes the result."""
     digests = [shard.digest for shard in shards.values()]
-    return fingerprint(params, digests, encoder.identity, processes.device.type, code_fingerprint())
+    return fingerprint(params, digests, encoder.identity, processes.device.type)
 
 
 def _pixels(shard: ShardReader, rows: range) -> NDArray[np.uint8]:
@@ -92,10 +93,11 @@ def _finish(
     parts: dict[str, Extraction[NDArray[np.uint8]]],
     shards: dict[str, ShardReader],
     encoder: Encoder,
+    codes: dict[str, list[str]],
 ) -> None:
     for part, images in shards.items():
         if params.store:
-            parts[part].shard.join({"encoder": encoder.identity, "prepare": images.digest})
+            parts[part].shard.join({"encoder": encoder.identity, "prepare": images.digest} | codes)
         else:
             TokenRecipe(params, params.batch_size, encoder.identity, images.digest).write(folder / part)
     statistics = {name: moments.statistics() for name, moments in parts["train"].counted().items()}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from sfd_core.host.paths import existing_parent, free_disk, require_disk
 
+SHAPES_RESULTS = False
+
 
 @dataclass(frozen=True)
 class Outlook:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL
 
 from sfd_core.data.sources.crops import Pixels
 from sfd_core.data.sources.parts import Part, load_parts
@@ -25,12 +24,13 @@ from sfd_core.data.store.contact_sheet import write_contact_sheet
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import code_fingerprint
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import PrepareParams, fingerprint, load_params
 from sfd_core.host.errors import DataError, exits_cleanly
-from sfd_core.host.paths import resumable_dir, resume_dir, stage_dir, write_json
+from sfd_core.host.paths import stage_dir, write_json
 from sfd_core.host.processes import Processes
 from sfd_core.host.progress import with_progress
+from sfd_core.host.resume import mixed_codes, resumable_dir, resume_dir
 from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
 
 LOOK_AHEAD = 4
@@ -87,7 +87,7 @@ def prepare(params: PrepareParams, out: Path) -> None:
     rows = {name: len(plan) for name, plan in plans.items()}
     name_bytes = sum(len(name) for name in parts.train.images.names) * params.copies
     require_room(work, out, sum(rows.values()) * row_bytes + name_bytes + SPARE_BYTES, "stage prepare")
-    with resumable_dir(out, work) as folder:
+    with resumable_dir(out, work, stage_code("prepare")) as folder:
         shards = {name: PiecedShard(folder / name, fields, len(plan), rows_per_piece(fields)) for name, plan in plans.items()}
         kept = sum(shard.rows_kept() for shard in shards.values())
         Outlook("prepare", rows, row_bytes, kept, _seconds_per_row(plans["train"])).show(work)
@@ -96,14 +96,14 @@ def prepare(params: PrepareParams, out: Path) -> None:
         train, held_out = (ShardReader(folder / part, verify=False) for part in plans)
         _require_classes(train)
         write_contact_sheet(train, folder / "contact_sheet.png")
-        write_json(folder / "metrics.json", _metrics(train, held_out))
+        write_json(folder / "metrics.json", _metrics(train, held_out) | mixed_codes(work))
 
 
 def _resume_key(params: PrepareParams, plans: dict[str, Plan]) -> str:
     """Return the hash of all that shapes the result; each piece says what it skipped."""
     values = params.model_dump(mode="json", exclude={"skip_unreadable"})
     sets = {id(plan.part.images): plan.part.images for plan in plans.values()}
-    return fingerprint(values, [images.digest() for images in sets.values()], PIL.__version__, code_fingerprint())
+    return fingerprint(values, [images.digest() for images in sets.values()])
 
 
 def _write_part(shard: PiecedShard, plan: Plan, params: PrepareParams) -> None:

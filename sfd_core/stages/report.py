@@ -28,7 +28,7 @@ def report(params: Params, outputs: Path, results: Path, out: Path) -> Path:
     the page.
     """
     read = read_outputs(params, outputs, results)
-    curves = read_curves(outputs / "evaluate", params.active)
+    curves = read_curves(outputs, params.active)
     primary = primary_number(read, params.features.encoder).name
     # the leading distance comes first; KID and sFID have curves but no speed-up table
     numbers = sorted(_frechet_distances(distances(curves)), key=lambda number: number != primary)

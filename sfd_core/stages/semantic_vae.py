@@ -7,10 +7,8 @@ of the training, which has no rows where nothing was trained.
 """
 
 import argparse
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import EngineParams, SemanticVAEParams, load_params
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, DataError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
@@ -32,11 +31,10 @@ from sfd_core.models.public.semantic_vae import semantic_vae_from
 from sfd_core.models.public.weights import read_public_checkpoint
 from sfd_core.models.vaes.pca import PCA
 from sfd_core.models.vaes.semantic_vae import SemanticVAE, semantic_vae_loss
-from sfd_core.stages.training import run_training
+from sfd_core.stages.training import Origin, run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
-from sfd_core.training.history import write_empty_history
-from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan
 from sfd_core.training.parallel import training_device
 from sfd_core.training.tasks.semantics import SemanticVAETask
 
@@ -74,15 +72,6 @@ class TokenSets:
         return self.train.channels
 
 
-@dataclass(frozen=True)
-class MadeVAE:
-    """A Semantic VAE, what making it took, and how its curve is written."""
-
-    vae: SemanticVAE
-    cost: Mapping[str, float]
-    write_history: Callable[[Path], object]
-
-
 def make_semantic_vae(
     params: SemanticVAEParams,
     prepared: Path,
@@ -91,14 +80,14 @@ def make_semantic_vae(
     engine: EngineParams = PLAIN_ENGINE,
     processes: Processes = ALONE,
 ) -> None:
-    """Make both compressors, judge them on `features/held_out`, and write everything to `out` in one atomic step."""
+    """Make both compressors, evaluate them on `features/held_out`, and write everything to `out` in one atomic step."""
     if params.weights is not None and not processes.first:
         return
     tokens = TokenSets.open(params, prepared, features)
     if params.weights is not None:
         vae = _published_vae(params, Path(params.weights), tokens.channels)
         _require_disk(vae, 1, out)
-        _write(MadeVAE(vae, {}, write_empty_history), params, prepared, tokens, out)
+        _write(vae, Origin(), params, prepared, tokens, out)
     else:
         train_semantic_vae(params, prepared, tokens, out, engine, processes)
 
@@ -109,14 +98,13 @@ def train_semantic_vae(
     """Train on all training tokens; a training that was broken off goes on where it stood."""
     vae = _fresh_vae(params, tokens.channels).to(training_device())
     _require_disk(vae, SAVED_STATES, out)
-    resume = ResumeFolder.of("semantic_vae", resume_key(params, inputs=[tokens.train.digest]))
+    resume = ResumeFolder.of("semantic_vae", resume_key(params, inputs=[tokens.train.digest]), stage_code("semantic_vae"))
     plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate, engine=engine.for_small_networks())
     task = SemanticVAETask(vae, tokens.train, tokens.statistics, params)
     result = run_training(task, plan, resume, training_run("semantic_vae", params), processes)
     if not processes.first:
         return
-    made = MadeVAE(vae.eval(), _cost(result), partial(shutil.copyfile, resume.history_path))
-    _write(made, params, prepared, tokens, out)
+    _write(vae.eval(), Origin.of(resume, result), params, prepared, tokens, out)
     resume.delete()
 
 
@@ -155,13 +143,13 @@ def _fresh_vae(params: SemanticVAEParams, token_channels: int) -> SemanticVAE:
         return SemanticVAE(token_channels, params.channels, params.width, params.depth, params.heads)
 
 
-def _write(made: MadeVAE, params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
-    compressors = SemanticCompressors(made.vae, _fit_pca(params, tokens), tokens.statistics)
-    metrics = {**_judge(compressors.to(training_device()), prepared, tokens), **made.cost}
+def _write(vae: SemanticVAE, origin: Origin, params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
+    compressors = SemanticCompressors(vae, _fit_pca(params, tokens), tokens.statistics)
+    metrics = {**_quality(compressors.to(training_device()), prepared, tokens), **origin.metrics}
     with atomic_dir(out) as folder:
         compressors.to(torch.device("cpu")).save(folder, params, tokens.train.encoder)
         write_json(folder / "metrics.json", metrics)
-        made.write_history(folder / "history.csv")
+        origin.write(folder)
 
 
 def _fit_pca(params: SemanticVAEParams, tokens: TokenSets) -> PCA:
@@ -170,7 +158,7 @@ def _fit_pca(params: SemanticVAEParams, tokens: TokenSets) -> PCA:
 
 
 @torch.no_grad()
-def _judge(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
+def _quality(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
     totals = dict.fromkeys(("mse", "cosine", "kl", "pca_mse", "pca_cosine"), 0.0)
     for rows in _blocks(len(sets.held_out)):
         tokens = compressors.standardised(_plain(sets.held_out, rows))
@@ -196,10 +184,6 @@ def _linear_probe(compressors: SemanticCompressors, prepared: Path, sets: TokenS
 def _flat_latents(compressors: SemanticCompressors, source: TokenSource) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     blocks = (compressors.standardised(_plain(source, rows)) for rows in _blocks(min(len(source), PROBE_IMAGES)))
     return torch.cat([compressors.vae.encode(tokens).mean.flatten(1).cpu() for tokens in blocks]).numpy()
-
-
-def _cost(result: TrainingResult) -> dict[str, float]:
-    return {"images_seen": result.images_seen, "seconds": result.seconds, "images_per_second": result.images_per_second}
 
 
 def _blocks(count: int) -> Iterator[range]:

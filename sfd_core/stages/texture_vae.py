@@ -7,9 +7,6 @@ of the training, which has no rows where nothing was trained.
 """
 
 import argparse
-import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ import torch
 from torchvision.utils import save_image
 
 from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import (
     DiffusersVAEParams,
     EngineParams,
@@ -33,11 +31,10 @@ from sfd_core.host.seeding import derive_seed, generator
 from sfd_core.models.public.image_vae import read_published_vae
 from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape, psnr
-from sfd_core.stages.training import run_training
+from sfd_core.stages.training import Origin, run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
-from sfd_core.training.history import write_empty_history
-from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan
 from sfd_core.training.parallel import training_device
 from sfd_core.training.tasks.texture import TextureVAETask, to_signed
 
@@ -54,7 +51,7 @@ PUBLISHED_BYTES = 1 << 30
 def make_texture_vae(
     params: TextureVAEParams, prepared: Path, out: Path, engine: EngineParams = PLAIN_ENGINE, processes: Processes = ALONE
 ) -> None:
-    """Make the VAE of `params`, judge it on `prepared/held_out`, and write everything to `out` in one atomic step."""
+    """Make the VAE of `params`, evaluate it on `prepared/held_out`, and write everything to `out` in one atomic step."""
     if isinstance(params, TrainedVAEParams):
         train_texture_vae(params, prepared, out, engine, processes)
     elif processes.first:
@@ -65,7 +62,7 @@ def import_texture_vae(params: LDMVAEParams | DiffusersVAEParams, prepared: Path
     """Read a published VAE and convert it. Raises what `read_published_vae` raises."""
     require_disk(out, PUBLISHED_BYTES, "stage texture_vae")
     vae = read_published_vae(params)
-    _write(vae.to(training_device()), ShardReader(prepared / "held_out"), {}, write_empty_history, out)
+    _write(vae.to(training_device()), ShardReader(prepared / "held_out"), Origin(), out)
 
 
 def train_texture_vae(params: TrainedVAEParams, prepared: Path, out: Path, engine: EngineParams, processes: Processes) -> None:
@@ -74,13 +71,13 @@ def train_texture_vae(params: TrainedVAEParams, prepared: Path, out: Path, engin
     require_disk(out, OUTPUT_BYTES, "stage texture_vae")
     vae = _fresh_vae(params, train)
     task = TextureVAETask(vae, train["image"], params)
-    resume = ResumeFolder.of("texture_vae", resume_key(params, inputs=[train.digest]))
+    resume = ResumeFolder.of("texture_vae", resume_key(params, inputs=[train.digest]), stage_code("texture_vae"))
     plan = TrainingPlan("texture VAE", params.optimisation, params.learning_rate, engine=engine.for_small_networks())
     result = run_training(task, plan, resume, training_run("texture_vae", params), processes)
     if not processes.first:
         return
     vae.cpu().eval()
-    _write(vae, held_out, _cost(result), partial(shutil.copyfile, resume.history_path), out)
+    _write(vae, held_out, Origin.of(resume, result), out)
     resume.delete()
 
 
@@ -95,26 +92,24 @@ def _fresh_vae(params: TrainedVAEParams, train: ShardReader) -> TextureVAE:
     return vae.to(memory_format=torch.channels_last).to(training_device())
 
 
-def _write(
-    vae: ImageVAE,
-    held_out: ShardReader,
-    cost: Mapping[str, float],
-    write_history: Callable[[Path], object],
-    out: Path,
-) -> None:
-    metrics = {**_judge(vae, held_out), **cost, "parameters": sum(parameter.numel() for parameter in vae.parameters())}
+def _write(vae: ImageVAE, held_out: ShardReader, origin: Origin, out: Path) -> None:
+    metrics = {
+        **_quality(vae, held_out),
+        **origin.metrics,
+        "parameters": sum(parameter.numel() for parameter in vae.parameters()),
+    }
     shown = np.linspace(0, len(held_out) - 1, min(SHOWN_IMAGES, len(held_out))).astype(np.int64)
     originals = to_signed(torch.from_numpy(held_out["image"].take(shown)))
     decoded = _reconstructed(vae, originals).clamp(-1, 1)
     with atomic_dir(out) as folder:
         vae.save(folder)
         write_json(folder / "metrics.json", metrics)
-        write_history(folder / "history.csv")
+        origin.write(folder)
         save_image(torch.cat([originals, decoded]) / 2 + 0.5, folder / "reconstructions.png", nrow=len(shown), pad_value=1.0)
 
 
 @torch.no_grad()
-def _judge(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
+def _quality(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
     """Return how well held-out images are reconstructed from the posterior's mean, and its divergence."""
     signals: list[torch.Tensor] = []
     kl: list[torch.Tensor] = []
@@ -130,10 +125,6 @@ def _judge(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
 @torch.no_grad()
 def _reconstructed(vae: ImageVAE, images: torch.Tensor) -> torch.Tensor:
     return vae.decode(vae.encode(images.to(next(vae.parameters()).device)).mean).cpu()
-
-
-def _cost(result: TrainingResult) -> dict[str, float]:
-    return {"images_seen": result.images_seen, "seconds": result.seconds, "images_per_second": result.images_per_second}
 
 
 @exits_cleanly

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfd_core.data.store.shards import ShardReader
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams, load_params
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, IdentityError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
@@ -26,7 +27,7 @@ from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
-from sfd_core.stages.training import run_training
+from sfd_core.stages.training import Origin, run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.ema import EMA
@@ -116,7 +117,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     task = GaussianTask(model, batches) if isinstance(model, DiT) else FlowTask(model, batches, variant, inputs.tokens)
     targets = [] if inputs.tokens is None else [inputs.tokens.digest]
     key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics, *targets])
-    resume = ResumeFolder.of("train", key)
+    resume = ResumeFolder.of("train", key, stage_code("train"))
     plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train), engine=engine)
     ema = EMA(model, train.ema_decay, train.ema_warmup)
     result = run_training(task, plan, resume, training_run(name, train), processes, ema)
@@ -130,10 +131,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         identity=inputs.identity,
         parameters=parameters,
         flops_per_image=flops_per_image(model),
-        snapshots=[
-            SnapshotRecord(kept.step, kept.images_seen, kept.seconds, f"snapshots/{kept.path.name}")
-            for kept in result.snapshots
-        ],
+        snapshots=[SnapshotRecord(kept.step, kept.images_seen, f"snapshots/{kept.path.name}") for kept in result.snapshots],
     )
     _write(manifest, inputs.statistics, result, resume, out)
     for kept in resume.delete(engine.keeps):
@@ -148,11 +146,10 @@ def _snapshot_steps(train: TrainParams) -> tuple[int, ...]:
 def _write(
     manifest: DenoiserManifest, statistics: LatentStatistics, result: TrainingResult, resume: ResumeFolder, out: Path
 ) -> None:
+    origin = Origin.of(resume, result)
     metrics = {
         "steps": result.steps,
-        "images_seen": result.images_seen,
-        "seconds": result.seconds,
-        "images_per_second": result.images_per_second,
+        **origin.metrics,
         "data_wait": result.data_wait,
         "skipped_steps": result.skipped_steps,
         "spikes": result.spikes,
@@ -163,10 +160,10 @@ def _write(
         (folder / "snapshots").mkdir()
         for kept in result.snapshots:
             shutil.copyfile(kept.path, folder / "snapshots" / kept.path.name)
-        shutil.copyfile(resume.history_path, folder / "history.csv")
         shutil.copyfile(resume.incidents_path, folder / "incidents.csv")
         statistics.save(folder / STATISTICS_FILE)
         manifest.write(folder)
+        origin.write(folder)
         write_json(folder / "metrics.json", metrics)
 
 

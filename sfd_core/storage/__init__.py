@@ -8,6 +8,8 @@ from sfd_core.storage.lease import Lease, LostError
 from sfd_core.storage.mirror import Mirror, Place, download_folder, restore, upload_folder
 from sfd_core.storage.shared_training import shared_training
 
+SHAPES_RESULTS = False
+
 __all__ = [
     "ConflictError",
     "Lease",

@@ -10,6 +10,8 @@ from sfd_core.tracking.project import Tracked, track_project
 from sfd_core.tracking.runs import RunSpec, training_run, vae_run, variant_run
 from sfd_core.tracking.store import Evidence, Store, Synced, sync_run
 
+SHAPES_RESULTS = False
+
 __all__ = [
     "Curve",
     "Evidence",

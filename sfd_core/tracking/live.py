@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sfd_core.host.paths import STATE, atomic_path, file_digest
+from sfd_core.host.paths import file_digest
 from sfd_core.tracking.address import is_embedded, is_reachable, public, store_uri
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.runs import RunSpec
@@ -19,7 +19,6 @@ from sfd_core.tracking.store import KEY_TAG, NAME_TAG, Store
 SECONDS_BETWEEN_SENDINGS = 10.0
 SECONDS_AT_THE_END = 30.0
 """How long a finished training lets the last sending take."""
-LINKS = STATE / "tracking"
 
 
 @contextmanager
@@ -40,26 +39,12 @@ def follow(spec: RunSpec, history: Path, resume_key: str, every: float = SECONDS
     except BaseException:
         follower.end("FAILED", None)
         raise
-    key = history_key(history)
-    link_training(key, resume_key)
-    follower.end("FINISHED", key)
+    follower.end("FINISHED", history_key(history))
 
 
 def history_key(history: Path) -> str:
     """Return what identifies a finished training: the hash of its curve, timings included."""
     return file_digest(history)[:16]
-
-
-def link_training(key: str, resume_key: str, project: Path = Path()) -> None:
-    """Note, for when the run is completed, that the training which ended with the curve of `key` began as `resume_key`."""
-    with atomic_path(project / LINKS / key) as link:
-        link.write_text(resume_key)
-
-
-def linked_resume_key(key: str, project: Path = Path()) -> str | None:
-    """Return the resume key of a training that ended with the curve of `key`, if it was followed."""
-    link = project / LINKS / key
-    return link.read_text() if key and link.is_file() else None
 
 
 class _Follower(threading.Thread):

@@ -14,7 +14,7 @@ from sfd_core.experiment.params import Params, fingerprint
 from sfd_core.host.paths import OUTPUTS, STATE, file_digest, write_json
 from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, is_reachable, public, store_uri
 from sfd_core.tracking.curves import Curve, metric_name
-from sfd_core.tracking.live import history_key, linked_resume_key
+from sfd_core.tracking.live import history_key
 from sfd_core.tracking.runs import RunSpec, VAEName, vae_run, variant_run
 from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
 from sfd_core.tracking.store import EVALUATION_TAG, Evidence, Store, sync_run
@@ -42,6 +42,8 @@ class _Finished:
     spec: RunSpec
     key: str
     evidence: Evidence
+    training: str | None
+    """Key of the training, by which a run that began with it is found."""
 
     @property
     def digest(self) -> str:
@@ -81,7 +83,7 @@ def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[
     for run in pending:
         try:
             store = store or Store(uri)
-            completed[run.spec.name] = sync_run(store, run.spec, run.key, run.evidence, linked_resume_key(run.key)).run_id
+            completed[run.spec.name] = sync_run(store, run.spec, run.key, run.evidence, run.training).run_id
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
             failed[run.spec.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
     return completed, failed
@@ -100,16 +102,17 @@ def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
         folder = outputs / name
         if not (folder / "history.csv").is_file():
             continue
+        metrics = _read_json(folder / "metrics.json")
         evidence = Evidence(
             curves=[Curve(folder / "history.csv", "train")],
-            finals=_numbers(_read_json(folder / "metrics.json"), "final"),
+            finals=_numbers(metrics, "final"),
             files={
                 "figures": sorted(folder.glob("*.png")),
                 "records": _present(folder, "history.csv", "metrics.json", "model.json"),
                 "weights": sorted(folder.glob("*.safetensors")),
             },
         )
-        yield _Finished(vae_run(params, name), _vae_key(folder), evidence)
+        yield _Finished(vae_run(params, name), _vae_key(folder), evidence, metrics.get("training"))
 
 
 def _vae_key(folder: Path) -> str:
@@ -122,7 +125,9 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
     for name in params.active:
         train, evaluate = outputs / "train" / name, outputs / "evaluate" / name
         if (train / "history.csv").is_file():
-            yield _Finished(variant_run(params, name), history_key(train / "history.csv"), _variant_evidence(train, evaluate))
+            training = _read_json(train / "metrics.json").get("training")
+            key = history_key(train / "history.csv")
+            yield _Finished(variant_run(params, name), key, _variant_evidence(train, evaluate), training)
 
 
 def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
@@ -136,7 +141,7 @@ def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
         tags[EVALUATION_TAG] = evaluation_key(evaluate)
     grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
     return Evidence(
-        curves=[Curve(train / "history.csv", "train"), Curve(evaluate / "curve.csv", "evaluate")],
+        curves=[Curve(train / "history.csv", "train"), Curve(evaluate / "curve.csv", "evaluate", clock=train / "history.csv")],
         finals=finals,
         files={
             "figures": sorted(evaluate.glob("*.png")),

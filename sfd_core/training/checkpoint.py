@@ -1,4 +1,4 @@
-"""Resumable checkpoints, snapshots and the curve of one training, in a folder keyed by everything that shapes it.
+"""Resumable checkpoints, snapshots and the curve of one training, in a folder keyed by its parameters and inputs.
 
 The folder lies outside declared outputs: DVC would otherwise hand one experiment the half-trained weights of another.
 
@@ -7,7 +7,6 @@ file with its hash, and of the curve so far. Tensors that are cut in shards (FSD
 place in the whole, so that any number of processes may read them. The folder has a temporary name until the last file is there.
 """
 
-import fcntl
 import json
 import re
 import shutil
@@ -25,10 +24,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from sfd_core.experiment.code import code_fingerprint
 from sfd_core.experiment.params import fingerprint
-from sfd_core.host import paths
-from sfd_core.host.errors import ResourceError
+from sfd_core.host import paths, resume
+from sfd_core.host.resume import UNKNOWN_CODE, Code
 
 KEPT = 2
 FILE_NAME = re.compile(r"state-\d{5}-of-(\d{5})\.safetensors")
@@ -40,8 +38,6 @@ class Snapshot:
 
     step: int
     images_seen: int
-    seconds: float
-    """Seconds of pure training up to `step`."""
     path: Path
     """A safetensors file."""
 
@@ -80,15 +76,18 @@ class State:
 
 
 def resume_key(*groups: Any, inputs: Sequence[str] = ()) -> str:
-    """Return the key of a training: equal parameters, digests of the inputs and code give equal keys."""
-    return fingerprint(*groups, list(inputs), code_fingerprint())
+    """Return the key of a training: equal parameters and digests of the inputs give equal keys."""
+    return fingerprint(*groups, list(inputs))
 
 
 class ResumeFolder:
-    """What a killed training needs to continue: checkpoints, snapshots taken so far, and the curve."""
+    """What a killed training needs to continue: checkpoints, snapshots taken so far, and the curve.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `code` is the code that is about to train.
+    """
+
+    def __init__(self, path: Path, code: Code = UNKNOWN_CODE) -> None:
+        self.path, self.code = path, code
         self.history_path = path / "history.csv"
         self.incidents_path = path / "incidents.csv"
 
@@ -98,23 +97,23 @@ class ResumeFolder:
         return self.path.name
 
     @classmethod
-    def of(cls, stage: str, key: str) -> "ResumeFolder":
+    def of(cls, stage: str, key: str, code: Code) -> "ResumeFolder":
         """Return the folder of a stage and a `resume_key`."""
-        return cls(paths.resume_dir(stage, key))
+        return cls(resume.resume_dir(stage, key), code)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; raises `ResourceError` if another process trains in it."""
-        self.path.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._doomed, ignore_errors=True)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ResourceError(
-                    f"another process is running this very training in {self.path}; wait for it or stop it"
-                ) from error
+        with resume.held(self.path, "running this very training"):
             yield
+
+    def settle(self) -> bool:
+        """Decide whether this code goes on with what lies here; see `host.resume.settle`."""
+        with self.locked():
+            newest = self.newest()
+            seconds = 0.0 if newest is None else float(self._position(newest)["seconds"])
+            return resume.settle(self.path, self.code, seconds)
 
     def save(self, step: int, state: State, writer: tuple[int, int] = (0, 1)) -> None:
         """Write file number `writer[0]` of the `writer[1]` files of the state after `step` steps.
@@ -133,9 +132,9 @@ class ResumeFolder:
             except SafetensorError as error:  # a full disk, told by the operating system
                 raise OSError(str(error)) from error
         if number == 0:
-            for curve in (self.history_path, self.incidents_path):
-                if curve.exists():
-                    shutil.copyfile(curve, temporary / curve.name)
+            for beside in (self.history_path, self.incidents_path, self.path / resume.RECORD):
+                if beside.exists():
+                    shutil.copyfile(beside, temporary / beside.name)
         paths.write_json(file.with_suffix(".json"), {"step": step, "sha256": paths.file_digest(file)})
         if len(list(temporary.glob("state-*.json"))) == count:
             if target.exists():
@@ -184,14 +183,14 @@ class ResumeFolder:
             raise KeyError(f"checkpoint {self._folder(step)} lacks {', '.join(missing[:5])}")
         return position
 
-    def save_snapshot(self, step: int, images_seen: int, seconds: float, weights: Mapping[str, Tensor]) -> Snapshot:
-        """Write weights as safetensors with step, images and seconds in the header."""
+    def save_snapshot(self, step: int, images_seen: int, weights: Mapping[str, Tensor]) -> Snapshot:
+        """Write weights as safetensors with step and images in the header."""
         target = self.path / "snapshots" / f"step-{step:08d}.safetensors"
-        header = {"step": str(step), "images_seen": str(images_seen), "seconds": repr(seconds)}
+        header = {"step": str(step), "images_seen": str(images_seen)}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         with paths.atomic_path(target) as temporary:
             save_file(tensors, temporary, metadata=header)
-        return Snapshot(step, images_seen, seconds, target)
+        return Snapshot(step, images_seen, target)
 
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Return the snapshots taken so far, in the order of steps."""
@@ -221,6 +220,13 @@ class ResumeFolder:
             self.path.replace(self._doomed)
         shutil.rmtree(self._doomed, ignore_errors=True)
         return kept
+
+    def _position(self, step: int) -> dict[str, Any]:
+        """Return the plain values of a checkpoint."""
+        file = min(self._folder(step).glob("state-*.safetensors"))
+        with safe_open(file, framework="pt") as handle:
+            position: dict[str, Any] = json.loads(handle.metadata()["position"])
+        return position
 
     @property
     def _doomed(self) -> Path:
@@ -264,4 +270,4 @@ def _copy_rows(stored: Any, first: int, target: Piece) -> int:
 def _read_snapshot(file: Path) -> Snapshot:
     with safe_open(file, framework="pt") as handle:
         header = handle.metadata()
-    return Snapshot(int(header["step"]), int(header["images_seen"]), float(header["seconds"]), file)
+    return Snapshot(int(header["step"]), int(header["images_seen"]), file)

@@ -24,7 +24,7 @@ NEIGHBOURS = 100
 SPIKE = 10.0
 """A spike is so many median absolute deviations above the median."""
 STEPS_LATE = 2
-"""How many steps later the host hears of a step on a GPU: by then its numbers have arrived without waiting."""
+"""Steps until the host reads the numbers of a step on a GPU: by then they have arrived without waiting."""
 COLUMNS = ("step", "kind", "loss", "gradient_norm", "usual_loss", "rows")
 
 
@@ -85,13 +85,13 @@ class Incidents:
 
 
 class Guard:
-    """Judges the numbers of each step, in order."""
+    """Checks the numbers of each step, in order."""
 
     def __init__(self, name: str, learning_rate: float, incidents: Incidents | None, task: TrainingTask) -> None:
         self._name, self._learning_rate, self._incidents, self._task = name, learning_rate, incidents, task
         self.skipped = self.spikes = self._in_a_row = 0
         self._losses: deque[float] = deque(maxlen=NEIGHBOURS)
-        self.tell: Callable[[str], None] = lambda _: None
+        self.log: Callable[[str], None] = lambda _: None
 
     def check(self, step: int, values: Mapping[str, float]) -> bool:
         """Return whether the step counted from 0 made an update. Raises `NumericsError` after ten in a row that did not."""
@@ -104,7 +104,7 @@ class Guard:
         spread = median(abs(other - usual) for other in self._losses) if usual < math.inf else 0.0
         if loss > usual + SPIKE * spread > usual:
             self.spikes += 1
-            self.tell(f"step {step + 1}: loss {loss:.4g} is far above the usual {usual:.4g} (noted in incidents.csv)")
+            self.log(f"step {step + 1}: loss {loss:.4g} is far above the usual {usual:.4g} (noted in incidents.csv)")
             self._note(step, "spike", values, usual)
         self._losses.append(loss)
         return True
@@ -126,7 +126,7 @@ class Guard:
     def _skip(self, step: int, values: Mapping[str, float]) -> None:
         self.skipped += 1
         self._in_a_row += 1
-        self.tell(f"step {step + 1} skipped: loss or gradient is not finite ({self.skipped} skipped so far)")
+        self.log(f"step {step + 1} skipped: loss or gradient is not finite ({self.skipped} skipped so far)")
         self._note(step, "skipped", values, median(self._losses) if self._losses else math.nan)
         if self._in_a_row >= SKIPPED_IN_A_ROW_LIMIT:
             raise NumericsError(

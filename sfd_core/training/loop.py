@@ -81,6 +81,10 @@ class TrainingResult:
     """Share of the time that was spent waiting for data."""
     snapshots: tuple[Snapshot, ...]
 
+    def cost(self) -> dict[str, float]:
+        """Return what the training took, as the metrics of its stage say it."""
+        return {"images_seen": self.images_seen, "seconds": self.seconds, "images_per_second": self.images_per_second}
+
 
 @dataclass
 class _Position:
@@ -147,7 +151,7 @@ class _Run:
         self.guard = Guard(plan.name, plan.learning_rate, Incidents(resume.incidents_path) if parallel.first else None, task)
         self.numbers = StepNumbers(parallel.device)
         self.at = _Position()
-        self.stop = self.stopping = self.wanted = False
+        self.stop = self.stopping = self.requested = False
         self.writing: Future[None] | None = None
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -158,11 +162,11 @@ class _Run:
         with (
             Progress(self.plan.name, steps, self.at.step, shown=self.parallel.first) as self.progress,
             Prefetcher.running(self._batches, self.at.step, steps, self.parallel.device) as self.batches,
-            self._heeding_signals(),
+            self._watching_signals(),
         ):
             if resumed:
-                self.progress.tell(f"resumed after step {self.at.step} of {steps}")
-            self.guard.tell = self.progress.tell
+                self.progress.log(f"resumed after step {self.at.step} of {steps}")
+            self.guard.log = self.progress.log
             self._began = self._saved = time.perf_counter()
             for step in range(self.at.step, steps):
                 self._update(step)
@@ -201,8 +205,8 @@ class _Run:
         terms = self.parallel.backward(self.batches.next())
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients)).float()
-        wishes = self._wishes(norm.device)
-        means = self.parallel.mean(torch.stack([*terms.values(), norm, *wishes]))
+        requests = self._requests(norm.device)
+        means = self.parallel.mean(torch.stack([*terms.values(), norm, *requests]))
         finite = means.isfinite().all()
         with self.parallel.mixed():
             if self.optimisation.clip_norm > 0:
@@ -216,15 +220,15 @@ class _Run:
                 self.ema.update(self.model)
         self.numbers.put(step, [*terms, "gradient_norm", "checkpoint", "stop"], means)
         for numbers in self.numbers.due():
-            self._hear(*numbers)
+            self._take_numbers(*numbers)
 
-    def _wishes(self, device: torch.device) -> list[Tensor]:
-        """Return whether this process wants a checkpoint, and an end: all processes must do either after the same step."""
+    def _requests(self, device: torch.device) -> list[Tensor]:
+        """Return whether this process asks for a checkpoint, and for an end: all processes do either after the same step."""
         late = time.perf_counter() - self._saved > self.engine.checkpoint_seconds
-        return [torch.tensor(float(wish), device=device) for wish in (late or self.stop, self.stop)]
+        return [torch.tensor(float(request), device=device) for request in (late or self.stop, self.stop)]
 
-    def _hear(self, step: int, values: dict[str, float]) -> None:
-        self.wanted |= values.pop("checkpoint") > 0
+    def _take_numbers(self, step: int, values: dict[str, float]) -> None:
+        self.requested |= values.pop("checkpoint") > 0
         self.stopping |= values.pop("stop") > 0
         if not self.guard.check(step, values):
             return
@@ -238,12 +242,12 @@ class _Run:
         log = step % self.plan.interval == 0 or last
         snapshot = step in self.plan.snapshot_steps
         checkpoint = (
-            step % self.optimisation.checkpoint_every == 0 or last or self.engine.keeps(step) or self.wanted or self.stopping
+            step % self.optimisation.checkpoint_every == 0 or last or self.engine.keeps(step) or self.requested or self.stopping
         )
         if not (log or snapshot or checkpoint):
             return
         for numbers in self.numbers.all():
-            self._hear(*numbers)
+            self._take_numbers(*numbers)
         now = time.perf_counter()
         self.at.seconds += now - self._began
         self.at.waited += self.batches.waited
@@ -294,14 +298,14 @@ class _Run:
         if not self.parallel.first:
             return
         images = self.at.step * self.optimisation.batch_size
-        self.resume.save_snapshot(self.at.step, images, self.at.seconds, weights)
+        self.resume.save_snapshot(self.at.step, images, weights)
         if self.on_snapshot is not None:
             self.on_snapshot(self.at.step, weights, self.at.seconds)
 
     def _checkpoint(self) -> None:
         """Copy the state and let a thread write it."""
         self._finish_writing()
-        self.wanted = False
+        self.requested = False
         self._saved = time.perf_counter()
         if self.parallel.first:
             self.require_claim()
@@ -339,7 +343,7 @@ class _Run:
         return tensors
 
     def _restore(self) -> bool:
-        step = self.parallel.told_by_first(self.resume.newest() if self.parallel.first else None)
+        step = self.parallel.from_first(self.resume.newest() if self.parallel.first else None)
         if step is not None:
             tensors = self._tensors()
             position = self.resume.read(step, tensors)
@@ -357,7 +361,7 @@ class _Run:
         return step is not None
 
     @contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
+    def _watching_signals(self) -> Iterator[None]:
         """Note that SIGTERM asks the training to stop; the step in progress is done first."""
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -107,13 +107,13 @@ class Parallel:
         with implicit_replication() if self.sharded else nullcontext():
             yield
 
-    def told_by_first(self, value: Any) -> Any:
+    def from_first(self, value: Any) -> Any:
         """Return what the first process gives."""
         if self.count == 1:
             return value
-        told = [value]
-        broadcast_object_list(told)
-        return told[0]
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
 
     def wait(self) -> None:
         """Return once all processes have come here."""

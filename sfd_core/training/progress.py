@@ -7,6 +7,8 @@ from typing import NoReturn, Self
 
 from tqdm import tqdm
 
+SHAPES_RESULTS = False
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -25,7 +27,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
 
-    def tell(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Print one line that must not be missed."""
         if not self._shown:
             return
@@ -42,4 +44,4 @@ class Progress:
         if step == self._total or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = (now - self._began) / max(1, step - self._start) * (self._total - step)
-            self.tell(f"step {step}/{self._total} loss {loss:.4g} {images_per_second:.0f} images/s, {left:.0f} s left")
+            self.log(f"step {step}/{self._total} loss {loss:.4g} {images_per_second:.0f} images/s, {left:.0f} s left")

@@ -22,7 +22,7 @@ from sfd_core.experiment.values import set_value
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import STATE
 
-COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore")
+COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore", "requirements.lock")
 CONFIG = """[core]
     analytics = false
     check_update = false

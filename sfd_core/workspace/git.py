@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sfd_core.experiment.params import fingerprint
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE
 
-CODE = ("sfd_core", "dvc.yaml")
-"""What shapes a point beside its parameters."""
+PIPELINE = ("sfd_core", "dvc.yaml", "requirements.lock")
+"""What a point runs, and what has to be committed for it."""
 REFS = "refs/sfd"
 POINTS = STATE / "points"
 _AUTHOR = {"NAME": "sfd sweep", "EMAIL": "sfd@localhost"}
@@ -28,17 +27,12 @@ def base_commit(project: Path) -> str:
         raise ConfigError(
             f"{project} is no git repository of its own; sweeps run in a clone, so that every point can be checked out"
         )
-    if changed := _git(project, "status", "--porcelain", "--untracked-files=no", "--", *CODE):
+    if changed := _git(project, "status", "--porcelain", "--untracked-files=no", "--", *PIPELINE):
         raise ConfigError(
             f"these files differ from the last commit, so no point could be checked out again: {', '.join(changed.split())}; "
             "commit them or put them back"
         )
     return _git(project, "rev-parse", "HEAD")
-
-
-def code_key(project: Path, commit: str) -> str:
-    """Return what identifies the code of a commit: equal for commits that differ in anything else."""
-    return fingerprint([_git(project, "rev-parse", f"{commit}:{path}") for path in CODE])
 
 
 def require_commit(project: Path, commit: str) -> None:

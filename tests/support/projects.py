@@ -135,7 +135,7 @@ def copy_pipeline(path: Path) -> Project:
     path.mkdir(parents=True)
     for name in ("sfd_core", ".dvc", "presets"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "requirements.lock"):
         shutil.copy2(ROOT / name, path / name)
     shutil.copytree(ROOT / "docs" / "results", path / "docs" / "results")
     return Project(path)

@@ -24,6 +24,8 @@ from tqdm import tqdm
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import STATE, write_json
 
+SHAPES_RESULTS = False
+
 VERIFY = "SFD_VERIFY"
 """Environment variable: `always` has every file hashed and every value checked, whatever was noted before."""
 SETTLED_NS = 2_000_000_000

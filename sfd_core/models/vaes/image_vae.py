@@ -6,7 +6,7 @@ Shapes: N images, R pixels a side, f pixels per latent position, g = R/f, C late
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,6 +67,8 @@ class VAEManifest:
     kind: str
     network: Mapping[str, Any]
     identity: Mapping[str, str]
+    codes: Sequence[str] = ()
+    """Hashes of the codes that trained it, where it was more than one."""
 
     @classmethod
     def read(cls, folder: Path) -> "VAEManifest":

@@ -63,7 +63,7 @@ def machine(folder: Path, name: str) -> ResumeFolder:
 
 
 def train(resume: ResumeFolder, ends_at: int | None = None) -> TrainingResult:
-    with shared_training(resume.path) as require_claim:
+    with shared_training(resume.path, resume.settle) as require_claim:
         return run(Fit(ends_at), PLAN, resume, require_claim=require_claim)
 
 
@@ -115,9 +115,9 @@ def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
 def test_two_machines_never_train_the_same(tmp_path: Path, storage: Storage, request: pytest.FixtureRequest) -> None:
     first, second = machine(tmp_path, "first"), machine(tmp_path, "second")
     with (
-        shared_training(first.path),
+        shared_training(first.path, first.settle),
         pytest.raises(ResourceError, match=r"is at work on .*0123abcd"),
-        shared_training(second.path),
+        shared_training(second.path, second.settle),
     ):
         pass
     assert not second.path.exists()
@@ -159,7 +159,7 @@ def test_the_claim_of_a_process_of_this_machine_that_was_killed_holds_nobody_up(
 def test_without_the_variable_nothing_is_asked_of_any_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SFD_CHECKPOINTS")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with shared_training(tmp_path) as require_claim:
+    with shared_training(tmp_path, lambda: True) as require_claim:
         require_claim()
 
 

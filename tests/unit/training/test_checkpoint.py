@@ -1,16 +1,14 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from sfd_core.experiment import params as config
+from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host import paths
-from sfd_core.host.errors import ResourceError
-from sfd_core.training import checkpoint
-from sfd_core.training.checkpoint import ResumeFolder, State, code_fingerprint, resume_key
+from sfd_core.host.errors import ConfigError, ResourceError
+from sfd_core.host.resume import Code, mixed_codes
+from sfd_core.training.checkpoint import ResumeFolder, State, resume_key
 
 STATE = "state-00000-of-00001.safetensors"
 
@@ -87,9 +85,9 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_checkpoint(tmp_path: 
 
 def test_snapshots_keep_weights_and_when_they_were_taken(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "resume")
-    folder.save_snapshot(20, 160, 2.5, {"weight": torch.arange(6.0).reshape(2, 3).T})
-    folder.save_snapshot(10, 80, 1.25, {"weight": torch.zeros(3, 2)})
-    assert [(kept.step, kept.images_seen, kept.seconds) for kept in folder.snapshots()] == [(10, 80, 1.25), (20, 160, 2.5)]
+    folder.save_snapshot(20, 160, {"weight": torch.arange(6.0).reshape(2, 3).T})
+    folder.save_snapshot(10, 80, {"weight": torch.zeros(3, 2)})
+    assert [(kept.step, kept.images_seen) for kept in folder.snapshots()] == [(10, 80), (20, 160)]
     folder.forget_beyond(10)
     assert [kept.step for kept in folder.snapshots()] == [10]
 
@@ -109,25 +107,49 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_the_key_follows_parameters_inputs_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = config.GuidanceParams(scale=1.0, interval=[0.0, 1.0])
+def test_the_key_follows_parameters_and_inputs() -> None:
+    group = GuidanceParams(scale=1.0, interval=[0.0, 1.0])
     key = resume_key(group, 0.1, inputs=["abc"])
     assert key == resume_key(group, 0.1, inputs=["abc"])
     assert key != resume_key(group, 0.2, inputs=["abc"])
     assert key != resume_key(group, 0.1, inputs=["abd"])
-    edited = tmp_path / "checkpoint.py"
-    edited.write_bytes(Path(checkpoint.__file__).read_bytes() + b"\n")
-    monkeypatch.setattr(checkpoint, "__file__", str(edited))
-    assert key != resume_key(group, 0.1, inputs=["abc"])
 
 
-@pytest.mark.slow
-def test_the_fingerprint_is_the_same_in_another_process() -> None:
-    program = "from sfd_core.training.checkpoint import code_fingerprint; print(code_fingerprint())"
-    prints = {subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout for _ in range(2)}
-    assert len(prints) == 1
-    assert len(code_fingerprint()) == 16
+def trained(path: Path, seconds: float, code: Code) -> ResumeFolder:
+    """A folder with one checkpoint that `code` reached after so many seconds of training."""
+    folder = ResumeFolder(path, code)
+    assert folder.settle()
+    folder.history_path.write_text("step\n")
+    folder.save(1, State.copied({"weight": torch.zeros(3)}, {"step": 1, "seconds": seconds}))
+    return folder
+
+
+def test_the_time_of_a_training_decides_whether_other_code_may_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old, new = Code("old", {"sfd_core.a": "1"}, {"torch": "1.0"}), Code("new", {"sfd_core.a": "2"}, {"torch": "1.1"})
+    short, long = trained(Path("resume/train/short"), 599.0, old), trained(Path("resume/train/long"), 601.0, old)
+    assert not ResumeFolder(short.path, new).settle()
+    assert short.newest() is None
+    assert not short.history_path.exists()
+    assert "starting again" in capsys.readouterr().err
+    with pytest.raises(
+        ConfigError, match=r"10 minutes .* sfd_core.a, torch 1.0 -> 1.1 differ(.|\n)*=continue dvc(.|\n)*=restart dvc"
+    ):
+        ResumeFolder(long.path, new).settle()
+    assert long.newest() == 1
+
+
+def test_a_checkpoint_carries_the_codes_that_reached_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trained(tmp_path / "resume", 1000.0, Code("old"))
+    monkeypatch.setenv("SFD_RESUME", "continue")
+    second = ResumeFolder(first.path, Code("new"))
+    assert second.settle()
+    second.save(2, State.copied({"weight": torch.zeros(3)}, {"step": 2, "seconds": 1001.0}))
+    assert mixed_codes(second.path / "step-00000001") == {}
+    assert mixed_codes(second.path / "step-00000002") == mixed_codes(second.path) == {"codes": ["old", "new"]}
 
 
 def test_the_folder_of_a_stage_lies_outside_the_outputs() -> None:
-    assert ResumeFolder.of("train", "key").path == paths.STATE / "resume" / "train" / "key"
+    assert ResumeFolder.of("train", "key", Code("")).path == paths.STATE / "resume" / "train" / "key"

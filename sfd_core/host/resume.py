@@ -1,0 +1,173 @@
+"""Work that a killed program left to be continued, and the code that did it.
+
+A folder of such work is keyed by parameters and inputs. The code lies beside the work, in `code.json`: other code neither
+continues it silently nor throws away more than a few minutes of it.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from sfd_core.host.errors import ConfigError, DataError, ResourceError
+from sfd_core.host.paths import STATE, atomic_dir, replace_dir, write_json
+
+RECORD, LOCK = "code.json", "lock"
+SECONDS_TO_REPEAT = 600.0
+"""Work of other code that is repeated without asking."""
+VARIABLE = "SFD_RESUME"
+"""Environment variable: `continue` or `restart`, what to do with longer work of other code."""
+MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that makes something; see `experiment.code`."""
+
+    hash: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Module, or file beside modules -> hash of its meaning."""
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    """Distribution -> version."""
+
+    def differences(self, other: Self) -> list[str]:
+        """Return in words the modules and libraries in which `other`, which came later, differs."""
+        names = sorted(self.modules.keys() | other.modules.keys())
+        changed = [name for name in names if self.modules.get(name) != other.modules.get(name)]
+        versions = sorted(self.libraries.keys() | other.libraries.keys())
+        return changed + [
+            f"{name} {self.libraries.get(name, 'unused')} -> {other.libraries.get(name, 'unused')}"
+            for name in versions
+            if self.libraries.get(name) != other.libraries.get(name)
+        ]
+
+
+UNKNOWN_CODE = Code("")
+"""The code where nobody asks which."""
+
+
+def resume_dir(stage: str, key: str) -> Path:
+    """Return the folder for the resumable work of a stage whose parameters and inputs hash to `key`."""
+    return STATE / "resume" / stage / key
+
+
+def settle(folder: Path, code: Code, seconds: float | None = None) -> bool:
+    """Decide whether `code` goes on with the work in `folder`, and record it there; False if the work is to be done anew.
+
+    The caller holds the folder. `seconds` is how long the work took; None takes it from the times of the files. Work of other
+    code that took up to ten minutes is deleted. For longer work the variable SFD_RESUME decides: with `restart` it is moved to
+    `.sfd/kept`. Raises `ConfigError` that names what differs and both commands if the variable is not set.
+    """
+    before = codes_of(folder)
+    work = [path for path in folder.iterdir() if path.name not in {RECORD, LOCK}] if folder.is_dir() else []
+    if not before or not work or before[-1].hash == code.hash:
+        _record(folder, [*before[:-1], code] if work else [code])
+        return True
+    took = _seconds(work) if seconds is None else seconds
+    differing = before[-1].differences(code)
+    changed = ", ".join(differing[:MOST_NAMED]) + (f" and {len(differing) - MOST_NAMED} more" * (len(differing) > MOST_NAMED))
+    choice = _choice(folder, took, changed)
+    if choice == "continue":
+        _record(folder, [*before, code])
+        return True
+    if choice == "restart":
+        kept = STATE / "kept" / folder.parent.name / f"{folder.name}-{before[-1].hash[:8]}"
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        for path in [*work, folder / RECORD]:
+            path.replace(kept / path.name)
+        print(f"{folder}: starting again with the present code; the old work is kept in {kept}", file=sys.stderr)
+    else:
+        for path in work:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        print(f"{folder}: starting again, other code did {took:.0f} s of work there ({changed})", file=sys.stderr)
+    _record(folder, [code])
+    return False
+
+
+def codes_of(folder: Path) -> list[Code]:
+    """Return the codes that did the work in a folder, the first one first. Raises `DataError` for a damaged record."""
+    path = folder / RECORD
+    try:
+        return [Code(**code) for code in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete {folder} to start again") from error
+
+
+def mixed_codes(folder: Path) -> dict[str, list[str]]:
+    """Return, for the record of a result, the hashes of the codes that did the work in a folder; nothing if it was one."""
+    codes = codes_of(folder)
+    return {"codes": [code.hash for code in codes]} if len(codes) > 1 else {}
+
+
+@contextmanager
+def held(folder: Path, purpose: str) -> Iterator[None]:
+    """Hold a folder of resumable work for this process. Raises `ResourceError` if another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResourceError(f"another process is {purpose} in {folder}; wait for it or stop it") from error
+        yield
+
+
+@contextmanager
+def resumable_dir(path: Path, work: Path, code: Code = UNKNOWN_CODE) -> Iterator[Path]:
+    """Give a folder in `work` with what an interrupted run left there; then it replaces `path` and `work` is deleted.
+
+    What that run was just writing with `atomic_path` or `atomic_dir` is deleted.
+
+    Whatever ends the block otherwise, a kill included, leaves `work` as it is, so name it after the parameters and inputs of
+    the result (`resume_dir`). Raises `ResourceError` if another process holds it, and what `settle` raises.
+    """
+    folder = work / "out"
+    with held(work, f"writing {path}"):
+        settle(work, code)
+        folder.mkdir(exist_ok=True)
+        for leftover in list(work.rglob(".*.partial")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        yield folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_dev == path.parent.stat().st_dev:
+            replace_dir(folder, path)
+        else:
+            with atomic_dir(path) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+        shutil.rmtree(work)
+
+
+def _choice(folder: Path, took: float, changed: str) -> str:
+    """Return `continue`, `restart`, or nothing for work that is short enough to be repeated."""
+    choice = os.environ.get(VARIABLE, "")
+    if choice not in {"", "continue", "restart"}:
+        raise ConfigError(f"{VARIABLE} is {choice!r}, but must be continue or restart; set it right or unset it")
+    if took <= SECONDS_TO_REPEAT:
+        return choice if choice == "continue" else ""
+    if not choice:
+        raise ConfigError(
+            f"other code did {took / 60:.0f} minutes of this work, in {folder}: {changed} differ.\n"
+            f"To go on with it, as a result of more than one code: {VARIABLE}=continue dvc repro\n"
+            f"To start again and keep the old work:                {VARIABLE}=restart dvc repro"
+        )
+    return choice
+
+
+def _seconds(work: Sequence[Path]) -> float:
+    """Return the time between the first and the last change of all files of some work."""
+    files = [file for path in work for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    times = [file.stat().st_mtime for file in files]
+    return max(times) - min(times) if times else 0.0
+
+
+def _record(folder: Path, codes: Sequence[Code]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, [asdict(code) for code in codes])

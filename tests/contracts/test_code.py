@@ -1,0 +1,69 @@
+"""Which stages run again when a function of a package changes: the table of what depends on what."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sfd_core.experiment.code import PACKAGE, SOURCES, stage_code, stage_names
+
+TRAININGS = {"texture_vae", "semantic_vae", "train"}
+LATENTS = {"features", "semantic_vae", "encode", "train", "evaluate"}
+SHARDS = {"prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train", "evaluate"}
+DEPENDS: dict[str, set[str]] = {
+    "cli/main.py:main": set(),
+    "data/sources/tar.py:tar_images": {"prepare"},
+    "data/store/shards.py:ShardReader": SHARDS,
+    "data/store/verified.py:verify_files": set(),
+    "diffusion/loss.py:flow_loss": {"train"},
+    "diffusion/schedule.py:AsyncSchedule": {"train", "evaluate", "report"},
+    "diffusion/solver.py:integrate": {"evaluate"},
+    "evaluation/convergence.py:speed_up": {"report"},
+    "evaluation/measurement.py:measure": {"evaluate"},
+    "evaluation/reference.py:write_reference": {"reference", "evaluate"},
+    "experiment/params.py:load_params": set(),
+    "host/paths.py:file_digest": set(),
+    "host/seeding.py:derive_seed": SHARDS - {"features"},
+    "latents/composite.py:StreamingMoments": LATENTS,
+    "latents/encoder.py:LatentEncoder": {"encode"},
+    "models/denoisers/lightningdit.py:LightningDiT": {"train", "evaluate"},
+    "models/encoders/encoder.py:load_encoder": {"features", "semantic_vae", "encode", "train", "reference", "evaluate"},
+    "models/public/ldm.py:to_diffusers": {"texture_vae"},
+    "models/vaes/texture_vae.py:TextureVAE": {"texture_vae", "encode", "reference", "evaluate"},
+    "reporting/tables.py:result_table": {"report"},
+    "sampling/pipeline.py:Pipeline": {"evaluate"},
+    "stages/extraction.py:run_all": {"features", "encode"},
+    "stages/training.py:run_training": TRAININGS,
+    "storage/bucket.py:Storage": set(),
+    "studies/study.py:measure_points": set(),
+    "tracking/store.py:sync_run": set(),
+    "training/loop.py:run": TRAININGS,
+    "training/progress.py:Progress": set(),
+    "training/tasks/texture.py:TextureVAETask": {"texture_vae"},
+    "workspace/git.py:worktree": set(),
+}
+"""File and name of a function or class -> the stages whose result it can change."""
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, str]:
+    return {stage: stage_code(stage).hash for stage in stage_names()}
+
+
+@pytest.mark.parametrize("place", DEPENDS)
+def test_a_changed_function_concerns_just_the_stages_that_run_it(tmp_path: Path, before: dict[str, str], place: str) -> None:
+    file, name = place.split(":")
+    copy = tmp_path / PACKAGE
+    shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    tree = ast.parse((copy / file).read_text())
+    (changed,) = (node for node in tree.body if getattr(node, "name", None) == name)
+    assert isinstance(changed, ast.FunctionDef | ast.ClassDef)
+    changed.body.append(ast.parse("changed = 1").body[0])
+    (copy / file).write_text(ast.unparse(tree))
+    assert {stage for stage, code in before.items() if stage_code(stage, copy).hash != code} == DEPENDS[place]
+
+
+def test_every_package_is_in_the_table() -> None:
+    packages = {path.parent.relative_to(SOURCES) for path in SOURCES.rglob("*.py") if path.name != "__init__.py"}
+    assert packages == {Path(place.split(":")[0]).parent for place in DEPENDS}
