@@ -24,7 +24,7 @@ LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
 
-.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu chaos bench check format lock up down status serve-mlflow dashboard clean
+.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu accept chaos bench check format lock up down status serve-mlflow dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,12 @@ test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromiu
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m 'gpu and not bench' $(PYTEST)
+
+accept: setup  ## take over a refactoring of STAGE: prove on a small project that its result is equal, then record it
+	@[ -n "$(STAGE)" ] || { echo "error: name a stage, such as make accept STAGE=train" >&2; exit 2; }
+	SFD_ACCEPT=$(STAGE) OMP_NUM_THREADS=1 $(BIN)/pytest -m accept tests/integration/test_accept.py $(PYTEST)
+	$(BIN)/dvc repro code
+	$(BIN)/dvc stage list --name-only | grep -E '^$(STAGE)(@|$$)' | xargs $(BIN)/dvc commit --force
 
 chaos: setup  ## kill stages, workers and servers, fill the disk, take S3 and MLflow away, and count what survived
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos -n 2 --dist loadgroup tests/chaos tests/flows $(PYTEST)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import Group, Params, fingerprint
 from sfd_core.host.paths import file_digest
 
@@ -38,23 +39,25 @@ def variant_run(params: Params, variant: str) -> RunSpec:
     groups = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "train", "evaluate")
     values = {name: getattr(params, name).model_dump(mode="json") for name in groups}
     values["variant"] = params.variants[variant].model_dump(mode="json")
-    return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}")
+    return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}", "train")
 
 
 def vae_run(params: Params, name: VAEName) -> RunSpec:
     """Describe the run of a VAE."""
     values = {group: getattr(params, group).model_dump(mode="json") for group in UPSTREAM[name]}
-    return _spec(name, "vae", values, f"dvc repro {name}")
+    return _spec(name, "vae", values, f"dvc repro {name}", name)
 
 
 def training_run(name: str, group: Group) -> RunSpec:
     """Describe the run of a training that is under way; what is not known inside its stage is added when it is complete."""
-    return _spec(name, "training", {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv]))
+    stage = name if name in UPSTREAM else "train"
+    return _spec(name, "training", {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv]), stage)
 
 
-def _spec(name: str, kind: str, values: Mapping[str, Any], command: str) -> RunSpec:
+def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, stage: str) -> RunSpec:
     tags = {"sfd.kind": kind, COMPARED_TAG: "no" if kind == "vae" else "yes"}
     tags |= {"sfd.params": fingerprint(values), "sfd.command": command}
+    tags |= {"sfd.code": stage_code(stage).hash}
     tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
     tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
     return RunSpec(name, dict(_flatten(values)), tags)

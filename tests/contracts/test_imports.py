@@ -5,13 +5,22 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_SERVICES = """
+WITHOUT = """
 import importlib, pathlib, sys
-for name in ("prefect", "mlflow", "dvc", "boto3"):
+blocked, rooms = (words.split(",") for words in sys.argv[1:])
+for name in blocked:
     sys.modules[name] = None
-for path in sorted(pathlib.Path("sfd_core").rglob("*.py")):
-    importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+for room in rooms:
+    for path in sorted(pathlib.Path(room).rglob("*.py")):
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
 """
+
+
+def require_imports_without(blocked: str, rooms: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT, blocked, rooms], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_imports_point_down_and_siblings_do_not_import_one_another() -> None:
@@ -22,5 +31,9 @@ def test_imports_point_down_and_siblings_do_not_import_one_another() -> None:
 
 
 def test_every_module_imports_without_scheduler_tracker_versioning_and_storage() -> None:
-    ended = subprocess.run([sys.executable, "-c", WITHOUT_SERVICES], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    require_imports_without("prefect,mlflow,dvc,boto3", "sfd_core")
+
+
+def test_training_and_sampling_import_on_a_machine_that_has_little_more_than_torch() -> None:
+    rooms = ",".join(f"sfd_core/{room}" for room in ("diffusion", "models", "training", "sampling"))
+    require_imports_without("boto3,prefect,mlflow,dvc,diffusers,torch_fidelity,torchdiffeq", rooms)

@@ -104,9 +104,9 @@ def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def tiny_values(active: list[str]) -> dict[str, Any]:
-    """Return the committed parameters, shrunk until the whole pipeline takes a minute."""
-    values = _merged(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)
+def tiny_values(active: list[str], root: Path = ROOT) -> dict[str, Any]:
+    """Return the parameters of the project in `root`, shrunk until the whole pipeline takes a minute."""
+    values = _merged(yaml.safe_load((root / "params.yaml").read_text()), TINY)
     for stage in ("texture_vae", "semantic_vae", "train"):
         values[stage]["optimisation"] |= TINY_OPTIMISATION
     return values | {"active": active}
@@ -130,24 +130,24 @@ def draw_images(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
-def copy_pipeline(path: Path) -> Project:
-    """Lay out the pipeline, its code and its presets in a new folder, without git and without outputs."""
+def copy_pipeline(path: Path, root: Path = ROOT) -> Project:
+    """Lay out the pipeline in `root`, its code and its presets in a new folder, without git and without outputs."""
     path.mkdir(parents=True)
     for name in ("sfd_core", ".dvc", "presets"):
-        shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local"))
+        shutil.copytree(root / name, path / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", "requirements.lock"):
-        shutil.copy2(ROOT / name, path / name)
-    shutil.copytree(ROOT / "docs" / "results", path / "docs" / "results")
+        shutil.copy2(root / name, path / name)
+    shutil.copytree(root / "docs" / "results", path / "docs" / "results")
     return Project(path)
 
 
-def make_project(path: Path, active: list[str], cache_of: Project | None = None) -> Project:
-    """Lay out a project as a clone of this one with tiny parameters, committed; with a copy of another one's DVC cache."""
-    project = copy_pipeline(path)
+def make_project(path: Path, active: list[str], cache_of: Project | None = None, root: Path = ROOT) -> Project:
+    """Lay out a project as a clone of `root` with tiny parameters, committed; with a copy of another one's DVC cache."""
+    project = copy_pipeline(path, root)
     if cache_of is not None:
         shutil.copytree(cache_of.path / ".dvc" / "cache", path / ".dvc" / "cache")
     draw_images(path / "images")
-    (path / "params.yaml").write_text(yaml.safe_dump(tiny_values(active), sort_keys=False))
+    (path / "params.yaml").write_text(yaml.safe_dump(tiny_values(active, root), sort_keys=False))
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "tiny")

@@ -143,7 +143,7 @@ def test_another_value_of_the_variable_is_refused(work: Path, monkeypatch: pytes
 
 def test_a_damaged_record_is_named(work: Path) -> None:
     (work / "code.json").write_text("{")
-    with pytest.raises(DataError, match="code.json is damaged"):
+    with pytest.raises(DataError, match=r"code\.json is damaged"):
         settle(work, NEW, 1.0)
 
 

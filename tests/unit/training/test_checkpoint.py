@@ -134,9 +134,7 @@ def test_the_time_of_a_training_decides_whether_other_code_may_begin_anew(
     assert short.newest() is None
     assert not short.history_path.exists()
     assert "starting again" in capsys.readouterr().err
-    with pytest.raises(
-        ConfigError, match=r"10 minutes .* sfd_core.a, torch 1.0 -> 1.1 differ(.|\n)*=continue dvc(.|\n)*=restart dvc"
-    ):
+    with pytest.raises(ConfigError, match=r"10 minutes .* sfd_core\.a, torch 1\.0 -> 1\.1 differ"):
         ResumeFolder(long.path, new).settle()
     assert long.newest() == 1
 

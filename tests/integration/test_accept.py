@@ -1,0 +1,47 @@
+"""`make accept STAGE=...`: is a stage's result still the one of the code that dvc.lock was written with?
+
+Both codes run the pipeline up to the stage on a small project. Bytes that other stages read have to be equal.
+"""
+
+import os
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from projects import ROOT, Project, make_project
+from stage_results import files, results
+
+pytestmark = [pytest.mark.accept, pytest.mark.timeout(1800)]
+VARIANTS = ["sfd", "redi", "repa", "dit"]
+
+
+def git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> Path:
+    """The tracked files of the commit that wrote dvc.lock."""
+    commit = git("log", "-1", "--format=%H", "--", "dvc.lock").decode().strip()
+    with tarfile.open(fileobj=BytesIO(git("archive", commit))) as archive:
+        archive.extractall(tmp_path / "committed", filter="data")
+    return tmp_path / "committed"
+
+
+def test_the_result_of_a_stage_is_that_of_the_committed_code(tmp_path: Path, committed: Path) -> None:
+    stage = os.environ["SFD_ACCEPT"]
+    names = [f"{stage}@{variant}" for variant in VARIANTS] if stage in {"train", "evaluate"} else [stage]
+    old = make_project(tmp_path / "old", VARIANTS, root=committed)
+    new = make_project(tmp_path / "new", VARIANTS)
+    for project in (old, new):
+        project.run("dvc", "repro", *names)
+    for name in names:
+        for out in results(name):
+            assert _differing(old, new, out) == [], f"{out} is another one than before"
+
+
+def _differing(old: Project, new: Project, out: str) -> list[str]:
+    before, after = files(old.path / out), files(new.path / out)
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -1,0 +1,81 @@
+"""Every stage for itself: it needs no more than dvc.yaml says, imports no more than its code, and repeats its result."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from projects import Project, copy_pipeline
+from stage_results import files, results
+
+from sfd_core.experiment.code import stage_code
+
+pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
+
+PROGRAM = Path(__file__).parents[1] / "support" / "imported_modules.py"
+STAGES = (
+    "code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train@sfd", "train@repa", "train@dit",
+    "evaluate@sfd", "report",
+)  # fmt: skip
+READ_FOR_REPA = ("outputs/prepare", "outputs/features", "outputs/semantic_vae")
+"""One list of inputs serves all variants, and only some are aligned with tokens."""
+
+
+def locked(project: Project, stage: str) -> dict[str, Any]:
+    """What dvc.lock says of a stage."""
+    entry: dict[str, Any] = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"][stage]
+    return entry
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_repeats_its_result_from_its_declared_inputs_alone(reproduced: Project, tmp_path: Path, stage: str) -> None:
+    fresh = copy_pipeline(tmp_path / "fresh")
+    shutil.copy2(reproduced.path / "params.yaml", fresh.path)
+    if stage == "prepare":
+        shutil.copytree(reproduced.path / "images", fresh.path / "images")
+    for path in [entry["path"] for entry in locked(reproduced, stage).get("deps", []) if entry["path"].startswith("outputs/")]:
+        (fresh.path / path).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (reproduced.path / path).is_dir() else shutil.copy2)(reproduced.path / path, fresh.path / path)
+    _, _, module, *arguments = locked(reproduced, stage)["cmd"].replace('"', "").split()
+    fresh.run(sys.executable, str(PROGRAM), "modules.json", module, *arguments)
+    for out in results(stage):
+        assert files(fresh.path / out), out
+        assert files(fresh.path / out) == files(reproduced.path / out), out
+    code = stage_code(module.rpartition(".")[2], fresh.path / "sfd_core").modules
+    for name in json.loads((fresh.path / "modules.json").read_text()):
+        assert name in code or not shapes_results(name), f"{name} is imported by {stage} but is no part of its code"
+
+
+def shapes_results(name: str) -> bool:
+    """What a module, or else the nearest package above it that says anything, says of itself."""
+    while name:
+        said = getattr(importlib.import_module(name), "SHAPES_RESULTS", None)
+        if said is not None:
+            return bool(said)
+        name = name.rpartition(".")[0]
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_stage_reads_each_of_its_inputs(reproduced: Project, tmp_path: Path, stage: str) -> None:
+    entry = locked(reproduced, stage)
+    for path in [dep["path"] for dep in entry["deps"] if dep["path"].startswith("outputs/")]:
+        # one list of inputs serves all variants, and only some are aligned with tokens
+        only_repa = stage.startswith("train@") and path.startswith(
+            ("outputs/prepare", "outputs/features", "outputs/semantic_vae")
+        )
+        if path.startswith("outputs/code/") or only_repa:
+            continue
+        fresh = tmp_path / path.replace("/", "-")
+        shutil.copytree(reproduced.path, fresh, ignore=shutil.ignore_patterns(".git", ".sfd", "cache"))
+        shutil.rmtree(fresh / path) if (fresh / path).is_dir() else (fresh / path).unlink()
+        ended = subprocess.run(
+            entry["cmd"].replace('"', "").split(), cwd=fresh, env=reproduced.environment, capture_output=True, check=False
+        )
+        assert ended.returncode == 2, f"{stage} does not need {path}: {ended.stderr.decode()}"
