@@ -1,1 +1,1 @@
-"""What is computed: typed parameters, presets, inputs, grids of experiments, the identity of the code."""
+"""What an experiment is: typed parameters, presets, inputs, grids of experiments, the identity of the code."""
