@@ -1,4 +1,4 @@
-"""A training that several machines may continue in turn, through the bucket that SFD_CHECKPOINTS names."""
+"""Lets several machines resume the same training in turn, through the bucket in SFD_CHECKPOINTS."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from sfd_core.storage.lease import Lease
 from sfd_core.storage.mirror import Mirror, Place, restore
 
 PATIENCE = 60.0
-"""Seconds that a download waits for a storage that does not answer."""
+"""Seconds that a download is retried if the storage does not answer."""
 CURVES = ("history.csv", "incidents.csv")
 SNAPSHOTS = "snapshots"
 SNAPSHOT = re.compile(r"step-(\d+)\.safetensors")
@@ -20,32 +20,32 @@ SNAPSHOT = re.compile(r"step-(\d+)\.safetensors")
 
 @contextmanager
 def shared_training(folder: Path) -> Iterator[Callable[[], None]]:
-    """Claim the training of a resume folder, fetch what another machine did of it, and mirror what this one does.
+    """Lease the training of a resume folder, download the progress of another machine, and mirror new checkpoints.
 
-    Yields what the training calls before every checkpoint; it raises `LostError` once another machine took the training over.
-    Without SFD_CHECKPOINTS nothing happens. Raises `ConfigError` if that is no address and `ResourceError` if another machine
-    is at this training or the storage refuses or does not answer, before any compute.
+    Yields a function to call before every checkpoint; it raises `LostError` if another machine took over the training. Without
+    SFD_CHECKPOINTS nothing happens. Raises `ConfigError` if it is no S3 address, and `ResourceError` if another machine holds
+    the lease or the storage rejects requests or does not answer, before any compute.
     """
     place = Place.of_environment()
     if place is None:
-        yield _nobody_else
+        yield _unshared
         return
     storage = Storage(place.bucket, PATIENCE)
     prefix = place.key(folder.parent.name, folder.name)
     with Lease(storage, f"{prefix}/lease.json") as lease:
-        _fetch(storage, prefix, folder)
+        _download_progress(storage, prefix, folder)
         with Mirror(storage, folder, prefix, files=f"{SNAPSHOTS}/*.safetensors"):
             yield lease.check
 
 
-def _nobody_else() -> None:
+def _unshared() -> None:
     pass
 
 
-def _fetch(storage: Storage, prefix: str, folder: Path) -> None:
-    """Bring the folder to the newest checkpoint that is anywhere, with its curve and the snapshots up to it.
+def _download_progress(storage: Storage, prefix: str, folder: Path) -> None:
+    """Bring the folder to the newest checkpoint, local or in the bucket, with its curves and snapshots.
 
-    Broken off, it fetches the rest when it is called again.
+    If interrupted, the next call downloads the rest.
     """
     here = {path.name for path in folder.glob("step-*")}
     newest = restore(storage, prefix, folder)
@@ -61,4 +61,4 @@ def _fetch(storage: Storage, prefix: str, folder: Path) -> None:
         if (newest / name).exists() and (newest.name not in here or not (folder / name).exists()):
             shutil.copyfile(newest / name, folder / name)
     if newest.name not in here:
-        print(f"{folder}: continues what another machine did, up to step {step}", file=sys.stderr)
+        print(f"{folder}: resuming at step {step}, reached by another machine", file=sys.stderr)
