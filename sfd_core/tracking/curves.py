@@ -1,4 +1,4 @@
-"""Curves on disk as points of a run."""
+"""Reads curves on disk as points of a run."""
 
 import csv
 import math
@@ -29,7 +29,7 @@ class Curve:
     prefix: str
 
     def points(self) -> Iterator[Point]:
-        """Yield what is on disk; values that are not finite and a row still being written are left out."""
+        """Yield the points on disk, without non-finite values and without an unfinished last row."""
         if not self.path.exists():
             return
         with self.path.open(newline="") as file:
@@ -44,7 +44,7 @@ class Curve:
 
 
 def metric_name(prefix: str, name: str) -> str:
-    """Return `prefix/name` in the characters that MLflow takes."""
+    """Return `prefix/name` with only characters that MLflow allows."""
     return f"{prefix}/" + re.sub(r"[^\w./ -]", "_", name)
 
 
