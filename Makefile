@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything runs in .venv, which the first call makes from the hashed lock file.
+# `make` lists the targets. Everything runs in .venv, which the first call creates from the hashed lock file.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -7,16 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SET_UP := $(VENV)/.set-up
 
-# dvc starts the stages with the `python` it finds first
+# dvc starts the stages with the first `python` on the path
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# no tool of this project reports its use to anyone
+# switch off the telemetry of all tools
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-# Values to give on the command line, such as `make seeds SEEDS="0 1 2 3 4"`
+# Set these on the command line, for example `make seeds SEEDS="0 1 2 3 4"`
 SEEDS ?= 0 1 2
 RATES ?= 0.002 0.004 0.008 0.016
 RATE_STEPS ?= 600
@@ -29,36 +29,36 @@ PYTEST ?=
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(SET_UP)  ## make .venv from requirements.lock, hashes checked, and install this project into it
+setup: $(SET_UP)  ## create .venv from requirements.lock with checked hashes, and install this project into it
 
-repro: setup  ## data to report/index.html as params.yaml says; runs only what is not up to date
+repro: setup  ## run the pipeline of params.yaml from data to report/index.html; skips stages that are up to date
 	$(BIN)/dvc repro
 	$(BIN)/sfd track
 	$(BIN)/sfd results
 
-repro-long: setup  ## the same with LONG_STEPS training steps for every variant, beside the project in .sfd/experiments/long
+repro-long: setup  ## the same with LONG_STEPS training steps per variant, in .sfd/experiments/long
 	$(BIN)/sfd experiment long --curves docs/results/long.csv --set train.optimisation.steps=$(LONG_STEPS) \
 		--set train.optimisation.decay_steps=$$(( $(LONG_STEPS) / 3 )) --set train.snapshots=6
 
-seeds: setup  ## every active variant trained and judged with each of SEEDS, in .sfd/experiments/seeds
+seeds: setup  ## train and evaluate every active variant with each of SEEDS, in .sfd/experiments/seeds
 	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table docs/results/seeds.csv
 
-learning-rates: setup  ## every active variant at each of RATES for RATE_STEPS steps, in .sfd/experiments/learning-rates
+learning-rates: setup  ## train every active variant for RATE_STEPS steps at each of RATES, in .sfd/experiments/learning-rates
 	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table docs/results/learning_rates.csv \
 		--set train.optimisation.steps=$(RATE_STEPS) --set train.optimisation.decay_steps=$$(( $(RATE_STEPS) / 3 )) \
 		--set train.snapshots=1 --set evaluate.snapshot_samples=500 --set evaluate.final_samples=500 --set evaluate.oracle=false
 
-# Tests run in as many processes as there are cores, each with one thread
-test: setup  ## all quick tests
+# Tests run in one process per core, with one thread each
+test: setup  ## run all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST)
 
-test-slow: setup  ## the tests that take minutes: long trainings
+test-slow: setup  ## run the tests that take minutes: long trainings
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow $(PYTEST)
 
-test-browser: setup  ## the report in a real headless Chromium (/usr/bin/chromium)
+test-browser: setup  ## test the report in a headless Chromium (/usr/bin/chromium)
 	$(BIN)/pytest -m browser $(PYTEST)
 
-test-gpu: setup  ## the tests that need a CUDA device
+test-gpu: setup  ## run the tests that need a CUDA device
 	$(BIN)/pytest -m 'gpu and not bench' $(PYTEST)
 
 accept: setup  ## take over a refactoring of STAGE: prove on a small project that its result is equal, then record it
@@ -67,15 +67,15 @@ accept: setup  ## take over a refactoring of STAGE: prove on a small project tha
 	$(BIN)/dvc repro code
 	$(BIN)/dvc stage list --name-only | grep -E '^$(STAGE)(@|$$)' | xargs $(BIN)/dvc commit --force
 
-chaos: setup  ## kill stages, workers and servers, fill the disk, take S3 and MLflow away, and count what survived
+chaos: setup  ## kill stages, workers and servers, fill the disk, remove S3 and MLflow, and check what survives
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos -n 2 --dist loadgroup tests/chaos tests/flows $(PYTEST)
 
-bench: setup  ## measure training, data, sampling, metrics and cost, and write the tables of docs/performance.md
+bench: setup  ## measure training, data, sampling, metrics and cost; write the tables of docs/performance.md
 	mkdir -p .benchmarks
 	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name --benchmark-json=.benchmarks/last.json $(PYTEST); \
 		code=$$?; PYTHONPATH=tests:tests/support $(BIN)/python -m bench.performance_page .benchmarks/last.json && exit $$code
 
-check: setup  ## format, lint, types, import directions
+check: setup  ## check format, lint, types and import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -85,31 +85,31 @@ format: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: setup  ## write what pyproject.toml needs, with hashes, into requirements.lock
+lock: setup  ## pin the dependencies of pyproject.toml with hashes in requirements.lock
 	UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 		--generate-hashes --quiet -o requirements.lock
 
-up: setup  ## the laboratory on this machine: S3, MLflow, Prefect and a worker; ports and more by SFD_LAB_... (infra/README.md)
+up: setup  ## start S3, MLflow, Prefect and a worker on this machine; SFD_LAB_... sets ports and more (infra/README.md)
 	$(BIN)/python -m infra.lab up
 
-down: setup  ## stop the laboratory; everything in .sfd/lab stays
+down: setup  ## stop the servers; all data in .sfd/lab stays
 	$(BIN)/python -m infra.lab down
 
-status: setup  ## what of the laboratory runs, how well, with how much memory
+status: setup  ## show which servers run, their health and their memory
 	$(BIN)/python -m infra.lab status
 
-serve-mlflow: setup  ## the MLflow pages of the embedded store on http://127.0.0.1:MLFLOW_PORT (5000)
+serve-mlflow: setup  ## serve the embedded MLflow store on http://127.0.0.1:MLFLOW_PORT (5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(CURDIR)/.sfd/mlflow.db --serve-artifacts --artifacts-destination $(CURDIR)/.sfd/mlartifacts
 
-dashboard: setup  ## lay out the comparison of all runs in MLflow (MLFLOW_TRACKING_URI, else the embedded store), print its link
+dashboard: setup  ## update the comparison of all runs in MLflow (MLFLOW_TRACKING_URI, or the embedded store) and print its link
 	$(BIN)/sfd dashboard
 
-clean:  ## delete outputs, the report and tools' caches; DVC's cache stays, so `make repro` restores them
+clean:  ## delete outputs, report and tool caches; DVC's cache stays, so `make repro` restores them
 	rm -rf outputs report build dist .benchmarks .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# The first Python of 3.11 to 3.13 makes .venv; uv comes by pip at the version and with the hashes of the lock, and installs the rest
+# The first Python 3.11 to 3.13 found creates .venv. pip installs uv at the locked version and hash; uv installs the rest.
 $(SET_UP): requirements.lock pyproject.toml
 	@if [ ! -x $(BIN)/python ]; then \
 		for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
@@ -118,7 +118,7 @@ $(SET_UP): requirements.lock pyproject.toml
 			fi; \
 		done; \
 	fi
-	@[ -x $(BIN)/python ] || { echo "error: no Python from 3.11 to 3.13 was found; install one or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@[ -x $(BIN)/python ] || { echo "error: found no Python 3.11 to 3.13; install one or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@if [ ! -x $(BIN)/uv ]; then \
 		awk '/^[^ ]/ {wanted = /^uv==/} wanted' requirements.lock > $(VENV)/uv.lock; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.lock; \

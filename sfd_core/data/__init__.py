@@ -1,1 +1,1 @@
-"""Where images come from, and the one format in which arrays lie on disk."""
+"""Sources of images, and the one format of arrays on disk."""

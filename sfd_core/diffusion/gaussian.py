@@ -1,11 +1,11 @@
-"""DiT's process: 1000 discrete noise levels, epsilon prediction with a learned range of variances, ancestral and DDIM sampling.
+"""DiT's process: 1000 discrete noise levels, epsilon prediction with learned variance, ancestral and DDIM sampling.
 
-Level s runs from 0 (almost data) to S - 1 (almost noise); alpha_bar[s] is the share of the data's variance that is left.
+Level s runs from 0 (almost data) to S - 1 (almost noise); alpha_bar[s] is the fraction of the data's variance that is left.
 Sources: DDPM (arXiv 2006.11239), Improved DDPM (arXiv 2102.09672), DDIM (arXiv 2010.02502), DiT (arXiv 2212.09748).
 
-diffusers' schedulers are the reference of the tests, not the engine: DDIMScheduler takes wrong steps when the number of steps
-does not divide 1000, DDPMScheduler draws its own noise, both lose digits of the small betas in float32, and the training loss
-needs the same posterior anyway.
+The tests compare with diffusers' schedulers, but this file does not use them. DDIMScheduler takes wrong steps if the number of
+steps does not divide 1000, DDPMScheduler draws its own noise, and both lose digits of the small betas in float32. The training
+loss needs the same posterior anyway.
 """
 
 import math
@@ -25,25 +25,25 @@ TRAINING_LEVELS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02
 
 DenoiseFn = Callable[[Tensor, int], Tensor]
-"""x (N, C, H, W) and the training level 0..999 of all images to (N, 2C, H, W): epsilon, then place in the variance range."""
+"""Maps x (N, C, H, W) and one training level 0..999 to (N, 2C, H, W): epsilon, then position in the variance range."""
 
 DenoiseBothFn = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""The same to the outputs of a main and a reference network."""
+"""The same, with the outputs of a main and a reference network."""
 
 StepNoiseFn = Callable[[int], Tensor]
-"""Number of a step to fresh standard normal noise (N, C, H, W); row k must depend on image k's own index and the step only."""
+"""Maps a step number to standard normal noise (N, C, H, W); row k must depend only on the index of image k and the step."""
 
 
 @dataclass(frozen=True)
 class GaussianTerms:
-    """The hybrid loss and its terms, scalars, float32: mse of epsilon, vlb in bits per dimension."""
+    """The hybrid loss and its terms (scalars, float32): mse of epsilon, vlb in bits per dimension."""
 
     total: Tensor
     mse: Tensor
     vlb: Tensor
 
     def named(self) -> dict[str, Tensor]:
-        """Return all of them by name, the total as `loss`."""
+        """Return all terms by name, the total as `loss`."""
         return {"loss": self.total, "mse": self.mse, "vlb": self.vlb}
 
 
@@ -57,41 +57,41 @@ class Normal:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """The noise levels that are used, ascending, out of the 1000 of training; all of them by default."""
+    """The noise levels in use, ascending, out of the 1000 of training; all of them by default."""
 
     levels: tuple[int, ...] = tuple(range(TRAINING_LEVELS))
 
     def respaced(self, steps: int) -> "GaussianProcess":
         """Return the process over `steps` levels evenly spaced from the first to the last (Improved DDPM, section 4).
 
-        Raises `ConfigError` for fewer than 1 or more steps than levels.
+        Raises `ConfigError` for less than 1 step or more steps than levels.
         """
         count = len(self.levels)
         if not 1 <= steps <= count:
-            raise ConfigError(f"{steps} sampling steps are asked of a process with {count} noise levels; use 1 to {count}")
-        # from the top down, so that a single step starts at the last level, which is pure noise
+            raise ConfigError(f"{steps} sampling steps were requested, but there are {count} noise levels; use 1 to {count}")
+        # from the top, so that a single step starts at the last level, which is pure noise
         chosen = torch.linspace(count - 1, 0, steps, dtype=torch.float64).round().long()
         return GaussianProcess(tuple(self.levels[index] for index in chosen.flip(0).tolist()))
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """Share of data variance left at each used level (S,), float64."""
+        """Fraction of the data variance left at each level in use (S,), float64."""
         betas = torch.linspace(FIRST_BETA, LAST_BETA, TRAINING_LEVELS, dtype=torch.float64)
         return torch.cumprod(1 - betas, dim=0)[list(self.levels)]
 
     @cached_property
     def alpha_bar_below(self) -> Tensor:
-        """alpha_bar of the next lower used level (S,), 1 below the first."""
+        """alpha_bar of the next lower level in use (S,); 1 below the first."""
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
 
     @cached_property
     def beta(self) -> Tensor:
-        """Variance added between neighbouring used levels (S,)."""
+        """Variance added between neighbouring levels in use (S,)."""
         return 1 - self.alpha_bar / self.alpha_bar_below
 
     @cached_property
     def posterior_log_variance(self) -> Tensor:
-        """Log of beta-tilde (S,) (DDPM, eq. 7); the first, which is log 0, takes the value of the second."""
+        """Log of beta-tilde (S,) (DDPM, eq. 7); the first, which would be log 0, is set to the second."""
         variance = self.beta * (1 - self.alpha_bar_below) / (1 - self.alpha_bar)
         variance[0] = variance[1] if len(variance) > 1 else self.beta[0]
         return variance.log()
@@ -101,7 +101,7 @@ class GaussianProcess:
         return torch.randint(len(self.levels), (n,), generator=generator)
 
     def model_levels(self, steps: Tensor) -> Tensor:
-        """Return the training levels (N,) float32 that the network is told at `steps` (N,)."""
+        """Return the training levels (N,), float32, that condition the network at `steps` (N,)."""
         return torch.tensor(self.levels, device=steps.device)[steps].float()
 
     def add_noise(self, data: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class GaussianProcess:
         return _rows(self.alpha_bar.sqrt(), steps, data) * data + _rows((1 - self.alpha_bar).sqrt(), steps, data) * noise
 
     def predict_data(self, x: Tensor, epsilon: Tensor, steps: Tensor) -> Tensor:
-        """Return the data that `epsilon` in `x` points to (DDPM, eq. 15)."""
+        """Return the data predicted from `epsilon` in `x` (DDPM, eq. 15)."""
         return (x - _rows((1 - self.alpha_bar).sqrt(), steps, x) * epsilon) / _rows(self.alpha_bar.sqrt(), steps, x)
 
     def posterior(self, data: Tensor, x: Tensor, steps: Tensor) -> Normal:
@@ -120,7 +120,7 @@ class GaussianProcess:
         return Normal(mean, _rows(self.posterior_log_variance, steps, x).expand_as(x))
 
     def reverse(self, output: Tensor, x: Tensor, steps: Tensor) -> Normal:
-        """Return p(x one level below | x) of a network's `output` (N, 2C, H, W) (Improved DDPM, eq. 15)."""
+        """Return p(x one level below | x) for a network's `output` (N, 2C, H, W) (Improved DDPM, eq. 15)."""
         epsilon, position = output.float().chunk(2, dim=1)
         # -1 is the smallest variance, beta-tilde, 1 the largest, beta
         share = (position + 1) / 2
@@ -129,10 +129,10 @@ class GaussianProcess:
         return Normal(mean, share * high + (1 - share) * low)
 
     def hybrid_loss(self, output: Tensor, data: Tensor, noise: Tensor, steps: Tensor) -> GaussianTerms:
-        """Return mse + vlb of a network's `output` (N, 2C, H, W) for data, noise (N, C, H, W) and steps (N,), in float32.
+        """Return mse + vlb, in float32, of a network's `output` (N, 2C, H, W) for data, noise (N, C, H, W) and steps (N,).
 
-        The vlb trains the variance only: epsilon is detached there. Its weight is 1 as in DiT's code, which equals the 0.001 of
-        Improved DDPM (eq. 16) over the sum of 1000 levels. Level 0 is scored as 8-bit values, as DiT does on latents too.
+        The vlb trains the variance only: epsilon is detached. Its weight is 1 as in DiT's code, which equals 0.001 in Improved
+        DDPM (eq. 16) over the sum of 1000 levels. Level 0 is scored as 8-bit values, as DiT also does on latents.
         """
         output, data, noise = output.float(), data.float(), noise.float()
         x = self.add_noise(data, noise, steps)
@@ -156,9 +156,8 @@ def sample_gaussian(
 ) -> Solution:
     """Turn `noise` (N, C, H, W) into data in `evaluations` steps, one network evaluation each.
 
-    `ddpm` draws every step from the learned distribution with `step_noise`; `ddim` (eta 0) is deterministic and asks for none.
-    `observe` is given the share of steps done as its time: 0 is noise, 1 data.
-    Raises `ConfigError` for more steps than noise levels.
+    `ddpm` samples every step from the learned distribution with `step_noise`; `ddim` (eta 0) is deterministic. `observe` gets
+    the fraction of finished steps as time: 0 is noise, 1 is data. Raises `ConfigError` for more steps than noise levels.
     """
     process = GaussianProcess().respaced(evaluations)
     x = noise
@@ -181,15 +180,15 @@ def sample_gaussian(
 
 
 def guide_denoiser(main: DenoiseFn, both: DenoiseBothFn, guidance: GuidanceParams) -> DenoiseFn:
-    """Return epsilon_ref + w (epsilon_main - epsilon_ref) with the main network's variance.
+    """Return epsilon_ref + w (epsilon_main - epsilon_ref) and the main network's variance.
 
-    `both` gives the outputs of the main network and of the reference: without a class (CFG) or weak (AutoGuidance).
-    The interval is on 1 - level / 999: 0 is noise, 1 data.
+    `both` returns the outputs of the main and the reference network, which gets no class (CFG) or is weak (AutoGuidance).
+    The interval is in 1 - level / 999: 0 is noise, 1 is data.
     """
     low, high = guidance.interval
 
     def guided(x: Tensor, level: int) -> Tensor:
-        # the reference network is half the cost: do not ask it where it is not used
+        # the reference network is half the cost: skip it where it is not used
         if guidance.scale == 1 or not low <= 1 - level / (TRAINING_LEVELS - 1) <= high:
             return main(x, level)
         output, start = both(x, level)
@@ -201,21 +200,21 @@ def guide_denoiser(main: DenoiseFn, both: DenoiseBothFn, guidance: GuidanceParam
 
 
 def _rows(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
-    """Look up a float64 table (S,) at steps (N,), which lie on the device of `like`, and shape the result (N, 1, 1, 1)."""
+    """Return a float64 table (S,) at steps (N,) as (N, 1, 1, 1), with device and dtype of `like`."""
     return table.to(like.dtype).to(like.device)[steps][:, None, None, None]
 
 
 def _kl(p: Normal, q: Normal) -> Tensor:
-    """Return KL(p || q) in nats, element by element."""
+    """Return KL(p || q) in nats, elementwise."""
     ratio = (p.log_variance - q.log_variance).exp()
     return (q.log_variance - p.log_variance - 1 + ratio + (p.mean - q.mean).square() * (-q.log_variance).exp()) / 2
 
 
 def _negative_log_likelihood(data: Tensor, model: Normal) -> Tensor:
-    """Return -log P in nats of `data` in [-1, 1] under `model`, integrated over bins of 1/255 to either side (DDPM, eq. 13)."""
+    """Return -log P in nats of `data` in [-1, 1] under `model`, integrated over bins of 1/255 on each side (DDPM, eq. 13)."""
     precision = (-model.log_variance / 2).exp()
     above = torch.special.ndtr((data - model.mean + 1 / 255) * precision)
     below = torch.special.ndtr((data - model.mean - 1 / 255) * precision)
-    # the outermost bins reach to infinity
+    # the outermost bins extend to infinity
     mass = torch.where(data > 0.999, 1 - below, torch.where(data < -0.999, above, above - below))
     return -mass.clamp(min=1e-12).log()

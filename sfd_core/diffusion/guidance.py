@@ -1,4 +1,4 @@
-"""Guidance: velocity functions in, one velocity function out. Also the oracle, which replaces the semantic velocity."""
+"""Guidance of velocity functions, and the oracle, which replaces the semantic velocity."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from sfd_core.diffusion.schedule import SharedTimes
 from sfd_core.experiment.params import GuidanceParams
 
 VelocityFn = Callable[[Tensor, SharedTimes], Tensor]
-"""x (N, C, H, W) and local times (N,), the same for all images, to a velocity (N, C, H, W)."""
+"""Maps x (N, C, H, W) and local times (N,), equal for all images, to a velocity (N, C, H, W)."""
 
 BothFn = Callable[[Tensor, SharedTimes], tuple[Tensor, Tensor]]
-"""The same to the velocities of a main and a reference network."""
+"""The same, with the velocities of a main and a reference network."""
 
 
 def cfg(conditional: VelocityFn, both: BothFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int) -> VelocityFn:
-    """Return classifier-free guidance v = v_u + w (v_c - v_u); `both` gives v_c and v_u, which one pass can compute.
+    """Return classifier-free guidance v = v_u + w (v_c - v_u); `both` returns v_c and v_u from one pass.
 
-    Each part has its own w and applies it only while its own time is in its interval and the part moves. Where no part applies
-    one, `conditional` alone is asked.
+    Texture and semantics each have a w, used only while their own time is in their interval and their latent changes. While no
+    w is used, only `conditional` is evaluated.
     Sources: arXiv 2207.12598; intervals: arXiv 2404.07724.
     """
     return _extrapolate(conditional, both, texture, semantic, n_texture)
@@ -29,7 +29,7 @@ def cfg(conditional: VelocityFn, both: BothFn, texture: GuidanceParams, semantic
 def autoguidance(
     main: VelocityFn, weak: VelocityFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int
 ) -> VelocityFn:
-    """Return AutoGuidance v = v_weak + w (v_main - v_weak), both given the same labels; weights and intervals as in `cfg`.
+    """Return AutoGuidance v = v_weak + w (v_main - v_weak), both with the same labels; weights and intervals as in `cfg`.
 
     Source: arXiv 2406.02507, eq. 5.
     """
@@ -37,10 +37,10 @@ def autoguidance(
 
 
 def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -> VelocityFn:
-    """Return `velocity` with its semantic part replaced by the exact line from the noise in `x0` to real latents.
+    """Return `velocity` with its semantic part replaced by the exact line from the noise `x0` to real latents.
 
-    x0 is the (N, C, H, W) composite noise that integration starts from, `semantic` (N, C - n_texture, H, W) the normalised real
-    semantic latents. Integrated, texture is generated from true semantics: the bound of what leading semantics can give.
+    x0 (N, C, H, W) is the composite noise at the start of integration, `semantic` (N, C - n_texture, H, W) holds normalised
+    semantic latents of real images. Texture is then generated from true semantics, which bounds what semantics can give.
     """
     line = line_velocity(x0[:, n_texture:], semantic)
 
@@ -56,7 +56,7 @@ def _extrapolate(
     def guided(x: Tensor, times: SharedTimes) -> Tensor:
         w_texture = _weight(texture, times.texture, times.phase.texture_acts)
         w_semantic = _weight(semantic, times.semantic, times.phase.semantic_acts and x.shape[1] > n_texture)
-        # the reference network is half the cost: do not ask it where no weight would use it
+        # the reference network is half the cost: skip it where no weight uses it
         if w_texture == w_semantic == 1:
             return main(x, times)
         v, v_reference = both(x, times)
@@ -67,11 +67,11 @@ def _extrapolate(
 
 
 def _weight(guidance: GuidanceParams, t: float, moves: bool) -> float:
-    # in float32, as networks see the time: a grid point on the end of an interval stays there whatever its last bit in float64
+    # in float32, like the times of the networks: a grid point at the end of an interval must not depend on the last float64 bit
     now, low, high = torch.tensor([t, *guidance.interval], dtype=torch.float32).tolist()
     return guidance.scale if moves and low <= now <= high else 1.0
 
 
 def _lerp(reference: Tensor, main: Tensor, weight: float) -> Tensor:
-    # where the weight is 1 the main velocity must come through to the last bit
+    # with weight 1 the main velocity must stay exactly the same
     return main if weight == 1 else reference + weight * (main - reference)

@@ -15,7 +15,7 @@ RepaMode = Literal["cosine", "cosine+mse"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """beta of the semantic channels in the mse, and the factors of the cosine and REPA terms."""
+    """beta of the semantic channels in the mse, and the weights of the cosine and REPA terms."""
 
     semantic: float
     cosine: float
@@ -24,7 +24,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss and its unweighted terms, scalars, float32; REPA is zero where it is off."""
+    """The loss and its unweighted terms (scalars, float32); REPA is zero if it is off."""
 
     total: Tensor
     mse: Tensor
@@ -32,7 +32,7 @@ class LossTerms:
     repa: Tensor
 
     def named(self) -> dict[str, Tensor]:
-        """Return all of them by name, the total as `loss`."""
+        """Return all terms by name, the total as `loss`."""
         return {"loss": self.total, "mse": self.mse, "cosine": self.cosine, "repa": self.repa}
 
 
@@ -46,11 +46,10 @@ def flow_loss(
 ) -> LossTerms:
     """Return the loss of predicted velocities (N, C, H, W).
 
-    mse: mean over N, C, H, W of the squared error, the semantic channels' first multiplied by beta. cosine: mean over positions
-    of 1 - cosine similarity over all channels jointly (in the public code, not in the paper). `active` (the ablation
-    `mask_clamped`) leaves a part out of both terms where its time is clamped; the mean still runs over all elements, so that
-    the other part keeps its weight. `repa` is the term of `repa_loss`. Raises `ValueError` if it is missing while
-    its weight is positive, so that it can never be dropped in silence.
+    mse: mean squared error over N, C, H, W, with the semantic channels multiplied by beta. cosine: mean over positions of
+    1 - cosine similarity over all channels (in the public code, not in the paper). `active` (ablation `mask_clamped`) leaves a
+    latent out of both terms where its time is clamped; the mean still runs over all elements, so the other latent keeps its
+    weight. `repa` is the result of `repa_loss`. Raises `ValueError` if it is missing while its weight is positive.
     """
     if prediction.shape != target.shape:
         raise ValueError(f"prediction has shape {tuple(prediction.shape)} but the target {tuple(target.shape)}")
@@ -70,9 +69,9 @@ def flow_loss(
 def repa_loss(projected: Tensor, tokens: Tensor, mode: RepaMode) -> Tensor:
     """Return the misalignment of projected hidden states (N, T, D) with the encoder's raw tokens (N, D, g, g), a scalar.
 
-    `cosine`: mean over tokens of 1 - cosine similarity (REPA, arXiv 2410.06940, eq. 8, up to the constant);
-    `cosine+mse`: the average of that and the mean squared error. Where the denoiser sees fewer, coarser tokens
-    (patch > 1), the encoder's are averaged over each patch. Raises `ValueError` for shapes that cannot be matched.
+    `cosine`: mean over tokens of 1 - cosine similarity (REPA, arXiv 2410.06940, eq. 8, up to the constant). `cosine+mse`: the
+    average of that and the mean squared error. If the denoiser has coarser tokens (patch > 1), the encoder's tokens are
+    averaged over each patch. Raises `ValueError` for shapes that do not match.
     """
     side = math.isqrt(projected.shape[1])
     if side**2 != projected.shape[1] or tokens.shape[-1] % side or projected.shape[2] != tokens.shape[1]:

@@ -1,4 +1,7 @@
-"""The linear path from noise x0 to data x1, each part at its own time. N images, C channels (texture, then semantic)."""
+"""The linear path from noise x0 to data x1, with separate times for texture and semantics.
+
+N images, C channels (texture, then semantic).
+"""
 
 from dataclasses import dataclass
 
@@ -25,7 +28,7 @@ def channel_times(times: LocalTimes, n_texture: int, channels: int) -> Tensor:
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-    """Return x_t = t x1 + (1 - t) x0 for (N, C, H, W) ends; t is (N,) or broadcasts to them. Exact at both ends."""
+    """Return x_t = t x1 + (1 - t) x0 for x0, x1 (N, C, H, W); t is (N,) or broadcasts. Exact at both ends."""
     t = t[:, None, None, None] if t.dim() == 1 else t
     return t * x1 + (1 - t) * x0
 
@@ -36,7 +39,7 @@ def velocity(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def predict_data(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """Return the data x1 = x_t + (1 - t) v that velocity `v` at `x_t` points to; t is (N,) or broadcasts."""
+    """Return the data x1 = x_t + (1 - t) v predicted by velocity `v` at `x_t`; t is (N,) or broadcasts."""
     t = t[:, None, None, None] if t.dim() == 1 else t
     return x_t + (1 - t) * v
 

@@ -1,7 +1,7 @@
-"""The asynchronous schedule: the one place that knows the offset delta_t.
+"""The asynchronous schedule: the only place that uses the offset delta_t.
 
-Global time u runs from 0 to 1 + delta_t. Semantics move while u is in [0, 1), texture while u is in [delta_t, 1 + delta_t);
-a part's own time t goes from 0 (noise) to 1 (data) meanwhile and is clamped outside.
+Global time u runs from 0 to 1 + delta_t. Semantics are denoised while u is in [0, 1), texture while u is in
+[delta_t, 1 + delta_t). Meanwhile their own time t runs from 0 (noise) to 1 (data); outside it is clamped.
 Source: "Semantics Lead the Way" (arXiv 2512.04926), section on asynchronous denoising.
 """
 
@@ -17,7 +17,7 @@ from sfd_core.host.errors import ConfigError
 
 
 class Phase(Enum):
-    """What moves: semantics alone (initialisation), both (asynchronous generation), texture alone (completion)."""
+    """What is denoised: only semantics (initialisation), both (asynchronous generation), or only texture (completion)."""
 
     SEMANTIC = "semantic"
     BOTH = "both"
@@ -36,7 +36,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class PhaseSpan:
-    """A phase and its part [start, stop) of global time."""
+    """A phase and its interval [start, stop) of global time."""
 
     phase: Phase
     start: float
@@ -45,7 +45,7 @@ class PhaseSpan:
 
 @dataclass(frozen=True)
 class LocalTimes:
-    """Each part's own time in [0, 1], same shape, usually (N,)."""
+    """The times of texture and semantics in [0, 1], of equal shape, usually (N,)."""
 
     t_tex: Tensor
     t_sem: Tensor
@@ -53,24 +53,24 @@ class LocalTimes:
 
 @dataclass(frozen=True)
 class SharedTimes(LocalTimes):
-    """Local times (N,) of images that all stand at one global time, and the same as plain numbers.
+    """Local times (N,) of images at the same global time, and the same times as plain numbers.
 
-    What depends on them is decided from the numbers: to ask the tensors would make the host wait for the device.
+    Decisions use the plain numbers, because reading the tensors would make the host wait for the device.
     """
 
     texture: float
     semantic: float
     phase: Phase
-    """Of the interval that is integrated: at its end it is still the phase that the interval began in."""
+    """Phase of the interval that is integrated; at its end, still the phase at its start."""
 
     def twice(self) -> "SharedTimes":
-        """Return the same for as many images again."""
+        """Return the same times for a batch of twice the size."""
         return replace(self, t_tex=torch.cat([self.t_tex] * 2), t_sem=torch.cat([self.t_sem] * 2))
 
 
 @dataclass(frozen=True)
 class Times(LocalTimes):
-    """Local times with the global time u (N,) they come from."""
+    """Local times with their global time u (N,)."""
 
     u: Tensor
 
@@ -81,7 +81,7 @@ class Times(LocalTimes):
 
 @dataclass(frozen=True)
 class Active:
-    """Where each part's velocity acts: boolean, same shape as the global time asked for."""
+    """Whether the velocity of texture and of semantics acts: boolean, with the shape of the global time."""
 
     texture: Tensor
     semantic: Tensor
@@ -106,25 +106,25 @@ class AsyncSchedule:
         return 1 + self.delta_t
 
     def local_times(self, u: Tensor) -> LocalTimes:
-        """Return each part's own time at global times `u` (any shape): t_tex = max(u - delta_t, 0), t_sem = min(u, 1)."""
+        """Return local times at global times `u` (any shape): t_tex = max(u - delta_t, 0), t_sem = min(u, 1)."""
         return LocalTimes(t_tex=(u - self.delta_t).clamp(0, 1), t_sem=u.clamp(0, 1))
 
     def shared_times(self, u: float, phase: Phase, like: Tensor) -> SharedTimes:
-        """Return each part's own time at global time `u`, in `phase`, for images like `like` (N, ...): its device and dtype."""
-        # float64 first: u - delta_t is then 0 and 1 where it should be, and not every device has float64
+        """Return local times at global time `u` in `phase`, for a batch with size, device and dtype of `like` (N, ...)."""
+        # in float64 on the CPU, where u - delta_t is exactly 0 and 1; not every device has float64
         local = self.local_times(torch.tensor(u, dtype=torch.float64))
         texture, semantic = local.t_tex.item(), local.t_sem.item()
         t_tex, t_sem = (torch.full((len(like),), t, dtype=like.dtype, device=like.device) for t in (texture, semantic))
         return SharedTimes(t_tex, t_sem, texture, semantic, phase)
 
     def active(self, u: Tensor) -> Active:
-        """Return which velocities act at global times `u` (any shape)."""
+        """Return whether each velocity acts at global times `u` (any shape)."""
         return Active(texture=(u >= self.delta_t) & (u < self.end), semantic=(u >= 0) & (u < 1))
 
     def sample(self, n: int, generator: torch.Generator) -> Times:
         """Draw training times (n,), float32: u = t (1 + delta_t) with t logit-normal(0, 1).
 
-        The paper's equation draws t uniformly, its appendix and code logit-normally; this follows the latter.
+        The paper's equation draws t uniformly, its appendix and code logit-normally. This follows the appendix and code.
         """
         t = torch.sigmoid(torch.randn(n, generator=generator))
         u = t * self.end
@@ -132,7 +132,7 @@ class AsyncSchedule:
         return Times(t_tex=local.t_tex, t_sem=local.t_sem, u=u)
 
     def phases(self) -> tuple[PhaseSpan, ...]:
-        """Return the phases that are not empty, in order; together they cover [0, 1 + delta_t) without gaps."""
+        """Return the non-empty phases in order; they cover [0, 1 + delta_t) without gaps."""
         spans = (
             PhaseSpan(Phase.SEMANTIC, 0.0, float(self.delta_t)),
             PhaseSpan(Phase.BOTH, float(self.delta_t), 1.0),
@@ -141,12 +141,12 @@ class AsyncSchedule:
         return tuple(span for span in spans if span.start < span.stop)
 
     def phase(self, u: float) -> Phase:
-        """Return the phase that holds global time `u`; the end 1 + delta_t counts to the last one."""
+        """Return the phase at global time `u`; the end 1 + delta_t belongs to the last phase."""
         spans = self.phases()
         return next((span.phase for span in spans if span.start <= u < span.stop), spans[-1].phase)
 
     def phase_shares(self) -> dict[Phase, float]:
-        """Return the exact share of training samples in each phase.
+        """Return the exact fraction of training samples in each phase.
 
         With t logit-normal, P(u < delta_t) = Phi(logit(delta_t / (1 + delta_t))) = Phi(ln delta_t), and P(u >= 1) is the same.
         """
@@ -154,26 +154,26 @@ class AsyncSchedule:
         return {Phase.SEMANTIC: lead, Phase.BOTH: 1 - 2 * lead, Phase.TEXTURE: lead}
 
     def grid(self, intervals: int, shift: float = 1.0) -> Tensor:
-        """Return `intervals` + 1 increasing global times, float64, from 0 to 1 + delta_t, phase boundaries exactly on it.
+        """Return `intervals` + 1 increasing global times, float64, from 0 to 1 + delta_t, including the phase boundaries.
 
         The timestep shift s maps the grid, rescaled to [0, 1], by t' = s t / (1 + (s - 1) t). The public code's plain linspace
-        misses delta_t and 1, so its parts integrate more or less than their interval. Raises `ConfigError` if there are fewer
-        intervals than phases or the shift is not positive.
+        misses delta_t and 1, so it integrates texture and semantics over slightly wrong intervals. Raises `ConfigError` if
+        there are fewer intervals than phases or the shift is not positive.
         """
         spans = self.phases()
         if intervals < len(spans):
             raise ConfigError(
                 f"{intervals} intervals cannot cover the {len(spans)} phases of delta_t {self.delta_t}; "
-                f"allow {len(spans)} or more (heun makes two evaluations an interval)"
+                f"use {len(spans)} or more (heun needs two evaluations per interval)"
             )
         if not (shift > 0 and math.isfinite(shift)):
-            raise ConfigError(f"timestep shift is {shift}, but it must be positive and finite; 1 leaves the grid alone")
-        # before the shift is applied, points are evenly spaced; a phase is as wide there as it deserves points
+            raise ConfigError(f"timestep shift is {shift}, but it must be positive and finite; 1 means no shift")
+        # points are evenly spaced before the shift, so the width of a phase there gives its number of points
         knots = [0.0, *(span.stop for span in spans)]
         positions = [_unshift(knot / self.end, shift) for knot in knots]
         widths = [right - left for left, right in pairwise(positions)]
         pieces = [torch.zeros(1, dtype=torch.float64)]
-        for index, count in enumerate(_apportion(intervals, widths)):
+        for index, count in enumerate(_distribute(intervals, widths)):
             even = torch.linspace(positions[index], positions[index + 1], count + 1, dtype=torch.float64)[1:]
             piece = _shift(even, shift) * self.end
             piece[-1] = knots[index + 1]
@@ -189,8 +189,8 @@ def _unshift(t: float, shift: float) -> float:
     return t / (shift - (shift - 1) * t)
 
 
-def _apportion(intervals: int, widths: list[float]) -> list[int]:
-    """Deal intervals out to phases, at least one each, every further one to the phase whose steps are then longest."""
+def _distribute(intervals: int, widths: list[float]) -> list[int]:
+    """Distribute intervals over phases: one each, then one at a time to the phase with the longest steps."""
     counts = [1] * len(widths)
     for _ in range(intervals - len(widths)):
         longest = max(range(len(widths)), key=lambda index: widths[index] / counts[index])

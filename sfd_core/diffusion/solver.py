@@ -17,15 +17,15 @@ DOPRI5_ABSOLUTE_TOLERANCE = 1e-6
 DOPRI5_RELATIVE_TOLERANCE = 1e-3
 
 ObserveFn = Callable[[float, Tensor, Tensor], None]
-"""Called with global time u, the state x there and the data x1 that the velocity points to, at every grid point in order."""
+"""Called at every grid point in order, with global time u, state x and the predicted data x1."""
 
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """The solver, its budget of velocity evaluations and the timestep shift of its grid (1 = none).
+    """The solver, its budget of velocity evaluations, and the timestep shift of its grid (1 = none).
 
-    Euler and Adams-Bashforth 2 (ab2) spend one evaluation an interval, Heun two (of an odd budget one is left over); dopri5
-    chooses its own number and takes the budget only as the number of points at which it is observed.
+    Euler and Adams-Bashforth 2 (ab2) need one evaluation per interval. Heun needs two; one of an odd budget stays unused.
+    dopri5 chooses its own number of evaluations and uses the budget only as the number of observed points.
     """
 
     name: Literal["euler", "heun", "ab2", "dopri5"]
@@ -40,7 +40,7 @@ class SolverSettings:
 
 @dataclass(frozen=True)
 class Solution:
-    """The final state (N, C, H, W) and the evaluations of the velocity function that were really made."""
+    """The final state (N, C, H, W) and the number of velocity evaluations that were made."""
 
     x: Tensor
     evaluations: int
@@ -55,13 +55,12 @@ def integrate(
     solver: SolverSettings,
     observe: ObserveFn | None = None,
 ) -> Solution:
-    """Move noise `x0` along `velocity` from u = 0 to 1 + delta_t; outside its interval a part stands still to the last bit.
+    """Integrate `velocity` from noise `x0` over u = 0 to 1 + delta_t; a latent stays exactly the same outside its interval.
 
-    A guided velocity counts as one evaluation although it may ask two networks; the part that stands still is not guided, which
-    only the data that `observe` is told of it can show. dopri5 (torchdiffeq) picks its steps from the
-    error over everything it is given; it therefore takes one image at a time, so that no image depends on its batch.
-    Raises `ConfigError` for a budget too small for the phases or a missing torchdiffeq, `ValueError` for dopri5 with more
-    than one image.
+    A guided velocity counts as one evaluation, although it may run two networks. A latent that does not change is not guided;
+    this affects only its predicted data in `observe`. dopri5 (torchdiffeq) chooses its steps from the error over the whole
+    batch, so it gets one image at a time and no image depends on its batch. Raises `ConfigError` for a budget too small for
+    the phases or a missing torchdiffeq, and `ValueError` for dopri5 with more than one image.
     """
     counted = _Counted(velocity)
     path = _Path(counted, schedule, n_texture)
@@ -78,7 +77,7 @@ def integrate(
 
 
 class _Counted:
-    """A velocity function that counts how often it was asked."""
+    """A velocity function that counts its evaluations."""
 
     def __init__(self, velocity: VelocityFn) -> None:
         self.velocity = velocity
@@ -91,7 +90,7 @@ class _Counted:
 
 @dataclass(frozen=True)
 class _Path:
-    """What the solvers ask: velocities at a global time, and moves that leave the idle part alone."""
+    """Velocities at a global time, and steps that change only the latents of the phase."""
 
     velocity: _Counted
     schedule: AsyncSchedule
@@ -116,7 +115,7 @@ class _Path:
 
 @dataclass(frozen=True)
 class _Interval:
-    """An interval of the grid and its phase, the state x (N, C, H, W) at its start and the velocity v there."""
+    """An interval of the grid and its phase, with state x (N, C, H, W) and velocity v at its start."""
 
     phase: Phase
     start: float
@@ -153,13 +152,13 @@ def _heun(path: _Path, interval: _Interval) -> Tensor:
 
 
 class _AdamsBashforth:
-    """Adams-Bashforth 2 with steps of any width: v + (h / 2 h') (v - v'), where ' is the interval before.
+    """Adams-Bashforth 2 with steps of any width: v + (h / 2 h') (v - v'), where ' is the previous interval.
 
-    A part that has just begun to move has no velocity of its own motion behind it and takes one Euler step; a part that goes
-    on moving keeps its history across the boundary. Its velocity bends there, which costs it, as the Euler step does the
-    other, an error of second order at one point: the order of the whole stays 2.
-    Begun afresh in every phase it was further from the true solution at every budget that was tried. A Heun step at each start
-    brings it nearer at 10 to 25 evaluations, by up to a fifth, but further at 6; Euler's needs no further evaluation.
+    A latent that starts to change has no previous velocity and takes one Euler step. A latent that continues to change keeps
+    its history across a phase boundary, where its velocity has a kink. Both cause one second-order error at one point, so the
+    method stays second order.
+    A restart in every phase was less accurate at every budget we tried. A Heun step at each start is up to a fifth more
+    accurate at 10 to 25 evaluations, but less accurate at 6; the Euler step needs no extra evaluation.
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section III.5.
     """
 
@@ -178,13 +177,13 @@ class _AdamsBashforth:
 
 def _integrate_adaptive(path: _Path, x: Tensor, grid: list[float], observe: ObserveFn | None) -> Tensor:
     if x.shape[0] != 1:
-        raise ValueError(f"dopri5 was given {x.shape[0]} images at once, which would share its steps; give it one at a time")
+        raise ValueError(f"dopri5 got {x.shape[0]} images at once, which would share its steps; pass one at a time")
     for span in path.schedule.phases():
         points = [u for u in grid if span.start <= u <= span.stop] if observe else [span.start, span.stop]
         states = _dopri5(path, x, span, points)
         if observe is not None:
             for u, state in zip(points[:-1], states[:-1], strict=True):
-                # asked past the counter: looking on is no part of the solution's cost
+                # not counted: observing is not part of the cost of the solution
                 v = path.velocity.velocity(state, path.schedule.shared_times(u, span.phase, state))
                 observe(u, state, path.predict(u, state, v))
         x = states[-1]
@@ -192,7 +191,7 @@ def _integrate_adaptive(path: _Path, x: Tensor, grid: list[float], observe: Obse
 
 
 def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> list[Tensor]:
-    """Solve one phase for the moving channels alone: the idle ones neither move nor soften the error estimate."""
+    """Solve one phase for the channels that change; constant channels would lower the error estimate."""
     part = path.moving(span.phase, x.shape[1])
 
     def whole(moving: Tensor) -> Tensor:
@@ -201,7 +200,7 @@ def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> lis
         return full
 
     def derivative(u: Tensor, moving: Tensor) -> Tensor:
-        # torchdiffeq's choice of a first step may look beyond the phase, where the idle part would have to move
+        # torchdiffeq's choice of a first step may evaluate beyond the phase, where the other latent would change
         inside = min(max(float(u), span.start), span.stop)
         return path.at(inside, whole(moving), span.phase)[:, part]
 
@@ -219,7 +218,7 @@ def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> lis
 
 def _torchdiffeq_odeint() -> Callable[..., Tensor]:
     try:
-        # imported when needed: machines that only train or take fixed steps do without it
+        # imported on use: machines that only train or use fixed steps need no torchdiffeq
         from torchdiffeq import odeint  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError("solver dopri5 needs the package torchdiffeq; install it or choose euler, heun or ab2") from error

@@ -1,3 +1,3 @@
-"""What is computed: typed parameters, presets, inputs, grids of experiments, the identity of the code."""
+"""What an experiment is: typed parameters, presets, inputs, grids of experiments, the identity of the code."""
 
 SHAPES_RESULTS = False

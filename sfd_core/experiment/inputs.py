@@ -1,4 +1,4 @@
-"""Files and folders that an experiment reads, and which of them are not there: told before anything runs for hours."""
+"""Files and folders that an experiment reads, checked for existence before a long run."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from sfd_core.host.paths import OUTPUTS
 
 
 def named_inputs(params: Params, project: Path = Path()) -> dict[str, str]:
-    """Return, by key of `params.yaml`, the images, weights and statistics that are named there.
+    """Return paths of images, weights and statistics by their key in `params.yaml`.
 
-    What a package ships or a hub provides is none of them.
+    Files from packages or a hub are not included.
     """
     features, prepare = params.features, params.prepare
     named = {
@@ -27,39 +27,39 @@ def named_inputs(params: Params, project: Path = Path()) -> dict[str, str]:
 
 
 def missing_inputs(params: Params, project: Path = Path()) -> dict[str, str]:
-    """Return, by key, the inputs that are named but not found."""
+    """Return the missing inputs by key."""
     return {key: path for key, path in named_inputs(params, project).items() if not found_at(path, project)}
 
 
 def require_inputs(params: Params, project: Path = Path()) -> None:
-    """Raise `DataError` that lists every input that is named but not found."""
+    """Raise `DataError` that lists all missing inputs."""
     missing = missing_inputs(params, project)
     if missing:
         raise DataError(
-            f"not there: {in_words(missing)}; put them in place (docs/imagenet.md says where from) or mend the paths"
+            f"missing inputs: {in_words(missing)}; download them (docs/imagenet.md says from where) or correct the paths"
         )
 
 
 def require_none_in_outputs(params: Params, project: Path = Path()) -> None:
-    """Raise `ConfigError` for an input below the outputs of stages, which every experiment makes anew for itself."""
+    """Raise `ConfigError` for an input inside `outputs`, which every experiment creates for itself."""
     for key, path in named_inputs(params, project).items():
         if Path(path).parts[:1] == (OUTPUTS.name,):
             raise ConfigError(
-                f"{key} {path} lies in {OUTPUTS}, which an experiment makes anew; copy it elsewhere, such as "
-                f"weights/{Path(path).name}, and name it there"
+                f"{key} {path} lies in {OUTPUTS}, which every experiment creates anew; copy it to another place, such as "
+                f"weights/{Path(path).name}, and use that path"
             )
 
 
 def found_at(path: str, project: Path) -> list[Path]:
-    """Return the file or folder of that name, or the files that a pattern of images matches; relative to `project`."""
-    place = project / path
-    if place.exists():
-        return [place]
-    return sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+    """Return the file or folder `path`, or all files that match it as a pattern; relative to `project`."""
+    found = project / path
+    if found.exists():
+        return [found]
+    return sorted(Path(found.anchor).glob(str(found.relative_to(found.anchor))))
 
 
 def link_inputs(params: Params, folder: Path, project: Path) -> None:
-    """Let images and weights at relative paths be found from the experiment's folder, too."""
+    """Link inputs with relative paths into the experiment's folder."""
     for path in named_inputs(params, project).values():
         for target in found_at(path, project) if not Path(path).is_absolute() else []:
             link = folder / target.relative_to(project)
@@ -69,12 +69,12 @@ def link_inputs(params: Params, folder: Path, project: Path) -> None:
 
 
 def in_words(inputs: dict[str, str]) -> str:
-    """Return inputs in one line."""
+    """Return inputs as one line of text."""
     return ", ".join(f"{path} ({key})" for key, path in inputs.items())
 
 
 def _vae_weights(params: Params, project: Path) -> str | None:
-    """Return the path of a published VAE; a folder in the format of diffusers that is not there is a name on the hub."""
+    """Return the path of a published VAE; a diffusers folder that does not exist is a name on the hub."""
     vae = params.texture_vae
     if isinstance(vae, LDMVAEParams):
         return vae.weights

@@ -1,6 +1,6 @@
-"""Every value of an experiment, typed and checked before any compute. `params.yaml` holds them all: no hidden defaults.
+"""Every value of an experiment, typed and checked before any compute. `params.yaml` holds all of them; there are no defaults.
 
-The groups of `Params` are the stages of `dvc.yaml`; `variants` names the denoisers that are trained and compared.
+The groups of `Params` are the stages of `dvc.yaml`. `variants` defines the denoisers.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 
 LABELS = {"twemoji": ("category", "subcategory"), "folder": ("folder",), "tar": ("folder", "stored"), "parquet": ("stored",)}
-"""What a class can be in each source of images."""
+"""Possible labels of each image source."""
 ExtractorName = Literal["inception", "dinov2", "efficientnet_lite2", "efficientnet_lite0"]
 
 
@@ -43,13 +43,13 @@ class Optimisation(Group):
     warmup_steps: Annotated[int, Field(ge=0)]
     """Linear warm-up from zero."""
     decay_steps: Annotated[int, Field(ge=0)]
-    """Length of the cosine decay at the end of training; 0 keeps the rate constant."""
+    """Steps of the cosine decay at the end of training; 0 keeps the rate constant."""
     final_rate: Fraction
-    """Rate at the end of the decay, as a share of the learning rate."""
+    """Rate after the decay, as a fraction of the learning rate."""
     betas: Annotated[list[float], Field(min_length=2, max_length=2)]
     weight_decay: NonNegative
     clip_norm: NonNegative
-    """Largest gradient norm; 0 leaves gradients alone."""
+    """Largest gradient norm; 0 disables clipping."""
     precision: Literal["float32", "bfloat16"]
     checkpoint_every: Positive
     """Steps between resumable checkpoints."""
@@ -59,7 +59,7 @@ class Optimisation(Group):
     def _check(self) -> Self:
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}; shorten them"
+                f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}; reduce them"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {self.betas} must lie in [0, 1)")
@@ -67,45 +67,46 @@ class Optimisation(Group):
 
 
 class PrepareParams(Group):
-    """Images: where they come from, their size, their classes and the held-out split."""
+    """Images: source, size, classes and held-out split."""
 
     source: Literal["twemoji", "folder", "tar", "parquet"]
     path: str | None
     """Root of the class folders for `folder`; for `tar` and `parquet` one file, a folder of files, or a pattern such as
     `data/train-*.parquet`; null for twemoji."""
     held_out_path: str | None
-    """Images like those of `path`, of the same classes, that no training sees (ImageNet's validation set); null holds out a
-    share of `path`."""
+    """Held-out images with the same classes as `path` (ImageNet's validation set); null holds out a fraction of `path`."""
     labels: Literal["category", "subcategory", "folder", "stored"]
-    """What a class is: an emoji's category or subcategory, the folder an image lies in (folder, tar), or the number stored
-    with it (WebDataset shards in tar files, parquet)."""
+    """What a class is: the emoji's category or subcategory, the image's folder (folder, tar), or the number stored with the
+    image (WebDataset shards in tar files, parquet)."""
     resolution: Positive
-    """Side of the square images in pixels."""
+    """Side of the square images, in pixels."""
     copies: Positive
-    """Renderings of each training image; the first is plain, the others are shifted and scaled (twemoji only)."""
+    """Renderings per training image; the first is plain, the others are shifted and scaled (twemoji only)."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | None
-    """Share of the images, chosen by a hash of their names, that no training sees; null with a `held_out_path`."""
+    """Fraction of the images that is held out, chosen by a hash of their names; null with a `held_out_path`."""
     skip_unreadable: bool
-    """Skip (and name) files that are no readable image instead of stopping."""
+    """Skip and report unreadable files instead of stopping."""
     seed: Seed
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.source == "twemoji") != (self.path is None):
-            raise ValueError(f"source {self.source!r} with path {self.path!r}: a folder needs a path, twemoji none")
+            raise ValueError(
+                f"source {self.source!r} with path {self.path!r}: files need a path, twemoji must have none (null)"
+            )
         if self.labels not in LABELS[self.source]:
             raise ValueError(
-                f"labels {self.labels!r} do not exist for source {self.source!r}, only {' and '.join(LABELS[self.source])}"
+                f"labels {self.labels!r} do not exist for source {self.source!r}; use {' or '.join(LABELS[self.source])}"
             )
         if self.source == "twemoji" and self.held_out_path is not None:
             raise ValueError(f"held_out_path is {self.held_out_path!r}, but twemoji has no held-out set; set it to null")
         if (self.held_out is None) == (self.held_out_path is None):
             raise ValueError(
-                f"held_out {self.held_out} with held_out_path {self.held_out_path!r}: give the share of path that is held out "
-                "or the path of held-out images, and set the other to null"
+                f"held_out {self.held_out} with held_out_path {self.held_out_path!r}: give the fraction of path that is held "
+                "out or the path of held-out images, and set the other to null"
             )
         if self.source != "twemoji" and self.copies != 1:
-            raise ValueError(f"copies is {self.copies}, but only twemoji can be rendered more than once; set it to 1")
+            raise ValueError(f"copies is {self.copies}, but only twemoji has several renderings; set it to 1")
         return self
 
 
@@ -114,14 +115,14 @@ Downsampling = Literal[4, 8, 16, 32]
 
 
 class TrainedVAEParams(Group):
-    """An image VAE that the stage trains: a PCA of patches plus a convolutional residual."""
+    """An image VAE trained by the stage: a PCA of patches plus a convolutional residual."""
 
     kind: Literal["trained"]
     channels: Positive
     """Channels of the texture latent."""
     downsampling: Downsampling
     width: Positive
-    """Channels of the convolutional residual, normalised in eight groups."""
+    """Channels of the convolutional residual; normalised in 8 groups."""
     depth: Positive
     """Residual blocks on the latent grid, in the encoder and in the decoder."""
     kl_weight: NonNegative
@@ -136,12 +137,12 @@ class TrainedVAEParams(Group):
 
 
 class PublishedVAEParams(Group):
-    """A published image VAE: nothing is trained, its file is read, converted and checked."""
+    """A published image VAE: its file is read, converted and checked, not trained."""
 
     name: Annotated[str, Field(min_length=1)]
-    """What it is called, such as `sd-vae-f16d32-50ep`; part of the latents' identity, with the hash of the weights."""
+    """Name, such as `sd-vae-f16d32-50ep`; with the hash of the weights, part of the identity of the latents."""
     channels: Positive
-    """Channels of the texture latent; the file must have as many."""
+    """Channels of the texture latent; must match the file."""
     downsampling: Downsampling
 
 
@@ -150,7 +151,7 @@ class LDMVAEParams(PublishedVAEParams):
 
     kind: Literal["ldm"]
     weights: Annotated[str, Field(min_length=1)]
-    """Path of the checkpoint; the network's sizes are read off its weights."""
+    """Path of the checkpoint; its weights determine the network's sizes."""
 
 
 class DiffusersVAEParams(PublishedVAEParams):
@@ -158,20 +159,20 @@ class DiffusersVAEParams(PublishedVAEParams):
 
     kind: Literal["diffusers"]
     weights: Annotated[str, Field(min_length=1)]
-    """Folder that holds `config.json`, the file of weights beside one, or a repository of the Hugging Face hub."""
+    """Folder with `config.json`, the weights file next to one, or a repository on the Hugging Face hub."""
     subfolder: str | None
-    """Folder of the VAE inside `weights`, such as `vae`; null where it lies at the top."""
+    """Folder of the VAE inside `weights`, such as `vae`; null if it is at the top level."""
 
 
 TextureVAEParams = TrainedVAEParams | LDMVAEParams | DiffusersVAEParams
 """The image VAE: pixels to the texture latent and back."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {"texture_vae": ("trained", "ldm", "diffusers")}
-"""Groups that are one of several kinds, told apart by their key `kind`."""
+"""Groups with several variants, selected by their key `kind`."""
 
 
 class EncoderParams(Group):
-    """A frozen encoder and how images reach it."""
+    """A frozen encoder and its input."""
 
     encoder: str
     """A timm model name."""
@@ -182,26 +183,26 @@ class EncoderParams(Group):
     grid: Positive
     """Side of the token grid."""
     precision: Literal["float32", "bfloat16"]
-    """Of the encoder's layers; tokens are kept as float16 either way."""
+    """Precision of the encoder's layers; tokens are always stored as float16."""
 
 
 class FeaturesParams(EncoderParams):
     """Patch tokens of the frozen semantic encoder."""
 
     batch_size: Positive
-    """Images the encoder sees at once."""
+    """Images per forward pass of the encoder."""
     store: bool
-    """Keep all tokens on disk (4 C g^2 bytes an image: 1 TB for ImageNet and DINOv2-B), or only their statistics: later stages
-    then compute them again, which needs the encoder's weights and, when training, time for it."""
+    """Store all tokens (4 C g^2 bytes per image: 1 TB for ImageNet and DINOv2-B), or only their statistics. In the second case
+    later stages compute tokens again, which needs the encoder's weights and makes training slower."""
 
 
 class SemanticVAEParams(Group):
-    """The compressor of patch tokens (SFD, arXiv 2512.04926, section 3.1), and the PCA that ReDi uses in its place."""
+    """The compressor of patch tokens (SFD, arXiv 2512.04926, section 3.1), and the PCA that ReDi uses instead."""
 
     weights: str | None
-    """Path of a published checkpoint that is read instead of training; null trains."""
+    """Path of a published checkpoint to use instead of training; null trains."""
     standardise: bool
-    """Give every token channel mean 0 and deviation 1 first; the paper's and its public weights take raw tokens."""
+    """Normalise every token channel to mean 0 and deviation 1 first; the paper and its public weights use raw tokens."""
     channels: Positive
     width: Positive
     depth: Positive
@@ -216,79 +217,81 @@ class SemanticVAEParams(Group):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of its {self.heads} heads")
         if self.weights is not None and self.standardise:
-            raise ValueError("standardise is true, but published weights take raw tokens; set it to false, or weights to null")
+            raise ValueError(
+                "standardise is true, but published weights take raw tokens; set standardise to false or weights to null"
+            )
         return self
 
 
 class EncodeParams(Group):
-    """Latents of all images, frozen on disk."""
+    """Latents of all images, stored on disk."""
 
     posterior: Literal["sample", "moments"]
-    """`sample` (the paper): one sample of each VAE's posterior is stored. `moments`: its mean and standard deviation are, twice
-    the bytes, and every training step draws a fresh sample. PCA has no posterior and is stored as it is."""
+    """`sample` (the paper) stores one sample of each VAE's posterior. `moments` stores its mean and standard deviation, twice
+    the bytes, and every training step draws a new sample. PCA has no posterior; its coordinates are stored."""
     dtype: Literal["float16", "float32"]
     batch_size: Positive
     seed: Seed
-    """Seed of the posterior sample that is frozen; with `moments`, of the one that everything but training draws."""
+    """Seed of the stored posterior sample; with `moments`, of the sample that is used everywhere except in training."""
 
 
 class TrainParams(Group):
-    """What all variants' trainings share."""
+    """Training settings that all variants share."""
 
     optimisation: Optimisation
-    """Each variant names its own learning rate."""
+    """Each variant has its own learning rate."""
     snapshots: Positive
-    """EMA snapshots kept, evenly spaced over the training; the last is the final one."""
+    """Number of EMA snapshots, evenly spaced; the last one is at the final step."""
     ema_decay: Fraction
     ema_warmup: bool
     """Decay min(ema_decay, (1 + step) / (10 + step)) instead of ema_decay from the start."""
     class_dropout: Fraction
-    """Share of labels replaced by the null class."""
+    """Fraction of labels replaced by the null class."""
     flips: bool
-    """Choose between an image and its mirror image at load."""
+    """Randomly mirror images when they are loaded."""
 
 
 class EngineParams(Group):
-    """How networks are computed on this machine. Results are equal up to rounding: nothing is run again when it changes."""
+    """How networks run on this machine. Results are equal up to rounding, so changing this group runs nothing again."""
 
     sharding: Literal["none", "fsdp"]
-    """With several processes: each has a copy of the denoiser, its average and its optimiser (DDP), or a share (FSDP)."""
+    """With several processes, each holds the whole denoiser, EMA and optimiser (DDP) or a shard of them (FSDP)."""
     micro_batch: Positive | None
-    """Most images that a process takes through a network at once; gradients of several add up. null takes its whole share."""
+    """Most images per forward pass of a process; gradients accumulate. null uses the whole share of the process."""
     activation_checkpointing: bool
-    """Compute the denoiser's activations again in the backward pass instead of keeping them."""
+    """Recompute the denoiser's activations in the backward pass instead of storing them."""
     compile: bool
-    """Compile the denoiser's blocks, in training and for sampling (torch.compile): takes a minute and needs a C++ compiler."""
+    """Compile the denoiser's blocks for training and sampling (torch.compile); takes a minute and needs a C++ compiler."""
     checkpoint_seconds: PositiveFloat
-    """Most seconds between resumable checkpoints, whatever `checkpoint_every` says."""
+    """Most seconds between resumable checkpoints, in addition to `checkpoint_every`."""
     keep_last: Annotated[int, Field(ge=2)]
-    """Newest checkpoints that a training in progress keeps; if one is damaged the one before is used."""
+    """Number of checkpoints kept during training; if the newest is damaged, the one before it is used."""
     keep_every: Positive | None
-    """Besides, keep the checkpoint of every so many steps, after the training too; null keeps none."""
+    """Also keep every checkpoint at a multiple of this step, even after training; null keeps none."""
     milestones: list[Positive]
-    """Besides, keep the checkpoints of these steps."""
+    """Also keep the checkpoints of these steps."""
 
     def keeps(self, step: int) -> bool:
-        """Whether the checkpoint of `step` outlives the training."""
+        """Whether the checkpoint of `step` is kept after training."""
         return step in self.milestones or (self.keep_every is not None and step % self.keep_every == 0)
 
     def for_small_networks(self) -> Self:
-        """Return the same for a network that is neither cut in shards nor compiled: the VAEs."""
+        """Return the settings for the VAEs, which are neither sharded nor compiled."""
         plain = {"sharding": "none", "activation_checkpointing": False, "compile": False, "keep_every": None, "milestones": []}
         return self.model_copy(update=plain)
 
 
 class RepaParams(Group):
-    """Alignment of a hidden state with the encoder's patch tokens (REPA)."""
+    """Alignment of hidden states with the encoder's patch tokens (REPA)."""
 
     weight: NonNegative
-    """0 switches it off."""
+    """0 disables REPA."""
     mode: Literal["cosine", "cosine+mse"]
     targets: Literal["encoder", "semantic"]
-    """`encoder` (the paper): the encoder's tokens, stored or computed (`features.store`). `semantic`: what the Semantic VAE
-    decodes of the stored semantic latent, which needs neither 4 C g^2 bytes an image nor the encoder."""
+    """`encoder` (the paper): the encoder's tokens, stored or computed (`features.store`). `semantic`: tokens that the Semantic
+    VAE decodes from the stored semantic latent, which needs neither 4 C g^2 bytes per image nor the encoder."""
     block: Positive
-    """The hidden state after this block is projected."""
+    """The hidden state after this block is aligned."""
     width: Positive
     """Hidden width of the three-layer projector."""
 
@@ -303,13 +306,13 @@ class VariantParams(Group):
     semantic: Literal["none", "vae", "pca"]
     """The semantic latent generated beside the texture latent: none, the Semantic VAE's, or PCA (ReDi)."""
     delta_t: Fraction
-    """By how much global time semantics lead texture."""
+    """Offset in global time by which semantics lead texture."""
     semantic_weight: NonNegative
-    """beta: factor of the semantic channels in the mse term."""
+    """beta: weight of the semantic channels in the mse term."""
     cosine_weight: NonNegative
     repa: RepaParams
     mask_clamped: bool
-    """Ablation: leave a part out of the loss where its time is clamped."""
+    """Ablation: leave a latent out of the loss where its time is clamped."""
     learning_rate: PositiveFloat
     seed: Seed
 
@@ -331,7 +334,7 @@ class VariantParams(Group):
             raise ValueError(f"repa.block {self.repa.block} is beyond the {depth} blocks of size {self.size}")
         if self.repa.weight > 0 and self.repa.targets == "semantic" and self.semantic == "pca":
             raise ValueError(
-                "repa.targets semantic are decoded by the Semantic VAE, but semantic is pca, which does without one; "
+                "repa.targets is semantic, which needs the Semantic VAE, but semantic is pca; "
                 "set repa.targets to encoder or semantic to vae"
             )
         return self
@@ -341,7 +344,7 @@ class GuidanceParams(Group):
     """Guidance of one part: v = v_ref + scale (v_main - v_ref) while the part's own time is inside the interval."""
 
     scale: NonNegative
-    """1 leaves the velocity alone."""
+    """1 means no guidance."""
     interval: Annotated[list[float], Field(min_length=2, max_length=2)]
 
     @model_validator(mode="after")
@@ -353,19 +356,19 @@ class GuidanceParams(Group):
 
 
 class SamplerParams(Group):
-    """How images are drawn from a denoiser."""
+    """How images are sampled from a denoiser."""
 
     solver: Literal["euler", "heun", "ab2", "dopri5"]
     """For velocity models."""
     gaussian_solver: Literal["ddpm", "ddim"]
     """For DiT."""
     evaluations: Positive
-    """Network evaluations along the grid (dopri5 chooses its own number and reports it)."""
+    """Network evaluations per image (dopri5 chooses and reports its own number)."""
     shift: PositiveFloat
-    """Timestep shift s: t' = s t / (1 + (s - 1) t); 1 leaves the grid alone."""
+    """Timestep shift s: t' = s t / (1 + (s - 1) t); 1 means no shift."""
     guidance: Literal["none", "cfg", "autoguidance"]
     guide: str | None
-    """Folder of the weak model's training output, for autoguidance."""
+    """Folder of the weak model's training output, for AutoGuidance."""
     texture: GuidanceParams
     semantic: GuidanceParams
     batch_size: Positive
@@ -375,22 +378,22 @@ class SamplerParams(Group):
     def _check(self) -> Self:
         if (self.guidance == "autoguidance") != (self.guide is not None):
             raise ValueError(
-                f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide, nothing else does"
+                f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide; other kinds take none"
             )
         if self.solver == "heun" and self.evaluations < 2:
-            raise ValueError(f"heun takes two evaluations a step, but evaluations is {self.evaluations}; use at least 2")
+            raise ValueError(f"evaluations is {self.evaluations}, but heun needs two per step; set it to 2 or more")
         return self
 
 
 class ReferenceParams(Group):
-    """The judges, and the statistics of real images they compare with."""
+    """The evaluators, and the statistics of real images that they compare with."""
 
     extractors: Annotated[list[ExtractorName], Field(min_length=1)]
     inception_weights: str | None
     """Path of torch-fidelity's Inception weights; null downloads them when `inception` is asked for."""
     adm_npz: str | None
-    """Path of an ADM reference file, such as VIRTUAL_imagenet256_labeled.npz, that `inception` compares with instead of the
-    training images, as published numbers do; null for the training images."""
+    """Path of an ADM reference file, such as VIRTUAL_imagenet256_labeled.npz, for `inception`, as in published numbers; null
+    compares with the training images."""
     batch_size: Positive
 
     @model_validator(mode="after")
@@ -404,17 +407,17 @@ class ReferenceParams(Group):
 
 
 class EvaluateParams(Group):
-    """How many samples are judged, when, and by what."""
+    """How many samples are evaluated, and how they are drawn."""
 
     snapshot_samples: Positive
-    """Images drawn at every snapshot but the last."""
+    """Samples at every snapshot but the last."""
     final_samples: Positive
-    """Images drawn at the last snapshot."""
+    """Samples at the last snapshot."""
     kid_subset_size: Positive
     neighbours: Positive
-    """Samples whose nearest training image is shown, and k of precision and recall is fixed at 3."""
+    """Number of samples shown with their nearest training image. (k of precision and recall is always 3.)"""
     oracle: bool
-    """Also generate texture from real semantic latents."""
+    """Also generate texture from the semantics of real images."""
     sampler: SamplerParams
 
 
@@ -423,13 +426,13 @@ class ReportParams(Group):
 
     title: str
     baseline: str
-    """The variant that convergence is compared with."""
+    """The variant to which convergence is compared."""
     grid_images: Positive
-    """Samples of each variant in the grid, same seeds side by side."""
+    """Samples per variant in the grid, with equal seeds side by side."""
 
 
 class Params(Group):
-    """The whole experiment: one group a stage."""
+    """The whole experiment: one group per stage."""
 
     prepare: PrepareParams
     texture_vae: Annotated[TextureVAEParams, Field(discriminator="kind")]
@@ -490,33 +493,33 @@ class Params(Group):
             self._check_budget(name, self.variants[name])
 
     def _check_budget(self, name: str, variant: VariantParams) -> None:
-        """Refuse before any training what sampling would refuse after it: every phase of the schedule takes an interval."""
+        """Require one interval per phase of the schedule, as sampling will after the training."""
         sampler = self.evaluate.sampler
-        intervals = sampler.evaluations // 2 if sampler.solver == "heun" else sampler.evaluations
         phases = 3 if 0 < variant.delta_t < 1 else 1 + int(variant.delta_t)
-        if intervals < phases:
+        least, reason = (2 * phases, "two per phase with heun") if sampler.solver == "heun" else (phases, "one per phase")
+        if sampler.evaluations < least:
             raise ValueError(
-                f"evaluate.sampler.evaluations {sampler.evaluations} with {sampler.solver} cannot cover the {phases} phases of "
-                f"variants.{name}.delta_t {variant.delta_t}; use at least {phases * (2 if sampler.solver == 'heun' else 1)}"
+                f"evaluate.sampler.evaluations is {sampler.evaluations}, but variants.{name}.delta_t {variant.delta_t} needs "
+                f"at least {least} ({reason}). Set it to {least} or more."
             )
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file.
 
-    Raises `ConfigError` that names every bad value, why it is bad, and what to do.
+    Raises `ConfigError` that lists every bad value with the reason and the fix.
     """
     try:
         loaded = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; run in the project's folder or name a parameter file") from error
+        raise ConfigError(f"{path} does not exist; run this in the project folder or name a parameter file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     return parse_params(loaded, source=str(path))
 
 
 def parse_params(values: Any, source: str = "params") -> Params:
-    """Check already loaded values; see `load_params`."""
+    """Check loaded values; see `load_params`."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:
@@ -525,7 +528,7 @@ def parse_params(values: Any, source: str = "params") -> Params:
 
 
 def fingerprint(*values: Any) -> str:
-    """Return a short hash of groups or plain values; equal values give equal hashes."""
+    """Return a short hash of groups or plain values."""
     plain = [value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -544,6 +547,6 @@ def _explain(detail: Any) -> str:
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str]:
-    """Return the nested keys of a value; pydantic names a group's kind behind the group, but it is no key."""
+    """Return the nested keys of a value without the `kind` that pydantic inserts."""
     parts = [str(part) for part in location]
     return [part for before, part in pairwise(["", *parts]) if part not in KINDS.get(before, ())]

@@ -1,4 +1,4 @@
-"""Complete parameter sets by name: `presets/<name>.yaml` holds what differs from its `base`, or everything without a base."""
+"""Named parameter sets: `presets/<name>.yaml` is a diff over its `base`, or complete if it has no base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Preset:
-    """A composed parameter set: what it reproduces and at what cost, and every value."""
+    """A composed parameter set with its header."""
 
     name: str
     header: str
-    """The comment that begins its file, without comment signs."""
+    """The comment at the head of its file, without `#`."""
     values: Mapping[str, Any]
-    """Raw parameters, complete."""
+    """All parameters, unchecked."""
     text: str
-    """The parameter file that it makes."""
+    """Content of the resulting parameter file."""
 
     def check(self) -> Params:
         """Return the checked parameters. Raises `ConfigError` that names the preset and every bad value."""
         return parse_params(self.values, source=f"preset {self.name}")
 
 
-class _Plain(yaml.SafeDumper):
-    """Writes a value that is used twice twice."""
+class _PlainDumper(yaml.SafeDumper):
+    """Writes repeated values in full instead of as aliases."""
 
     def ignore_aliases(self, _: Any) -> bool:
         return True
@@ -43,26 +43,26 @@ def preset_names(folder: Path = PRESETS) -> list[str]:
     """Return the names of all presets in `folder`. Raises `ConfigError` if there is none."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if not names:
-        raise ConfigError(f"{folder} holds no preset; run in the project's folder")
+        raise ConfigError(f"{folder} holds no preset; run this in the project folder")
     return names
 
 
 def load_preset(name: str, folder: Path = PRESETS) -> Preset:
-    """Compose preset `name`; its values are not checked yet.
+    """Compose preset `name` without checking its values.
 
-    Raises `ConfigError` for an unknown preset or base, bases that lead back to the preset, or a file that is not YAML.
+    Raises `ConfigError` for an unknown preset or base, circular bases, or a file that is not YAML.
     """
     text = _read(name, folder)
     header = _header(text)
     values = _compose(name, folder, ())
     if BASE in _parse(text, name):
         comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-        text = f"{comment}{yaml.dump(values, Dumper=_Plain, sort_keys=False, width=120)}"
+        text = f"{comment}{yaml.dump(values, Dumper=_PlainDumper, sort_keys=False, width=120)}"
     return Preset(name, header, values, text)
 
 
 def use_preset(preset: Preset, path: Path) -> None:
-    """Make `preset` the parameter file `path`, atomically; an invalid one changes nothing and raises `ConfigError`."""
+    """Write `preset` to the parameter file `path` atomically. Raises `ConfigError` for an invalid preset."""
     preset.check()
     with atomic_path(path) as temporary:
         temporary.write_text(preset.text)
@@ -70,14 +70,14 @@ def use_preset(preset: Preset, path: Path) -> None:
 
 def _compose(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
     if name in above:
-        raise ConfigError(f"preset {above[0]} is based on itself ({' -> '.join([*above, name])}); mend a `{BASE}`")
+        raise ConfigError(f"preset {above[0]} is based on itself ({' -> '.join([*above, name])}); correct a `{BASE}`")
     own = _parse(_read(name, folder), name)
     base = own.pop(BASE, None)
     return own if base is None else _merged(_compose(str(base), folder, (*above, name)), own)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes`: groups merge, everything else is replaced, as is a group that becomes of another `kind`."""
+    """Merge `changes` into `base`: groups are merged unless their `kind` changes; other values are replaced."""
     merged = dict(base)
     for key, change in changes.items():
         before = base.get(key)
@@ -101,7 +101,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"preset {name} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"preset {name} holds no groups of values; write it as params.yaml is written")
+        raise ConfigError(f"preset {name} holds no groups of values; write it like params.yaml")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Sizes of the denoisers, apart from the checks of config.py so that a changed size trains again."""
+"""Sizes of the denoisers; separate from params.py, so that stages depend on the sizes but not on the checks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,4 +26,4 @@ MODEL_SIZES: dict[SizeName, ModelSize] = {
     "XXL": ModelSize(depth=24, width=1536, heads=24),
     "1p6B": ModelSize(depth=28, width=1792, heads=28),
 }
-"""`tiny` is the embedded preset's, the others are those of arXiv 2512.04926 and its public weights."""
+"""`tiny` is for the default preset; the others are from arXiv 2512.04926 and its public weights."""

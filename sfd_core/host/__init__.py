@@ -1,3 +1,3 @@
-"""What any program needs of its machine: paths, errors, random numbers, processes, locks, progress."""
+"""What every program needs from its machine: paths, errors, seeds, processes, locks, resumable work, progress."""
 
 SHAPES_RESULTS = False

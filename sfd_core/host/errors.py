@@ -9,11 +9,11 @@ P = ParamSpec("P")
 
 USER_ERROR_EXIT_CODE = 2
 PREEMPTED_EXIT_CODE = 85
-"""A training was asked to stop (SIGTERM) and wrote a checkpoint: started again, it goes on. HTCondor's default for the same."""
+"""Exit code of a training that wrote a checkpoint after SIGTERM and can be resumed (HTCondor's default for this case)."""
 
 
 class SFDError(Exception):
-    """Base of every error that the user can mend; the message names the value, the reason and the remedy."""
+    """Base of all errors that the user can fix; the message says which value is wrong, why, and what to do."""
 
 
 class ConfigError(SFDError):
@@ -21,15 +21,15 @@ class ConfigError(SFDError):
 
 
 class DataError(SFDError):
-    """An input file is missing, unreadable, truncated, empty or not what its manifest says."""
+    """An input file is missing, unreadable, truncated, empty or different from its manifest."""
 
 
 class IdentityError(SFDError):
-    """Two artifacts that must share an encoder, VAE or set of latents do not."""
+    """Two artifacts must share an encoder, VAE or set of latents, but do not."""
 
 
 class ResourceError(SFDError):
-    """The machine lacks what the next step needs: disk, memory, a device, a file of weights."""
+    """The machine lacks disk, memory, a device or a weights file that the next step needs."""
 
 
 class NumericsError(SFDError):
@@ -37,7 +37,7 @@ class NumericsError(SFDError):
 
 
 class Preempted(Exception):  # noqa: N818 (nothing went wrong)
-    """A training was asked to stop and has written a checkpoint."""
+    """A training was asked to stop and wrote a checkpoint."""
 
 
 def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:

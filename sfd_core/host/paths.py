@@ -1,4 +1,4 @@
-"""Where things lie in a project, and how they are written: whole or not at all."""
+"""Where files are in a project, and how to write them atomically."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ from sfd_core.host.errors import ResourceError
 OUTPUTS = Path("outputs")
 REPORT = Path("report")
 STATE = Path(".sfd")
-"""Local state that is no artifact: resumable checkpoints, the embedded MLflow store, feature caches."""
+"""Local state that is not an output: resumable checkpoints, the embedded MLflow store, feature caches."""
 
 
 def stage_dir(stage: str, variant: str | None = None) -> Path:
-    """Return the output folder of a stage, for a matrix stage that of one variant."""
+    """Return the output folder of a stage, or of one variant of a matrix stage."""
     return OUTPUTS / stage if variant is None else OUTPUTS / stage / variant
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success fsync it and rename it to `path`, else delete it."""
+    """Yield a temporary path next to `path`; on success fsync it and rename it to `path`, otherwise delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(descriptor)
@@ -42,9 +42,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`; on success it replaces `path`, else it is deleted.
+    """Yield an empty folder next to `path`; on success it replaces `path`, otherwise it is deleted.
 
-    What an earlier, interrupted write left beside `path` is deleted first.
+    Leftovers of an interrupted earlier write are deleted first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.partial"):
@@ -75,22 +75,22 @@ def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
     if free < needed_bytes:
         raise ResourceError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB under {existing_parent(path)}, but only {free / 1e9:.2f} GB are "
-            "free; free some space or move the project to a larger disk"
+            "free. Free some space or move the project to a larger disk."
         )
 
 
 def free_disk(path: Path) -> int:
-    """Return how many bytes are free on the disk that `path` lies on or would lie on."""
+    """Return the free bytes on the disk of `path`, which need not exist."""
     return shutil.disk_usage(existing_parent(path)).free
 
 
 def existing_parent(path: Path) -> Path:
-    """Return `path` or the nearest folder above it that exists."""
+    """Return `path` or its nearest parent that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,7 +99,7 @@ def fsync(path: Path) -> None:
 
 
 def replace_dir(temporary: Path, path: Path) -> None:
-    """Put the finished folder `temporary` in the place of `path`, which lies on the same disk."""
+    """Replace `path` with the finished folder `temporary` on the same disk."""
     for file in temporary.rglob("*"):
         if file.is_file():
             fsync(file)

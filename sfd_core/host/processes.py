@@ -1,7 +1,7 @@
-"""Which share of some work is this process's: the only one, or one of several that `spread` or another launcher started.
+"""Splits the work of a stage between the processes that `spread` or another launcher started.
 
-The work is cut into items whose results are files, so that processes need no more than to wait for one another; they meet over
-gloo, on GPUs too. Several machines need a shared disk.
+Results of the work are files, so processes only need to wait for each other. They do so over gloo, also on GPUs. Several
+machines need a shared disk.
 """
 
 import logging
@@ -28,43 +28,43 @@ from sfd_core.host.resume import UNKNOWN_CODE, Code, resumable_dir
 T = TypeVar("T")
 
 COUNT = "SFD_PROCESSES"
-"""Environment variable: how many processes a stage is spread over; one for each GPU if it is not set."""
+"""Environment variable: number of processes of a stage; one per GPU if it is not set."""
 LAUNCHER = "SFD_LAUNCHER"
-"""Environment variable that `spread` sets: the process that started this one, without which it is to end."""
+"""Environment variable that `spread` sets: id of the launcher. Its processes exit when it dies."""
 LEFT_ALONE = 75
-"""Exit code of a process that ends only because another one did, which has told why."""
+"""Exit code of a process that exits only because another process failed; that one reports the reason."""
 PATIENCE = timedelta(days=2)
-"""How long one process waits for the others: the first computes numbers while the rest already draw what comes next."""
+"""How long a process waits for the others: rank 0 computes metrics while the others already draw the next samples."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of them; `rank` 0 merges and writes."""
+    """Rank of this process and number of processes; rank 0 merges and writes."""
 
     rank: int
     count: int
 
     @classmethod
     def join(cls) -> "Processes":
-        """Meet the other processes that the launcher's environment names, and take this one's own GPU where there are any.
+        """Connect to the processes that the launcher's environment names, and select this process's GPU if there is one.
 
-        Raises `ConfigError` if the environment names more than one process but not where they meet.
+        Raises `ConfigError` if the environment names several processes but no address to connect to.
         """
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls(0, 1)
         if LAUNCHER in os.environ:
-            threading.Thread(target=_end_with, args=[int(os.environ[LAUNCHER])], daemon=True).start()
+            threading.Thread(target=_exit_with_launcher, args=[int(os.environ[LAUNCHER])], daemon=True).start()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         if not distributed.is_initialized():
             try:
-                # files are agreed upon over gloo, gradients over NCCL where there are GPUs
+                # gloo synchronises the writing of files; NCCL exchanges gradients on GPUs
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 distributed.init_process_group(backend, timeout=PATIENCE)
             except ValueError as error:
                 raise ConfigError(
-                    f"WORLD_SIZE is {count}, but the processes cannot meet ({error}); "
+                    f"WORLD_SIZE is {count}, but the processes cannot connect ({error}); "
                     "start them with torchrun or accelerate launch"
                 ) from error
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -80,12 +80,12 @@ class Processes:
 
     @property
     def device(self) -> torch.device:
-        """This process's own GPU, or the CPU; it holds in every thread."""
+        """This process's GPU, or the CPU; the same in every thread."""
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     @contextmanager
     def first_first(self) -> Iterator[None]:
-        """Let the others into the `with` block once the first process is through: what it checked need not be checked again."""
+        """Let the first process run the `with` block before the others, so that they can reuse what it verified."""
         if not self.first:
             self.wait()
         yield
@@ -94,14 +94,14 @@ class Processes:
 
     @contextmanager
     def resumable_dir(self, path: Path, work: Path, code: Code = UNKNOWN_CODE) -> Iterator[Path]:
-        """Give all processes the one folder of `resume.resumable_dir`, which ends when all are through."""
+        """Yield the folder of `resume.resumable_dir` to all processes; the first one finishes it when all are done."""
         with resumable_dir(path, work, code) if self.first else nullcontext(work / "out") as folder:
             self.wait()
             yield folder
             self.wait()
 
     def wait(self) -> None:
-        """Return once every process has come here; exit with `LEFT_ALONE` if one never will."""
+        """Return when every process has reached this call; exit with `LEFT_ALONE` if another process died."""
         if self.count > 1:
             try:
                 distributed.barrier()
@@ -109,34 +109,33 @@ class Processes:
                 sys.exit(LEFT_ALONE)
 
     def leave(self) -> None:
-        """Wait for the others a last time, then part."""
+        """Wait for the others, then close the connection."""
         self.wait()
         if self.count > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
 ALONE = Processes(0, 1)
-"""The only process."""
+"""A single process."""
 
 
 def spread(preempted: int | None = None) -> None:
     """Run this program (`python -m module ...`) in as many processes as `SFD_PROCESSES` says, or as there are GPUs, and exit.
 
-    `preempted` is the exit code after SIGTERM of a program that then keeps what it has done, else 128 + 15.
-
-    Returns at once where one process is enough or a launcher has started several already. Raises `ConfigError` if the variable
-    is no positive number.
+    `preempted` is the exit code after SIGTERM for a program that can then resume; the default is 128 + 15. Returns at once if
+    one process is enough or a launcher has already started several. Raises `ConfigError` if the variable is not a positive
+    number.
     """
-    count = _wanted_processes()
+    count = _requested_processes()
     if count == 1 or "WORLD_SIZE" in os.environ:
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ[LAUNCHER] = str(os.getpid())
-    # a process that fails has told why; the launcher's own account of it only hides that
+    # the failing process reports the reason; the launcher's log would only hide it
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         1, 1, count, run_id="sfd", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-        logs_specs=DefaultLogsSpecs(os.devnull), local_addr="localhost",  # its own address may have no name
+        logs_specs=DefaultLogsSpecs(os.devnull), local_addr="localhost",  # the address of this machine may have no name
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", _module(), *sys.argv[1:])
@@ -149,8 +148,8 @@ def spread(preempted: int | None = None) -> None:
     sys.exit(0)
 
 
-def _end_with(launcher: int) -> None:
-    """End this process, wherever it stands, as soon as its launcher is no more: killed, it cannot end the others itself."""
+def _exit_with_launcher(launcher: int) -> None:
+    """Exit as soon as the launcher has died: a killed launcher cannot stop its processes."""
     while os.getppid() == launcher:
         time.sleep(1)
     os._exit(LEFT_ALONE)
@@ -159,14 +158,16 @@ def _end_with(launcher: int) -> None:
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
     if spec is None:
-        raise ConfigError("a script cannot start itself in several processes; start it with python -m, or unset SFD_PROCESSES")
+        raise ConfigError(
+            "a script cannot restart itself in several processes; start it with python -m, or unset SFD_PROCESSES"
+        )
     return spec.name
 
 
-def _wanted_processes() -> int:
+def _requested_processes() -> int:
     text = os.environ.get(COUNT)
     if text is None:
         return max(1, torch.cuda.device_count())
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{COUNT} is {text!r}, but must be a number of processes such as 1 or 8; set it right or unset it")
+        raise ConfigError(f"{COUNT} is {text!r}, but must be a number of processes such as 1 or 8; correct it or unset it")
     return int(text)

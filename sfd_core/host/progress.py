@@ -1,4 +1,4 @@
-"""How a long wait shows: a bar on a terminal, one line now and then in a log."""
+"""Progress of long operations: a bar on a terminal, a line every 15 seconds in a log."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def with_progress(items: Iterable[T], total: int, what: str, unit: str = "images", step: int = 1) -> Iterator[T]:
-    """Yield `items` and show how far they are, with rate and time left; `step` units an item, `total` units in all."""
+    """Yield `items` and show progress, rate and time left; an item counts `step` units of `total`."""
     if sys.stderr.isatty():
         with tqdm(total=total, desc=what, unit=f" {unit}") as bar:
             for item in items:
@@ -24,14 +24,14 @@ def with_progress(items: Iterable[T], total: int, what: str, unit: str = "images
 
 
 def _with_lines(items: Iterable[T], total: int, what: str, unit: str, step: int) -> Iterator[T]:
-    start = said = time.monotonic()
+    start = last_line = time.monotonic()
     done = 0
     for item in items:
         yield item
         done = min(total, done + step)
         now = time.monotonic()
-        if now - said >= SECONDS_BETWEEN_LINES:
-            said = now
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
             rate = done / (now - start)
             left = (total - done) / rate
             shown = f"{format_rate(rate)} {unit}/s, {left:.0f} s left"
@@ -41,5 +41,5 @@ def _with_lines(items: Iterable[T], total: int, what: str, unit: str, step: int)
 
 
 def format_rate(rate: float) -> str:
-    """Return a rate in whole units, a slow one with two digits, such as `0.16`."""
+    """Return a rate as a whole number, or with two digits below 10, such as `0.16`."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -1,4 +1,4 @@
-"""Random numbers that depend on names, never on batch size, process count or history."""
+"""Random numbers that depend on names only, not on batch size, process count or earlier calls."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ SHAPES_RESULTS = True
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed that depends on every part and on their order."""
+    """Return a 63-bit seed that depends on all parts and their order."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -20,11 +20,11 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 NOISE_BLOCK = 64
-"""Images of a batch that share a generator: a process draws no more than the blocks that its share touches."""
+"""Images per generator: a process draws only the blocks that overlap its share of the batch."""
 
 
 def batch_noise(batch_size: int, part: slice, shape: tuple[int, ...], *key: int | str) -> Tensor:
-    """Return normal noise (n, *shape) of the positions `part` of a batch; it depends on `key`, batch size and position."""
+    """Return normal noise (n, *shape) for positions `part` of a batch; it depends on `key`, batch size and position only."""
     blocks = []
     for number in range(part.start // NOISE_BLOCK, -(-part.stop // NOISE_BLOCK)):
         first = number * NOISE_BLOCK
@@ -35,5 +35,5 @@ def batch_noise(batch_size: int, part: slice, shape: tuple[int, ...], *key: int 
 
 
 def sample_noise(seed: int, indices: list[int], shape: tuple[int, ...], purpose: str = "sample") -> Tensor:
-    """Return standard normal noise (N, *shape), row k depending on `seed`, `purpose` and `indices[k]` only."""
+    """Return standard normal noise (N, *shape); row k depends on `seed`, `purpose` and `indices[k]` only."""
     return torch.stack([torch.randn(shape, generator=generator(seed, purpose, index)) for index in indices])

@@ -1,1 +1,1 @@
-"""From images and tokens to latents and back: tokens, compressors, the composite, identity."""
+"""Images and tokens to latents and back: tokens, compressors, the composite, identity."""

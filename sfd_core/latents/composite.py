@@ -24,14 +24,14 @@ class ChannelStatistics:
     def __post_init__(self) -> None:
         if self.mean.dim() != 1 or self.mean.shape != self.std.shape:
             raise DataError(
-                f"means have shape {tuple(self.mean.shape)} and deviations {tuple(self.std.shape)}, but both must be one per "
-                "channel; run the stage that writes the statistics again"
+                f"means have shape {tuple(self.mean.shape)} and deviations {tuple(self.std.shape)}, but both need one value "
+                "per channel; run the stage that writes the statistics again"
             )
         usable = torch.isfinite(self.mean) & torch.isfinite(self.std) & (self.std > 0)
         if not bool(usable.all()):
             raise NumericsError(
                 f"latent channels {torch.nonzero(~usable).flatten().tolist()} are constant or not finite and cannot be "
-                "normalised; train what makes them again, or with fewer channels"
+                "normalised; train their VAE again, or with fewer channels"
             )
 
     def normalise(self, z: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class ChannelStatistics:
 class StreamingMoments:
     """Exact channel statistics in one pass, in float64 on the device of the values.
 
-    Batches and parts are merged by Chan's formula (Chan, Golub and LeVeque 1979), so that order hardly matters.
+    Batches are merged with Chan's formula (Chan, Golub and LeVeque 1979), so their order hardly matters.
     """
 
     def __init__(self, channels: int) -> None:
@@ -64,8 +64,8 @@ class StreamingMoments:
     def update(self, z: Tensor, std: Tensor | None = None) -> None:
         """Add a batch (N, C, ...); an empty one changes nothing.
 
-        With `std`, of the shape of `z`, the values are drawn: z are their means, and the statistics are exact for all that can
-        be drawn, variance = var(mean) + mean(std^2). Raises `NumericsError` for values that are not finite.
+        With `std` (same shape as `z`), values are samples with mean z and this deviation. The statistics are then exact for
+        their distribution: variance = var(mean) + mean(std^2). Raises `NumericsError` for values that are not finite.
         """
         values = _by_channel(z)
         n = values.shape[1]
@@ -76,16 +76,16 @@ class StreamingMoments:
         if std is not None:
             squares += _by_channel(std).square().sum(dim=1)
         if not bool(torch.isfinite(squares).all()):
-            raise NumericsError("latents hold NaN or infinity, so they have no statistics; look where they were made")
+            raise NumericsError("latents hold NaN or infinity, so they have no statistics; check the stage that made them")
         self._add(n, mean.cpu(), squares.cpu())
 
     def merge(self, other: "StreamingMoments") -> None:
-        """Add all values that `other` has seen."""
+        """Add all values of `other`."""
         if other.count:
             self._add(other.count, other._mean, other._squares)
 
     def state(self) -> dict[str, Any]:
-        """Return all of it as plain values, which JSON keeps to the last bit."""
+        """Return the state as plain values, which JSON keeps exactly."""
         return {"count": self.count, "mean": self._mean.tolist(), "squares": self._squares.tolist()}
 
     @classmethod
@@ -96,9 +96,9 @@ class StreamingMoments:
         return moments
 
     def statistics(self) -> ChannelStatistics:
-        """Return mean and population deviation of all values so far. Raises `DataError` if there are none."""
+        """Return mean and population standard deviation of all values. Raises `DataError` if there are none."""
         if self.count == 0:
-            raise DataError("no latents were given, so they have no statistics; check that the data set is not empty")
+            raise DataError("there are no latents to compute statistics of; check that the data set is not empty")
         return ChannelStatistics(self._mean.float(), (self._squares / self.count).sqrt().float())
 
     def _add(self, n: int, mean: Tensor, squares: Tensor) -> None:
@@ -118,7 +118,7 @@ def save_statistics(path: Path, statistics: Mapping[str, ChannelStatistics]) -> 
 
 
 def load_statistics(path: Path) -> dict[str, ChannelStatistics]:
-    """Read what `save_statistics` wrote. Raises `DataError` if the file is missing or no such file."""
+    """Read the file of `save_statistics`. Raises `DataError` if it is missing or invalid."""
     try:
         tensors = load_file(path)
         names = [key.removesuffix("_mean") for key in tensors if key.endswith("_mean")]
@@ -129,7 +129,7 @@ def load_statistics(path: Path) -> dict[str, ChannelStatistics]:
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Channel statistics of the two parts over the training images; `semantic` is None for texture alone."""
+    """Channel statistics of both latents over the training images; `semantic` is None for texture only."""
 
     texture: ChannelStatistics
     semantic: ChannelStatistics | None
@@ -141,7 +141,7 @@ class LatentStatistics:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote. Raises `DataError` if the file is missing or not of that kind."""
+        """Read the file of `save`. Raises `DataError` if it is missing or invalid."""
         parts = load_statistics(path)
         if "texture" not in parts:
             raise DataError(f"{path} has statistics of {sorted(parts)} but not of texture; run the stage that writes it again")
@@ -158,7 +158,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Composite:
-    """Joins latents into the normalised composite (N, n_texture + n_semantic, H, W) and takes it apart."""
+    """Joins latents into the normalised composite (N, n_texture + n_semantic, H, W) and splits it."""
 
     statistics: LatentStatistics
 
@@ -169,7 +169,7 @@ class Composite:
 
     @property
     def n_semantic(self) -> int:
-        """Semantic channels; 0 for texture alone."""
+        """Semantic channels; 0 for texture only."""
         return 0 if self.statistics.semantic is None else self.statistics.semantic.mean.shape[0]
 
     @property
@@ -178,43 +178,41 @@ class Composite:
         return self.n_texture + self.n_semantic
 
     def join(self, z_tex: Tensor, z_sem: Tensor | None = None) -> Tensor:
-        """Return the normalised composite, float32, of raw latents on one grid.
+        """Return the normalised composite, float32, of raw latents on the same grid.
 
-        Raises `DataError` if channels or grids do not fit.
+        Raises `DataError` if channels or grids do not match.
         """
-        _require(z_tex, self.n_texture, "texture")
+        _require_channels(z_tex, self.n_texture, "texture")
         x_tex = self.statistics.texture.normalise(z_tex.float())
         if self.statistics.semantic is None:
             if z_sem is not None:
-                raise DataError(
-                    "a semantic latent was given for a composite of texture alone; leave it out or use other statistics"
-                )
+                raise DataError("got a semantic latent for a texture-only composite; omit it or use other statistics")
             return x_tex
         if z_sem is None:
-            raise DataError(f"the composite has {self.n_semantic} semantic channels but no semantic latent was given")
-        _require(z_sem, self.n_semantic, "semantic")
+            raise DataError(f"the composite has {self.n_semantic} semantic channels, but got no semantic latent; pass it")
+        _require_channels(z_sem, self.n_semantic, "semantic")
         if z_sem.shape[2:] != z_tex.shape[2:]:
             raise DataError(
-                f"texture lies on a grid of {tuple(z_tex.shape[2:])} but semantics on {tuple(z_sem.shape[2:])}; "
-                "both must share one grid, so make them of one resolution"
+                f"the texture grid is {tuple(z_tex.shape[2:])}, but the semantic grid is {tuple(z_sem.shape[2:])}; "
+                "both must be equal, so encode both at the same resolution"
             )
         return torch.cat([x_tex, self.statistics.semantic.normalise(z_sem.float())], dim=1)
 
     def split(self, x: Tensor) -> Split:
-        """Return the parts of a composite, still normalised. Raises `DataError` for another number of channels."""
-        _require(x, self.channels, "composite")
+        """Return both parts of a composite, still normalised. Raises `DataError` for a wrong number of channels."""
+        _require_channels(x, self.channels, "composite")
         return Split(x[:, : self.n_texture], x[:, self.n_texture :] if self.n_semantic else None)
 
     def denormalise_texture(self, x_tex: Tensor) -> Tensor:
         """Return the raw texture latent that the texture VAE decodes."""
-        _require(x_tex, self.n_texture, "texture")
+        _require_channels(x_tex, self.n_texture, "texture")
         return self.statistics.texture.denormalise(x_tex)
 
     def denormalise_semantic(self, x_sem: Tensor) -> Tensor:
-        """Return the raw semantic latent. Raises `DataError` for a composite of texture alone."""
-        _require(x_sem, self.n_semantic, "semantic")
+        """Return the raw semantic latent. Raises `DataError` for a texture-only composite."""
+        _require_channels(x_sem, self.n_semantic, "semantic")
         if self.statistics.semantic is None:
-            raise DataError("a composite of texture alone has no semantic latent")
+            raise DataError("a texture-only composite has no semantic latent")
         return self.statistics.semantic.denormalise(x_sem)
 
 
@@ -227,9 +225,9 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like)[:, None, None]
 
 
-def _require(z: Tensor, channels: int, part: str) -> None:
+def _require_channels(z: Tensor, channels: int, part: str) -> None:
     if z.dim() != 4 or z.shape[1] != channels:
         raise DataError(
             f"the {part} latent has shape {tuple(z.shape)} but its statistics have {channels} channels; "
-            "use latents and statistics of one encoding"
+            "use latents and statistics of the same encoding"
         )

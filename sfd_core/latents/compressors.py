@@ -1,4 +1,4 @@
-"""The two compressors of patch tokens on disk: the Semantic VAE and, for ReDi, PCA; with the statistics of their input."""
+"""The two compressors of patch tokens on disk, the Semantic VAE and PCA (for ReDi), with the statistics of their input."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ WEIGHTS_FILE, PCA_FILE, CONFIG_FILE = "model.safetensors", "pca.safetensors", "m
 
 @dataclass(frozen=True)
 class SemanticCompressors:
-    """Both compressors and the channel statistics that tokens are standardised with before either."""
+    """Both compressors, and the channel statistics that standardise their input tokens."""
 
     vae: SemanticVAE
     pca: PCA
@@ -34,7 +34,7 @@ class SemanticCompressors:
         return type(self)(self.vae.to(device), self.pca.to(device), statistics)
 
     def standardised(self, tokens: Tensor) -> Tensor:
-        """Return tokens (N, C, g, g) as both compressors take them, on their device."""
+        """Return tokens (N, C, g, g) standardised as input of both compressors, on their device."""
         return self.statistics.normalise(tokens.to(self.statistics.mean.device))
 
     def save(self, folder: Path, params: SemanticVAEParams, encoder: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ class SemanticCompressors:
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Self, dict[str, Any]]:
-        """Read what `save` wrote; returns the frozen compressors and their identity.
+        """Read the files of `save`; returns the frozen compressors and their identity.
 
         Raises `DataError` if a file is missing or does not match its hash.
         """

@@ -1,5 +1,6 @@
-"""The encoder's patch tokens as the Semantic VAE decodes them from stored semantic latents: targets of REPA that need neither
-the tokens on disk nor the encoder. N images, C channels of a token, g side of the token grid.
+"""Patch tokens that the Semantic VAE decodes from stored semantic latents: REPA targets without stored tokens or the encoder.
+
+N images, C channels of a token, g side of the token grid.
 """
 
 from pathlib import Path
@@ -19,9 +20,9 @@ from sfd_core.latents.tokens import Rows, rounded
 
 
 class DecodedTokens:
-    """A `TokenSource` of what the Semantic VAE, on its device, makes of the latents; in the encoder's own scale, float16.
+    """A `TokenSource` that decodes latents with the Semantic VAE; float16, in the encoder's scale, on the VAE's device.
 
-    Of a stored posterior the mean is decoded. Tokens stay on the device.
+    If a posterior is stored, its mean is decoded.
     """
 
     stored = False
@@ -48,22 +49,22 @@ class DecodedTokens:
         statistics = self._compressors.statistics
         z_sem = self._latents.central(np.asarray(rows), mirrored).to(statistics.mean.device)
         decoded = self._compressors.vae.decode(z_sem).float()
-        return rounded(statistics.denormalise(decoded), "tokens that the Semantic VAE decodes")
+        return rounded(statistics.denormalise(decoded), "tokens decoded by the Semantic VAE")
 
 
 def open_decoded_tokens(
     latents: ShardReader, identity: LatentIdentity, semantic_vae: Path, device: torch.device
 ) -> DecodedTokens:
-    """Return the tokens that the Semantic VAE in `semantic_vae` decodes, on `device`, from latents of that identity.
+    """Return tokens that the Semantic VAE in `semantic_vae` decodes on `device` from latents of `identity`.
 
-    Raises `IdentityError` if another Semantic VAE made the latents, `NumericsError` for latents that are not finite, and what
-    `SemanticCompressors.load` raises.
+    Raises `IdentityError` if another Semantic VAE made the latents, `NumericsError` for latents that are not finite, and the
+    errors of `SemanticCompressors.load`.
     """
     compressors, found = SemanticCompressors.load(semantic_vae)
     if found != identity.semantic_vae:
         raise IdentityError(
-            f"{semantic_vae} holds another Semantic VAE ({fingerprint(found)}) than encoded {latents.path} "
-            f"({fingerprint(identity.semantic_vae)}), so it cannot decode its latents; run `dvc repro encode`"
+            f"{semantic_vae} holds Semantic VAE {fingerprint(found)}, but {latents.path} was encoded with "
+            f"{fingerprint(identity.semantic_vae)}, so its latents cannot be decoded; run `dvc repro encode`"
         )
     StoredLatent(latents, "z_sem").require_finite()
     return DecodedTokens(latents, compressors.to(device), fingerprint(latents.digest, found))

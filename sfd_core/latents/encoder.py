@@ -1,4 +1,4 @@
-"""Images and encoder tokens to the latents that denoisers are trained on. N images, C channels, g side of the latent grid."""
+"""Encodes images and tokens to the latents for training denoisers. N images, C channels, g side of the latent grid."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.posterior import Posterior
 
 COARSEST = 1 / 32
-"""Largest step of float16 around a channel's values, in deviations of the channel: rounding then errs by 1 % of a deviation."""
+"""Largest float16 step near a channel's values, in standard deviations; the rounding error is then 1 % of a deviation."""
 
 
 class LatentEncoder:
-    """All that turns a block of images and their tokens into the fields of stored latents (see `sfd_core.latents.stored`)."""
+    """Encodes images and tokens to the fields of stored latents (see `sfd_core.latents.stored`)."""
 
     def __init__(self, params: EncodeParams, vae: ImageVAE, compressors: SemanticCompressors, device: torch.device) -> None:
         self.params, self.device = params, device
@@ -30,9 +30,9 @@ class LatentEncoder:
     def encode(self, images: NDArray[np.uint8], tokens: Tensor, part: str, first_row: int) -> dict[str, Tensor]:
         """Return the fields (N, 2, C, g, g) of images (N, 3, R, R) and tokens (N, 2, C, g, g).
 
-        The posterior sample of a row depends on the seed, the part and the row only. Every deviation of a posterior, e^-15 to
-        e^10, fits into float16; the smallest lose a tenth, which changes a latent by less than the rounding of its mean does.
-        Raises `NumericsError` that names field and rows for values that are not finite or that float16 cannot hold.
+        The posterior sample of a row depends only on seed, part and row. Every standard deviation, e^-15 to e^10, fits into
+        float16; the smallest lose a tenth, which changes a latent by less than the rounding of its mean. Raises
+        `NumericsError` with field and rows for values that are not finite or too large for float16.
         """
         pixels = torch.from_numpy(images).to(self.device).float() / 127.5 - 1
         pairs = torch.stack([pixels, pixels.flip(-1)], dim=1)
@@ -45,7 +45,7 @@ class LatentEncoder:
             **self._fields("z_sem", semantic, part, rows),
             "z_pca": self.compressors.pca.encode(normalised),
         }
-        return {field: self._stored(field, value, part, first_row) for field, value in values.items()}
+        return {field: self._cast(field, value, part, first_row) for field, value in values.items()}
 
     def _fields(self, name: str, posterior: Posterior, part: str, rows: range) -> dict[str, Tensor]:
         fields = field_names(name, self.params.posterior)
@@ -54,30 +54,30 @@ class LatentEncoder:
         noise = frozen_noise(name, part, self.params.seed, rows, tuple(posterior.mean.shape[1:]))
         return {fields[0]: posterior.sample(noise.flatten(0, 1).to(self.device))}
 
-    def _stored(self, field: str, values: Tensor, part: str, first_row: int) -> Tensor:
+    def _cast(self, field: str, values: Tensor, part: str, first_row: int) -> Tensor:
         dtype = {"float16": torch.float16, "float32": torch.float32}[self.params.dtype]
         stored = values.reshape(-1, 2, *values.shape[1:]).to(dtype)
         finite = torch.isfinite(stored).flatten(1).all(dim=1)
         if not bool(finite.all()):
             rows = [first_row + int(row) for row in torch.nonzero(~finite).flatten()]
-            raise NumericsError(f"{field} of {part} images {_listed(rows)} {self._fault(values)}")
+            raise NumericsError(f"{field} of {part} images {_format_rows(rows)} {self._problem(values)}")
         return stored
 
-    def _fault(self, values: Tensor) -> str:
+    def _problem(self, values: Tensor) -> str:
         if not bool(torch.isfinite(values).all()):
-            return "holds NaN or infinity; check the weights and losses of what encodes it"
+            return "holds NaN or infinity; check the weights and losses of its encoder"
         return (
-            f"reaches {values.abs().max().item():.4g}, but float16 holds no more than {torch.finfo(torch.float16).max:.0f}; "
+            f"reaches {values.abs().max().item():.4g}, but the largest float16 is {torch.finfo(torch.float16).max:.0f}; "
             "set encode.dtype to float32"
         )
 
 
 def require_resolved(statistics: Mapping[str, ChannelStatistics], params: EncodeParams) -> None:
-    """Raise `NumericsError` for channels whose values vary too little for the steps of float16 where they lie."""
+    """Raise `NumericsError` for channels whose values vary too little for the resolution of float16."""
     if params.dtype == "float32":
         return
     for name, channels in statistics.items():
-        exponent = (channels.mean.abs() + channels.std).log2().floor().clamp(min=-14)  # below 2^-14 steps shrink no more
+        exponent = (channels.mean.abs() + channels.std).log2().floor().clamp(min=-14)  # below 2^-14 the steps stay the same
         steps = torch.exp2(exponent - 10)
         coarse = torch.nonzero(steps > COARSEST * channels.std).flatten().tolist()
         if coarse:
@@ -89,6 +89,6 @@ def require_resolved(statistics: Mapping[str, ChannelStatistics], params: Encode
             )
 
 
-def _listed(rows: list[int]) -> str:
+def _format_rows(rows: list[int]) -> str:
     shown = ", ".join(str(row) for row in rows[:5])
     return shown if len(rows) <= 5 else f"{shown} and {len(rows) - 5} more"

@@ -1,4 +1,4 @@
-"""Where latents come from: what must be equal for two denoisers, or a denoiser and its latents, to be used together."""
+"""The identity of latents, which must be equal for denoisers and latents that are used together."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ IDENTITY_FILE, STATISTICS_FILE = "identity.json", "statistics.safetensors"
 
 @dataclass(frozen=True)
 class LatentIdentity:
-    """Where latents come from: name and hash of the weights of all that made them. Equal identities, equal latents."""
+    """Name and hash of the weights of everything that made the latents. Equal identities mean equal latents."""
 
     texture_vae: Mapping[str, Any]
     semantic_vae: Mapping[str, Any]
@@ -24,22 +24,22 @@ class LatentIdentity:
     latents: str
     """Digest of the shards of training latents."""
     posterior: str = "sample"
-    """How the VAEs' posteriors are stored (`encode.posterior`); identities that do not say are of frozen samples."""
+    """How posteriors are stored (`encode.posterior`); identities without this field are of stored samples."""
 
     def require(self, other: "LatentIdentity", purpose: str) -> None:
-        """Raise `IdentityError` that names what differs unless `other` is the same."""
+        """Raise `IdentityError` with the differences unless `other` is equal."""
         mine, theirs = asdict(self), asdict(other)
         differing = [name for name in mine if mine[name] != theirs[name]]
         if differing:
             details = "; ".join(f"{name} {_short(mine[name])} against {_short(theirs[name])}" for name in differing)
             raise IdentityError(
-                f"{purpose}: these were made from different latents ({details}); train or encode again so that both share "
-                "one texture VAE, one semantic encoder and one set of statistics"
+                f"{purpose}: these were made from different latents ({details}); train or encode again so that both have "
+                "the same texture VAE, semantic encoder and statistics"
             )
 
 
 def read_latent_identity(encode_dir: Path) -> LatentIdentity:
-    """Read the identity that the `encode` stage wrote, and check that the statistics beside it are the ones it names."""
+    """Read the identity of the `encode` stage and check the hash of its statistics."""
     path = encode_dir / IDENTITY_FILE
     try:
         identity = LatentIdentity(**json.loads(path.read_text()))

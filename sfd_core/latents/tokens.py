@@ -1,8 +1,8 @@
-"""Patch tokens of the images of a part, for whoever trains on them or encodes them: stored, or computed when asked for.
+"""Patch tokens of the images of a part: stored, or computed on request.
 
-The `features` stage writes the folder of a part either as a shard of tokens or as `tokens.json` alone, which says what
-computes them; `open_tokens` knows which. Both give float16 values: a computed token differs from a stored one by no more than
-the rounding of another batch. A third source, `sfd_core.latents.decoded_tokens`, decodes them from semantic latents.
+The `features` stage writes either a shard of tokens or only `tokens.json`, which says how to compute them. `open_tokens`
+handles both. Both give float16 values; a computed token differs from a stored one only by the rounding of another batch size.
+A third source, `sfd_core.latents.decoded_tokens`, decodes tokens from semantic latents.
 Shapes: N images, C channels of a token, g side of the token grid.
 """
 
@@ -53,7 +53,7 @@ class TokenSource(Protocol):
 
     @property
     def stored(self) -> bool:
-        """Whether tokens are only read, which a thread may do ahead of time, and not computed."""
+        """Whether tokens are read, which a thread can do in advance, and not computed."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -62,7 +62,7 @@ class TokenSource(Protocol):
         """Return float16 tokens (N, 2, C, g, g) of the images at `rows` and of their mirror images."""
 
     def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
-        """Return float16 tokens (N, C, g, g) of the images at `rows`, where `mirrored` (N,) of their mirror images."""
+        """Return float16 tokens (N, C, g, g) of the images at `rows`, or of their mirror images where `mirrored` (N,)."""
 
 
 class StoredTokens:
@@ -95,7 +95,7 @@ class StoredTokens:
 
 
 class ComputedTokens:
-    """Tokens that the encoder, on its device, computes of the stored images; they stay on that device."""
+    """Tokens that the encoder computes from the stored images; they stay on its device."""
 
     stored = False
 
@@ -124,10 +124,10 @@ class ComputedTokens:
 
 @dataclass(frozen=True)
 class TokenRecipe:
-    """What computes the tokens of a part that were not stored."""
+    """How to compute the tokens of a part that are not stored."""
 
     params: EncoderParams
-    """As the `features` stage was told; `weights` is looked for again where it says."""
+    """Parameters of the `features` stage; weights are loaded again from `weights`."""
     batch_size: int
     encoder: dict[str, Any]
     """Identity of the encoder."""
@@ -143,12 +143,11 @@ class TokenRecipe:
 
 
 def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, verify: bool = True) -> TokenSource:
-    """Open the tokens of one part of the `features` stage, computed of its `images` on `device` if none are stored.
+    """Open the tokens of one part of the `features` stage; if none are stored, compute them from `images` on `device`.
 
-    Without `verify` the content of stored tokens is not compared with its hashes.
-
-    Raises `DataError` if neither tokens nor a recipe are there, `IdentityError` if images or encoder are other ones than the
-    `features` stage saw, and what `load_encoder` and `ShardReader` raise.
+    Without `verify`, stored tokens are not compared with their hashes. Raises `DataError` if there are neither tokens nor a
+    recipe, `IdentityError` if images or encoder differ from those of the `features` stage, and the errors of `load_encoder`
+    and `ShardReader`.
     """
     path = folder / RECIPE
     if not path.is_file():
@@ -158,10 +157,10 @@ def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, 
         values = json.loads(text)
         recipe = TokenRecipe(**values | {"params": EncoderParams.model_validate(values["params"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no recipe of tokens ({type(error).__name__}); run `dvc repro features`") from error
+        raise DataError(f"{path} is no token recipe ({type(error).__name__}); run `dvc repro features`") from error
     shard = ShardReader(images, verify) if isinstance(images, Path) else images
     if shard.digest != recipe.prepare:
-        raise IdentityError(f"{path} belongs to other images than {shard.path} holds; run `dvc repro features`")
+        raise IdentityError(f"{path} belongs to other images than those in {shard.path}; run `dvc repro features`")
     encoder = load_encoder(recipe.params)
     if encoder.identity != recipe.encoder:
         raise IdentityError(
@@ -172,24 +171,24 @@ def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, 
 
 
 def fetch(source: TokenSource, rows: Tensor, mirrored: Tensor) -> dict[str, Tensor]:
-    """Return what `fetched` needs for the tokens of images `rows` (N,), where `mirrored` (N,) of their mirror images."""
+    """Return the batch entries from which `fetched` gets the tokens of images `rows` (N,), mirrored where `mirrored` (N,)."""
     if source.stored:
         return {"tokens": source.chosen(rows.numpy(), mirrored)}
     return {"token_rows": rows, "token_mirrored": mirrored}
 
 
 def fetched(source: TokenSource, batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """Return the tokens (N, C, g, g), float16, that `fetch` has read ahead, or compute them now."""
+    """Return tokens (N, C, g, g), float16: those that `fetch` has read, or computed now."""
     if source.stored:
         return batch["tokens"]
     return source.chosen(batch["token_rows"].cpu().numpy(), batch["token_mirrored"].cpu()).to(device)
 
 
 def rounded(tokens: Tensor, what: str = "tokens") -> Tensor:
-    """Return tokens as float16. Raises `NumericsError` that calls them `what` for values that it cannot hold."""
+    """Return tokens as float16. Raises `NumericsError` (which calls them `what`) for values too large for it."""
     found = tokens.half()
     if not bool(torch.isfinite(found).all()):
         raise NumericsError(
-            f"{what} reach {tokens.abs().max().item():.3g}, more than float16 holds, or are NaN; check the encoder's weights"
+            f"{what} reach {tokens.abs().max().item():.3g}, too large for float16, or are NaN; check the encoder's weights"
         )
     return found

@@ -1,4 +1,4 @@
-"""Bytes in S3-compatible storage: the only package that imports boto3, and only when there is something to store.
+"""Files in S3-compatible storage. The only package that imports boto3, and only on use.
 
 Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on).
 """

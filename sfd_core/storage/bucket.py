@@ -1,7 +1,7 @@
-"""One bucket: objects and folders up and down, each failure as one message that says what to do.
+"""Uploads and downloads objects of one bucket; every failure has a message that says what to do.
 
-Large objects travel in parts, so that memory stays small whatever the object. Every object carries the SHA-256 of its content
-and is compared with it when it comes back; the parts carry checksums of their own, which the server checks as they arrive.
+Large objects are transferred in parts, so memory use does not depend on their size. Every object stores the SHA-256 of its
+content, which is checked after download. The parts have their own checksums, which the server checks on upload.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
 PART_BYTES = 16 * 2**20
 PARTS_AT_ONCE = 4
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-"""Seconds between attempts of a patient storage; they double and are drawn apart."""
+"""Seconds between attempts of a storage with `patience`; they double and are randomised."""
 DIGEST = "sha256"
-"""Name of the metadata that holds an object's SHA-256."""
+"""Metadata key of an object's SHA-256."""
 
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 _CONFLICT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _FULL_OR_BUSY = {"500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout"}
-# damaged on the way: worth another attempt
+# damaged in transfer, so worth another attempt
 _DAMAGED = {"BadDigest", "IncompleteBody", "InvalidDigest", "XAmzContentSHA256Mismatch"}
 
 
 class UnavailableError(ResourceError):
-    """The storage does not answer, or asks to come back later."""
+    """The storage does not answer, or is busy."""
 
 
 class ConflictError(ResourceError):
-    """The object is not as the condition of a write demanded."""
+    """The object does not meet the condition of a write."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Content:
-    """A small object as it was at one moment."""
+    """A small object at one moment."""
 
     data: bytes
     etag: str
-    """Changes with the content; the condition of `Storage.put`."""
+    """Changes with the content; used as condition of `Storage.put`."""
     age: float
-    """Seconds since it was written, both times by the server's clock."""
+    """Seconds since it was written, by the server's clock."""
 
 
 class Storage:
-    """One bucket; every failure is a `ResourceError` that says what to look at.
+    """One bucket; every failure is a `ResourceError` that says what to check.
 
-    Requests that fail on the way are repeated a few times. A storage with `patience` goes on trying for as many seconds after
-    that, with growing waits, as long as the server does not answer or is busy; what it refuses is told at once.
+    Failed requests are repeated a few times. If the server does not answer or is busy, they are then repeated for another
+    `patience` seconds, with growing waits. Rejected requests raise at once.
     """
 
     def __init__(self, bucket: str, patience: float = 0.0, threads: bool = True) -> None:
@@ -95,57 +95,57 @@ class Storage:
 
     @property
     def endpoint(self) -> str:
-        """The address requests go to."""
+        """Address of the server."""
         return str(self._client.meta.endpoint_url)
 
     def check(self) -> None:
-        """Find out with one request whether the bucket is there and lets this user in: before hours of work, not after.
+        """Check with one request that the bucket exists and is accessible.
 
-        Raises `ResourceError`, of the kind `UnavailableError` if the storage does not answer, which may pass.
+        Raises `ResourceError`, or its subclass `UnavailableError` if the storage does not answer.
         """
-        with self._explained("use", ""):
+        with self._translate_errors("use", ""):
             self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
 
     def upload(self, path: Path, key: str, digest: str | None = None) -> None:
-        """Stream a file, whose SHA-256 may be known, into the object `key`; raises `DataError` if there is no such file."""
+        """Upload a file (SHA-256 `digest`, if known) to the object `key`. Raises `DataError` if there is no such file."""
         if not path.is_file():
-            raise DataError(f"{path} cannot be uploaded to {self._name(key)}: it is no file; check the path")
+            raise DataError(f"{path} cannot be uploaded to {self._name(key)}: it is not a file; check the path")
         extra = {"Metadata": {DIGEST: digest or file_digest(path)}}
 
         def attempt() -> None:
-            with self._explained("upload", key):
+            with self._translate_errors("upload", key):
                 self._client.upload_file(str(path), self.bucket, key, ExtraArgs=extra, Config=self._transfer)
 
-        self._patiently(attempt)
+        self._retry(attempt)
 
     def download(self, key: str, path: Path, digest: str | None = None) -> None:
-        """Stream the object `key` into a file, whole or not at all.
+        """Download the object `key` to a file atomically.
 
-        Raises `DataError` if there is no such object or its content is not what was uploaded, or not of the SHA-256 `digest`.
+        Raises `DataError` if there is no such object, or if its SHA-256 is not `digest`, by default that of the upload.
         """
-        self._patiently(lambda: self._download(key, path, digest))
+        self._retry(lambda: self._download(key, path, digest))
 
     def digest(self, key: str) -> str | None:
-        """Return the SHA-256 with which the object `key` was uploaded, None if by something else."""
-        with self._explained("look at", key):
+        """Return the SHA-256 stored with the object `key`, or None if another program uploaded it."""
+        with self._translate_errors("check", key):
             found: str | None = self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get(DIGEST)
         return found
 
     def put(self, key: str, data: bytes, *, absent: bool = False, etag: str | None = None) -> str:
-        """Write a small object and return its etag; with a condition only if it is `absent`, or still the one of `etag`.
+        """Write a small object and return its etag; optionally only if it is `absent`, or still has `etag`.
 
-        Raises `ConflictError` if the condition does not hold. The server decides, so of several who try only one succeeds; an
-        answer that was lost and repeated may bring a conflict with oneself.
+        Raises `ConflictError` if the condition does not hold. The server checks it, so only one of several writers succeeds. A
+        lost answer and a retry can cause a conflict with the writer itself.
         """
         condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": etag} if etag is not None else {}
         metadata = {DIGEST: hashlib.sha256(data).hexdigest()}
-        with self._explained("write", key):
+        with self._translate_errors("write", key):
             answer = self._client.put_object(Bucket=self.bucket, Key=key, Body=data, Metadata=metadata, **condition)
         return str(answer["ETag"])
 
     def get(self, key: str) -> Content:
-        """Read a small object; raises `DataError` if there is none."""
-        with self._explained("read", key):
+        """Read a small object. Raises `DataError` if it does not exist."""
+        with self._translate_errors("read", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             data = answer["Body"].read()
         written: datetime = answer["LastModified"]
@@ -153,28 +153,28 @@ class Storage:
         return Content(data, str(answer["ETag"]), (now - written).total_seconds())
 
     def delete(self, key: str) -> None:
-        """Delete the object `key`, if there is one."""
-        with self._explained("delete", key):
+        """Delete the object `key` if it exists."""
+        with self._translate_errors("delete", key):
             self._client.delete_object(Bucket=self.bucket, Key=key)
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object `key`."""
+        """Whether the object `key` exists."""
         try:
-            with self._explained("look for", key):
+            with self._translate_errors("check", key):
                 self._client.head_object(Bucket=self.bucket, Key=key)
         except DataError:
             return False
         return True
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield the objects whose keys begin with `prefix`, by key."""
-        with self._explained("list", prefix):
+        """Yield the objects whose keys start with `prefix`, sorted by key."""
+        with self._translate_errors("list", prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for entry in page.get("Contents", []):
                     yield StoredObject(entry["Key"], entry["Size"])
 
     def _download(self, key: str, path: Path, expected: str | None) -> None:
-        with self._explained("download", key):
+        with self._translate_errors("download", key):
             head = self._client.head_object(Bucket=self.bucket, Key=key)
             size, digest = head["ContentLength"], expected or head["Metadata"].get(DIGEST)
             require_disk(path, size, f"downloading {self._name(key)}")
@@ -185,12 +185,12 @@ class Storage:
                     raise UnavailableError(f"{self._name(key)} has {size} bytes, but {received} arrived; download it again")
                 if digest is not None and file_digest(temporary) != digest:
                     raise DataError(
-                        f"{self._name(key)} is damaged: its content does not have the SHA-256 that it should; "
+                        f"{self._name(key)} is damaged: its content has another SHA-256 than expected; "
                         "delete it and upload it again"
                     )
 
-    def _patiently(self, attempt: Callable[[], T]) -> T:
-        """Repeat `attempt` while the storage is unavailable and there is patience left."""
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        """Repeat `attempt` while the storage is unavailable, for at most `patience` seconds."""
         deadline, wait = time.monotonic() + self.patience, FIRST_WAIT
         while True:
             try:
@@ -206,7 +206,7 @@ class Storage:
         return f"s3://{self.bucket}/{key}"
 
     @contextmanager
-    def _explained(self, verb: str, key: str) -> Iterator[None]:
+    def _translate_errors(self, verb: str, key: str) -> Iterator[None]:
         from boto3.exceptions import RetriesExceededError, S3UploadFailedError
         from botocore import exceptions
 
@@ -217,25 +217,25 @@ class Storage:
             raise ResourceError(f"{failed}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except (exceptions.ConnectionError, exceptions.HTTPClientError, RetriesExceededError) as error:
             raise UnavailableError(
-                f"{failed}: it does not answer ({error}); check AWS_ENDPOINT_URL and that it runs"
+                f"{failed}: it does not answer ({error}); check AWS_ENDPOINT_URL and that the server runs"
             ) from error
         except S3UploadFailedError as error:
-            raise self._refusal(failed, error, error.__context__) from error
+            raise self._client_error(failed, error, error.__context__) from error
         except exceptions.ClientError as error:
-            raise self._refusal(failed, error, error) from error
+            raise self._client_error(failed, error, error) from error
         except exceptions.BotoCoreError as error:
             raise ResourceError(f"{failed}: {error}; try again") from error
 
-    def _refusal(self, failed: str, error: Exception, cause: Any) -> DataError | ResourceError:
+    def _client_error(self, failed: str, error: Exception, cause: Any) -> DataError | ResourceError:
         code = getattr(cause, "response", {}).get("Error", {}).get("Code", "")
         if code in _FORBIDDEN:
             return ResourceError(f"{failed}: access denied ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if code in _CONFLICT:
-            return ConflictError(f"{failed}: another one wrote it first ({code})")
+            return ConflictError(f"{failed}: another writer was first ({code})")
         if code in _FULL_OR_BUSY | _DAMAGED:
             return UnavailableError(f"{failed}: {error}; try again later")
         if code == "NoSuchBucket" or (code in _ABSENT and not self._bucket_exists()):
-            return ResourceError(f"{failed}: there is no bucket {self.bucket!r}; create it or name another")
+            return ResourceError(f"{failed}: there is no bucket {self.bucket!r}; create it or use another")
         if code in _ABSENT:
             return DataError(f"{failed}: there is no such object; check the key")
         return ResourceError(f"{failed}: {error}; try again")

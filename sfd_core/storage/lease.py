@@ -1,8 +1,7 @@
-"""A lock among machines that share nothing but a bucket: held by renewing it, free again once its holder stopped doing so.
+"""A lock between machines that share only a bucket. The holder renews it; without renewal it expires.
 
-The object says who holds it. It is written only on the condition that it is absent, or still as it was read, which the server
-decides; ages are by the server's clock alone. A released lease stays as an object that says so: not every S3 deletes on a
-condition.
+An object names the holder. It is written only if it is absent or unchanged, which the server checks. Ages use the server's
+clock only. A released lease stays as an object that is marked as released, because not every S3 has conditional deletes.
 """
 
 import json
@@ -20,29 +19,29 @@ from sfd_core.host.errors import DataError, ResourceError
 from sfd_core.storage.bucket import ConflictError, Storage
 
 SECONDS = 300.0
-"""How long a lease holds without renewal; longer than a storage is down now and then."""
+"""Seconds until a lease without renewal expires; longer than usual outages of a storage."""
 RENEWALS = 5
-"""Attempts to renew within that time."""
+"""Renewals within that time."""
 SECONDS_TO_JOIN = 10.0
-"""How long a release waits for a renewal that is under way."""
+"""Most seconds that a release waits for a running renewal."""
 
 
 class LostError(ResourceError):
-    """Another one took a lease over."""
+    """Another process took over a lease."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Content of the object."""
+    """Content of the lease object."""
 
     token: str
-    """Of one acquisition; empty for a released lease."""
+    """Identifies one acquisition; empty for a released lease."""
     who: str
     seconds: float
     renewals: int = 0
-    """Makes every renewal another content, hence another etag."""
+    """Changes the content, and so the etag, with every renewal."""
     machine: str = ""
-    """Names the boot of a machine and the space of its process numbers; empty where the system does not tell."""
+    """Boot id and pid namespace of the machine; empty if unknown."""
     process: int = 0
 
     def encoded(self) -> bytes:
@@ -51,20 +50,20 @@ class Holder:
 
     @classmethod
     def decoded(cls, data: bytes, key: str) -> Self:
-        """Read an object's bytes; raises `DataError` if they are no lease."""
+        """Parse an object's bytes. Raises `DataError` if they are no lease."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError) as error:
-            raise DataError(f"{key} is no lease ({error}); delete it if nobody needs it") from error
+            raise DataError(f"{key} is no lease ({error}); delete it if nothing uses it") from error
 
     @property
     def dead(self) -> bool:
-        """Whether this is known to be a process of this very machine that is no more: killed, it could not release anything."""
+        """Whether this is a process of this machine that has died."""
         return bool(self.machine) and self.machine == _machine() and not Path(f"/proc/{self.process}").exists()
 
 
 class Lease:
-    """One named piece of work in a bucket; as a context manager, acquired on entry and released on exit."""
+    """A lease on the object `key`; as a context manager, acquired on entry and released on exit."""
 
     def __init__(self, storage: Storage, key: str, seconds: float = SECONDS) -> None:
         self.storage, self.key, self.seconds = storage, key, seconds
@@ -82,21 +81,21 @@ class Lease:
         belongs to a process of this machine that was killed is taken over.
         """
         self._holder = Holder(uuid.uuid4().hex, self.who, self.seconds, machine=_machine(), process=os.getpid())
-        self._etag, self._lost = self._taken(), ""
+        self._etag, self._lost = self._take(), ""
         self._ended.clear()
         self._thread = threading.Thread(target=self._renew, name=f"lease {self.key}", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise `LostError` if another one took the lease over: the storage could not be reached for too long.
+        """Raise `LostError` if another process took over the lease because the storage was unreachable for too long.
 
-        Costs no request. While the storage does not answer anyone, the holder goes on: nobody else can take the lease then.
+        Makes no request. While the storage is down for everyone, the holder keeps the lease.
         """
         if self._lost:
             raise LostError(self._lost)
 
     def release(self) -> None:
-        """Let others take the lease, at once if the storage answers, else when it expires. Never raises."""
+        """Release the lease; if the storage does not answer, it expires later. Never raises."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(SECONDS_TO_JOIN)
@@ -106,7 +105,7 @@ class Lease:
             try:
                 self.storage.put(self.key, released.encoded(), etag=self._etag)
             except (ResourceError, DataError) as error:
-                print(f"warning: the lease {self.key} was not released and expires by itself: {error}", file=sys.stderr)
+                print(f"warning: cannot release the lease {self.key}, which will expire: {error}", file=sys.stderr)
         self._holder = Holder("", self.who, self.seconds)
 
     def __enter__(self) -> Self:
@@ -116,8 +115,8 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.release()
 
-    def _taken(self) -> str:
-        """Write the own holder where nobody else may be, and return the object's etag."""
+    def _take(self) -> str:
+        """Write this holder unless another process holds the lease, and return the etag."""
         try:
             return self.storage.put(self.key, self._holder.encoded(), absent=True)
         except ConflictError:
@@ -133,7 +132,7 @@ class Lease:
         return self._replace(content.etag, self._holder)
 
     def _replace(self, etag: str, holder: Holder) -> str:
-        """Put `holder` in the place of the object of `etag`, or find it there already, and return the new etag."""
+        """Replace the object with `etag` by `holder`, unless it is there already, and return the new etag."""
         try:
             return self.storage.put(self.key, holder.encoded(), etag=etag)
         except (ConflictError, DataError) as error:
@@ -141,7 +140,7 @@ class Lease:
             found = Holder.decoded(content.data, self.key)
             if found == holder:
                 return content.etag
-            raise LostError(f"{found.who} has taken over {self.key}; this one stops") from error
+            raise LostError(f"{found.who} took over {self.key}; this process stops") from error
 
     def _renew(self) -> None:
         while not self._ended.wait(self.seconds / RENEWALS):
@@ -151,7 +150,7 @@ class Lease:
             except (LostError, DataError) as error:
                 self._lost = str(error)
                 return
-            except ResourceError:  # it may pass, and the next attempt finds out what happened
+            except ResourceError:  # temporary; the next attempt finds out what happened
                 continue
             self._holder = renewed
 

@@ -1,7 +1,7 @@
-"""Folders of files that never change, such as the checkpoints of a training, kept in a bucket too while they are being made.
+"""Mirrors folders of files that never change, such as checkpoints, to a bucket while a training writes them.
 
-Keys are `<prefix>/<folder>/<file>` and, written last, `<prefix>/<folder>/MANIFEST.json` with their names, sizes and SHA-256: a
-folder without it is not whole and counts as absent.
+Keys are `<prefix>/<folder>/<file>` and, written last, `<prefix>/<folder>/MANIFEST.json` with names, sizes and SHA-256. A folder
+without manifest is incomplete and counts as absent.
 """
 
 import json
@@ -22,7 +22,7 @@ from sfd_core.host.paths import atomic_dir, file_digest
 from sfd_core.storage.bucket import Storage, UnavailableError
 
 VARIABLE = "SFD_CHECKPOINTS"
-"""Environment variable: s3://BUCKET or s3://BUCKET/PREFIX to mirror checkpoints to; unset for nowhere."""
+"""Environment variable: s3://BUCKET or s3://BUCKET/PREFIX for mirrored checkpoints; unset for none."""
 MANIFEST = "MANIFEST.json"
 STEPS = "step-*"
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -42,33 +42,31 @@ class Place:
 
     @classmethod
     def of_environment(cls) -> "Place | None":
-        """Return the place that SFD_CHECKPOINTS names, if any. Raises `ConfigError` if it is no S3 address."""
+        """Return the place in SFD_CHECKPOINTS, or None if unset. Raises `ConfigError` if it is no S3 address."""
         text = os.environ.get(VARIABLE)
         if not text:
             return None
         address = urlsplit(text)
         if address.scheme != "s3" or not address.netloc:
-            raise ConfigError(
-                f"{VARIABLE} is {text!r}, but must be s3://BUCKET or s3://BUCKET/PREFIX; set it right or unset it"
-            )
+            raise ConfigError(f"{VARIABLE} is {text!r}, but must be s3://BUCKET or s3://BUCKET/PREFIX; correct it or unset it")
         return cls(address.netloc, address.path.strip("/"))
 
     def key(self, *parts: str) -> str:
-        """Return the key of something below this place."""
+        """Return a key below this place."""
         return "/".join(part for part in (self.prefix, *parts) if part)
 
 
 def upload_file(storage: Storage, path: Path, key: str) -> None:
-    """Upload a file that changes no more unless it is there already, whole."""
+    """Upload a finished file unless the bucket already has it."""
     digest = file_digest(path)
     if not storage.exists(key) or storage.digest(key) != digest:
         storage.upload(path, key, digest=digest)
 
 
 def upload_folder(storage: Storage, folder: Path, prefix: str) -> None:
-    """Upload all files of a folder that changes no more; those that are there already, whole, are not sent again.
+    """Upload all files of a finished folder, skipping files that the bucket already has.
 
-    Raises `DataError` if a file vanishes meanwhile, `ResourceError` if the storage fails; called again, it goes on.
+    Raises `DataError` if a file disappears meanwhile, and `ResourceError` if the storage fails. Call it again to continue.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     present = {stored.key for stored in storage.list(f"{prefix}/")}
@@ -80,43 +78,43 @@ def upload_folder(storage: Storage, folder: Path, prefix: str) -> None:
         try:
             entries[name] = {"size": path.stat().st_size, "sha256": file_digest(path)}
         except FileNotFoundError as error:
-            raise DataError(f"{path} vanished while it was being uploaded") from error
+            raise DataError(f"{path} disappeared during its upload") from error
         if f"{prefix}/{name}" not in present or storage.digest(f"{prefix}/{name}") != entries[name]["sha256"]:
             storage.upload(path, f"{prefix}/{name}", digest=entries[name]["sha256"])
     storage.put(f"{prefix}/{MANIFEST}", json.dumps(entries, indent=2).encode())
 
 
 def download_folder(storage: Storage, prefix: str, folder: Path) -> None:
-    """Download what `upload_folder` uploaded, whole or not at all.
+    """Download a folder of `upload_folder` atomically.
 
-    Raises `DataError` if there is no whole folder, or if a file is not what its manifest says.
+    Raises `DataError` if there is no complete folder, or if a file does not match its manifest.
     """
     entries = _manifest(storage, prefix)
     with atomic_dir(folder) as temporary:
         for name, entry in entries.items():
             target = temporary / name
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise DataError(f"{prefix}/{MANIFEST} names {name!r}, which lies outside the folder; do not use it")
+                raise DataError(f"{prefix}/{MANIFEST} lists {name!r}, which is outside the folder; do not use it")
             storage.download(f"{prefix}/{name}", target, digest=entry["sha256"])
 
 
 def delete_folder(storage: Storage, prefix: str) -> None:
-    """Delete a folder, its manifest first: one that is half deleted counts as absent."""
+    """Delete a folder, its manifest first, so that a partly deleted folder counts as absent."""
     storage.delete(f"{prefix}/{MANIFEST}")
     for stored in list(storage.list(f"{prefix}/")):
         storage.delete(stored.key)
 
 
 def complete_folders(storage: Storage, prefix: str) -> list[str]:
-    """Return the names of the whole folders below `prefix`, in the order of their names."""
+    """Return the names of the complete folders below `prefix`, sorted."""
     ends = [stored.key.removeprefix(f"{prefix}/") for stored in storage.list(f"{prefix}/")]
     return sorted(str(PurePosixPath(end).parent) for end in ends if PurePosixPath(end).parts[1:] == (MANIFEST,))
 
 
 def restore(storage: Storage, prefix: str, folder: Path) -> Path | None:
-    """Download the newest whole step below `prefix` into `folder` unless one as new is there, and return where it lies.
+    """Download the newest complete step below `prefix` to `folder`, unless a local one is as new, and return its path.
 
-    A damaged one is named and passed over. Returns None if there is none anywhere. Raises `ResourceError` if the storage fails.
+    A damaged step is reported and skipped. Returns None if there is no step. Raises `ResourceError` if the storage fails.
     """
     local = _local_steps(folder)
     for name in reversed(complete_folders(storage, prefix)):
@@ -132,13 +130,12 @@ def restore(storage: Storage, prefix: str, folder: Path) -> Path | None:
 
 
 class Mirror:
-    """Uploads the steps of a folder in the background, the newest first; as a context manager, from entry to exit.
+    """Uploads the steps of a folder in the background, the newest first; a context manager.
 
-    Files that the steps need, which the pattern `files` finds below the folder, are up before the steps made after them.
-
-    What it uses is bounded: one thread of low priority, one part of a file in memory. Failures are told once and repeated until
-    they pass; they neither slow nor end what makes the files. Steps that vanish from the folder vanish from the bucket as well,
-    but for the newest `kept`; steps that other machines mirrored are left alone.
+    Files that match the pattern `files` in the folder are uploaded before later steps, which need them. It uses one thread of
+    low priority and keeps one part of a file in memory. A failure is reported once and retried until it succeeds; it neither
+    slows nor stops the training. Steps deleted from the folder are deleted from the bucket, except the newest `kept`. Steps of
+    other machines are not deleted.
     """
 
     def __init__(
@@ -155,11 +152,11 @@ class Mirror:
         self._ended = threading.Event()
         self._done: set[str] = set()
         self._seen: set[str] = set()
-        self._told = False
+        self._failure_reported = False
         self._thread = threading.Thread(target=self._run, name=f"mirror {folder}", daemon=True)
 
     def __enter__(self) -> Self:
-        with suppress(UnavailableError):  # that may pass; a wrong key does not
+        with suppress(UnavailableError):  # temporary, unlike a wrong key
             self.storage.check()
         self._thread.start()
         return self
@@ -168,24 +165,27 @@ class Mirror:
         self.close()
 
     def close(self, seconds: float = SECONDS_AT_THE_END) -> None:
-        """Let the last steps go up for as many seconds at most."""
+        """Wait at most `seconds` for the last uploads."""
         self._ended.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
-            print(f"warning: {self.folder} is not wholly in {self._name}; it is whole on this disk", file=sys.stderr)
+            print(
+                f"warning: {self.folder} is not completely uploaded to {self._name}; it is complete on this disk",
+                file=sys.stderr,
+            )
 
     def _run(self) -> None:
-        """Look, upload, look again; once more after the end."""
-        with suppress(OSError, AttributeError):  # of this thread only, where the system can
+        """Upload new steps until the end, then once more."""
+        with suppress(OSError, AttributeError):  # affects this thread only; not on every system
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         wait = self.every
         while not self._ended.wait(wait):
-            wait = self.every if self._tried(self._pass) else min(2 * wait, LONGEST_WAIT)
-        while not self._tried(self._pass):
+            wait = self.every if self._try(self._mirror_once) else min(2 * wait, LONGEST_WAIT)
+        while not self._try(self._mirror_once):
             time.sleep(self.every)
 
-    def _pass(self) -> None:
-        """Upload what is missing, looking for newer steps after each, then delete what is gone."""
+    def _mirror_once(self) -> None:
+        """Upload missing steps, the newest first, then delete steps that are gone."""
         while missing := [step for step in _local_steps(self.folder) if step.name not in self._done]:
             newest = missing[-1]
             self._seen.add(newest.name)
@@ -217,17 +217,17 @@ class Mirror:
                 delete_folder(self.storage, f"{self.prefix}/{name}")
                 self._seen.discard(name)
 
-    def _tried(self, action: Callable[[], None]) -> bool:
+    def _try(self, action: Callable[[], None]) -> bool:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - whatever happens to the storage, the training goes on
-            if not self._told:
-                self._told = True
+        except Exception as error:  # noqa: BLE001 - no failure of the storage may stop the training
+            if not self._failure_reported:
+                self._failure_reported = True
                 reason = str(error) if isinstance(error, SFDError) else f"{type(error).__name__}: {error}"
-                print(f"warning: {self.folder} is not mirrored for now: {reason}; trying again", file=sys.stderr)
+                print(f"warning: {self.folder} is not mirrored: {reason}; trying again", file=sys.stderr)
             return False
-        if self._told:
-            self._told = False
+        if self._failure_reported:
+            self._failure_reported = False
             print(f"{self.folder} is mirrored to {self._name} again", file=sys.stderr)
         return True
 
@@ -247,5 +247,5 @@ def _manifest(storage: Storage, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 def _local_steps(folder: Path) -> list[Path]:
-    """Return the steps in a folder, the newest last; what is still being written has another name."""
+    """Return the complete steps in a folder, the newest last; unfinished ones have another name."""
     return sorted(path for path in folder.glob(STEPS) if path.is_dir())

@@ -1,4 +1,4 @@
-"""A training that several machines may continue in turn, through the bucket that SFD_CHECKPOINTS names."""
+"""Lets several machines resume the same training in turn, through the bucket in SFD_CHECKPOINTS."""
 
 import re
 import shutil
@@ -13,45 +13,45 @@ from sfd_core.storage.lease import Lease
 from sfd_core.storage.mirror import Mirror, Place, complete_folders, delete_folder, restore
 
 PATIENCE = 60.0
-"""Seconds that a download waits for a storage that does not answer."""
+"""Seconds that a download is retried if the storage does not answer."""
 BESIDE = ("history.csv", "incidents.csv", RECORD)
-"""Files of a resume folder that each checkpoint has a copy of."""
+"""Files of a resume folder; each checkpoint has a copy of them."""
 SNAPSHOTS = "snapshots"
 SNAPSHOT = re.compile(r"step-(\d+)\.safetensors")
 
 
 @contextmanager
 def shared_training(folder: Path, settle: Callable[[], bool]) -> Iterator[Callable[[], None]]:
-    """Claim the training of a resume folder, fetch what another machine did of it, and mirror what this one does.
+    """Lease the training of a resume folder, download the progress of another machine, and mirror new checkpoints.
 
-    `settle` says, once all of it is in the folder, whether the training goes on with it; if not, the bucket's copy is deleted.
-    Yields what the training calls before every checkpoint; it raises `LostError` once another machine took the training over.
-    Without SFD_CHECKPOINTS only `settle` is called. Raises `ConfigError` if that is no address, `ResourceError` if another
-    machine runs this training or the storage refuses or does not answer, before any compute, and what `settle` raises.
+    Then `settle` is called; if it returns False, the training restarts, and the progress in the bucket is deleted. Yields a
+    function to call before every checkpoint; it raises `LostError` if another machine took over the training. Without
+    SFD_CHECKPOINTS only `settle` is called. Raises `ConfigError` if it is no S3 address, and `ResourceError` if another machine
+    holds the lease or the storage rejects requests or does not answer, before any compute.
     """
     place = Place.of_environment()
     if place is None:
         settle()
-        yield _nobody_else
+        yield _unshared
         return
     storage = Storage(place.bucket, PATIENCE)
     prefix = place.key(folder.parent.name, folder.name)
     with Lease(storage, f"{prefix}/lease.json") as lease:
-        _fetch(storage, prefix, folder)
+        _download_progress(storage, prefix, folder)
         if not settle():
             _delete(storage, prefix)
         with Mirror(storage, folder, prefix, files=f"{SNAPSHOTS}/*.safetensors"):
             yield lease.check
 
 
-def _nobody_else() -> None:
+def _unshared() -> None:
     pass
 
 
-def _fetch(storage: Storage, prefix: str, folder: Path) -> None:
-    """Bring the folder to the newest checkpoint that is anywhere, with its curve and the snapshots up to it.
+def _download_progress(storage: Storage, prefix: str, folder: Path) -> None:
+    """Bring the folder to the newest checkpoint, local or in the bucket, with its curves and snapshots.
 
-    Broken off, it fetches the rest when it is called again.
+    If interrupted, the next call downloads the rest.
     """
     here = {path.name for path in folder.glob("step-*")}
     newest = restore(storage, prefix, folder)
@@ -67,11 +67,11 @@ def _fetch(storage: Storage, prefix: str, folder: Path) -> None:
         if (newest / name).exists() and (newest.name not in here or not (folder / name).exists()):
             shutil.copyfile(newest / name, folder / name)
     if newest.name not in here:
-        print(f"{folder}: continues what another machine did, up to step {step}", file=sys.stderr)
+        print(f"{folder}: resuming at step {step}, reached by another machine", file=sys.stderr)
 
 
 def _delete(storage: Storage, prefix: str) -> None:
-    """Delete all steps and snapshots of a training in the bucket."""
+    """Delete the checkpoints and snapshots of a training in the bucket."""
     for name in complete_folders(storage, prefix):
         delete_folder(storage, f"{prefix}/{name}")
     for stored in list(storage.list(f"{prefix}/{SNAPSHOTS}/")):

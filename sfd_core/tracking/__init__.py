@@ -1,6 +1,6 @@
-"""What was measured, in MLflow: the only package that imports mlflow, and only when there is something to send.
+"""Runs and curves in MLflow. The only package that imports mlflow, and only on use.
 
-Every curve is on disk first. Runs are completed from there, so a server that is down or slow costs no point and no time.
+Curves are written to disk first and sent from there, so a server that is down or slow costs no points and no time.
 """
 
 from sfd_core.tracking.address import store_uri

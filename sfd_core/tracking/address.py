@@ -1,4 +1,4 @@
-"""Which MLflow store, and whether it is there; answered without importing mlflow."""
+"""The address of the MLflow store, and whether it answers, without importing mlflow."""
 
 import http.client
 import os
@@ -13,23 +13,23 @@ ANSWER_SECONDS = 10.0
 
 
 def store_uri() -> str:
-    """Return MLFLOW_TRACKING_URI or the address of the embedded store."""
+    """Return MLFLOW_TRACKING_URI, or the address of the embedded store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{EMBEDDED_SCHEME}{(STATE / 'mlflow.db').absolute()}"
 
 
 def is_embedded(uri: str) -> bool:
-    """Whether the store is a file of this machine."""
+    """Whether the store is a local file."""
     return uri.startswith(EMBEDDED_SCHEME)
 
 
 def public(uri: str) -> str:
-    """Return an address without a user and password that it may hold."""
+    """Return an address without user and password."""
     address = urlsplit(uri)
     return urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2]))
 
 
 def is_reachable(uri: str) -> bool:
-    """Whether a server answers at the store's address, whatever it says; one that accepts and is silent does not."""
+    """Whether a server at the store's address sends any HTTP answer."""
     if urlsplit(uri).scheme not in {"http", "https"}:
         return True
     try:

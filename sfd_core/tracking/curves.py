@@ -1,4 +1,4 @@
-"""Curves on disk as points of a run."""
+"""Reads curves on disk as points of a run."""
 
 import csv
 import math
@@ -30,10 +30,10 @@ class Curve:
     path: Path
     prefix: str
     clock: Path | None = None
-    """A CSV file with columns `step` and `seconds`, where the curve itself has no `seconds`."""
+    """A CSV file with columns `step` and `seconds`, for a curve without `seconds`."""
 
     def points(self) -> Iterator[Point]:
-        """Yield what is on disk; values that are not finite and a row still being written are left out."""
+        """Yield the points on disk, without non-finite values and without an unfinished last row."""
         clock = [(row[STEP], row[SECONDS]) for row in _rows(self.clock)]
         for row in _rows(self.path):
             seconds = row.get(SECONDS, _interpolated(row[STEP], clock))
@@ -43,7 +43,7 @@ class Curve:
 
 
 def metric_name(prefix: str, name: str) -> str:
-    """Return `prefix/name` in the characters that MLflow takes."""
+    """Return `prefix/name` with only characters that MLflow allows."""
     return f"{prefix}/" + re.sub(r"[^\w./ -]", "_", name)
 
 

@@ -1,8 +1,8 @@
-"""The prepared comparison among MLflow's own pages: charts, runs and their order that one link opens, for everyone alike.
+"""A prepared comparison page in MLflow: one link opens the same charts, runs and order for everyone.
 
-MLflow keeps a shared view as a tag of the experiment and finds it by a key in the address. The layout of that tag is not
-documented: mlflow is pinned, and a test opens the link in a browser. A view says neither which runs are pinned nor which are
-hidden or unfolded, so runs carry a tag that it filters by, and the order by a tag, which alone unfolds them, puts DiT first.
+MLflow stores a shared view as a tag of the experiment and finds it by a key in the address. The format of this tag is
+undocumented, so mlflow is pinned and a test opens the link in a browser. A view cannot pin, hide or unfold runs. Therefore it
+filters by a tag of the runs, and sorts by another tag, which unfolds them and puts DiT first.
 """
 
 import json
@@ -20,19 +20,19 @@ KEY = "comparison"
 TAG = f"mlflow.sharedViewState.{KEY}"
 BASELINE_TAG, COLOUR_TAG = "sfd.baseline", "mlflow.runColor"
 BLACK = "#000000"
-"""Of baselines, which no other run has."""
+"""Colour of baselines only."""
 PUBLISHED = "published"
 IMAGES_SEEN = metric_name("evaluate", "images_seen")
 LOSS_TERMS = "train/"
 SWEPT = ("variant.delta_t", "scale")
-"""Parameters with a chart of their own: the offset of a training, the guidance scale of a point that trained nothing."""
+"""Parameters with their own chart: the offset of a training, the guidance scale of a point without training."""
 NOT_A_LOSS = ("gradient_norm", "learning_rate", "images_per_second", "images_seen")
 SECTIONS = ("Convergence", "Sweeps", "Training")
 
 
 @dataclass(frozen=True)
 class PublishedCurve:
-    """FID over training steps that a paper published."""
+    """A published curve of FID over training steps."""
 
     name: str
     steps: Sequence[int]
@@ -43,23 +43,23 @@ class PublishedCurve:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """What the page shows."""
+    """The link of the page and what it shows."""
 
     link: str
     baselines: tuple[str, ...]
-    """Names of the DiT runs, which stand first."""
+    """Names of the DiT runs, which are shown first."""
     charts: int
 
 
 def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCurve] = ()) -> Dashboard:
-    """Lay the charts out anew for the runs that there are, DiT first, and return where the page is.
+    """Update the charts for all runs, DiT first, and return the link of the page.
 
-    `number` is the leading distance, such as `fid`; `published` curves of it become runs of their own, once.
+    `number` is the main distance, such as `fid`. Each of the `published` curves of it becomes a run, once.
     """
     for curve in published:
         _record_published(store, number, curve)
     runs = store.runs()
-    trained = {_evidence(run, KEY_TAG) for run in runs if KEY_TAG in run.tags}
+    trained = {_training_of(run, KEY_TAG) for run in runs if KEY_TAG in run.tags}
     for run in runs:
         tags = {COMPARED_TAG: "yes" if _is_compared(run, trained) else "no"}
         tags |= {BASELINE_TAG: "DiT", COLOUR_TAG: BLACK} if _is_baseline(run) else {}
@@ -70,7 +70,7 @@ def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCu
 
 
 def dashboard_link(store: Store) -> str:
-    """Return the address of the comparison; of the embedded store on the server that `make serve-mlflow` starts."""
+    """Return the address of the comparison; for the embedded store, on the server of `make serve-mlflow`."""
     base = "http://127.0.0.1:5000" if store.uri.startswith(EMBEDDED_SCHEME) else public(store.uri).rstrip("/")
     return f"{base}/#/experiments/{store.experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
 
@@ -97,15 +97,15 @@ def _is_baseline(run: Run) -> bool:
     return run.params.get("variant.model") == "dit" or run.name.startswith(f"{PUBLISHED}: DiT")
 
 
-def _evidence(run: Run, tag: str) -> tuple[str, str]:
-    """Return the training that a tag of a run names, and the evaluation of it."""
+def _training_of(run: Run, tag: str) -> tuple[str, str]:
+    """Return the key of the training in tag `tag`, and the key of its evaluation."""
     return run.tags.get(tag, ""), run.tags.get(EVALUATION_TAG, "")
 
 
 def _is_compared(run: Run, trained: Collection[tuple[str, str]]) -> bool:
-    """Whether a run has something to compare, and is not there a second time: as a training and as a sweep's point."""
+    """Whether to show a run: it has numbers, and is not the point of a sweep whose training is a run already."""
     kind = run.tags.get(KIND_TAG)
-    return kind not in ("vae", "sweep") and not (kind == "point" and _evidence(run, RUN_KEY_TAG) in trained)
+    return kind not in ("vae", "sweep") and not (kind == "point" and _training_of(run, RUN_KEY_TAG) in trained)
 
 
 def _charts(number: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -117,7 +117,7 @@ def _charts(number: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         if any(parameter in run.params for run in runs):
             yield _scatter("Sweeps", parameter, final, f"{number} over {parameter}")
     varied = _varied(runs)
-    yield _parallel("Sweeps", varied, [final], f"{number} over all that varies")
+    yield _parallel("Sweeps", varied, [final], f"{number} over all varied parameters")
     for term in _loss_terms(runs):
         yield _Line("Training", term, log_y=True).card(term)
 
@@ -162,12 +162,12 @@ def _card(kind: str, section: str, title: str) -> dict[str, Any]:
 
 
 def _varied(runs: Sequence[Run]) -> list[str]:
-    """Return the parameters that differ among what sweeps compare: their points' trainings, and points that trained nothing."""
+    """Return the parameters that differ between the runs of sweeps: trainings of points, and points without training."""
     points = [run for run in runs if run.tags.get(KIND_TAG) == "point"]
-    trained = {_evidence(run, RUN_KEY_TAG) for run in points if RUN_KEY_TAG in run.tags}
+    trained = {_training_of(run, RUN_KEY_TAG) for run in points if RUN_KEY_TAG in run.tags}
     values: dict[str, set[str]] = {}
     for run in runs:
-        if _evidence(run, KEY_TAG) in trained or (run in points and RUN_KEY_TAG not in run.tags):
+        if _training_of(run, KEY_TAG) in trained or (run in points and RUN_KEY_TAG not in run.tags):
             for name, value in run.params.items():
                 values.setdefault(name, set()).add(value)
     return sorted(name for name, found in values.items() if len(found) > 1) or ["variant.delta_t", "variant.size"]

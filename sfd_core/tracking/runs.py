@@ -1,4 +1,4 @@
-"""What a run is called, which parameters shaped it, and where it came from."""
+"""The name, parameters and origin of a run."""
 
 import json
 import subprocess
@@ -14,14 +14,14 @@ from sfd_core.host.paths import file_digest
 
 LOCK_FILE = Path("requirements.lock")
 COMPARED_TAG = "sfd.compared"
-"""`yes` or `no`: whether the comparison shows a run."""
+"""`yes` or `no`: whether the comparison shows the run."""
 VAEName = Literal["texture_vae", "semantic_vae"]
 
 UPSTREAM: Mapping[VAEName, tuple[str, ...]] = {
     "texture_vae": ("prepare", "texture_vae"),
     "semantic_vae": ("prepare", "features", "semantic_vae"),
 }
-"""Groups of parameters that shape a VAE."""
+"""Parameter groups that determine a VAE."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def vae_run(params: Params, name: VAEName) -> RunSpec:
 
 
 def training_run(name: str, group: Group) -> RunSpec:
-    """Describe the run of a training that is under way; what is not known inside its stage is added when it is complete."""
+    """Describe the run of a training in progress; the rest is added when it is complete."""
     stage = name if name in UPSTREAM else "train"
     return _spec(name, "training", {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv]), stage)
 
@@ -72,7 +72,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _commit() -> str:
-    """Return the commit checked out, marked if files differ from it; empty outside a repository."""
+    """Return the current commit, marked if files differ from it; empty outside a repository."""
     try:
         answers = [
             subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()

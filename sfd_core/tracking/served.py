@@ -1,9 +1,9 @@
-"""The denoiser as an MLflow model: a table of labels and seeds in, images out.
+"""The denoiser as an MLflow model, which maps a table of labels and seeds to images.
 
 model = mlflow.pyfunc.load_model("models:/<id>")
 images = model.predict(pandas.DataFrame({"label": [0, 1], "seed": [7, 7]}))
 
-Further columns are optional: `guidance`, the scale of classifier-free guidance of both parts (1 is none), and `evaluations`.
+Optional columns: `guidance` (scale of classifier-free guidance for both latents, 1 is none) and `evaluations`.
 """
 
 import pkgutil
@@ -18,23 +18,21 @@ from numpy.typing import NDArray
 from sfd_core.host.errors import ConfigError
 
 PIPELINE = "sfd_core.sampling.pipeline:Pipeline"
-"""Named, not imported: tracking and sampling stand beside one another."""
+"""By name, because tracking may not import sampling."""
 TRAIN_PART, TEXTURE_VAE_PART = "train", "texture_vae"
 
 
 class SampledModel:
-    """Wraps a sampling pipeline as MLflow wants it."""
+    """Wraps a sampling pipeline for MLflow."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
 
     def predict(self, model_input: pd.DataFrame) -> NDArray[np.uint8]:
-        """Return images (N, 3, R, R); each depends on its row only."""
+        """Return images (N, 3, R, R); each depends only on its row."""
         missing = {"label", "seed"} - set(model_input.columns)
         if missing:
-            raise ConfigError(
-                f"the table lacks the columns {', '.join(sorted(missing))}; give a label and a seed for each image"
-            )
+            raise ConfigError(f"the table lacks the columns {', '.join(sorted(missing))}; give a label and a seed per image")
         return np.concatenate([self._image(row) for row in model_input.to_dict("records")])
 
     def _image(self, row: Mapping[Any, Any]) -> NDArray[np.uint8]:
@@ -47,6 +45,6 @@ class SampledModel:
 
 
 def _load_pyfunc(path: str) -> SampledModel:
-    """Load what `Store.send_model` staged; called by `mlflow.pyfunc.load_model`."""
+    """Load the model that `Store.send_model` logged; called by `mlflow.pyfunc.load_model`."""
     pipeline = pkgutil.resolve_name(PIPELINE)
     return SampledModel(pipeline.from_artifact(Path(path) / TRAIN_PART, Path(path) / TEXTURE_VAE_PART))

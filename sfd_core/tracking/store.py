@@ -1,7 +1,7 @@
-"""The MLflow store and what goes into it: each run once, each point once, however often it is sent.
+"""Sends runs to the MLflow store; sending a run or a point again changes nothing.
 
-A point's time stamp follows from the run's start and the training seconds on disk, so that a server which took a point and
-lost the answer recognises it when it comes again.
+The time stamp of a point is the start of the run plus the training seconds on disk. So a server that stored a point, but lost
+the answer, recognises the point when it is sent again.
 """
 
 import logging
@@ -29,7 +29,7 @@ from sfd_core.tracking.runs import RunSpec
 EXPERIMENT = "semantic-first-diffusion"
 NAME_TAG, KEY_TAG, EVALUATION_TAG, COMPLETE_TAG = "sfd.name", "sfd.key", "sfd.evaluation", "sfd.complete"
 POINTS_A_CALL, PARAMS_A_CALL, RUNS_A_CALL, TAG_LENGTH = 1000, 100, 1000, 5000
-"""Limits of MLflow's interface."""
+"""Limits of MLflow's API."""
 SAMPLING_NEEDS = (
     "torch",
     "torchvision",
@@ -42,7 +42,7 @@ SAMPLING_NEEDS = (
     "pydantic",
     "pyyaml",
 )
-"""Packages that sampling from the model imports."""
+"""Packages that the model needs for sampling."""
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
@@ -51,28 +51,28 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""Unless the user says otherwise: the default client blocks for minutes when a server is down."""
+"""Defaults for unset variables; otherwise the client blocks for minutes if the server is down."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a finished run has to show."""
+    """Curves, numbers, files and model of a finished run."""
 
     curves: Sequence[Curve] = ()
     finals: Mapping[str, float] = field(default_factory=dict)
-    """Numbers without a curve, by metric name."""
+    """Final numbers by metric name."""
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-    """Folder of the run's artifacts -> files."""
+    """Artifact folder -> files."""
     step_images: Mapping[int, Path] = field(default_factory=dict)
     """Sample grid of each snapshot."""
     tags: Mapping[str, str] = field(default_factory=dict)
     model: Mapping[str, Path] = field(default_factory=dict)
-    """Place in the model's folder -> file that the model is loaded from; empty for no model."""
+    """Path in the model folder -> file; empty for no model."""
 
 
 @dataclass(frozen=True)
 class Synced:
-    """What completing a run took."""
+    """Result of completing a run."""
 
     run_id: str
     points_sent: int
@@ -80,19 +80,19 @@ class Synced:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it stands in the store."""
+    """A run in the store."""
 
     run_id: str
     name: str
-    """As MLflow's pages show it."""
+    """Name in MLflow's pages."""
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
-    """The last value of each."""
+    """Last value of each metric."""
 
 
 class Store:
-    """One experiment of one MLflow store. Methods raise what mlflow raises."""
+    """One experiment of one MLflow store. Methods raise the errors of mlflow."""
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
@@ -104,7 +104,7 @@ class Store:
         self.experiment_id = self._experiment()
 
     def find(self, tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
-        """Return (id, tags) of the runs that carry all of `tags`, oldest first."""
+        """Return (id, tags) of the runs that have all of `tags`, oldest first."""
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         runs = self._client.search_runs([self.experiment_id], query, order_by=["attributes.start_time ASC"])
         return [(run.info.run_id, dict(run.data.tags)) for run in runs]
@@ -124,7 +124,7 @@ class Store:
         self._client.set_experiment_tag(self.experiment_id, name, value)
 
     def create(self, spec: RunSpec, tags: Mapping[str, str]) -> str:
-        """Make a run with the parameters and tags of `spec` and return its id."""
+        """Create a run with the parameters and tags of `spec`, and return its id."""
         run_id: str = self._client.create_run(
             self.experiment_id, tags={**spec.tags, NAME_TAG: spec.name, **tags}, run_name=spec.name
         ).info.run_id
@@ -132,7 +132,7 @@ class Store:
         return run_id
 
     def describe(self, run_id: str, spec: RunSpec) -> None:
-        """Log the parameters of `spec` that a run lacks."""
+        """Log the parameters of `spec` that the run does not have yet."""
         present = self._client.get_run(run_id).data.params
         param = self._mlflow.entities.Param
         missing = [param(name, value) for name, value in spec.params.items() if name not in present]
@@ -140,12 +140,12 @@ class Store:
             self._client.log_batch(run_id, params=chunk)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags, cut to the length MLflow takes."""
+        """Set tags, truncated to the length that MLflow allows."""
         for name, value in tags.items():
             self._client.set_tag(run_id, name, value[:TAG_LENGTH])
 
     def rename(self, run_id: str, name: str) -> None:
-        """Let MLflow's pages show a run under another name."""
+        """Rename a run in MLflow's pages."""
         self._client.update_run(run_id, name=name)
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
@@ -153,11 +153,11 @@ class Store:
         self._client.set_terminated(run_id, status)
 
     def known(self, run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
-        """Return which (key, step) of `keys` a run has."""
+        """Return the pairs (key, step) of `keys` that a run has."""
         return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
 
     def send(self, run_id: str, points: Iterable[Point], known: set[tuple[str, int]]) -> int:
-        """Log the points that are not `known`, add them there, and return how many were sent."""
+        """Log the points that are not in `known`, add them to it, and return their number."""
         new = {(point.key, point.step): point for point in points if (point.key, point.step) not in known}
         start: int = self._client.get_run(run_id).info.start_time
         metric = self._mlflow.entities.Metric
@@ -168,7 +168,7 @@ class Store:
         return len(new)
 
     def send_files(self, run_id: str, evidence: Evidence) -> None:
-        """Upload files, and the sample grids of steps that the run has none of."""
+        """Upload files, and sample grids of steps for which the run has none."""
         for folder, files in evidence.files.items():
             for file in files:
                 self._client.log_artifact(run_id, str(file), folder)
@@ -182,7 +182,7 @@ class Store:
                 self._client.log_image(run_id, np.asarray(Image.open(file).convert("RGB")), key="samples", step=step)
 
     def send_model(self, run_id: str, parts: Mapping[str, Path]) -> None:
-        """Log the denoiser as a model that `mlflow.pyfunc.load_model` loads and that samples images."""
+        """Log the denoiser as a model for `mlflow.pyfunc.load_model`."""
         STATE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=STATE) as staging:
             for name, source in parts.items():
@@ -199,16 +199,16 @@ class Store:
                 )
 
     def model_of(self, run_id: str) -> str | None:
-        """Return the id of the model that a run logged last, None if it logged none."""
+        """Return the id of the newest model of a run, or None."""
         found = self._client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run_id}'")
         newest = max(found, key=lambda model: model.creation_timestamp, default=None)
         return None if newest is None else str(newest.model_id)
 
     def register(self, name: str, model_id: str, run_id: str, description: str, tags: Mapping[str, str]) -> str:
-        """Make a logged model a version of the registered model `name`, or find the one it is, and return its number."""
+        """Make a logged model a version of the registered model `name` unless it is one, and return the version number."""
         try:
             self._client.create_registered_model(name)
-        except self._mlflow.exceptions.MlflowException:  # it is there
+        except self._mlflow.exceptions.MlflowException:  # it exists already
             self._client.get_registered_model(name)
         source = f"models:/{model_id}"
         versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
@@ -220,11 +220,11 @@ class Store:
         return str(version.version)
 
     def alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias of a registered model to a version."""
+        """Set an alias of a registered model to a version."""
         self._client.set_registered_model_alias(name, alias, version)
 
     def version_tags(self, name: str, alias: str) -> dict[str, str]:
-        """Return the tags of the version behind an alias, none if there is no such alias."""
+        """Return the tags of the version with an alias; empty without such an alias."""
         try:
             return dict(self._client.get_model_version_by_alias(name, alias).tags)
         except self._mlflow.exceptions.MlflowException:
@@ -240,15 +240,15 @@ class Store:
             location = (Path(self.uri.removeprefix(EMBEDDED_SCHEME)).parent / "mlartifacts").absolute().as_uri()
         try:
             return str(self._client.create_experiment(name, artifact_location=location))
-        except self._mlflow.exceptions.MlflowException:  # another process was faster
+        except self._mlflow.exceptions.MlflowException:  # another process created it first
             return str(self._client.get_experiment_by_name(name).experiment_id)
 
 
 def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_key: str | None = None) -> Synced:
-    """Complete the run of what `key` identifies, or make it; what the store has already is not sent again.
+    """Complete or create the run of `key`, and send only what the store does not have yet.
 
-    A run started while the training went on is known by its `resume_key`. Evidence of another evaluation of the same
-    training makes a run of its own, so that no curve mixes two protocols.
+    A run that was created during the training is found by its `resume_key`. Another evaluation of the same training becomes a
+    separate run, so that no curve mixes two protocols.
     """
     run_id, tags = _run_of(store, spec, key, evidence.tags.get(EVALUATION_TAG, ""), resume_key)
     points = [point for curve in evidence.curves for point in curve.points()]
@@ -271,14 +271,14 @@ def _run_of(store: Store, spec: RunSpec, key: str, evaluation: str, resume_key: 
         candidates = store.find({NAME_TAG: spec.name, "sfd.resume_key": resume_key})
     for run_id, tags in candidates:
         if tags.get(EVALUATION_TAG, evaluation) == evaluation:
-            if EVALUATION_TAG not in tags and evaluation:  # it was complete as a training only
+            if EVALUATION_TAG not in tags and evaluation:  # so far only the training was complete
                 tags.pop(COMPLETE_TAG, None)
             return run_id, tags
     return store.create(spec, {KEY_TAG: key}), {}
 
 
 def _import_mlflow() -> ModuleType:
-    """Import mlflow, which takes seconds, with bounded waits and without its chatter."""
+    """Import mlflow (takes seconds) with short timeouts and less logging."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow

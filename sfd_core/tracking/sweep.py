@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one parent run, and one child run a point with what was varied and what was measured."""
+"""A sweep in MLflow: a parent run, and one child run per point with its settings and numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,24 @@ class SweepPoint:
 
     name: str
     key: str
-    """What identifies the experiment."""
+    """Identifies the experiment."""
     settings: Mapping[str, str]
-    """What was varied, and the variant."""
+    """The varied parameters and the variant."""
     numbers: Mapping[str, float]
     step: int
     """Training steps behind the numbers."""
     commit: str
     run_key: str = ""
-    """`history_key` of its training, whose run has the curves; empty for a point that trained nothing."""
+    """`history_key` of its training, whose run has the curves; empty for a point without training."""
     evaluation: str = ""
-    """`evaluation_key` of its numbers: a training that was judged in two ways has two runs."""
+    """`evaluation_key` of its numbers; a training that was evaluated in two ways has two runs."""
 
 
 def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: Sequence[Path] = ()) -> str:
-    """Make or complete the parent run `name` and its children, each once however often it is told; return the parent's id.
+    """Create or complete the parent run `name` and its child runs, and return the parent's id.
 
-    The run of a point's training, which all sweeps with this point share, is shown under the point's name.
+    Calling it again creates nothing twice. The run of a point's training, which several sweeps can share, gets the name of the
+    point.
     """
     parent = _parent(store, name)
     present = {tags[POINT_TAG]: run for run, tags in store.find({PARENT_TAG: parent}) if POINT_TAG in tags}
@@ -56,7 +57,7 @@ def record_sweep(store: Store, name: str, points: Sequence[SweepPoint], files: S
 
 
 def find_training(store: Store, run_key: str, evaluation: str) -> list[tuple[str, dict[str, str]]]:
-    """Return (id, tags) of the runs of a point's training with its numbers: one, or none in a store that lacks it."""
+    """Return (id, tags) of the run of a point's training with its numbers; empty if the store has none."""
     return store.find({KEY_TAG: run_key, EVALUATION_TAG: evaluation}) if run_key else []
 
 

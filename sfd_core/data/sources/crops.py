@@ -1,4 +1,4 @@
-"""Image files to square RGB arrays: opening with clear errors, and the centre crop of ADM."""
+"""Image files to square RGB arrays: decoding with clear errors, and the centre crop of ADM."""
 
 import io
 import warnings
@@ -12,7 +12,7 @@ from sfd_core.host.errors import DataError
 
 Pixels = NDArray[np.uint8]
 
-REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to go on without such files"
+REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to skip such files"
 
 
 def read_image(path: Path) -> Image.Image:
@@ -21,13 +21,13 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
-    """Return the image in a file, or in a file's bytes, as RGB, transparency on white.
+    """Return the image of a file, or of a file's bytes, as RGB with transparency on white.
 
-    Raises `DataError` that names it by `name` if it cannot be read, is truncated, or is no image.
+    Raises `DataError` with `name` if it cannot be read, is truncated, or is no image.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns about oddities inside files that it still reads; an image of hostile size is an error.
+            # Pillow warns about oddities in files that it can read; only a huge image is an error.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
@@ -36,13 +36,13 @@ def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image in a format that Pillow reads; {REMEDY}") from error
     except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; run again so that the folder is listed anew") from error
+        raise DataError(f"{name} does not exist; run again to list the folder anew") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} cannot be read as an image ({error}); {REMEDY}") from error
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Return `image` as RGB, with what is transparent shown on white."""
+    """Return `image` as RGB with transparent areas in white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         coloured = image.convert("RGBA")
         white = Image.new("RGBA", coloured.size, "white")
@@ -53,8 +53,8 @@ def on_white(image: Image.Image) -> Image.Image:
 def centre_crop(image: Image.Image, side: int) -> Pixels:
     """Return the central square of an RGB image as (side, side, 3) uint8.
 
-    The image is halved with a box filter while its short side is at least `2 * side`, resized with a bicubic filter until
-    its short side is `side`, then cropped. Source: the evaluation preprocessing of ADM (Dhariwal and Nichol 2021,
+    The image is halved with a box filter while its short side is at least `2 * side`, resized to a short side of `side` with
+    a bicubic filter, then cropped. Source: the evaluation preprocessing of ADM (Dhariwal and Nichol 2021,
     arXiv 2105.05233), which DiT, SiT and SFD train on.
     """
     while min(image.size) >= 2 * side:

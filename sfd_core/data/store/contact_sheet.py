@@ -1,4 +1,4 @@
-"""A picture of a data set: some images of every class, one class a row."""
+"""A picture of a data set: images of every class, one row per class."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ LARGEST_TILE = 64
 
 
 def write_contact_sheet(shard: ShardReader, path: Path) -> None:
-    """Write a PNG of evenly spaced images of each class of a `prepare` shard, at most 100 classes."""
+    """Write a PNG with evenly spaced images of at most 100 classes of a `prepare` shard."""
     labels = shard["label"].array
     classes: list[str] = shard.meta["classes"][:MOST_CLASSES]
     tile = min(LARGEST_TILE, int(shard.meta["resolution"]))

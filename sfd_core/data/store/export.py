@@ -1,4 +1,4 @@
-"""Drawn images as other programs take them: one `.npz` for ADM's evaluator, or a folder of PNG files."""
+"""Samples in the formats of other programs: one `.npz` for ADM's evaluator, or a folder of PNG files."""
 
 import zipfile
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ Images = NDArray[np.uint8]
 def write_npz(path: Path, batches: Iterable[Images], labels: NDArray[np.int64], resolution: int) -> None:
     """Write `arr_0` uint8 (N, R, R, 3) of batches (n, 3, R, R) and `arr_1` int64 (N,) labels, as ADM's sampler does.
 
-    Memory holds one batch. The file appears whole or not at all.
+    One batch is in memory at a time. The write is atomic.
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
@@ -34,7 +34,7 @@ def write_npz(path: Path, batches: Iterable[Images], labels: NDArray[np.int64], 
 
 
 def write_pngs(folder: Path, batches: Iterable[Images]) -> None:
-    """Write image i of batches (n, 3, R, R) to `folder/<i in six digits>.png`; the folder appears whole or not at all."""
+    """Write image i of batches (n, 3, R, R) to `folder/<i in six digits>.png`; the write is atomic."""
     with atomic_dir(folder) as temporary, ThreadPoolExecutor(WRITERS) as pool:
         first = 0
         for images in batches:
@@ -45,7 +45,7 @@ def write_pngs(folder: Path, batches: Iterable[Images]) -> None:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise `ConfigError` if `folder` holds anything: writing images replaces it whole."""
+    """Raise `ConfigError` if `folder` is not empty: writing images would replace it."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and would be replaced; name a new or empty folder for the images")
 

@@ -1,7 +1,7 @@
-"""Shards made of pieces: sub-folders that are shards of their own, each written whole or not at all.
+"""Shards made of pieces: sub-folders that are shards themselves and are written atomically.
 
-Pieces may be made in any order and by several processes, and what a killed run leaves is kept; one manifest over all of them
-makes the folder a shard like any other. The result depends on the pieces alone, not on who made them when.
+Pieces can be written in any order by several processes, and a killed run keeps its complete pieces. One manifest over all
+pieces turns the folder into a normal shard. The result does not depend on which process wrote a piece, or when.
 """
 
 import shutil
@@ -17,21 +17,21 @@ from sfd_core.host.errors import DataError
 from sfd_core.host.processes import Processes
 
 ROWS = 4096
-"""Rows of a piece at most: what a kill costs each process; more pieces would only be more files to open."""
+"""Most rows per piece: what a process loses when it is killed. Smaller pieces would mean more files to open."""
 BYTES = 1 << 30
-"""Bytes of the largest field of a piece at most."""
+"""Most bytes of the largest field of a piece."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece: its folder, and which rows of the source it is made of."""
+    """One piece: its folder and its rows of the source."""
 
     path: Path
     rows: range
 
 
 class PiecedShard:
-    """The pieces of the shard folder `path`, made of `rows` rows of a source; each but the last of `rows_per_piece`."""
+    """The pieces of the shard folder `path`, made of `rows` rows of a source; all but the last have `rows_per_piece`."""
 
     def __init__(self, path: Path, fields: Mapping[str, FieldSpec], rows: int, rows_per_piece: int) -> None:
         self.path, self.fields = path, dict(fields)
@@ -42,13 +42,13 @@ class PiecedShard:
         ]
 
     def left(self, processes: Processes) -> Sequence[Piece]:
-        """Return this process's share of the pieces that are not there yet; damaged ones are named, deleted and made again."""
+        """Return this process's share of the missing pieces; damaged ones are reported, deleted and counted as missing."""
         for piece in processes.share(self.pieces):
             if is_whole(piece):
                 try:
                     ShardReader(piece.path)
                 except DataError as error:
-                    print(f"warning: {error}; it is made again now", file=sys.stderr)
+                    print(f"warning: {error}; writing it again", file=sys.stderr)
                     shutil.rmtree(piece.path)
         processes.wait()
         missing = [piece for piece in self.pieces if not is_whole(piece)]
@@ -56,19 +56,19 @@ class PiecedShard:
         return processes.share(missing)
 
     def rows_kept(self) -> int:
-        """Return how many rows of the source are in whole pieces."""
+        """Return the number of source rows in complete pieces."""
         return sum(len(piece.rows) for piece in self.pieces if is_whole(piece))
 
     def writer(self, piece: Piece) -> ShardWriter:
-        """Return the writer of a piece; it may be given fewer rows than the source has, and notes in its `meta`."""
+        """Return the writer of a piece, which may get fewer rows than the source has."""
         return ShardWriter(piece.path, self.fields, {}, max(1, len(piece.rows)))
 
     def notes(self) -> Iterator[dict[str, Any]]:
-        """Yield the `meta` of all pieces that are there, in order."""
+        """Yield the `meta` of all complete pieces, in order."""
         return (read_manifest(piece.path)[0]["meta"] for piece in self.pieces if is_whole(piece))
 
     def join(self, meta: Mapping[str, Any]) -> None:
-        """Make the folder a shard: the rows of all pieces in order. Every piece must be there."""
+        """Write the manifest of the whole shard, with the rows of all pieces in order. All pieces must be complete."""
         files: dict[str, list[ShardFile]] = {name: [] for name in self.fields}
         length = 0
         for piece in self.pieces:
@@ -80,11 +80,11 @@ class PiecedShard:
 
 
 def is_whole(piece: Piece) -> bool:
-    """Return whether a piece is there; it is never there in part."""
+    """Whether a piece is complete; pieces are written atomically."""
     return piece.path.is_dir()
 
 
 def rows_per_piece(fields: Mapping[str, FieldSpec], batch_size: int = 1) -> int:
-    """Return how many rows a piece of `fields` shall have: whole batches, and few enough for `ROWS` and `BYTES`."""
+    """Return the number of rows per piece of `fields`: whole batches, within `ROWS` and `BYTES`."""
     largest = max((field.row_bytes for field in fields.values()), default=1)
     return max(1, min(ROWS, BYTES // largest) // batch_size) * batch_size

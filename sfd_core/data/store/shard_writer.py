@@ -1,4 +1,4 @@
-"""Writing shard folders (see `sfd_core.data.store.shards`): rows are appended batch by batch and may outgrow memory."""
+"""Writes shard folders (see `sfd_core.data.store.shards`) batch by batch; they may be larger than memory."""
 
 import hashlib
 import io
@@ -18,9 +18,9 @@ from sfd_core.host.paths import atomic_dir, atomic_path
 
 
 class ShardWriter:
-    """Write a shard folder atomically: it appears whole when the `with` block ends, or not at all.
+    """Write a shard folder atomically: it appears when the `with` block succeeds.
 
-    `append` takes every field, rows first. Raises `DataError` if fields, types or shapes differ from `fields`.
+    `append` takes every field, with rows first. Raises `DataError` if fields, types or shapes differ from `fields`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class ShardWriter:
     ) -> None:
         self.path = path
         self.meta: dict[str, Any] = dict(meta)
-        """Travels in the manifest; may be completed until the `with` block ends."""
+        """Stored in the manifest; may be changed until the `with` block ends."""
         self._fields = dict(fields)
         self._rows_per_file = rows_per_file
         self._length = 0
@@ -42,7 +42,7 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         self._folder = self._stack.enter_context(atomic_dir(self.path))
-        # Runs before the folder is renamed, so that a failure in it leaves nothing behind either.
+        # Runs before the folder is renamed, so that a failure leaves nothing behind.
         self._stack.push(self._complete)
         return self
 
@@ -50,7 +50,7 @@ class ShardWriter:
         self._stack.__exit__(kind, error, trace)
 
     def append(self, **arrays: Array) -> None:
-        """Append rows: one array (N, *shape) for every field, with one N."""
+        """Append N rows: one array (N, *shape) for every field."""
         if set(arrays) != set(self._fields):
             raise DataError(f"{self.path}: got fields {sorted(arrays)}, but the shard holds {sorted(self._fields)}")
         rows = len(next(iter(arrays.values())))
@@ -110,7 +110,7 @@ class ShardWriter:
 def write_manifest(
     folder: Path, length: int, fields: Mapping[str, tuple[FieldSpec, Sequence[ShardFile]]], meta: Mapping[str, Any]
 ) -> None:
-    """Make `folder` a shard of `length` rows: of every field its type and its files, by paths relative to the folder."""
+    """Write the manifest of a shard of `length` rows: type and files (relative to `folder`) of every field."""
     described = {name: {**asdict(spec), "files": [asdict(file) for file in files]} for name, (spec, files) in fields.items()}
     manifest = {"version": VERSION, "length": length, "fields": described, "meta": dict(meta)}
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
@@ -119,7 +119,7 @@ def write_manifest(
 
 
 def _header(spec: FieldSpec, rows: int) -> bytes:
-    """Return the `.npy` header; NumPy pads it so that its length does not depend on the number of rows."""
+    """Return the `.npy` header; NumPy pads it, so its length does not depend on the number of rows."""
     buffer = io.BytesIO()
     description = {"descr": np.dtype(spec.dtype).str, "fortran_order": False, "shape": (rows, *spec.shape)}
     np.lib.format.write_array_header_1_0(buffer, description)

@@ -1,7 +1,7 @@
 """The one on-disk format: a folder of memory-mapped `.npy` files, described and hashed by `manifest.json`.
 
-A field continues in a further file every so many rows. `sfd_core.data.store.shard_writer` writes such folders, and
-`sfd_core.data.store.pieces` large ones, whose files lie in sub-folders.
+A field is split into files of a fixed number of rows. `sfd_core.data.store.shard_writer` writes such folders;
+`sfd_core.data.store.pieces` writes large ones, with files in sub-folders.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ VERSION = 1
 MANIFEST = "manifest.json"
 FINITE_CHECK_BYTES = 1 << 24
 SPARE_FILES = 256
-"""Files that may be open besides those of shards."""
+"""Open files reserved for other purposes than shards."""
 GATHERED_ROWS = 4096
-"""Rows at most that are gathered out of several files one by one; more are gathered file by file."""
+"""Up to this many rows are gathered one by one from several files; more rows are gathered file by file."""
 READ_AHEAD_SHARE = 0.25
-"""Share of the machine's memory up to which a field is left to the system's read-ahead, which soon has all of it in memory.
-Of a larger one only the rows that are wanted are fetched, all of a batch at once: read-ahead would read many times as much."""
+"""Up to this fraction of the machine's memory, a field uses the system's read-ahead and is soon in memory. For larger fields,
+only the requested rows are fetched, one batch at a time; read-ahead would read many times as much."""
 
 Array = NDArray[Any]
 
@@ -44,7 +44,7 @@ class FieldSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that one row takes on disk."""
+        """Bytes per row on disk."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
 
@@ -67,7 +67,7 @@ class MappedFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map a file. Raises `ValueError` if it is no array, holds objects or is too short for what its header says."""
+        """Map a file. Raises `ValueError` if it is no array, holds objects, or has another size than its header says."""
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
@@ -83,16 +83,16 @@ class MappedFile:
         return cls(np.ndarray(shape, dtype, mapped, offset), mapped, offset)
 
     def flattened(self) -> Self:
-        """Return the same file with the first two axes as one."""
+        """Return the same file with the first two axes merged."""
         rows = self.rows
         return type(self)(rows.reshape(len(rows) * rows.shape[1], *rows.shape[2:]), self._mapped, self._offset)
 
     def expect_random_access(self) -> None:
-        """Have the system read no more than what `fetch` names."""
+        """Switch off read-ahead; only `fetch` reads in advance."""
         self._mapped.madvise(mmap.MADV_RANDOM)
 
     def fetch(self, start: int, stop: int) -> None:
-        """Have the system read rows `start` to `stop` from the disk, and do not wait for it."""
+        """Start reading rows `start` to `stop` from the disk, without waiting."""
         first = (self._offset + start * self._row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         self._mapped.madvise(mmap.MADV_WILLNEED, first, self._offset + stop * self._row_bytes - first)
 
@@ -116,11 +116,11 @@ class ShardArray:
 
     @property
     def array(self) -> Array:
-        """All rows as one array: the memory map itself when there is one file, else a copy in memory."""
+        """All rows as one array: the memory map itself if there is one file, otherwise a copy in memory."""
         return self._parts[0].rows if len(self._parts) == 1 else self._between(0, len(self))
 
     def flattened(self) -> "ShardArray":
-        """Return the same data with the first two axes as one: of pairs (N, 2, C, ...) the rows (2N, C, ...), pair i at 2i."""
+        """Return the data with the first two axes merged: pairs (N, 2, C, ...) become rows (2N, C, ...), pair i at 2i."""
         return ShardArray(FieldSpec(self._spec.dtype, self._spec.shape[1:]), [part.flattened() for part in self._parts])
 
     def __getitem__(self, index: int | slice | Array) -> Array:
@@ -144,13 +144,13 @@ class ShardArray:
             for part, row in zip(owner.tolist(), inside.tolist(), strict=True):
                 self._parts[part].fetch(row, row + 1)
         if len(self._parts) == 1:
-            # every index is in range; any other mode than `raise` writes to `rows` without a copy between
+            # every index is in range; modes other than `raise` write to `rows` without a temporary copy
             return np.take(self._parts[0].rows, inside, axis=0, out=rows, mode="clip")
         self._gather(owner, inside, rows)
         return rows
 
     def _gather(self, owner: Array, inside: Array, rows: Array) -> None:
-        """Fill `rows` with the rows `inside` of the files `owner`."""
+        """Fill `rows` with rows `inside` of files `owner`."""
         parts = self._parts
         if 0 < len(rows) <= GATHERED_ROWS:
             wanted = zip(owner.tolist(), inside.tolist(), strict=True)
@@ -162,7 +162,7 @@ class ShardArray:
                 rows[mine] = parts[owner[mine[0]]].rows[inside[mine]]
 
     def _between(self, start: int, stop: int) -> Array:
-        """Return a copy of the rows from `start` up to `stop`."""
+        """Return a copy of rows `start` to `stop`."""
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._starts, stop, side="left"))
@@ -174,7 +174,7 @@ class ShardArray:
         return rows
 
     def blocks(self, rows: int) -> Iterator[Array]:
-        """Yield all rows in order, at most `rows` at a time."""
+        """Yield all rows in order, in blocks of at most `rows`."""
         for start in range(0, len(self), rows):
             yield self[start : start + rows]
 
@@ -182,9 +182,9 @@ class ShardArray:
 class ShardReader:
     """Read a shard folder; `reader[field]` is a `ShardArray`.
 
-    With `verify` the content of every file is compared with its sha256, or was before (`sfd_core.data.store.verified`). Raises
-    `DataError` that names the file if the folder is missing, incomplete, of another version or changed since it was written,
-    and `ResourceError` if the system lets a process keep too few files open: a memory map keeps its file open.
+    With `verify`, the content of every file must match its sha256 (see `sfd_core.data.store.verified`). Raises `DataError` with
+    the file if the folder is missing, incomplete, of another version or changed after it was written. Raises `ResourceError`
+    if the limit of open files is too low, since every memory map keeps its file open.
     """
 
     def __init__(self, path: Path, verify: bool = True) -> None:
@@ -193,7 +193,7 @@ class ShardReader:
         self._length: int = manifest["length"]
         self.meta: dict[str, Any] = manifest["meta"]
         self.digest = hashlib.sha256(text).hexdigest()
-        """Identity of the content: the manifest names the hash of every file."""
+        """Identity of the content: the hash of the manifest, which holds the hash of every file."""
         self._files = {name: [ShardFile(**file) for file in field["files"]] for name, field in manifest["fields"].items()}
         self._verified = verify
         if verify:
@@ -216,9 +216,9 @@ class ShardReader:
         return self.fields[field]
 
     def require_finite(self, field: str) -> None:
-        """Raise `NumericsError` that names the first row of `field` that holds NaN or infinity.
+        """Raise `NumericsError` with the first row of `field` that holds NaN or infinity.
 
-        Once found finite, a content that is verified is not read again on this machine.
+        Verified content that was finite once is not read again on this machine.
         """
         array = self[field]
         content = hashlib.sha256("".join(file.sha256 for file in self._files[field]).encode()).hexdigest()
@@ -238,7 +238,7 @@ class ShardReader:
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Return what the manifest of the shard folder `path` says, and its bytes. Raises `DataError`; see `ShardReader`."""
+    """Return the manifest of the shard folder `path` and its bytes. Raises `DataError`; see `ShardReader`."""
     try:
         text = (path / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -254,7 +254,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _allow_open_files(folder: Path, count: int) -> None:
-    """Let this process open `count` more files; the usual limit of 1,024 in all is less than a large shard has."""
+    """Let this process open `count` more files; a large shard exceeds the usual limit of 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = len(list(Path("/dev/fd").iterdir())) + count + SPARE_FILES
     if soft == resource.RLIM_INFINITY or wanted <= soft:
@@ -263,13 +263,13 @@ def _allow_open_files(folder: Path, count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (ValueError, OSError) as error:
         raise ResourceError(
-            f"{folder} consists of {count} files, so that {wanted} may be open at once, but {hard} are allowed; raise the "
+            f"{folder} has {count} files, so {wanted} files may be open at once, but only {hard} are allowed; raise the "
             "hard limit (`ulimit -Hn`)"
         ) from error
 
 
 def memory_bytes() -> int:
-    """Return how many bytes of memory the machine has."""
+    """Return the memory of the machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -291,7 +291,7 @@ def _map_file(folder: Path, spec: FieldSpec, file: ShardFile) -> MappedFile:
 
 
 def _not_finite(array: ShardArray, start: int, size: int) -> tuple[int, int, int]:
-    """Return `start`, how many of the `size` rows from there are not finite, and the first of them counted from `start`."""
+    """Return `start`, the number of non-finite rows among the next `size` rows, and the first of them relative to `start`."""
     block = array[start : start + size]
     finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
     return start, int((~finite).sum()), int(np.argmin(finite))

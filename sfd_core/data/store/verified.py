@@ -1,9 +1,9 @@
-"""Which files were compared with their hashes on this machine before, so that they need not be read whole at every start.
+"""Remembers which files matched their hashes on this machine, so that they need not be read again at every start.
 
-A file is trusted while its size, time of change and inode are those that it had when its hash was right; a copy or another
-checkout of it is hashed again. As in Git's index, a file that changed only a moment before it was hashed is not noted: a change
-in the same tick of the clock would not show. `SFD_VERIFY=always` trusts nothing. The notes lie in `.sfd/verified`, one file a
-folder, and may be deleted at any time.
+A file is trusted while its size, modification time and inode are the same as when its hash matched; copies are hashed again. As
+in Git's index, a file modified less than two seconds before hashing is not recorded, because another change in the same clock
+tick would not be visible. `SFD_VERIFY=always` trusts nothing. The records are in `.sfd/verified`, one file per folder; they can
+be deleted at any time.
 """
 
 import hashlib
@@ -27,68 +27,68 @@ from sfd_core.host.paths import STATE, write_json
 SHAPES_RESULTS = False
 
 VERIFY = "SFD_VERIFY"
-"""Environment variable: `always` has every file hashed and every value checked, whatever was noted before."""
+"""Environment variable: `always` hashes every file and checks every value again, ignoring the records."""
 SETTLED_NS = 2_000_000_000
-"""Age of a file's last change from which its time is trusted to show the next one; file systems tick up to two seconds."""
+"""A modification time is trusted when it is at least this old; file systems have ticks of up to two seconds."""
 CHUNK_BYTES = 1 << 22
 SILENT_SECONDS, SECONDS_BETWEEN_LINES = 2.0, 15.0
 
 Stamp = list[int]
-"""Size, time of change in ns and inode of a file."""
+"""Size, modification time in ns and inode of a file."""
 
 
 def verify_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Compare files of `folder` (relative name -> SHA-256) with their hashes, those alone that are not trusted.
+    """Compare files of `folder` (relative name -> SHA-256) with their hashes, skipping trusted files.
 
-    Raises `DataError` that names the first file that is missing or has another content, `ConfigError` for a value of
-    `SFD_VERIFY` that means nothing.
+    Raises `DataError` for the first file that is missing or has other content, and `ConfigError` for an invalid value of
+    `SFD_VERIFY`.
     """
-    notes = _Notes(folder)
+    records = _Records(folder)
     stamps = {name: _stamp(folder / name) for name in hashes}
-    left = {name: hashes[name] for name, stamp in stamps.items() if notes.known.get(name) != [*stamp, hashes[name]]}
-    if not left:
+    unverified = {name: hashes[name] for name, stamp in stamps.items() if records.known.get(name) != [*stamp, hashes[name]]}
+    if not unverified:
         return
-    right: dict[str, list[int | str]] = {}
-    size = sum(stamps[name][0] for name in left)
+    matching: dict[str, list[int | str]] = {}
+    size = sum(stamps[name][0] for name in unverified)
 
     def compare(name: str) -> None:
         now = time.time_ns()
-        _compare(folder / name, left[name], meter)
+        _compare(folder / name, unverified[name], meter)
         if _stamp(folder / name) == stamps[name] and now - stamps[name][1] > SETTLED_NS:
-            right[name] = [*stamps[name], left[name]]
+            matching[name] = [*stamps[name], unverified[name]]
 
     try:
-        with _Meter(f"verify {folder}", size) as meter, ThreadPoolExecutor() as pool:  # hashing takes a core for each file
-            list(pool.map(compare, left))
+        with _Meter(f"verify {folder}", size) as meter, ThreadPoolExecutor() as pool:  # one core per file
+            list(pool.map(compare, unverified))
     finally:
-        notes.add(right)
+        records.add(matching)
 
 
 def note_verified(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Note that files of `folder` (relative name -> SHA-256), as they are now, have the content of these hashes."""
-    _Notes(folder).add({name: [*_stamp(folder / name), sha256] for name, sha256 in hashes.items()})
+    """Record that files of `folder` (relative name -> SHA-256) currently match these hashes."""
+    _Records(folder).add({name: [*_stamp(folder / name), sha256] for name, sha256 in hashes.items()})
 
 
 def known_finite(content: str) -> bool:
-    """Return whether `note_finite` was told of this content, by its hash."""
-    return not _trusts_nothing() and _finite_note(content).is_file()
+    """Whether `note_finite` recorded this content hash."""
+    return not _verify_always() and _finite_record(content).is_file()
 
 
 def note_finite(content: str, what: str) -> None:
-    """Note that a content, by its hash, holds finite values alone; `what` tells a person what it is."""
-    _write(_finite_note(content), {"finite": what})
+    """Record that a content hash stands for finite values; `what` is a description for people."""
+    _write(_finite_record(content), {"finite": what})
 
 
-class _Notes:
-    """What is known of the files of one folder: relative name -> stamp and SHA-256."""
+class _Records:
+    """Records of the files of one folder: relative name -> stamp and SHA-256."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder.absolute())
         self._path = STATE / "verified" / f"{hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]}.json"
-        self.known: dict[str, Any] = {} if _trusts_nothing() else self._files()
+        self.known: dict[str, Any] = {} if _verify_always() else self._files()
 
     def add(self, found: Mapping[str, list[int | str]]) -> None:
-        """Note what was found, besides what another process noted meanwhile, and forget folders that are no more."""
+        """Add records to those that other processes wrote meanwhile, and delete records of folders that no longer exist."""
         if found:
             _write(self._path, {"folder": self._folder, "files": {**self._files(), **found}})
             for path in self._path.parent.glob("*.json"):
@@ -101,11 +101,11 @@ class _Notes:
 
 
 class _Meter:
-    """Shows how far the hashing of many bytes is: a bar on a terminal, sparse lines elsewhere, neither if it is soon over."""
+    """Shows the progress of hashing: a bar on a terminal, sparse lines elsewhere, nothing if it is quick."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total, self._done = what, total, 0
-        self._began = self._said = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
         self._terminal = sys.stderr.isatty()
         self._bar: tqdm[NoReturn] = tqdm(
@@ -119,14 +119,14 @@ class _Meter:
         self._bar.close()
 
     def add(self, count: int) -> None:
-        """Report, from any thread, that `count` more bytes are done."""
+        """Count `count` more bytes; thread-safe."""
         with self._lock:
             self._done += count
             self._bar.update(count)
             now = time.monotonic()
-            if not self._terminal and now - self._said >= SECONDS_BETWEEN_LINES:
-                self._said = now
-                rate = self._done / (now - self._began)
+            if not self._terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
+                self._last_line = now
+                rate = self._done / (now - self._start)
                 left = (self._total - self._done) / rate
                 shown = f"{self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB, {rate / 1e6:,.0f} MB/s, {left:.0f} s left"
                 print(f"{self._what}: {shown}", file=sys.stderr, flush=True)
@@ -154,19 +154,19 @@ def _stamp(path: Path) -> Stamp:
     return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
-def _finite_note(content: str) -> Path:
+def _finite_record(content: str) -> Path:
     return STATE / "verified" / "finite" / f"{content}.json"
 
 
-def _trusts_nothing() -> bool:
+def _verify_always() -> bool:
     text = os.environ.get(VERIFY)
     if text not in (None, "always"):
-        raise ConfigError(f"{VERIFY} is {text!r}, but can only be 'always'; set it so, or unset it")
+        raise ConfigError(f"{VERIFY} is {text!r}, but can only be 'always'; set it to that or unset it")
     return text is not None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a note says; nothing if there is none, or none that can be read."""
+    """Return the content of a record; empty if it is missing or unreadable."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -175,7 +175,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    # where nothing can be written, or another process notes the same, everything is verified once more
+    # without a record, files are only verified again
     with suppress(OSError):
         for leftover in path.parent.glob(f".{path.name}.*.partial"):
             leftover.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ def test_a_pattern_that_matches_a_file_is_there(tmp_path: Path) -> None:
     params = load_preset("cifar10", PRESETS).check()
     prepare = params.prepare.model_copy(update={"path": "train-*.tar", "held_out_path": None})
     pattern = params.model_copy(update={"prepare": prepare})
-    with pytest.raises(DataError, match=r"not there: train-\*\.tar \(prepare\.path\)"):
+    with pytest.raises(DataError, match=r"missing inputs: train-\*\.tar \(prepare\.path\)"):
         require_inputs(pattern, tmp_path)
     (tmp_path / "train-0.tar").touch()
     require_inputs(pattern, tmp_path)

@@ -96,7 +96,7 @@ def test_texture_alone() -> None:
     assert x.shape == z_tex.shape
     assert composite.split(x).semantic is None
     assert torch.equal(x, Composite(both()).join(z_tex, z_sem)[:, :TEXTURE])
-    with pytest.raises(DataError, match="texture alone"):
+    with pytest.raises(DataError, match="texture-only composite"):
         composite.join(z_tex, z_sem)
     with pytest.raises(DataError, match="channels"):
         composite.denormalise_semantic(z_sem)
@@ -116,7 +116,7 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         composite.join(z_tex, z_tex)
     with pytest.raises(DataError, match="no semantic latent"):
         composite.join(z_tex)
-    with pytest.raises(DataError, match="one grid"):
+    with pytest.raises(DataError, match="encode both at the same resolution"):
         composite.join(z_tex, z_sem[:, :, ::2, ::2])
     with pytest.raises(DataError, match="composite latent has shape"):
         composite.split(z_tex)
@@ -161,7 +161,7 @@ def test_a_constant_channel_is_named() -> None:
 
 
 def test_no_latents_have_no_statistics() -> None:
-    with pytest.raises(DataError, match="no latents"):
+    with pytest.raises(DataError, match="no latents to compute statistics of"):
         StreamingMoments(TEXTURE).statistics()
-    with pytest.raises(DataError, match="one per channel"):
+    with pytest.raises(DataError, match="one value per channel"):
         ChannelStatistics(torch.zeros(2), torch.ones(3))

@@ -93,7 +93,7 @@ def test_another_semantic_vae_than_the_latents_were_encoded_with_is_refused(stag
         compressors.vae.decoder[0].weight += 1  # type: ignore[operator]
     (tmp_path / "other").mkdir()
     compressors.save(tmp_path / "other", SEMANTIC_VAE, identity["encoder"])
-    with pytest.raises(IdentityError, match=r"other holds another Semantic VAE .* run `dvc repro encode`"):
+    with pytest.raises(IdentityError, match=r"other holds Semantic VAE .* was encoded with .* run `dvc repro encode`"):
         TrainInputs.open(variant(repa=REPA), replace(folders, semantic_vae=tmp_path / "other"))
     with pytest.raises(DataError, match="holds no Semantic VAE"):
         TrainInputs.open(variant(repa=REPA), replace(folders, semantic_vae=tmp_path / "nowhere"))
@@ -101,7 +101,7 @@ def test_another_semantic_vae_than_the_latents_were_encoded_with_is_refused(stag
 
 
 def test_pca_does_without_the_semantic_vae_and_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"repa\.targets semantic are decoded by the Semantic VAE, but semantic is pca"):
+    with pytest.raises(ValueError, match=r"repa\.targets is semantic, which needs the Semantic VAE, but semantic is pca"):
         variant(semantic="pca", repa=REPA)
     variant(semantic="pca", repa=REPA.model_copy(update={"weight": 0.0}))
     variant(semantic="pca", repa=REPA.model_copy(update={"targets": "encoder"}))

@@ -91,14 +91,14 @@ def test_another_encoder_or_other_images_than_the_recipe_names_are_refused(proje
     torch.save(timm.create_model("test_vit").state_dict(), project.path / "weights.pth")
     with pytest.raises(IdentityError, match=r"tokens\.json was written with the encoder .* restore its weights or run"):
         project.tokens(False)
-    with pytest.raises(IdentityError, match=r"belongs to other images than .*held_out holds"):
+    with pytest.raises(IdentityError, match=r"belongs to other images than those in .*held_out"):
         open_tokens(project.features(False) / "train", project.prepare / "held_out", CPU)
 
 
 def test_a_damaged_recipe_is_named(project: Stages) -> None:
     for text in ("", "{}", '{"params": {"encoder": 1}}'):
         (project.features(False) / "train" / "tokens.json").write_text(text)
-        with pytest.raises(DataError, match=r"tokens\.json is no recipe of tokens .* run `dvc repro features`"):
+        with pytest.raises(DataError, match=r"tokens\.json is no token recipe .* run `dvc repro features`"):
             project.tokens(False)
 
 

@@ -51,7 +51,7 @@ def test_an_absent_object_is_named_and_nothing_is_written(storage: Storage, tmp_
 
 
 def test_an_absent_file_is_named(storage: Storage, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="it is no file"):
+    with pytest.raises(DataError, match="it is not a file"):
         storage.upload(tmp_path / "absent", "key")
 
 

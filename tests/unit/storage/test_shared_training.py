@@ -78,7 +78,7 @@ def test_another_machine_ends_a_training_as_if_it_had_never_stopped(
     with pytest.raises(BrokenError):
         train(first, ends_at=24)
     shared = train(second)
-    assert "continues what another machine did, up to step 20" in capfd.readouterr().err
+    assert "resuming at step 20, reached by another machine" in capfd.readouterr().err
     monkeypatch.delenv("SFD_CHECKPOINTS")
     whole = train(alone)
     assert curve(second) == curve(alone)

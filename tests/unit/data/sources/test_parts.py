@@ -98,11 +98,11 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         load_images(folder_params(tmp_path / "empty"))
     root = make_folder(tmp_path / "data", {"cat": 2})
     (root / "dog").mkdir()
-    with pytest.raises(DataError, match=r"class folder .*data/dog holds no file"):
+    with pytest.raises(DataError, match=r"class folder .*data/dog is empty"):
         load_images(folder_params(root))
     (root / "dog").rmdir()
     (root / "stray.png").touch()
-    with pytest.raises(DataError, match=r"holds the file 'stray.png' \(1 in all\) beside or instead of class folders"):
+    with pytest.raises(DataError, match=r"holds the file 'stray.png' \(1 in total\) outside class folders"):
         load_images(folder_params(root))
 
 
@@ -166,8 +166,8 @@ def test_a_held_out_path_is_held_out_whole_and_all_of_path_trains(tmp_path: Path
     ("classes", "message"),
     [
         ({"ant": 1}, r"path has 2 classes and prepare\.held_out_path 1: 1 are missing there \(cat\); both need the same"),
-        ({"ant": 1, "cat": 1, "dog": 1}, r"held_out_path 3: 1 exist there alone \(dog\)"),
-        ({"ant": 1, "bee": 1}, r"1 are missing there \(cat\) and 1 exist there alone \(bee\)"),
+        ({"ant": 1, "cat": 1, "dog": 1}, r"held_out_path 3: 1 exist only there \(dog\)"),
+        ({"ant": 1, "bee": 1}, r"1 are missing there \(cat\) and 1 exist only there \(bee\)"),
     ],
 )
 def test_held_out_images_of_other_classes_are_refused(tmp_path: Path, classes: dict[str, int], message: str) -> None:

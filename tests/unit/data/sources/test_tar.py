@@ -106,15 +106,15 @@ def test_a_class_number_in_text_goes_before_one_in_json(tmp_path: Path) -> None:
 
 
 BAD_SAMPLES = {
-    "image without label": ({"a.png": b""}, r"image a has no label .* prepare\.labels folder"),
-    "label without image": ({"a.cls": b"0"}, r"sample a has a label but no image \(its members end in cls"),
+    "image without label": ({"a.png": b""}, r"image a has no label .* set prepare\.labels to folder"),
+    "label without image": ({"a.cls": b"0"}, r"sample a has a label but no image \(its members end with cls"),
     "two images": ({"a.png": b"", "a.jpg": b"", "a.cls": b"0"}, r"sample a has two images, a\.png and a\.jpg"),
     "no number": ({"a.png": b"", "a.cls": b"cat"}, r"a\.cls holds no class number .*'cat'"),
     "test set": ({"a.png": b"", "a.cls": b"-1"}, r"a\.cls holds -1, which is no class"),
     "json without label": ({"a.png": b"", "a.json": b'{"url": 1}'}, r"a\.json holds no class number \(it has keys url"),
-    "json of a name": ({"a.png": b"", "a.json": b'{"label": "cat"}'}, r"no whole number under label or cls"),
+    "json of a name": ({"a.png": b"", "a.json": b'{"label": "cat"}'}, r"no integer under label or cls"),
     "json damaged": ({"a.png": b"", "a.json": b"{"}, r"a\.json holds no class number"),
-    "gap": (samples({"a": 0, "b": 2}), r"labels reach 2, but class 1 has no image"),
+    "gap": (samples({"a": 0, "b": 2}), r"the largest label is 2, but class 1 has no image"),
     "nothing": ({"a.txt": b""}, r"holds no image; .* need an image and a \.cls or \.json member"),
 }
 
@@ -126,7 +126,7 @@ def test_bad_samples_are_named(tmp_path: Path, content: dict[str, bytes], messag
 
 
 def test_images_outside_class_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"prepare\.path .*a\.tar: 9\.png lies in no class folder; .*prepare\.labels to stored"):
+    with pytest.raises(DataError, match=r"prepare\.path .*a\.tar: 9\.png is in no class folder; .*prepare\.labels to stored"):
         load(write_tar(tmp_path / "a.tar", in_folders() | {"9.png": b""}))
 
 
@@ -153,7 +153,7 @@ def test_a_member_that_is_no_image_is_named_when_it_is_read(tmp_path: Path) -> N
 def test_a_cut_tar_file_is_found_while_listing(tmp_path: Path, share: float) -> None:
     content = tar_bytes({f"cat/{number}.png": encoded(number) for number in range(8)}).rstrip(b"\0") + bytes(1024)
     (tmp_path / "a.tar").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(DataError, match=r"a\.tar is no whole, uncompressed tar file"):
+    with pytest.raises(DataError, match=r"a\.tar is no complete, uncompressed tar file"):
         load(tmp_path / "a.tar")
 
 
@@ -168,7 +168,7 @@ def test_a_tar_file_cut_between_members_is_found_too(tmp_path: Path) -> None:
 def test_other_files_are_no_tar_files(tmp_path: Path) -> None:
     for content in (b"", b"text" * 1000, gzip.compress(tar_bytes(in_folders()))):
         (tmp_path / "a.tar").write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.tar is no whole, uncompressed tar file"):
+        with pytest.raises(DataError, match=r"a\.tar is no complete, uncompressed tar file"):
             load(tmp_path / "a.tar")
 
 
@@ -192,7 +192,7 @@ def test_a_file_that_changed_since_it_was_listed_is_named(tmp_path: Path) -> Non
     stamp = images.stamp()
     path.write_bytes(path.read_bytes()[:2000])
     assert images.stamp() != stamp
-    with pytest.raises(DataError, match=r"a\.tar became shorter since it was listed"):
+    with pytest.raises(DataError, match=r"a\.tar became shorter after it was listed"):
         images.render(2, 0)
     path.unlink()
     with pytest.raises(DataError, match=r"a\.tar cannot be read"):

@@ -58,7 +58,7 @@ def test_files_are_ordinary_npy_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), arrays["z"])
 
 
-@pytest.mark.parametrize(("hard", "said"), [(4096, "179700"), (64, "1200 files, so that")])
+@pytest.mark.parametrize(("hard", "said"), [(4096, "179700"), (64, "1200 files, so")])
 def test_a_shard_may_have_more_files_than_a_process_usually_opens(tmp_path: Path, hard: int, said: str) -> None:
     write(tmp_path / "s", rows=600, rows_per_file=1, batch=600)
     program = textwrap.dedent("""
