@@ -1,4 +1,4 @@
-"""DiT's process: 1000 discrete noise levels, epsilon prediction with learned variance, ancestral and DDIM sampling.
+"""The process of DiT: 1000 discrete noise levels, epsilon prediction with learned variance, and the hybrid loss.
 
 Level s runs from 0 (almost data) to S - 1 (almost noise); alpha_bar[s] is the fraction of the data's variance that is left.
 Sources: DDPM (arXiv 2006.11239), Improved DDPM (arXiv 2102.09672), DDIM (arXiv 2010.02502), DiT (arXiv 2212.09748).
@@ -9,29 +9,16 @@ loss needs the same posterior anyway.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sfd_core.diffusion.solver import ObserveFn, Solution
-from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host.errors import ConfigError
 
 TRAINING_LEVELS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02
-
-DenoiseFn = Callable[[Tensor, int], Tensor]
-"""Maps x (N, C, H, W) and one training level 0..999 to (N, 2C, H, W): epsilon, then position in the variance range."""
-
-DenoiseBothFn = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""The same, with the outputs of a main and a reference network."""
-
-StepNoiseFn = Callable[[int], Tensor]
-"""Maps a step number to standard normal noise (N, C, H, W); row k must depend only on the index of image k and the step."""
 
 
 @dataclass(frozen=True)
@@ -106,25 +93,25 @@ class GaussianProcess:
 
     def add_noise(self, data: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
         """Return data (N, C, H, W) at `steps` (N,): sqrt(alpha_bar) data + sqrt(1 - alpha_bar) noise (DDPM, eq. 4)."""
-        return _rows(self.alpha_bar.sqrt(), steps, data) * data + _rows((1 - self.alpha_bar).sqrt(), steps, data) * noise
+        return at_steps(self.alpha_bar.sqrt(), steps, data) * data + at_steps((1 - self.alpha_bar).sqrt(), steps, data) * noise
 
     def predict_data(self, x: Tensor, epsilon: Tensor, steps: Tensor) -> Tensor:
         """Return the data predicted from `epsilon` in `x` (DDPM, eq. 15)."""
-        return (x - _rows((1 - self.alpha_bar).sqrt(), steps, x) * epsilon) / _rows(self.alpha_bar.sqrt(), steps, x)
+        return (x - at_steps((1 - self.alpha_bar).sqrt(), steps, x) * epsilon) / at_steps(self.alpha_bar.sqrt(), steps, x)
 
     def posterior(self, data: Tensor, x: Tensor, steps: Tensor) -> Normal:
         """Return q(x one level below | x, data) (DDPM, eq. 6 and 7)."""
         of_data = self.beta * self.alpha_bar_below.sqrt() / (1 - self.alpha_bar)
         of_x = (1 - self.alpha_bar_below) * (1 - self.beta).sqrt() / (1 - self.alpha_bar)
-        mean = _rows(of_data, steps, x) * data + _rows(of_x, steps, x) * x
-        return Normal(mean, _rows(self.posterior_log_variance, steps, x).expand_as(x))
+        mean = at_steps(of_data, steps, x) * data + at_steps(of_x, steps, x) * x
+        return Normal(mean, at_steps(self.posterior_log_variance, steps, x).expand_as(x))
 
     def reverse(self, output: Tensor, x: Tensor, steps: Tensor) -> Normal:
         """Return p(x one level below | x) for a network's `output` (N, 2C, H, W) (Improved DDPM, eq. 15)."""
         epsilon, position = output.float().chunk(2, dim=1)
         # -1 is the smallest variance, beta-tilde, 1 the largest, beta
         share = (position + 1) / 2
-        low, high = _rows(self.posterior_log_variance, steps, x), _rows(self.beta.log(), steps, x)
+        low, high = at_steps(self.posterior_log_variance, steps, x), at_steps(self.beta.log(), steps, x)
         mean = self.posterior(self.predict_data(x, epsilon, steps), x, steps).mean
         return Normal(mean, share * high + (1 - share) * low)
 
@@ -145,61 +132,7 @@ class GaussianProcess:
         return GaussianTerms(mse + vlb, mse, vlb)
 
 
-@torch.no_grad()
-def sample_gaussian(
-    denoise: DenoiseFn,
-    noise: Tensor,
-    solver: Literal["ddpm", "ddim"],
-    evaluations: int,
-    step_noise: StepNoiseFn,
-    observe: ObserveFn | None = None,
-) -> Solution:
-    """Turn `noise` (N, C, H, W) into data in `evaluations` steps, one network evaluation each.
-
-    `ddpm` samples every step from the learned distribution with `step_noise`; `ddim` (eta 0) is deterministic. `observe` gets
-    the fraction of finished steps as time: 0 is noise, 1 is data. Raises `ConfigError` for more steps than noise levels.
-    """
-    process = GaussianProcess().respaced(evaluations)
-    x = noise
-    for done, step in enumerate(reversed(range(evaluations))):
-        steps = torch.full((x.shape[0],), step, device=x.device)
-        output = denoise(x, process.levels[step]).float()
-        epsilon = output.chunk(2, dim=1)[0]
-        data = process.predict_data(x, epsilon, steps)
-        if observe is not None:
-            observe(done / evaluations, x, data)
-        if solver == "ddim":
-            below = process.alpha_bar_below
-            x = _rows(below.sqrt(), steps, x) * data + _rows((1 - below).sqrt(), steps, x) * epsilon
-        else:
-            reverse = process.reverse(output, x, steps)
-            x = reverse.mean if step == 0 else reverse.mean + (reverse.log_variance / 2).exp() * step_noise(done)
-    if observe is not None:
-        observe(1.0, x, x)
-    return Solution(x, evaluations)
-
-
-def guide_denoiser(main: DenoiseFn, both: DenoiseBothFn, guidance: GuidanceParams) -> DenoiseFn:
-    """Return epsilon_ref + w (epsilon_main - epsilon_ref) and the main network's variance.
-
-    `both` returns the outputs of the main and the reference network, which gets no class (CFG) or is weak (AutoGuidance).
-    The interval is in 1 - level / 999: 0 is noise, 1 is data.
-    """
-    low, high = guidance.interval
-
-    def guided(x: Tensor, level: int) -> Tensor:
-        # the reference network is half the cost: skip it where it is not used
-        if guidance.scale == 1 or not low <= 1 - level / (TRAINING_LEVELS - 1) <= high:
-            return main(x, level)
-        output, start = both(x, level)
-        epsilon, position = output.chunk(2, dim=1)
-        start = start.chunk(2, dim=1)[0]
-        return torch.cat([start + guidance.scale * (epsilon - start), position], dim=1)
-
-    return guided
-
-
-def _rows(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
+def at_steps(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
     """Return a float64 table (S,) at steps (N,) as (N, 1, 1, 1), with device and dtype of `like`."""
     return table.to(like.dtype).to(like.device)[steps][:, None, None, None]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from sfd_core.diffusion import guidance
-from sfd_core.diffusion.gaussian import DenoiseFn, guide_denoiser, sample_gaussian
+from sfd_core.diffusion.gaussian_sampler import DenoiseFn, guide_denoiser, sample_gaussian
 from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.schedule import SharedTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate

@@ -7,7 +7,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from sfd_core.diffusion.gaussian import DenoiseFn, GaussianProcess, guide_denoiser, sample_gaussian
+from sfd_core.diffusion.gaussian import GaussianProcess
+from sfd_core.diffusion.gaussian_sampler import DenoiseFn, guide_denoiser, sample_gaussian
 from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.seeding import sample_noise
