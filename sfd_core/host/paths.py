@@ -75,7 +75,7 @@ def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
     if free < needed_bytes:
         raise ResourceError(
             f"{purpose} needs {needed_bytes / 1e9:.2f} GB under {existing_parent(path)}, but only {free / 1e9:.2f} GB are "
-            "free. Free some space or move the project to a larger disk."
+            "free; free some space or move the project to a larger disk"
         )
 
 

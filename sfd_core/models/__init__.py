@@ -1,1 +1,1 @@
-"""Networks: denoisers, VAEs, frozen encoders, and how their weights are kept and read."""
+"""Networks: denoisers, VAEs, frozen encoders, and their weights on disk."""

@@ -1,1 +1,1 @@
-"""From seeds to images: the pipeline, the artifact it loads, a run as pictures."""
+"""Seeds to images: the pipeline, trained denoisers on disk, and the denoising process as pictures."""

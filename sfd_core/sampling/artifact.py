@@ -1,4 +1,4 @@
-"""A trained denoiser on disk: weights, shapes, statistics and the identity of the latents it was trained on.
+"""A trained denoiser on disk: weights, shapes, statistics and the identity of its training latents.
 
 Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (averaged weights), `history.csv`.
 """
@@ -27,7 +27,7 @@ MODEL_FILE = "model.json"
 
 @dataclass(frozen=True)
 class SnapshotRecord:
-    """Averaged weights kept at one step."""
+    """Averaged (EMA) weights of one step."""
 
     step: int
     images_seen: int
@@ -40,7 +40,7 @@ SNAPSHOT_FIELDS = tuple(field.name for field in fields(SnapshotRecord))
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A trained denoiser, ready to sample: weights of one snapshot in evaluation mode."""
+    """A trained denoiser ready for sampling: one snapshot in evaluation mode."""
 
     model: LightningDiT | DiT
     variant: VariantParams
@@ -54,12 +54,12 @@ class Denoiser:
 
     @property
     def schedule(self) -> AsyncSchedule:
-        """The asynchronous schedule it was trained with."""
+        """The asynchronous schedule of its training."""
         return AsyncSchedule(self.variant.delta_t)
 
     @property
     def null_class(self) -> int:
-        """The label that stands for no class."""
+        """The label for no class."""
         return len(self.classes)
 
 
@@ -89,7 +89,7 @@ class DenoiserManifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read `model.json` of `folder`. Raises `DataError` if there is none or it is damaged."""
+        """Read `model.json` of `folder`. Raises `DataError` if it is missing or damaged."""
         try:
             plain = json.loads((folder / MODEL_FILE).read_text())
             return cls(
@@ -104,7 +104,7 @@ class DenoiserManifest:
             )
         except FileNotFoundError as error:
             raise DataError(
-                f"{folder} holds no trained denoiser ({MODEL_FILE} is missing); run `dvc repro` or name another"
+                f"{folder} holds no trained denoiser ({MODEL_FILE} is missing); run `dvc repro` or give another folder"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / MODEL_FILE} is damaged ({error}); restore it with `dvc checkout`") from error
@@ -113,8 +113,8 @@ class DenoiserManifest:
 def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
     """Load the snapshot of `step`, by default the last, of the artifact in `folder`.
 
-    Raises `DataError` for missing or damaged files or a step without a snapshot, `IdentityError` if the statistics are not
-    those that the denoiser was trained with.
+    Raises `DataError` for missing or damaged files or a step without a snapshot, and `IdentityError` if the statistics do not
+    belong to the denoiser.
     """
     manifest = DenoiserManifest.read(folder)
     snapshot = _snapshot(manifest, folder, step)
@@ -143,7 +143,7 @@ def _snapshot(manifest: DenoiserManifest, folder: Path, step: int | None) -> Sna
         if snapshot.step == step:
             return snapshot
     kept = ", ".join(str(snapshot.step) for snapshot in manifest.snapshots)
-    raise DataError(f"{folder} has no snapshot of step {step}; it kept steps {kept}")
+    raise DataError(f"{folder} has no snapshot of step {step}; choose one of {kept}")
 
 
 def _load_network(manifest: DenoiserManifest, path: Path) -> LightningDiT | DiT:

@@ -1,7 +1,7 @@
-"""Public denoisers as artifacts: what others published is sampled and judged as if it was trained here.
+"""Converts public checkpoints to the format of trained denoisers, so that they can be sampled and evaluated.
 
-A file holds weights only. Statistics, classes and the identity of the latents come from the output of the `encode` stage, or
-from the statistics that the public code wrote; the offset, and how far the training had come, are told.
+A public file holds weights only. Statistics, classes and the identity of the latents come from the output of the `encode` stage
+or from the statistics file of the public code. The user gives the offset and the number of training steps.
 """
 
 import hashlib
@@ -32,25 +32,25 @@ from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
 Kind = Literal["sfd", "autoguidance", "lightningdit"]
 
 COMPOSITE: dict[Kind, bool] = {"sfd": True, "autoguidance": True, "lightningdit": False}
-"""Whether a kind generates semantics beside texture; an AutoGuidance model is an SFD that was stopped early."""
+"""Whether a kind generates semantics too; an AutoGuidance model is an SFD model that was stopped early."""
 
 UNKNOWN = {"name": "published"}
-"""Identity of what made the latents of which only statistics were published."""
+"""Identity of the unknown encoders when only statistics were published."""
 
 
 @dataclass(frozen=True)
 class LatentSource:
-    """The latents that a public denoiser was trained on."""
+    """The training latents of a public denoiser."""
 
     statistics: LatentStatistics
     identity: LatentIdentity
     grid: int | None
-    """None where only statistics are known."""
+    """None if only statistics are known."""
     classes: Sequence[str] | None
 
     @classmethod
     def of_encode(cls, folder: Path) -> "LatentSource":
-        """Read the output of the `encode` stage. Raises `DataError` or `IdentityError` if its files are not of one encoding."""
+        """Read the output of the `encode` stage. Raises `DataError` or `IdentityError` if its files do not belong together."""
         identity = read_latent_identity(folder)
         latents = ShardReader(folder / "train", verify=False)
         if latents.digest != identity.latents:
@@ -63,10 +63,10 @@ class LatentSource:
 
     @classmethod
     def of_statistics(cls, files: Sequence[Path], texture_vae: Path) -> "LatentSource":
-        """Read statistics that the public code wrote, of texture and then semantics, in one file or in two.
+        """Read statistics of the public code, texture first, from one file or two.
 
-        The texture VAE in `texture_vae` decodes the samples and says how many channels texture has. Raises `DataError` if a
-        file holds no statistics or texture has another number of channels.
+        The texture VAE in `texture_vae` will decode the samples and gives the number of texture channels. Raises `DataError` if
+        a file holds no statistics or texture has another number of channels.
         """
         vae, vae_identity = load_texture_vae(texture_vae)
         channels = vae.shape.channels
@@ -74,8 +74,8 @@ class LatentSource:
         mean, std = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "std"))
         if len(mean) < channels or (len(files) > 1 and len(parts[0].mean) != channels):
             raise DataError(
-                f"{files[0]} has statistics of {len(parts[0].mean)} channels, but the texture VAE in {texture_vae} makes "
-                f"{channels}; name the statistics of its latents, texture first"
+                f"{files[0]} has statistics of {len(parts[0].mean)} channels, but the texture VAE in {texture_vae} has "
+                f"{channels}; give the statistics of its latents, texture first"
             )
         semantic = ChannelStatistics(mean[channels:], std[channels:]) if len(mean) > channels else None
         statistics = LatentStatistics(ChannelStatistics(mean[:channels], std[:channels]), semantic)
@@ -85,16 +85,16 @@ class LatentSource:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a file of weights does not say."""
+    """Options that a weights file does not contain."""
 
     kind: Kind
     delta_t: float
-    """By how much global time semantics led texture in training."""
+    """Offset delta_t of its training."""
     step: int
     batch_size: int
-    """Images a step of its training."""
+    """Images per training step."""
     num_classes: int | None
-    """Classes get their numbers as names; None takes the names of the latents, or the numbers of as many as the file has."""
+    """Number of classes, named by number; None uses the names of the latents, or the number of classes in the file."""
 
 
 def read_public_statistics(path: Path) -> ChannelStatistics:
@@ -103,33 +103,33 @@ def read_public_statistics(path: Path) -> ChannelStatistics:
     Raises `DataError` if the file is missing, damaged or holds anything else.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist; download the statistics or mend the path")
+        raise DataError(f"{path} does not exist; download the statistics or correct the path")
     loaded = read_torch_file(path)
     mean, std = loaded.get("mean"), loaded.get("std")
     if not isinstance(mean, Tensor) or not isinstance(std, Tensor) or mean.numel() != max(mean.shape, default=0):
         raise DataError(
-            f"{path} holds {', '.join(str(key) for key in loaded)} where tensors mean and std of shape (1, C, 1, 1) were "
-            "expected; name the latents_stats.pt of the latents"
+            f"{path} holds {', '.join(str(key) for key in loaded)} instead of tensors mean and std of shape (1, C, 1, 1); "
+            "give the latents_stats.pt of the latents"
         )
     return ChannelStatistics(mean.float().flatten(), std.float().flatten())
 
 
 def import_denoiser(file: Path, options: ImportOptions, source: LatentSource, out: Path) -> DenoiserManifest:
-    """Write the artifact of a public denoiser to the folder `out` in one atomic step and return its manifest.
+    """Write a public denoiser to the folder `out` atomically and return its manifest.
 
-    Raises `DataError` if the file is no such denoiser or does not fit the latents, `ConfigError` for options that do not
-    fit the file.
+    Raises `DataError` if the file is no such denoiser or does not match the latents, and `ConfigError` for options that do
+    not match the file.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists already; remove it or name another folder")
+        raise ConfigError(f"{out} already exists; remove it or give another folder")
     model = lightningdit_from(read_public_checkpoint(file))
     statistics = _statistics(model, options.kind, source.statistics, file)
     variant = _variant(model, options, file)
     classes = _classes(model, options, source, file)
     if source.grid not in {None, model.grid}:
         raise DataError(
-            f"{file} generates latents on a {model.grid}x{model.grid} grid, but the encoded ones have "
-            f"{source.grid}x{source.grid}; encode images at the resolution that it was trained with"
+            f"{file} has a {model.grid}x{model.grid} latent grid, but the encoded latents have "
+            f"{source.grid}x{source.grid}; encode images at its training resolution"
         )
     semantic_channels = 0 if statistics.semantic is None else len(statistics.semantic.mean)
     parameters = parameter_count(model)
@@ -155,33 +155,33 @@ def import_denoiser(file: Path, options: ImportOptions, source: LatentSource, ou
 
 
 def _statistics(model: LightningDiT, kind: Kind, known: LatentStatistics, file: Path) -> LatentStatistics:
-    """Return the statistics of the parts that the denoiser generates, having checked that there are as many channels."""
+    """Return the statistics of the latents that the denoiser generates, after checking the number of channels."""
     texture = len(known.texture.mean)
     semantic = 0 if known.semantic is None else len(known.semantic.mean)
     wanted = texture + semantic if COMPOSITE[kind] else texture
     if COMPOSITE[kind] and model.in_channels == texture:
-        raise DataError(f"{file} generates {texture} channels, which is texture alone; import it as lightningdit")
+        raise DataError(f"{file} generates {texture} channels, which is texture only; import it as lightningdit")
     if COMPOSITE[kind] and known.semantic is None:
         raise DataError(
-            f"{file} generates {model.in_channels} channels, but statistics of texture's {texture} alone were given; name the "
-            "semantic latent's too, after texture's"
+            f"{file} generates {model.in_channels} channels, but got statistics of {texture} texture channels only; give "
+            "those of the semantic latent too, after texture"
         )
     if not COMPOSITE[kind] and model.embedders == 2:
-        raise DataError(f"{file} has the two clocks of SFD and generates semantics beside texture; import it as sfd")
+        raise DataError(f"{file} has the two time embedders of SFD and generates semantics too; import it as sfd")
     if model.in_channels != wanted:
         raise DataError(
-            f"{file} generates {model.in_channels} channels, but the latents have {texture} of texture and {semantic} of "
-            f"semantics, of which {kind} generates {wanted}; name the latents that it was trained on"
+            f"{file} generates {model.in_channels} channels, but {kind} needs {wanted}: the latents have {texture} texture and "
+            f"{semantic} semantic channels; give the latents of its training"
         )
     return known if COMPOSITE[kind] else LatentStatistics(known.texture, None)
 
 
 def _variant(model: LightningDiT, options: ImportOptions, file: Path) -> VariantParams:
-    """Describe the network; what only its training used is that of the published long recipe."""
+    """Describe the network; training-only settings are those of the published long recipe."""
     if COMPOSITE[options.kind] and model.embedders == 1 and options.delta_t > 0:
         raise ConfigError(
-            f"delta_t is {options.delta_t}, but {file} has one clock for texture and semantics, so it was trained without "
-            "offset; give --delta-t 0"
+            f"delta_t is {options.delta_t}, but {file} has one time embedder, so it was trained without offset; "
+            "give --delta-t 0"
         )
     return VariantParams(
         model="lightningdit",
@@ -206,7 +206,7 @@ def _size_name(model: LightningDiT, file: Path) -> SizeName:
             return name
     raise DataError(
         f"{file} has depth {found.depth}, width {found.width} and {found.heads} heads, which is none of the sizes "
-        f"{', '.join(MODEL_SIZES)} of sfd_core/experiment/sizes.py; name another file"
+        f"{', '.join(MODEL_SIZES)} of sfd_core/experiment/sizes.py; give another file"
     )
 
 
@@ -216,8 +216,7 @@ def _classes(model: LightningDiT, options: ImportOptions, source: LatentSource, 
     names = [str(number) for number in range(count)] if numbered else list(source.classes or [])
     if len(names) != model.num_classes:
         raise DataError(
-            f"{file} knows {model.num_classes} classes, but {len(names)} were given; name the latents that it was trained on, "
-            "or --num-classes"
+            f"{file} has {model.num_classes} classes, but got {len(names)}; give the latents of its training or --num-classes"
         )
     return names
 

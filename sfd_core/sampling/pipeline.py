@@ -1,6 +1,6 @@
-"""From seeds to images: noise, guided integration over global time, split, de-normalise, decode.
+"""Seeds to images: noise, guided integration over global time, split, denormalise, decode.
 
-Image i depends on the seed and on i alone, never on the batch it was drawn in.
+Image i depends only on the seed and i, not on its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,12 +41,12 @@ DEFAULT_SAMPLER = SamplerParams(
     batch_size=64,
     seed=0,
 )
-"""What `Pipeline` uses where nothing else is asked for."""
+"""Default settings of `Pipeline`."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (N, 3, R, R) uint8 on the CPU with their labels, and the network evaluations that each took."""
+    """Images (N, 3, R, R) uint8 on the CPU, their labels, and the network evaluations per image."""
 
     images: Tensor
     labels: Tensor
@@ -62,7 +62,7 @@ class Samples:
 class Pipeline:
     """A denoiser, the texture VAE of its latents and, for AutoGuidance, a guide.
 
-    Raises `IdentityError` when they do not belong together.
+    Raises `IdentityError` if they do not belong together.
     """
 
     def __init__(self, denoiser: Denoiser, vae: ImageVAE, guide: Denoiser | None = None, compiled: bool = False) -> None:
@@ -74,7 +74,7 @@ class Pipeline:
             denoiser.identity.require(guide.identity, "autoguidance")
             if guide.variant.family != denoiser.variant.family or guide.latent.channels != denoiser.latent.channels:
                 raise IdentityError(
-                    f"a guide of {guide.latent.channels} channels ({guide.variant.family}) cannot guide a denoiser of "
+                    f"a guide with {guide.latent.channels} channels ({guide.variant.family}) cannot guide a denoiser with "
                     f"{denoiser.latent.channels} ({denoiser.variant.family}); train the guide with the same recipe"
                 )
             guide.model.to(self.device)
@@ -94,25 +94,24 @@ class Pipeline:
     ) -> Self:
         """Load the denoiser in `folder` (the snapshot of `step`, by default the last) and its texture VAE.
 
-        `compiled` compiles the blocks of denoiser and guide at their first use, once for each batch size (torch.compile).
-
-        Raises `DataError` for missing files and `IdentityError` if the VAE is not the one that made the denoiser's latents.
+        `compiled` compiles the blocks of denoiser and guide on first use, once per batch size (torch.compile). Raises
+        `DataError` for missing files and `IdentityError` if the VAE did not make the denoiser's latents.
         """
         denoiser = load_denoiser(Path(folder), step)
         vae, identity = load_texture_vae(Path(texture_vae))
         if dict(identity) != dict(denoiser.identity.texture_vae):
             raise IdentityError(
                 f"{folder} was trained on latents of texture VAE {denoiser.identity.texture_vae['weights'][:12]}, but "
-                f"{texture_vae} holds {identity['weights'][:12]}; name the right VAE or train again with `dvc repro`"
+                f"{texture_vae} holds {identity['weights'][:12]}; give the right VAE or train again with `dvc repro`"
             )
         return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide)), compiled)
 
     def __call__(
         self, labels: Sequence[int], seed: int = 0, sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any
     ) -> Samples:
-        """Draw one image for each label, image i from noise i of `seed`; `changes` replace fields of `sampler`.
+        """Draw one image per label, image i from noise i of `seed`; `changes` replace fields of `sampler`.
 
-        For example `pipeline([0, 1], seed=3, evaluations=100)`. Raises `ConfigError` for labels or settings that do not exist.
+        For example `pipeline([0, 1], seed=3, evaluations=100)`. Raises `ConfigError` for unknown labels or settings.
         """
         sampler = SamplerParams.model_validate({**sampler.model_dump(), **changes, "seed": seed})
         self._check(labels, sampler)
@@ -124,13 +123,13 @@ class Pipeline:
         )
 
     def batches(self, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Iterator[Samples]:
-        """Draw images batch by batch, in bounded memory; `semantics` (N, C, g, g), normalised, makes it an oracle run."""
+        """Draw images batch by batch; with `semantics` (N, C, g, g), normalised, as an oracle run."""
         for first in range(0, len(labels), sampler.batch_size):
             rows = slice(first, first + sampler.batch_size)
             yield self.draw(first, labels[rows], sampler, None if semantics is None else semantics[rows])
 
     def draw(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Samples:
-        """Draw images `first`, `first + 1`, ... of the sampler's seed, one for each label, as one batch."""
+        """Draw images `first`, `first + 1`, ... of the sampler's seed, one per label, as one batch."""
         solution = self.latents(first, labels, sampler, semantics)
         images = self.decode(self.denoiser.composite.split(solution.x))
         return Samples(images, torch.tensor(list(labels)), solution.evaluations)
@@ -138,7 +137,7 @@ class Pipeline:
     def latents(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Solution:
         """Return the normalised latents (N, C, g, g) that `draw` decodes."""
         self._check(labels, sampler)
-        # dopri5 chooses its steps by the error of all it is given, and an image must not depend on its neighbours.
+        # dopri5 chooses its steps from the error of the whole batch, but an image must not depend on its batch.
         size = 1 if sampler.solver == "dopri5" and self.denoiser.variant.family == "flow" else len(labels)
         solutions = []
         for start in range(0, len(labels), size):
@@ -173,7 +172,7 @@ class Pipeline:
 
     @torch.no_grad()
     def decode(self, parts: Split) -> Tensor:
-        """Normalised parts -> uint8 images (N, 3, R, R) on the CPU; the semantic part is dropped."""
+        """Decode normalised latents to uint8 images (N, 3, R, R) on the CPU; the semantic latent is dropped."""
         statistics = self.denoiser.composite.statistics.texture
         images = self.vae.decode(statistics.denormalise(parts.texture))
         return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
@@ -183,10 +182,10 @@ class Pipeline:
         wrong = [label for label in labels if not 0 <= label <= classes]
         if wrong or not len(labels):
             raise ConfigError(
-                f"labels {wrong[:5]} do not exist; give at least one of 0 to {classes - 1}, or {classes} for no class"
+                f"labels {wrong[:5]} do not exist; give at least one label from 0 to {classes - 1}, or {classes} for no class"
             )
         if (sampler.guidance == "autoguidance") != (self.guide is not None):
-            raise ConfigError(f"guidance is {sampler.guidance!r} but a guide was {'not ' if self.guide is None else ''}given")
+            raise ConfigError(f"guidance is {sampler.guidance!r}, but {'no' if self.guide is None else 'a'} guide was given")
 
     def _velocity(self, labels: Tensor, sampler: SamplerParams) -> VelocityFn:
         main = _velocity_of(self.denoiser, labels)
@@ -221,7 +220,7 @@ class Pipeline:
         return sample_gaussian(denoise, noise, sampler.gaussian_solver, sampler.evaluations, step_noise, observe)
 
     def _with_null(self, labels: Tensor) -> Tensor:
-        """Append the null class as often: both sides of classifier-free guidance go through the network as one batch."""
+        """Append the null class once per label, so that both halves of classifier-free guidance form one batch."""
         return torch.cat([labels, torch.full_like(labels, self.denoiser.null_class)])
 
 

@@ -1,4 +1,4 @@
-"""One denoising run as pictures: what the model takes the image to be at every point of global time."""
+"""The denoising process as pictures: the predicted image at every point of global time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +17,11 @@ COLOURS = 3
 
 
 def record_trajectory(pipeline: Pipeline, sampler: SamplerParams, semantics: Tensor | None) -> Mapping[str, NDArray[Any]]:
-    """Draw the first images of the sampler's seed and return u (T,), textures uint8 (T, N, 3, R, R), labels (N,) and, for
-    composites, semantics uint8 (T, N, 3, g, g).
+    """Return u (T,), textures uint8 (T, N, 3, R, R) and labels (N,) of the first images of the sampler's seed.
 
-    Texture is the decoded prediction of the finished image, semantics the state of the semantic latent itself, its three
-    principal components over `semantics` (M, C, g, g, normalised latents of training images) as red, green and blue.
+    For composites, also return semantics uint8 (T, N, 3, g, g). Texture is the decoded prediction of the final image. Semantics
+    is the current semantic latent: its first three principal components over `semantics` (M, C, g, g, normalised latents of
+    training images) as red, green and blue.
     """
     labels = torch.arange(IMAGES) % len(pipeline.denoiser.classes)
     times: list[float] = []
@@ -35,7 +35,7 @@ def record_trajectory(pipeline: Pipeline, sampler: SamplerParams, semantics: Ten
         if state.semantic is not None:
             states.append(state.semantic.cpu())
 
-    # A fixed grid for all: the scrubber needs points, not the steps that an adaptive solver happens to choose.
+    # Euler for all: the scrubber of the report needs a fixed grid of points.
     fixed = sampler.model_copy(update={"solver": "euler"})
     pipeline.solve(list(range(IMAGES)), labels, fixed, observe=observe)
     found: dict[str, NDArray[Any]] = {
@@ -49,7 +49,7 @@ def record_trajectory(pipeline: Pipeline, sampler: SamplerParams, semantics: Ten
 
 
 def _colours(states: Tensor, reference: Tensor) -> NDArray[np.uint8]:
-    """Latents (T, N, C, g, g) -> uint8 (T, N, 3, g, g); two standard deviations of the reference fill the range."""
+    """Map latents (T, N, C, g, g) to uint8 (T, N, 3, g, g); two standard deviations of the reference fill the range."""
     flat = reference.transpose(0, 1).flatten(1)
     mean = flat.mean(1)
     variances, vectors = torch.linalg.eigh(torch.cov(flat))

@@ -1,6 +1,6 @@
 """DiT, the epsilon-predicting baseline (Peebles & Xie, arXiv 2212.09748).
 
-Shapes as in `layers`; parameter names are those of its public checkpoints.
+Shapes as in `layers`. Parameter names are those of the public checkpoints.
 """
 
 import torch
@@ -30,7 +30,7 @@ class DiTBlock(nn.Module):
 
 
 class DiTFinalLayer(nn.Module):
-    """Modulated norm and a linear layer to the values of a patch; all zero at the start of training."""
+    """Modulated norm and a linear layer to the values of a patch; its output is zero at the start of training."""
 
     def __init__(self, width: int, out_features: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class DiTFinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Noise and variance of a latent (N, C, g, g) at one of 1000 noise levels, given class labels.
+    """Predicts noise and variance of a latent (N, C, g, g) at one of 1000 noise levels, given class labels.
 
     Label `num_classes` is the null class.
     """

@@ -1,4 +1,4 @@
-"""From a variant's parameters to its network."""
+"""Builds the network of a variant."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from sfd_core.models.denoisers.lightningdit import LightningDiT, RepaHead
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Shape of a variant's latent: channels of its parts (semantic 0: texture only), grid, and the encoder's token channels."""
+    """Shape of a variant's latent: channels (semantic 0: texture only), grid, and the encoder's token channels."""
 
     texture_channels: int
     semantic_channels: int
@@ -27,22 +27,22 @@ class LatentSpec:
 
     @property
     def channels(self) -> int:
-        """Channels of the joint latent."""
+        """Channels of the composite latent."""
         return self.texture_channels + self.semantic_channels
 
 
 def build_denoiser(
     variant: VariantParams, latent: LatentSpec, num_classes: int, clocks: Literal[1, 2] | None = None
 ) -> LightningDiT | DiT:
-    """Return the network of `variant` on the current default device, its initial weights fixed by the variant's seed.
+    """Return the network of `variant` on the default device, with initial weights from the variant's seed.
 
-    A composite has a time embedder for each part unless `clocks` is 1, as in public synchronous checkpoints. Raises
-    `ConfigError` when the variant and the latent do not fit together.
+    A composite has separate time embedders for texture and semantics, unless `clocks` is 1 as in public synchronous
+    checkpoints. Raises `ConfigError` if the variant and the latent do not match.
     """
     if (variant.semantic != "none") != (latent.semantic_channels > 0):
         raise ConfigError(
-            f"semantic is {variant.semantic!r} but the latent has {latent.semantic_channels} semantic channels; "
-            "encode the latents that the variant names, or set semantic to none"
+            f"semantic is {variant.semantic!r}, but the latent has {latent.semantic_channels} semantic channels; "
+            "use latents that match the variant, or set semantic to none"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(variant.seed, "initial weights"))
@@ -50,14 +50,14 @@ def build_denoiser(
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters, the fixed positions included, as the papers count them."""
+    """Return the number of parameters, including the fixed positions, as the papers do."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def flops_per_image(model: LightningDiT | DiT) -> int:
-    """Return the floating-point operations of a forward pass for one image (a multiply-add is two), without computing it.
+    """Return the floating-point operations of a forward pass per image (a multiply-add is two), without running it.
 
-    Matrix products and attention only. Count a model in training mode to include its REPA projector.
+    Counts matrix products and attention only; in training mode including the REPA projector.
     """
     state = {name: value.to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
     x = torch.empty(1, model.in_channels, model.grid, model.grid, device="meta")

@@ -1,7 +1,7 @@
-"""Two element-wise chains of LightningDiT with their gradients written out.
+"""Two elementwise chains of LightningDiT with hand-written gradients.
 
-Autograd would walk over memory two to three times as often, which shows in small models on a CPU. Shapes as in `layers`.
-Statistics are taken in float32 (float64 where the input is).
+Autograd would read and write memory two to three times as often, which slows down small models on a CPU. Shapes as in `layers`.
+Statistics are computed in float32 (in float64 for float64 input).
 """
 
 from typing import Any, cast
@@ -13,15 +13,15 @@ from torch.autograd.function import once_differentiable
 
 
 def modulated_rms_norm(x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Return RMSNorm(x) weight (1 + scale) + shift: tokens (N, T, D), weight (D,), an image's shift and scale (N, 1, D)."""
+    """Return RMSNorm(x) weight (1 + scale) + shift for tokens (N, T, D), weight (D,), shift and scale (N, 1, D)."""
     return cast("Tensor", _ModulatedRMSNorm.apply(x, weight, shift, scale, eps))
 
 
 def normalise_and_rotate(qkv: Tensor, weights: Tensor, rotation: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values (N, T, H, K) of `qkv` (N, T, 3, H, K).
 
-    Queries and keys are RMS-normalised head by head, multiplied by `weights` (2, 1, K), and their neighbouring features
-    turned as pairs by the complex `rotation` (T, 1, 1, K / 2).
+    Queries and keys are RMS-normalised per head and multiplied by `weights` (2, 1, K). Their neighbouring features are then
+    rotated as pairs by the complex `rotation` (T, 1, 1, K / 2).
     """
     parts = _NormaliseAndRotate.apply(qkv, weights, rotation, eps)
     return cast("tuple[Tensor, Tensor, Tensor]", parts)
@@ -44,7 +44,7 @@ class _ModulatedRMSNorm(Function):
         normed, inverse, weight, widened, factor = ctx.saved_tensors
         products = grad * normed
         grad_factor = products.sum(1, keepdim=True)
-        grad_x = _through_norm(grad * factor, products.mul_(factor), normed, inverse)
+        grad_x = _norm_backward(grad * factor, products.mul_(factor), normed, inverse)
         return grad_x, (grad_factor * widened).sum((0, 1)), grad.sum(1, keepdim=True), grad_factor * weight, None
 
 
@@ -65,9 +65,9 @@ class _NormaliseAndRotate(Function):
         grad = torch.stack((grad_q, grad_k, grad_v), dim=2)
         turned = _rotate(_widen(grad[:, :, :2]), rotation.conj())
         products = turned * normed
-        # Images and tokens first, heads after: one reduction over all three is many times slower on a CPU.
+        # Images and tokens first, then heads: one reduction over all three is many times slower on a CPU.
         grad_weights = products.flatten(0, 1).sum(0).sum(1, keepdim=True)
-        grad[:, :, :2] = _through_norm(turned.mul_(weights), products.mul_(weights), normed, inverse)
+        grad[:, :, :2] = _norm_backward(turned.mul_(weights), products.mul_(weights), normed, inverse)
         return grad, grad_weights, None, None
 
 
@@ -80,7 +80,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(norm.square() / x.shape[-1] + eps)
 
 
-def _through_norm(grad: Tensor, products: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
+def _norm_backward(grad: Tensor, products: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
     """Return the gradient before RMS normalisation of `grad` after it, with products = grad * normed."""
     mean = products.sum(-1, keepdim=True) / -normed.shape[-1]
     return torch.addcmul(grad, normed, mean).mul_(inverse)

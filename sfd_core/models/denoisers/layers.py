@@ -21,7 +21,7 @@ NORM_EPS = 1e-6
 class PatchEmbedding(nn.Module):
     """Linear embedding of p x p patches: (N, C, g, g) -> (N, T, D), tokens row by row.
 
-    The weight is kept as that of a convolution, as in the public checkpoints; on so few positions one matrix product is faster.
+    The weight has the shape of a convolution, as in the public checkpoints; a matrix product is faster for so few positions.
     """
 
     def __init__(self, in_channels: int, width: int, patch: int) -> None:
@@ -37,7 +37,7 @@ class PatchEmbedding(nn.Module):
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """Cut (N, C, g, g) into tokens (N, T, C p p), each in the order of a convolution's weight."""
+    """Split (N, C, g, g) into tokens (N, T, C p p), in the order of a convolution's weight."""
     n, c, height, width = x.shape
     x = x.view(n, c, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(n, (height // patch) * (width // patch), c * patch * patch)
@@ -52,7 +52,7 @@ def unpatchify(tokens: Tensor, patch: int, grid: int) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """256 sinusoids of a time (N,), then a two-layer perceptron: (N, width)."""
+    """256 sinusoids of a time (N,) and a two-layer perceptron: (N, width)."""
 
     def __init__(self, width: int, sinusoids: int = 256) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ class TimestepEmbedding(nn.Module):
         self.frequencies: Tensor
 
     def forward(self, t: Tensor) -> Tensor:
-        """Return (N, width) for times (N,); fractions are fine."""
+        """Return (N, width) for times (N,), which may be fractions."""
         angles = t.float()[:, None] * self.frequencies
         embedded: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
         return embedded
 
 
 class LabelEmbedding(nn.Module):
-    """One row for each class and a last one, `num_classes`, for the null class: (N,) -> (N, width)."""
+    """One row per class and a last row, `num_classes`, for the null class: (N,) -> (N, width)."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -83,15 +83,15 @@ class LabelEmbedding(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Tables of 2-D rotary positions (RoFormer, theta 10000): half of a head turns with the row, half with the column.
+    """Tables of 2-D rotary positions (RoFormer, theta 10000): half of a head rotates with the row, half with the column.
 
-    Neighbouring features form the pairs that are turned; both members of a pair carry the same angle.
+    Neighbouring features form a pair with the same angle.
     """
 
     def __init__(self, head_width: int, grid: int) -> None:
         super().__init__()
         if head_width % 4:
-            raise ConfigError(f"heads of width {head_width} cannot carry 2-D rotary positions; choose a multiple of 4")
+            raise ConfigError(f"heads of width {head_width} cannot hold 2-D rotary positions; choose a multiple of 4")
         per_axis = head_width // 2
         frequencies = ROPE_THETA ** -(torch.arange(0, per_axis, 2).float() / per_axis)
         angles = torch.outer(torch.arange(grid).float(), frequencies.repeat_interleave(2))
@@ -104,7 +104,7 @@ class RotaryEmbedding(nn.Module):
         self.freqs_sin: Tensor
 
     def rotation(self) -> Tensor:
-        """Return the turns as complex numbers (T, 1, 1, K / 2)."""
+        """Return the rotations as complex numbers (T, 1, 1, K / 2)."""
         turns = torch.complex(self.freqs_cos[:, ::2].float(), self.freqs_sin[:, ::2].float())
         return turns[:, None, None, :]
 
@@ -134,7 +134,7 @@ class Attention(nn.Module):
 
 
 class RotaryAttention(Attention):
-    """Self-attention whose queries and keys are RMS-normalised head by head (QK-norm) and then rotated by their position."""
+    """Self-attention with queries and keys that are RMS-normalised per head (QK-norm) and rotated by their position."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
@@ -148,7 +148,7 @@ class RotaryAttention(Attention):
 
 
 class ModulatedRMSNorm(nn.RMSNorm):
-    """RMSNorm of tokens (N, T, D) followed by an image's modulation."""
+    """RMSNorm of tokens (N, T, D), followed by a modulation per image."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=NORM_EPS)
@@ -175,7 +175,7 @@ class SwiGLU(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a tanh-approximated GELU between them; hidden width 4 D."""
+    """Two linear layers with a tanh-approximated GELU; hidden width 4 D."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class MLP(nn.Module):
 
 
 def through(block: nn.Module, recompute: bool, *inputs: Tensor) -> Tensor:
-    """Return what a block makes of `inputs`; `recompute` keeps no activations, but computes them again in the backward pass."""
+    """Return `block(*inputs)`; with `recompute`, activations are recomputed in the backward pass instead of stored."""
     if not recompute:
         return block(*inputs)  # type: ignore[no-any-return]
     return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
@@ -204,7 +204,7 @@ def modulation(width: int, outputs: int) -> nn.Sequential:
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:
-    """Return fixed positions (1, grid^2, width): the first half tells the column, the second the row (MAE, as DiT uses it)."""
+    """Return fixed positions (1, grid^2, width): the first half encodes the column, the second the row (MAE, as in DiT)."""
     if width % 4:
         raise ConfigError(f"a width of {width} cannot hold 2-D sin-cos positions; choose a multiple of 4")
     quarter = width // 4
@@ -217,7 +217,7 @@ def sincos_positions(width: int, grid: int) -> Tensor:
 
 
 def initialise_linears(module: nn.Module) -> None:
-    """Give every linear layer Xavier-uniform weights and a zero bias."""
+    """Initialise every linear layer with Xavier-uniform weights and a zero bias."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -226,7 +226,7 @@ def initialise_linears(module: nn.Module) -> None:
 
 
 def initialise_conditioning(model: nn.Module) -> None:
-    """Give embedders their small normal weights, and zero the modulation and the output (adaLN-zero, Peebles & Xie)."""
+    """Initialise embedders with small normal weights, and modulation and output with zeros (adaLN-zero, Peebles & Xie)."""
     for module in model.modules():
         if isinstance(module, TimestepEmbedding):
             nn.init.normal_(module.mlp[0].weight, std=0.02)  # type: ignore[arg-type]

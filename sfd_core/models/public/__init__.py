@@ -1,1 +1,1 @@
-"""Checkpoints in the formats of others."""
+"""Checkpoints in the formats of other projects."""

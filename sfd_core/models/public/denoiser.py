@@ -1,4 +1,4 @@
-"""Denoisers that others published: LightningDiT, SFD and DiT, in the names of their public checkpoints."""
+"""Published denoisers (LightningDiT, SFD, DiT) with the names of their public checkpoints."""
 
 import math
 from collections.abc import Mapping
@@ -27,20 +27,22 @@ def load_denoiser_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None
 
 
 def lightningdit_from(state: Mapping[str, Tensor]) -> LightningDiT:
-    """Return the network whose weights `state` holds, ready to sample: its sizes are read off the weights' shapes.
+    """Return the network of the weights `state`, ready for sampling; its sizes come from the shapes of the weights.
 
     REPA's projector is left out. Raises `DataError` if these are no LightningDiT weights.
     """
     state = without_projector(state)
     if "blocks.0.mlp.fc1.weight" in state:
-        raise DataError("these are the weights of a DiT, not of a LightningDiT: their perceptrons are GELU; name another file")
+        raise DataError("these are weights of a DiT (GELU perceptrons), not of a LightningDiT; give another file")
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         head_width = len(state["blocks.0.attn.q_norm.weight"])
         side = math.isqrt(state["pos_embed"].shape[1])
         num_classes = len(state["y_embedder.embedding_table.weight"]) - 1
     except (KeyError, ValueError) as error:
-        raise DataError(f"these are no LightningDiT weights: {error} is missing or misshapen; name another file") from error
+        raise DataError(
+            f"these are no LightningDiT weights: {error} is missing or has a wrong shape; give another file"
+        ) from error
     size = ModelSize(depth=numbered(state, "blocks."), width=width, heads=width // head_width)
     model = LightningDiT(size, channels, side * patch, patch, num_classes, clocks_of(state))
     load_denoiser_weights(model, state)
@@ -49,5 +51,5 @@ def lightningdit_from(state: Mapping[str, Tensor]) -> LightningDiT:
 
 def _remedy(extra: list[str]) -> str:
     if extra and all(name.startswith(PROJECTOR_PREFIX) for name in extra):
-        return "REPA's projector can be dropped by without_projector"
+        return "remove REPA's projector with without_projector"
     return "build the network with the checkpoint's size, channels, patch, classes and number of time embedders"

@@ -1,7 +1,6 @@
-"""Image VAEs that others published: read, converted, checked.
+"""Reads, converts and checks published image VAEs.
 
-The file is read without running anything in it. Latents of a VAE are told apart by its name and by the hashes of the file
-it came from and of the converted weights.
+No code in the file is executed. The identity of a VAE is its name, the hash of the file, and the hash of the converted weights.
 """
 
 import json
@@ -30,8 +29,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def read_published_vae(params: LDMVAEParams | DiffusersVAEParams) -> AutoencoderKLVAE:
     """Return the frozen VAE that `params` names, on the CPU.
 
-    Raises `DataError` if its file is missing, damaged, of another family, or has other channels or another downsampling than
-    `params` says; `ResourceError` if it cannot be downloaded.
+    Raises `DataError` if its file is missing, damaged, of another family, or differs from `params` in channels or
+    downsampling, and `ResourceError` if it cannot be downloaded.
     """
     vae = _read_ldm(params) if isinstance(params, LDMVAEParams) else _read_diffusers(params)
     found, wanted = (vae.shape.channels, vae.shape.downsampling), (params.channels, params.downsampling)
@@ -39,7 +38,7 @@ def read_published_vae(params: LDMVAEParams | DiffusersVAEParams) -> Autoencoder
         raise DataError(
             f"{params.weights} holds a VAE of {found[0]} channels at {found[1]} pixels per position (f{found[1]}d{found[0]}), "
             f"but texture_vae says channels {wanted[0]} and downsampling {wanted[1]} (f{wanted[1]}d{wanted[0]}); "
-            "name the right file or change these two"
+            "give the right file or change these two values"
         )
     return vae.eval().requires_grad_(False)
 
@@ -48,7 +47,7 @@ def _read_ldm(params: LDMVAEParams) -> AutoencoderKLVAE:
     path = Path(params.weights)
     try:
         state = ldm.network_weights(read_public_checkpoint(path))
-        return _loaded(ldm.configuration(state), ldm.to_diffusers(state), params.name, path)
+        return _load_network(ldm.configuration(state), ldm.to_diffusers(state), params.name, path)
     except DataError as error:
         raise DataError(f"texture_vae.weights {path}: {error}") from error
 
@@ -60,18 +59,18 @@ def _read_diffusers(params: DiffusersVAEParams) -> AutoencoderKLVAE:
         config = json.loads((folder / DIFFUSERS_CONFIG).read_text())
         made_by = config.get("_class_name")
         if made_by != "AutoencoderKL":
-            raise DataError(f"{folder / DIFFUSERS_CONFIG} describes a {made_by}, not an AutoencoderKL; name another VAE")
-        # Keys that are not in the file have diffusers' own defaults, which older files rely on.
+            raise DataError(f"{folder / DIFFUSERS_CONFIG} describes a {made_by}, not an AutoencoderKL; choose another VAE")
+        # Older files rely on diffusers' defaults for missing keys.
         known = {key: config[key] for key in CONFIG_KEYS if key in config}
-        return _loaded(known, _current_names(read_public_checkpoint(path)), params.name, path)
+        return _load_network(known, _current_names(read_public_checkpoint(path)), params.name, path)
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder / DIFFUSERS_CONFIG} is no configuration of a VAE ({error}); download it again") from error
+        raise DataError(f"{folder / DIFFUSERS_CONFIG} is no VAE configuration ({error}); download it again") from error
     except DataError as error:
         raise DataError(f"texture_vae.weights {params.weights}: {error}") from error
 
 
 def _diffusers_folder(params: DiffusersVAEParams) -> Path:
-    """Return the local folder of configuration and weights; those of a hub repository are downloaded once."""
+    """Return the local folder of configuration and weights; a hub repository is downloaded once."""
     path = Path(params.weights)
     if path.is_file():
         return path.parent
@@ -79,7 +78,7 @@ def _diffusers_folder(params: DiffusersVAEParams) -> Path:
         return path / (params.subfolder or "")
     if not HUB_NAME.fullmatch(params.weights):
         raise DataError(
-            f"texture_vae.weights {path} does not exist; name a folder, a file in one, or a repository of the Hugging Face hub"
+            f"texture_vae.weights {path} does not exist; give a folder, a file in it, or a repository on the Hugging Face hub"
         )
     try:
         files = [
@@ -87,20 +86,20 @@ def _diffusers_folder(params: DiffusersVAEParams) -> Path:
         ]
     except (HFValidationError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ResourceError(
-            f"texture_vae.weights {params.weights} is no local folder and could not be fetched from the hub "
-            f"({str(error).splitlines()[0]}); connect to the network, mend the name or the subfolder, or fetch "
-            f"{DIFFUSERS_CONFIG} and {DIFFUSERS_WEIGHTS} of it into a folder and name that in texture_vae.weights"
+            f"texture_vae.weights {params.weights} is no local folder and could not be downloaded from the hub "
+            f"({str(error).splitlines()[0]}); connect to the network, correct the name or subfolder, or download "
+            f"{DIFFUSERS_CONFIG} and {DIFFUSERS_WEIGHTS} to a folder and set texture_vae.weights to it"
         ) from error
     return Path(files[0]).parent
 
 
 def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with the names that diffusers gives the layers of attention since version 0.15."""
+    """Return weights with the names of attention layers since diffusers 0.15."""
     return {FORMER_NAMES.sub(lambda match: match[1] + ATTENTION[match[2]], name): value for name, value in state.items()}
 
 
-def _loaded(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, source: Path) -> AutoencoderKLVAE:
+def _load_network(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, source: Path) -> AutoencoderKLVAE:
     network = build_network(config)
     state = {key: value.float().contiguous() for key, value in state.items()}
-    load_strictly(network, state, "name the checkpoint of a KL VAE of latent diffusion")
+    load_strictly(network, state, "give the checkpoint of a latent-diffusion KL VAE")
     return AutoencoderKLVAE(network, {"name": name, "source": file_digest(source)})

@@ -1,7 +1,7 @@
-"""Latent diffusion's AutoencoderKL (Rombach et al., arXiv 2112.10752) in the names of its own checkpoints, for diffusers.
+"""Converts checkpoints of latent diffusion's AutoencoderKL (Rombach et al., arXiv 2112.10752) for diffusers.
 
-Both are the same network. Names differ, the decoder's levels are counted from the other end (LDM's `up.0` is the finest,
-diffusers' `up_blocks.0` the coarsest), and LDM writes the linear layers of attention as 1x1 convolutions.
+Both have the same network, but other names. The decoder's levels are counted from opposite ends (LDM's `up.0` is the finest,
+diffusers' `up_blocks.0` the coarsest), and LDM stores the linear layers of attention as 1x1 convolutions.
 """
 
 import re
@@ -15,7 +15,7 @@ from sfd_core.models.public.weights import numbered
 
 NETWORK_PREFIXES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 TRAINING_PREFIXES = ("loss.", "model_ema.", "foundation_model.", "linear_proj.")
-"""What only training needs: discriminator and perceptual loss, and VA-VAE's foundation model and projection to it."""
+"""Used only in training: discriminator, perceptual loss, and VA-VAE's foundation model and projection."""
 FIRST_LAYER = "encoder.conv_in.weight"
 NORM_GROUPS = 32
 
@@ -25,31 +25,31 @@ ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_
 
 
 def network_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the VAE's own weights out of a checkpoint: the prefix of a larger model and what only training needs are gone.
+    """Return the weights of the VAE in a checkpoint, without the prefix of a larger model and without training-only weights.
 
-    Raises `DataError` if the checkpoint holds no such VAE or weights unknown here.
+    Raises `DataError` if the checkpoint holds no such VAE or unknown weights.
     """
     first = next((name for name in state if name.endswith(FIRST_LAYER)), None)
     if first is None:
         shown = ", ".join(list(state)[:4])
-        raise DataError(f"these are no weights of a latent-diffusion VAE: {FIRST_LAYER} is missing among {shown}, ...")
+        raise DataError(f"these are no weights of a latent-diffusion VAE: {FIRST_LAYER} is missing; found {shown}, ...")
     prefix = first.removesuffix(FIRST_LAYER)
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     own = {name: value for name, value in own.items() if not name.startswith(TRAINING_PREFIXES)}
     if any(name.startswith("encoder.down_blocks.") for name in own):
-        raise DataError("these weights have diffusers' names, not latent diffusion's; set texture_vae.kind to diffusers")
+        raise DataError("these weights have the names of diffusers, not of latent diffusion; set texture_vae.kind to diffusers")
     unknown = [name for name in own if not name.startswith(NETWORK_PREFIXES)]
     if unknown:
         raise DataError(
-            f"the checkpoint holds weights that no latent-diffusion VAE has: {', '.join(unknown[:8])}; name another file"
+            f"the checkpoint holds weights that no latent-diffusion VAE has: {', '.join(unknown[:8])}; give another file"
         )
     return own
 
 
 def configuration(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of diffusers' AutoencoderKL that its weights, in LDM's names, tell.
+    """Return the arguments of diffusers' AutoencoderKL for weights with LDM's names.
 
-    Raises `DataError` for a network that diffusers' AutoencoderKL cannot be.
+    Raises `DataError` for other networks.
     """
     levels = numbered(state, "encoder.down.")
     try:
@@ -58,11 +58,13 @@ def configuration(state: Mapping[str, Tensor]) -> dict[str, Any]:
         ends = state["encoder.conv_in.weight"].shape[1], len(state["decoder.conv_out.weight"])
         moments = len(state["encoder.conv_out.weight"])
     except KeyError as error:
-        raise DataError(f"the checkpoint is no complete latent-diffusion VAE: missing: {error}; download it again") from error
+        raise DataError(
+            f"the checkpoint is an incomplete latent-diffusion VAE: {error} is missing; download it again"
+        ) from error
     if moments != 2 * latent_channels:
         raise DataError(
-            f"the encoder gives {moments} values a position for a decoder of {latent_channels} channels, but a KL VAE gives "
-            "mean and log-variance of each; name the checkpoint of a KL VAE, not of a VQ one"
+            f"the encoder has {moments} output channels and the decoder {latent_channels} input channels, but a KL VAE has "
+            "mean and log-variance for each; give the checkpoint of a KL VAE, not of a VQ VAE"
         )
     coarsest_first = range(levels - 1, -1, -1)
     return {
@@ -88,7 +90,7 @@ def configuration(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same weights in diffusers' names and shapes."""
+    """Return the weights with diffusers' names and shapes."""
     levels = numbered(state, "encoder.down.")
     return dict(_renamed(name, value, levels) for name, value in state.items())
 

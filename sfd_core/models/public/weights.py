@@ -1,7 +1,7 @@
-"""Files of weights that others published, read without running anything, and strict loading.
+"""Reads published weights files without executing their code, and loads them strictly.
 
-A file is a flat set of tensors (safetensors) or a torch file whose dict holds `ema`, `model`, `model_state_dict` or
-`state_dict`. Nothing is unpickled but tensors and plain values.
+A file is a flat set of tensors (safetensors), or a torch file with a dict of tensors or a dict that holds `ema`, `model`,
+`model_state_dict` or `state_dict`. Only tensors and plain values are unpickled.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from sfd_core.host.errors import DataError
 
 WEIGHT_KEYS = ("ema", "model", "model_state_dict", "state_dict")
-"""Where torch files keep their weights; the first that exists wins, so that averaged weights are preferred."""
+"""Keys of the weights in torch files; the first existing one is used, so EMA weights are preferred."""
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes of DistributedDataParallel and torch.compile."""
 
 TRAINER_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
-"""Trainers that keep objects of their own beside the weights, such as the state of callbacks."""
+"""Trainers that store their own objects next to the weights, such as the state of callbacks."""
 
 LISTED_KEYS = 8
 
 
 class _Ignored:
-    """Stands for a trainer's object in a file: takes whatever the file gives it and does nothing."""
+    """Placeholder for a trainer's object in a file; ignores all its data."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -39,15 +39,15 @@ class _Ignored:
 
 
 def read_public_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the weights of a published file by name on the CPU, averaged ones if there are any, without wrappers' prefixes.
+    """Return the weights of a published file by name, on the CPU; EMA weights if present, without prefixes of wrappers.
 
     Raises `DataError` if the file is missing, damaged, or holds no weights or more than tensors and plain values.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist; download the checkpoint or mend the path")
+        raise DataError(f"{path} does not exist; download the checkpoint or correct the path")
     loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     found = next((loaded[key] for key in WEIGHT_KEYS if isinstance(loaded.get(key), Mapping) and loaded[key]), loaded)
-    weights = {_unwrapped(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    weights = {_strip_prefixes(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not weights or len(weights) < len(found):
         kept = ", ".join(str(key) for key in list(loaded)[:LISTED_KEYS])
         raise DataError(f"{path} is no set of weights: it holds {kept}; expected tensors, or one of {', '.join(WEIGHT_KEYS)}")
@@ -55,12 +55,12 @@ def read_public_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """Return the dict of tensors and plain values that a torch file holds, on the CPU.
+    """Return the dict of tensors and plain values in a torch file, on the CPU.
 
-    Objects of known trainers are left out. Raises `DataError` if the file is damaged, no dict, or holds other objects.
+    Objects of known trainers are ignored. Raises `DataError` if the file is damaged, no dict, or holds other objects.
     """
     try:
-        # Training scripts keep their command line beside the weights; a Namespace is a bag of plain values.
+        # Training scripts store their command line next to the weights, as a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace, *_trainer_objects(path)]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -71,14 +71,14 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise DataError(f"{path} is no complete torch file ({error}); download it again") from error
     if not isinstance(loaded, dict):
-        raise DataError(f"{path} holds a {type(loaded).__name__} where a dict of weights was expected; name another file")
+        raise DataError(f"{path} holds a {type(loaded).__name__} instead of a dict of weights; give another file")
     return loaded
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], remedy: str) -> None:
-    """Make `state` the weights of `model`; every name and every shape must match. A model on the meta device takes them over.
+    """Load `state` into `model`; all names and shapes must match. A model on the meta device takes over the tensors.
 
-    Raises `DataError` that lists missing, unexpected and misshapen weights and ends in `remedy`; then `model` is unchanged.
+    Raises `DataError` with missing, unexpected and misshapen weights and `remedy`, and leaves `model` unchanged.
     """
     own = model.state_dict()
     misshapen = [
@@ -91,24 +91,24 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], remedy: str) ->
         "unexpected": [name for name in state if name not in own],
         "misshapen": misshapen,
     }
-    details = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
+    details = "; ".join(f"{kind}: {_join_names(names)}" for kind, names in problems.items() if names)
     if details:
-        raise DataError(f"the checkpoint is of another network than this {type(model).__name__} ({details}); {remedy}")
+        raise DataError(f"the checkpoint does not match this {type(model).__name__} ({details}); {remedy}")
     model.load_state_dict(state, assign=any(value.is_meta for value in own.values()))
 
 
 def numbered(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Return how many numbered modules follow `prefix`, such as 12 for `blocks.` where `blocks.11.` is the last."""
+    """Return the number of numbered modules after `prefix`: 12 for `blocks.` if `blocks.11.` is the last."""
     numbers = (name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix))
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def _trainer_objects(path: Path) -> list[tuple[type[_Ignored], str]]:
-    """Return a stand-in, under its own name, for every trainer's class that the file refers to."""
+    """Return placeholders for all classes of known trainers in the file, with their names."""
     if not zipfile.is_zipfile(path):
         return []
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    # One class each: the unpickler accepts instances by their class.
+    # One class per name: the unpickler checks instances by class.
     return [(type("Ignored", (_Ignored,), {}), name) for name in unsafe if name.startswith(TRAINER_PACKAGES)]
 
 
@@ -119,12 +119,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no complete safetensors file ({error}); download it again") from error
 
 
-def _unwrapped(name: str) -> str:
+def _strip_prefixes(name: str) -> str:
     while name.startswith(WRAPPER_PREFIXES):
         name = name.split(".", 1)[1]
     return name
 
 
-def _listed(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     more = len(names) - LISTED_KEYS
     return ", ".join(names[:LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")

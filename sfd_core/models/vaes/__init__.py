@@ -1,1 +1,1 @@
-"""Image VAEs and the compressors of tokens."""
+"""Image VAEs, and compressors of patch tokens."""

@@ -1,6 +1,6 @@
 """The AutoencoderKL of latent diffusion (Rombach et al., arXiv 2112.10752), as diffusers builds it.
 
-SD-VAE and VA-VAE f16d32 and Stable Diffusion's f8d4 are such networks. Shapes as in `image_vae`.
+Examples: SD-VAE and VA-VAE f16d32, Stable Diffusion's f8d4. Shapes as in `image_vae`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from sfd_core.models.vaes.image_vae import ImageVAE, LatentShape
 from sfd_core.models.vaes.posterior import Posterior
 
 PIXELS_AT_ONCE = 16 * 256**2
-"""Pixels that one pass takes: f16d32 needs 0.18 GB for each 256x256 image in float32 on a CPU, so about 3 GB at this size."""
+"""Pixels per pass. f16d32 needs 0.18 GB per 256x256 image in float32 on a CPU, so about 3 GB at this size."""
 
 CONFIG_KEYS = (
     "in_channels",
@@ -30,11 +30,11 @@ CONFIG_KEYS = (
     "use_post_quant_conv",
     "mid_block_add_attention",
 )
-"""What fixes the network; diffusers' other keys scale latents for its own pipelines, or speed up single large images."""
+"""Keys that determine the network; diffusers' other keys scale latents for its pipelines, or speed up large images."""
 
 
 class AutoencoderKLVAE(ImageVAE):
-    """A published VAE: diffusers' AutoencoderKL, its name and the hash of the file it came from."""
+    """A published VAE: diffusers' AutoencoderKL, its name and the hash of its file."""
 
     kind: ClassVar[str] = "autoencoder-kl"
 
@@ -47,7 +47,7 @@ class AutoencoderKLVAE(ImageVAE):
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], origin: Mapping[str, str]) -> "AutoencoderKLVAE":
-        """Build the network of a `description` on the meta device, ready to take over weights."""
+        """Build the network of `description` on the meta device, ready for loading weights."""
         return cls(build_network(description), origin)
 
     def encode(self, images: Tensor) -> Posterior:
@@ -70,20 +70,20 @@ class AutoencoderKLVAE(ImageVAE):
 
 
 def build_network(config: Mapping[str, Any]) -> Any:
-    """Return diffusers' AutoencoderKL of `config`, keys of `CONFIG_KEYS`, on the meta device.
+    """Return diffusers' AutoencoderKL for `config` (keys: `CONFIG_KEYS`) on the meta device.
 
-    Raises `DataError` for sizes that no such network has.
+    Raises `DataError` for impossible sizes.
     """
-    # diffusers takes seconds to import, and only published VAEs need it.
+    # diffusers takes seconds to import; only published VAEs need it.
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     try:
         with torch.device("meta"):
             return AutoencoderKL(**config)
     except (ValueError, TypeError) as error:
-        raise DataError(f"no AutoencoderKL has these sizes ({error}); name the checkpoint of a KL VAE") from error
+        raise DataError(f"no AutoencoderKL has these sizes ({error}); give the checkpoint of a KL VAE") from error
 
 
 def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-    """Apply `function` to a few rows of `x` at a time, so that memory does not grow with a consumer's batch."""
+    """Apply `function` to a few rows of `x` at a time, so that memory does not depend on the batch size."""
     return torch.cat([function(part) for part in torch.split(x, max(1, PIXELS_AT_ONCE // pixels))])

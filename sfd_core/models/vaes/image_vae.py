@@ -1,4 +1,4 @@
-"""What every texture VAE does, whoever trained it, and how it lies on disk.
+"""Interface of all texture VAEs, trained here or published, and their format on disk.
 
 Folder: `model.safetensors`, `model.json` (kind of network, its shape, identity).
 Shapes: N images, R pixels a side, f pixels per latent position, g = R/f, C latent channels.
@@ -33,7 +33,7 @@ class ImageVAE(nn.Module, ABC):
     """Pixels to the texture latent and back."""
 
     kind: ClassVar[str]
-    """Which network `model.json` describes."""
+    """Kind of network in `model.json`."""
     shape: LatentShape
 
     @abstractmethod
@@ -46,11 +46,11 @@ class ImageVAE(nn.Module, ABC):
 
     @abstractmethod
     def description(self) -> Mapping[str, Any]:
-        """Return the plain values that the network is built from."""
+        """Return plain values from which the network can be built."""
 
     @abstractmethod
     def origin(self) -> Mapping[str, str]:
-        """Return its name and, of a published VAE, the hash of the file that it was read from."""
+        """Return its name and, for a published VAE, the hash of its file."""
 
     def save(self, folder: Path) -> None:
         """Write weights, description and identity into `folder`."""
@@ -72,7 +72,7 @@ class VAEManifest:
 
     @classmethod
     def read(cls, folder: Path) -> "VAEManifest":
-        """Read the manifest of the texture VAE in `folder` and check its weights' hash.
+        """Read the manifest of the texture VAE in `folder` and check the hash of its weights.
 
         Raises `DataError` if a file is missing, damaged or does not match its hash.
         """

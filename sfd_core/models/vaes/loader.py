@@ -1,4 +1,4 @@
-"""From a folder to its texture VAE, whatever network it holds."""
+"""Loads texture VAEs of every kind."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 
 
 def load_texture_vae(folder: Path) -> tuple[ImageVAE, Mapping[str, str]]:
-    """Read what `ImageVAE.save` wrote; returns the frozen network and its identity (name, hashes).
+    """Read the folder of `ImageVAE.save`; returns the frozen network and its identity (name, hashes).
 
-    Raises `DataError` if a file is missing or damaged, does not match its hash, or is of a kind unknown here.
+    Raises `DataError` if a file is missing or damaged, does not match its hash, or is of an unknown kind.
     """
     manifest = VAEManifest.read(folder)
     try:
@@ -22,8 +22,7 @@ def load_texture_vae(folder: Path) -> tuple[ImageVAE, Mapping[str, str]]:
         vae.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
     except (TypeError, KeyError, RuntimeError) as error:
         raise DataError(
-            f"{folder / CONFIG_FILE} does not describe the network of the weights beside it ({error}); "
-            "run `dvc repro texture_vae`"
+            f"{folder / CONFIG_FILE} does not match the weights next to it ({error}); run `dvc repro texture_vae`"
         ) from error
     return vae.eval().requires_grad_(False), manifest.identity
 
@@ -34,5 +33,5 @@ def _build(manifest: VAEManifest) -> ImageVAE:
     if manifest.kind == AutoencoderKLVAE.kind:
         return AutoencoderKLVAE.from_description(manifest.network, manifest.identity)
     raise DataError(
-        f"a texture VAE of kind {manifest.kind!r} is unknown; this program reads {TextureVAE.kind} and {AutoencoderKLVAE.kind}"
+        f"unknown kind of texture VAE {manifest.kind!r}; this program reads {TextureVAE.kind} and {AutoencoderKLVAE.kind}"
     )

@@ -10,7 +10,7 @@ from sfd_core.host.errors import DataError
 
 
 class PCA(nn.Module):
-    """Tokens (N, C, g, g) to the coordinates (N, c, g, g) along their first c principal components, and back."""
+    """Projects tokens (N, C, g, g) to coordinates (N, c, g, g) along their first c principal components, and back."""
 
     mean: Tensor
     components: Tensor
@@ -27,7 +27,7 @@ class PCA(nn.Module):
 
     @classmethod
     def fit(cls, blocks: Iterable[Tensor], channels: int) -> Self:
-        """Fit to blocks (N, C, g, g) in one pass, exactly, in float64; components are ordered by variance, largest first.
+        """Fit exactly to blocks (N, C, g, g) in one pass, in float64; components are ordered by decreasing variance.
 
         Raises `DataError` if there are no tokens or fewer token channels than components.
         """
@@ -47,7 +47,7 @@ class PCA(nn.Module):
         mean = total / count
         _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
         components = vectors[:, -channels:].flip(1).T
-        # A component's sign is arbitrary; fixed here so that equal data give equal latents everywhere.
+        # The sign of a component is arbitrary; fix it, so that equal data give equal latents on every machine.
         signs = torch.gather(components, 1, components.abs().argmax(1, keepdim=True)).sign()
         return cls(mean.float(), (components * signs).float().contiguous())
 

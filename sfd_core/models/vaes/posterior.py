@@ -1,4 +1,4 @@
-"""The diagonal normal distribution that a VAE's encoder gives for each image."""
+"""The diagonal normal distribution that a VAE's encoder predicts for each image."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
-"""Outside it exp() loses all meaning in float32 (the range of the latent-diffusion VAEs)."""
+"""Range of the latent-diffusion VAEs; outside it exp() overflows or vanishes in float32."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Posterior:
         return torch.exp(0.5 * self.log_variance)
 
     def sample(self, source: torch.Generator | Tensor) -> Tensor:
-        """Draw latents (N, C, g, g) with noise from a generator, or with the standard normal noise given (reparametrised)."""
+        """Draw latents (N, C, g, g) with noise from a generator, or with given standard normal noise (reparametrised)."""
         noise = source if isinstance(source, Tensor) else _noise_like(self.mean, source)
         return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
-        """Return the divergence from a standard normal (N,) in nats, summed over each latent."""
+        """Return the KL divergence from a standard normal (N,), in nats, summed over each latent."""
         terms = self.mean.square() + self.log_variance.exp() - 1 - self.log_variance
         return 0.5 * terms.flatten(1).sum(1)
 
 
 def _noise_like(mean: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn where the generator lives, so that a CPU seed gives the same latents on every device.
+    # Drawn on the generator's device, so that a CPU seed gives the same latents on every device.
     return torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype).to(mean.device)

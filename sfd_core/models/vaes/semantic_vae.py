@@ -1,7 +1,7 @@
-"""The Semantic VAE: patch tokens of the frozen encoder to a semantic latent and back (SFD, arXiv 2512.04926, section 3.1).
+"""The Semantic VAE: patch tokens to a semantic latent and back (SFD, arXiv 2512.04926, section 3.1).
 
 Shapes: N images, C token channels, c latent channels, g positions along a side, T = g^2 tokens.
-Encoder and decoder are plain sequences whose parameter names are those of the public checkpoints (`encoder.N...`).
+Parameter names are those of the public checkpoints (`encoder.N...`).
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class TokenBlock(nn.Module):
 
 
 class SemanticVAE(nn.Module):
-    """Compresses patch tokens (N, C, g, g) to a semantic latent (N, c, g, g); no positional embedding, so any grid works."""
+    """Compresses patch tokens (N, C, g, g) to a semantic latent (N, c, g, g); has no position embeddings, so any grid works."""
 
     def __init__(self, in_channels: int, channels: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class SemanticVAE(nn.Module):
 
 @dataclass(frozen=True)
 class SemanticVAELoss:
-    """Scalar terms of the Semantic VAE's loss; `cosine` is 1 - similarity, `kl` in nats an image."""
+    """Scalar terms of the Semantic VAE's loss; `cosine` is 1 - similarity, `kl` is in nats per image."""
 
     total: Tensor
     mse: Tensor
@@ -66,7 +66,7 @@ class SemanticVAELoss:
 def semantic_vae_loss(reconstruction: Tensor, tokens: Tensor, posterior: Posterior, kl_weight: float) -> SemanticVAELoss:
     """Return mse + (1 - cosine) + kl_weight * KL in float32 for reconstruction and tokens (N, C, g, g).
 
-    The cosine is over the features of a position as in the paper; the public training code takes it over positions.
+    The cosine is over the features of a position, as in the paper; the public code computes it over positions.
     """
     reconstruction, tokens = reconstruction.float(), tokens.float()
     mse = F.mse_loss(reconstruction, tokens)

@@ -1,7 +1,7 @@
-"""The image VAE that a small data set can train in minutes: a PCA of patches plus a learned convolutional residual.
+"""An image VAE that trains in minutes on a small data set: a PCA of patches plus a convolutional residual.
 
 Shapes: N images, R pixels a side, f pixels per latent position, g = R/f, C latent channels.
-The linear part is exact from the first step; the residual sees beyond each patch and removes the seams between patches.
+The linear part is exact from the first step; the residual sees neighbouring patches and removes the seams.
 """
 
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from sfd_core.models.vaes.image_vae import ImageVAE, LatentShape
 from sfd_core.models.vaes.posterior import Posterior
 
 INITIAL_LOG_VARIANCE = -4.6
-"""Posterior noise of a tenth of the latent's own spread before training."""
+"""Before training, posterior noise is a tenth of the latent's standard deviation."""
 
 
 @dataclass(frozen=True)
 class TextureVAEShape(LatentShape):
-    """Everything that fixes the network's shapes."""
+    """Sizes that determine the network."""
 
     width: int
     depth: int
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity, which they equal at the start."""
+    """Residual block of two 3x3 convolutions; the identity at the start of training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class ResidualBlock(nn.Module):
         self.conv2 = _zeroed(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, width, h, w) -> the same shape."""
+        """Map (N, width, h, w) to the same shape."""
         hidden: Tensor = self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
         return x + hidden
 
 
 class TextureEncoder(nn.Module):
-    """Images (N, 3, R, R) in [-1, 1] -> posterior of the texture latent (N, C, g, g)."""
+    """Maps images (N, 3, R, R) in [-1, 1] to the posterior of the texture latent (N, C, g, g)."""
 
     def __init__(self, shape: TextureVAEShape) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TextureEncoder(nn.Module):
 
 
 class TextureDecoder(nn.Module):
-    """Texture latent (N, C, g, g) -> images (N, 3, R, R)."""
+    """Maps the texture latent (N, C, g, g) to images (N, 3, R, R)."""
 
     def __init__(self, shape: TextureVAEShape) -> None:
         super().__init__()
@@ -82,15 +82,15 @@ class TextureDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Decode; differentiable and not clipped."""
         linear = F.pixel_shuffle(self.linear(z), self.shape.downsampling)
-        # All convolutions work at twice the latent's resolution or below, where they cost little; each output patch
-        # depends on its neighbours, which is what removes the seams.
+        # Convolutions run at twice the latent's resolution at most, where they are cheap. Each output patch depends on its
+        # neighbours, which removes the seams.
         coarse = self.blocks(self.stem(z))
         fine = self.fine_blocks(F.pixel_shuffle(self.up(coarse), 2))
         return linear + F.pixel_shuffle(self.out(F.silu(fine)), self.shape.downsampling // 2)
 
 
 class TextureVAE(ImageVAE):
-    """The embedded preset's image VAE."""
+    """The image VAE of the default preset."""
 
     kind: ClassVar[str] = "patch-pca-residual"
     shape: TextureVAEShape
@@ -113,7 +113,7 @@ class TextureVAE(ImageVAE):
 
     @torch.no_grad()
     def start_from_pca(self, images: Tensor) -> None:
-        """Set the linear part to the whitened principal components of the patches of `images` (N, 3, R, R) in [-1, 1]."""
+        """Initialise the linear part with whitened principal components of the patches of `images` (N, 3, R, R) in [-1, 1]."""
         factor, channels = self.shape.downsampling, self.shape.channels
         patches = F.pixel_unshuffle(images, factor).permute(0, 2, 3, 1).flatten(0, 2).double()
         mean = patches.mean(0)

@@ -32,7 +32,7 @@ def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_step_lists_those_that_were_kept(folder: Path) -> None:
-    with pytest.raises(DataError, match="it kept steps 7"):
+    with pytest.raises(DataError, match="choose one of 7"):
         load_denoiser(folder, step=8)
 
 

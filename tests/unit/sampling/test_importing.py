@@ -168,7 +168,7 @@ def test_two_imports_with_the_same_statistics_belong_together(tmp_path: Path, va
 
 def test_a_synchronous_checkpoint_with_one_clock(tmp_path: Path, vae: Path, encode: Path) -> None:
     model, known = network(clocks=1), LatentSource.of_encode(encode)
-    with pytest.raises(ConfigError, match=r"delta_t is 0\.3, but .* has one clock .*--delta-t 0"):
+    with pytest.raises(ConfigError, match=r"delta_t is 0\.3, but .* has one time embedder.*--delta-t 0"):
         imported(tmp_path / "wrong", model, known)
     folder = imported(tmp_path / "sync", model, known, replace(SFD, delta_t=0.0))
     drawn = Pipeline.from_artifact(folder, vae)([0, 1, 2], seed=3, sampler=SAMPLER).images
@@ -195,12 +195,16 @@ def without(model: LightningDiT, name: str) -> torch.nn.Module:
 
 WRONG: dict[str, tuple[Callable[[], torch.nn.Module], ImportOptions, str]] = {
     "dit": (lambda: DiT(MODEL_SIZES["tiny"], 6, GRID, 2, 3), SFD, "weights of a DiT"),
-    "texture as sfd": (lambda: network(channels=4, clocks=1), SFD, "texture alone; import it as lightningdit"),
+    "texture as sfd": (lambda: network(channels=4, clocks=1), SFD, "texture only; import it as lightningdit"),
     "sfd as texture": (network, LIGHTNINGDIT, "import it as sfd"),
-    "other channels": (lambda: network(channels=7), SFD, "generates 7 channels, but the latents have 4 of texture and 2 of"),
-    "other texture": (lambda: network(channels=3, clocks=1), LIGHTNINGDIT, "of which lightningdit generates 4"),
-    "classes": (lambda: network(classes=1000), SFD, "knows 1000 classes, but 3 were given"),
-    "counted classes": (network, replace(SFD, num_classes=1000), "knows 3 classes, but 1000 were given"),
+    "other channels": (
+        lambda: network(channels=7),
+        SFD,
+        "generates 7 channels, but sfd needs 6: the latents have 4 texture and 2 semantic",
+    ),
+    "other texture": (lambda: network(channels=3, clocks=1), LIGHTNINGDIT, "but lightningdit needs 4"),
+    "classes": (lambda: network(classes=1000), SFD, "has 1000 classes, but got 3"),
+    "counted classes": (network, replace(SFD, num_classes=1000), "has 3 classes, but got 1000"),
     "missing and extra": (
         lambda: without(network(), "blocks.1.mlp.w3.bias"),
         SFD,
@@ -209,7 +213,7 @@ WRONG: dict[str, tuple[Callable[[], torch.nn.Module], ImportOptions, str]] = {
     "grid": (
         lambda: LightningDiT(MODEL_SIZES["tiny"], 6, 2 * GRID, 2, 3, 2),
         SFD,
-        r"latents on a 8x8 grid, but the encoded ones have 4x4",
+        r"has a 8x8 latent grid, but the encoded latents have 4x4",
     ),
     "size": (
         lambda: LightningDiT(replace(MODEL_SIZES["tiny"], depth=3), 6, GRID, 2, 3, 2),
@@ -229,7 +233,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path: Path, encod
 
 def test_statistics_of_texture_alone_are_not_enough_for_sfd(tmp_path: Path, vae: Path) -> None:
     source = LatentSource.of_statistics([statistics_file(tmp_path / "stats.pt", TEXTURE)], vae)
-    with pytest.raises(DataError, match="name the semantic latent's too"):
+    with pytest.raises(DataError, match="give those of the semantic latent too"):
         imported(tmp_path / "sfd", network(), source)
 
 
@@ -237,9 +241,9 @@ def test_bad_statistics_are_named(tmp_path: Path, vae: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.pt does not exist"):
         read_public_statistics(tmp_path / "nothing.pt")
     torch.save({"ema": {}}, tmp_path / "weights.pt")
-    with pytest.raises(DataError, match=r"weights\.pt holds ema where tensors mean and std"):
+    with pytest.raises(DataError, match=r"weights\.pt holds ema instead of tensors mean and std"):
         read_public_statistics(tmp_path / "weights.pt")
-    with pytest.raises(DataError, match=r"has statistics of 2 channels, but the texture VAE .* makes 4"):
+    with pytest.raises(DataError, match=r"has statistics of 2 channels, but the texture VAE .* has 4"):
         LatentSource.of_statistics(
             [statistics_file(tmp_path / "sv.pt", SEMANTICS), statistics_file(tmp_path / "t.pt", TEXTURE)], vae
         )
@@ -248,7 +252,7 @@ def test_bad_statistics_are_named(tmp_path: Path, vae: Path) -> None:
 def test_an_existing_folder_is_left_alone(tmp_path: Path, encode: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         import_denoiser(published(tmp_path / "1.pt", network()), SFD, LatentSource.of_encode(encode), tmp_path / "kept")
     assert (tmp_path / "kept" / "thesis.txt").read_text() == "years of work"
 

@@ -190,7 +190,7 @@ def test_the_command_ends_with_code_2_and_one_line_for_bad_input(
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: prepare.path {missing} is no folder; give the folder that holds one folder per class\n"
+        f"error: prepare.path {missing} is no folder; give a folder that holds one folder per class\n"
     )
     assert not (tmp_path / "outputs").exists()
 

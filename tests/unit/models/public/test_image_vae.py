@@ -175,8 +175,8 @@ def test_another_family_is_told_by_its_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"blocks.0.attn.qkv.weight": torch.zeros(2)}, r"encoder\.conv_in\.weight is missing among blocks"),
-        ({"encoder.conv_in.weight": torch.zeros(32, 3, 3, 3)}, r"missing: 'encoder\.down\.0\.block\.0\.conv1\.weight'"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(2)}, r"encoder\.conv_in\.weight is missing; found blocks"),
+        ({"encoder.conv_in.weight": torch.zeros(32, 3, 3, 3)}, r"'encoder\.down\.0\.block\.0\.conv1\.weight' is missing"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, state: dict[str, Tensor], said: str) -> None:
@@ -187,7 +187,7 @@ def test_other_files_are_refused(tmp_path: Path, state: dict[str, Tensor], said:
 def test_an_encoder_without_log_variance_is_no_kl_vae(tmp_path: Path, source: LatentDiffusionVAE) -> None:
     state = source.state_dict()
     state["encoder.conv_out.weight"] = state["encoder.conv_out.weight"][:4]
-    with pytest.raises(DataError, match="4 values a position for a decoder of 4 channels"):
+    with pytest.raises(DataError, match="4 output channels and the decoder 4 input channels"):
         read_published_vae(ldm_params(checkpoint(tmp_path / "vq.ckpt", state)))
 
 
@@ -238,7 +238,7 @@ def test_without_a_network_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert published_vae.hf_hub_download is huggingface_hub.hf_hub_download
     monkeypatch.setattr(published_vae, "hf_hub_download", offline)
     with pytest.raises(
-        ResourceError, match=r"owner/model is no local folder .* \(no connection\); .* fetch config\.json and diffusion_"
+        ResourceError, match=r"owner/model is no local folder .* \(no connection\); .* download config\.json and diffusion_"
     ):
         read_published_vae(diffusers_params("owner/model"))
 
@@ -251,7 +251,7 @@ def test_formats_are_not_mixed_up(tmp_path: Path, source: LatentDiffusionVAE) ->
     with pytest.raises(DataError, match="describes a VQModel"):
         read_published_vae(diffusers_params(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json is no configuration"):
+    with pytest.raises(DataError, match=r"config\.json is no VAE configuration"):
         read_published_vae(diffusers_params(folder))
     with pytest.raises(DataError, match="does not exist"):
         read_published_vae(diffusers_params(tmp_path / "nothing" / "here" / "at-all"))
