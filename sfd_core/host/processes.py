@@ -24,13 +24,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import resumable_dir
+from sfd_core.host.settings import Settings
 
 T = TypeVar("T")
 
-COUNT = "SFD_PROCESSES"
-"""Environment variable: how many processes a stage is spread over; one for each GPU if it is not set."""
-LAUNCHER = "SFD_LAUNCHER"
-"""Environment variable that `spread` sets: the process that started this one, without which it is to end."""
 LEFT_ALONE = 75
 """Exit code of a process that ends only because another one did, which has told why."""
 PATIENCE = timedelta(days=2)
@@ -53,8 +50,8 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls(0, 1)
-        if LAUNCHER in os.environ:
-            threading.Thread(target=_end_with, args=[int(os.environ[LAUNCHER])], daemon=True).start()
+        if launcher := Settings.read().launcher:
+            threading.Thread(target=_end_with, args=[launcher], daemon=True).start()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         if not distributed.is_initialized():
@@ -127,11 +124,11 @@ def spread(preempted: int | None = None) -> None:
     Returns at once where one process is enough or a launcher has started several already. Raises `ConfigError` if the variable
     is no positive number.
     """
-    count = _wanted_processes()
+    count = Settings.read().processes or max(1, torch.cuda.device_count())
     if count == 1 or "WORLD_SIZE" in os.environ:
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ[Settings.variable("launcher")] = str(os.getpid())
     # a process that fails has told why; the launcher's own account of it only hides that
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -161,12 +158,3 @@ def _module() -> str:
     if spec is None:
         raise ConfigError("a script cannot start itself in several processes; start it with python -m, or unset SFD_PROCESSES")
     return spec.name
-
-
-def _wanted_processes() -> int:
-    text = os.environ.get(COUNT)
-    if text is None:
-        return max(1, torch.cuda.device_count())
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{COUNT} is {text!r}, but must be a number of processes such as 1 or 8; set it right or unset it")
-    return int(text)

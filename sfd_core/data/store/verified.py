@@ -21,11 +21,10 @@ from typing import Any, NoReturn, Self
 
 from tqdm import tqdm
 
-from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.errors import DataError
 from sfd_core.host.paths import STATE, write_json
+from sfd_core.host.settings import Settings
 
-VERIFY = "SFD_VERIFY"
-"""Environment variable: `always` has every file hashed and every value checked, whatever was noted before."""
 SETTLED_NS = 2_000_000_000
 """Age of a file's last change from which its time is trusted to show the next one; file systems tick up to two seconds."""
 CHUNK_BYTES = 1 << 22
@@ -69,7 +68,7 @@ def note_verified(folder: Path, hashes: Mapping[str, str]) -> None:
 
 def known_finite(content: str) -> bool:
     """Return whether `note_finite` was told of this content, by its hash."""
-    return not _trusts_nothing() and _finite_note(content).is_file()
+    return not Settings.read().verify and _finite_note(content).is_file()
 
 
 def note_finite(content: str, what: str) -> None:
@@ -83,7 +82,7 @@ class _Notes:
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder.absolute())
         self._path = STATE / "verified" / f"{hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]}.json"
-        self.known: dict[str, Any] = {} if _trusts_nothing() else self._files()
+        self.known: dict[str, Any] = {} if Settings.read().verify else self._files()
 
     def add(self, found: Mapping[str, list[int | str]]) -> None:
         """Note what was found, besides what another process noted meanwhile, and forget folders that are no more."""
@@ -154,13 +153,6 @@ def _stamp(path: Path) -> Stamp:
 
 def _finite_note(content: str) -> Path:
     return STATE / "verified" / "finite" / f"{content}.json"
-
-
-def _trusts_nothing() -> bool:
-    text = os.environ.get(VERIFY)
-    if text not in (None, "always"):
-        raise ConfigError(f"{VERIFY} is {text!r}, but can only be 'always'; set it so, or unset it")
-    return text is not None
 
 
 def _read(path: Path) -> dict[str, Any]:
