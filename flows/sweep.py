@@ -1,6 +1,5 @@
 """Sweeps: points planned and checked, shared stages computed once, every point by whichever worker is free, one comparison."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +24,11 @@ from sfd_core.experiment.params import Fraction, Positive, Seed
 from sfd_core.experiment.presets import PRESETS
 from sfd_core.experiment.sizes import SizeName
 from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.settings import Settings
 from sfd_core.tracking.registry import CHAMPION
 from sfd_core.workspace import git, journal
 from sfd_core.workspace.programs import remote_of
 
-GIT_REMOTE = "SFD_GIT_REMOTE"
-"""Environment variable: the git remote that refs of sweeps are sent to; they stay in the clone if it is not set."""
 POINTS = "points"
 """Where the refs of all finished points are, below refs/sfd."""
 _PRESET_NAMES = [CURRENT, *sorted(path.stem for path in PRESETS.glob("*.yaml"))]
@@ -245,7 +243,7 @@ def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
     good = [row for row in rows if row.numbers]
     if good:
         git.set_refs(project, {f"{asked.name}/{row.point.name}": row.record["commit"] for row in good})
-    if remote := os.environ.get(GIT_REMOTE):
+    if remote := Settings.read().git_remote:
         try:
             for prefix in (POINTS, asked.name):
                 git.push_refs(project, remote, prefix)

@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m infra.lab", description="The laboratory on one machine.")
     parser.add_argument("command", choices=["up", "down", "status", "run"])
     command = parser.parse_args().command
-    settings = Settings.of(os.environ)
+    settings = Settings.read()
     if command == "status":
         sys.exit(status(settings))
     if command == "run":

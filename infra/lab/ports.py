@@ -8,12 +8,11 @@ from collections.abc import Mapping
 import psutil
 
 from infra.lab.servers import SISTER, WEED_PORTS, Server
-from infra.lab.settings import LOOPBACK, MLFLOW_PORT, PREFECT_PORT, S3_PORT
+from infra.lab.settings import LOOPBACK, Settings
 from sfd_core.host.errors import ResourceError
 
 FIRST, COUNT = 20_000, 2_000
 """Ports that SeaweedFS gets; these and their sisters lie below those that systems give to outgoing connections."""
-VARIABLES = {"s3": S3_PORT, "s3-gate": S3_PORT, "mlflow": MLFLOW_PORT, "prefect": PREFECT_PORT}
 
 
 def choose_ports(kept: Mapping[str, int], fixed: Mapping[str, int], in_use: bool) -> dict[str, int]:
@@ -34,7 +33,7 @@ def require_free(server: Server) -> None:
     """Raise `ResourceError` that says who has a port of `server`, if someone has."""
     for host, port in server.ports:
         if not is_free(host, port):
-            variable = VARIABLES[server.name]
+            variable = Settings.variable(f"{server.name.removesuffix('-gate')}_port")
             raise ResourceError(
                 f"port {port}, which {server.name} needs, is in use{_by_whom(port)}; end that, or choose another port: "
                 f"make up {variable}=..."

@@ -5,69 +5,113 @@ import ipaddress
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import STATE
+from sfd_core.host.settings import EnvironmentSettings
 
-FOLDER, HOST, NAME = "SFD_LAB_FOLDER", "SFD_LAB_HOST", "SFD_LAB_NAME"
-S3_PORT, MLFLOW_PORT, PREFECT_PORT = "SFD_LAB_S3_PORT", "SFD_LAB_MLFLOW_PORT", "SFD_LAB_PREFECT_PORT"
-AUTHENTICATION, WORKER, DATABASE = "SFD_LAB_AUTH", "SFD_LAB_WORKER", "SFD_DATABASE_URL"
-DEFAULT_PORTS = {S3_PORT: 8333, MLFLOW_PORT: 5000, PREFECT_PORT: 4200}
 LOOPBACK = "127.0.0.1"
+PORT = "a port from 1 to 65535"
 EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - recognised, not bound
 DEPLOYMENTS = Path("flows/deployments.py")
 
 
-@dataclass(frozen=True)
-class Settings:
+def _words(text: Any) -> Any:
+    try:
+        return shlex.split(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise ConfigError(
+            f"SFD_LAB_WORKER is {text!r}, which is no command line ({error}); set it right or unset it"
+        ) from error
+
+
+def _default_worker() -> tuple[str, ...]:
+    return (sys.executable, "-m", "flows.deployments") if DEPLOYMENTS.is_file() else ()
+
+
+def _postgresql(url: SecretStr) -> SecretStr:
+    """Return the address of a PostgreSQL server; the error leaves out what may hold a password."""
+    try:
+        address = urlsplit(url.get_secret_value())
+        usable = address.scheme in {"postgresql", "postgres"} and bool(address.hostname) and address.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(
+            "SFD_DATABASE_URL is no PostgreSQL address; write postgresql://USER:PASSWORD@HOST:PORT/NAME "
+            "(special characters percent-encoded), or unset it for SQLite files"
+        )
+    return url
+
+
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Command = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+
+
+class Settings(EnvironmentSettings):
     """The laboratory's choices; equal settings, equal laboratory."""
 
-    folder: Path
-    """Databases, buckets, logs, credentials and pids; absolute."""
-    host: str
-    """Address that S3, MLflow and Prefect listen on."""
-    name: str
-    """Name or address by which clients reach `host`."""
-    s3_port: int
-    mlflow_port: int
-    prefect_port: int
-    authentication: bool
-    """Whether MLflow and Prefect ask for a password; S3 always asks for keys."""
-    database_url: str | None
-    """PostgreSQL server of MLflow and Prefect; None for SQLite files."""
-    worker: tuple[str, ...]
-    """Command that serves the deployments; empty for none."""
+    model_config = SettingsConfigDict(env_prefix="SFD_LAB_")
 
+    folder: Path = Field(STATE / "lab", title="a path")
+    """Folder of databases, buckets, logs, credentials and pids."""
+    host: str = Field(LOOPBACK, title="an address")
+    """Address that S3, MLflow and Prefect listen on; any address but loopback switches passwords on."""
+    name: str = Field(default_factory=lambda set_: _reachable_name(set_["host"]), title="a name or an address")
+    """Name of this machine for other machines; default: SFD_LAB_HOST, or the host's name if that is 0.0.0.0 or ::."""
+    s3_port: Port = Field(8333, title=PORT)
+    """Port of S3."""
+    mlflow_port: Port = Field(5000, title=PORT)
+    """Port of MLflow."""
+    prefect_port: Port = Field(4200, title=PORT)
+    """Port of Prefect."""
+    auth: Literal["on", "off"] | None = Field(None, title="on or off")
+    """`on`: MLflow and Prefect ask for a password on loopback too; `off` is rejected beyond loopback."""
+    database: Annotated[SecretStr, AfterValidator(_postgresql)] | None = Field(
+        None, validation_alias="SFD_DATABASE_URL", title="postgresql://USER:PASSWORD@HOST:PORT/NAME"
+    )
+    """PostgreSQL server with databases `NAME_mlflow`, `NAME_mlflow_auth` and `NAME_prefect`; default: SQLite files."""
+    worker: Command = Field(default_factory=_default_worker, title="a command line")
+    """Command of the worker; empty for none; default: `python -m flows.deployments`."""
+
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Self:
-        """Read the variables. Raises `ConfigError` for a value that cannot be used, before anything starts."""
-        host = environment.get(HOST) or LOOPBACK
-        asked = _switch(environment, AUTHENTICATION)
-        if asked is False and not is_loopback(host):
+    def _empty_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value or name == "worker"}
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.absolute()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.auth == "off" and self.is_exposed:
             raise ConfigError(
-                f"{HOST} is {host}, which other machines reach, but {AUTHENTICATION} is off; anyone there could start programs "
-                f"on this machine: unset {AUTHENTICATION}, or unset {HOST} to listen on {LOOPBACK} only"
+                f"SFD_LAB_HOST is {self.host}, which other machines reach, but SFD_LAB_AUTH is off; anyone there could start "
+                f"programs on this machine: unset SFD_LAB_AUTH, or unset SFD_LAB_HOST to listen on {LOOPBACK} only"
             )
-        ports = {variable: _port(environment, variable) for variable in DEFAULT_PORTS}
+        ports = {self.variable(name): getattr(self, name) for name in ("s3_port", "mlflow_port", "prefect_port")}
         if len(set(ports.values())) < len(ports):
             chosen = ", ".join(f"{variable}={port}" for variable, port in ports.items())
             raise ConfigError(f"two servers cannot share a port ({chosen}); give each its own")
-        return cls(
-            folder=Path(environment.get(FOLDER) or STATE / "lab").absolute(),
-            host=host,
-            name=environment.get(NAME) or (socket.gethostname() if host in EVERYWHERE else host),
-            s3_port=ports[S3_PORT],
-            mlflow_port=ports[MLFLOW_PORT],
-            prefect_port=ports[PREFECT_PORT],
-            authentication=bool(asked) or not is_loopback(host),
-            database_url=_database_url(environment),
-            worker=_worker(environment),
-        )
+        return self
+
+    @property
+    def authentication(self) -> bool:
+        """Whether MLflow and Prefect ask for a password; S3 always asks for keys."""
+        return self.auth == "on" or self.is_exposed
+
+    @property
+    def database_url(self) -> str | None:
+        """The PostgreSQL server's address with its password."""
+        return None if self.database is None else self.database.get_secret_value()
 
     @property
     def is_exposed(self) -> bool:
@@ -77,7 +121,7 @@ class Settings:
     @property
     def fingerprint(self) -> str:
         """A hash of all choices; it gives no secret away."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self!r} {self.database_url}".encode()).hexdigest()[:16]
 
     def address(self, port: int) -> str:
         """Return the address by which clients reach `port`."""
@@ -97,43 +141,5 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _switch(environment: Mapping[str, str], variable: str) -> bool | None:
-    text = environment.get(variable, "")
-    if text not in {"", "on", "off"}:
-        raise ConfigError(f"{variable} is {text!r}, but must be on or off; set it right or unset it")
-    return None if text == "" else text == "on"
-
-
-def _port(environment: Mapping[str, str], variable: str) -> int:
-    text = environment.get(variable) or str(DEFAULT_PORTS[variable])
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
-        raise ConfigError(f"{variable} is {text!r}, but must be a port from 1 to 65535; set it right or unset it")
-    return int(text)
-
-
-def _database_url(environment: Mapping[str, str]) -> str | None:
-    """Return the URL of a PostgreSQL server; messages leave out what may hold a password."""
-    text = environment.get(DATABASE)
-    if not text:
-        return None
-    try:
-        address = urlsplit(text)
-        usable = address.scheme in {"postgresql", "postgres"} and bool(address.hostname) and address.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigError(
-            f"{DATABASE} is no PostgreSQL address; write postgresql://USER:PASSWORD@HOST:PORT/NAME "
-            "(special characters percent-encoded), or unset it for SQLite files"
-        )
-    return text
-
-
-def _worker(environment: Mapping[str, str]) -> tuple[str, ...]:
-    text = environment.get(WORKER)
-    if text is None:
-        return (sys.executable, "-m", "flows.deployments") if DEPLOYMENTS.is_file() else ()
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise ConfigError(f"{WORKER} is {text!r}, which is no command line ({error}); set it right or unset it") from error
+def _reachable_name(host: str) -> str:
+    return socket.gethostname() if host in EVERYWHERE else host

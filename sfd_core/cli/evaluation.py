@@ -1,111 +1,112 @@
-"""`sfd evaluate`: images of a trained denoiser drawn, judged and, where asked for, exported; or a measurement repeated."""
+"""`sfd evaluate`: draw and measure images of a trained denoiser, or repeat a measurement."""
 
-import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+from cyclopts import Parameter
 
-from sfd_core.cli.results import PARAMS
-from sfd_core.cli.sampling import FIELDS, add_sampler, artifact_folder, sampler_of
-from sfd_core.experiment.params import Params, load_params
+from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, SAMPLES, UNCHANGED, Drawing, artifact_folder
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir
 
 if TYPE_CHECKING:
-    from sfd_core.evaluation.measurement import Batch, Measured, Progress
+    import numpy as np
+
+    from sfd_core.evaluation.measurement import Measured, Progress
     from sfd_core.evaluation.protocol import Number
     from sfd_core.evaluation.rerun import Measurement
+    from sfd_core.experiment.params import Params, SamplerParams
 
-EXAMPLES = """several GPUs draw and judge together and give the same numbers:
-  torchrun --nproc-per-node 8 -m sfd_core.cli evaluate sfd --samples 50000 --out numbers.json
-a measurement that was broken off goes on where it stood when the same command is given again."""
-
-
-def add_evaluate(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
-    command = commands.add_parser(
-        "evaluate",
-        help="draw images and measure their distance to real ones",
-        description=_evaluate.__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_sampler(command, needs_artifact=False)
-    command.add_argument("--samples", type=int, metavar="N", help="images to judge (default: evaluate.final_samples)")
-    command.add_argument("--out", type=Path, metavar="FILE", help="also write all numbers with their protocols as JSON")
-    command.add_argument("--npz", type=Path, metavar="FILE", help="also write the images as ADM's evaluator takes them")
-    command.add_argument("--png", type=Path, metavar="FOLDER", help="also write the images as PNG files")
-    command.add_argument(
-        "--from",
-        type=Path,
-        metavar="FILE",
-        dest="recorded",
-        help="measure again what this file of numbers records, by its protocol; ARTIFACT says where the denoiser lies now",
-    )
-    command.set_defaults(handler=_evaluate)
+FROM = "Measure again what this file of numbers records, by its protocol; ARTIFACT says where the denoiser lies now."
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    """Draw images of a trained denoiser and measure, as every judge sees it, their distance to the real images."""
-    if arguments.recorded is None and arguments.artifact is None:
+@dataclass(frozen=True)
+class Exports:
+    """Files to write of an evaluation; None for not."""
+
+    numbers: Path | None
+    npz: Path | None
+    png: Path | None
+
+
+def evaluate(
+    artifact: Annotated[str | None, ARTIFACT] = None,
+    /,
+    *,
+    samples: Annotated[int | None, SAMPLES] = None,
+    out: Annotated[Path | None, Parameter(help="Also write all numbers with their protocols as JSON.")] = None,
+    npz: Annotated[Path | None, Parameter(help="Also write the images as ADM's evaluator takes them.")] = None,
+    png: Annotated[Path | None, Parameter(help="Also write the images as PNG files into this folder.")] = None,
+    recorded: Annotated[Path | None, Parameter(name="from", help=FROM)] = None,
+    evaluations: Annotated[int | None, EVALUATIONS] = None,
+    drawing: Drawing = UNCHANGED,
+) -> None:
+    """Draw images and measure their distance to the real ones.
+
+    Several GPUs work together and give the same numbers:
+    torchrun --nproc-per-node 8 -m sfd_core.cli evaluate sfd --samples 50000 --out numbers.json
+
+    An interrupted measurement resumes when the same command is given again.
+    """
+    from sfd_core.experiment.params import load_params
+
+    if recorded is not None:
+        unused = drawing.given() | {"samples": samples, "npz": npz, "png": png, "evaluations": evaluations}
+        given = [name.replace("_", "-") for name, value in unused.items() if value is not None]
+        if given:
+            raise ConfigError(f"--{given[0]} is not for --from, which takes everything from the file; leave it out")
+        _repeat(load_params(PARAMS), recorded, artifact, out)
+        return
+    if artifact is None:
         raise ConfigError("nothing to evaluate; name a variant or the folder of a denoiser, or --from a file of numbers")
     params = load_params(PARAMS)
-    if arguments.recorded is not None:
-        _repeat(arguments, params)
-    else:
-        _measure(arguments, params)
+    sampler = drawing.sampler(params, evaluations)
+    count = params.evaluate.final_samples if samples is None else samples
+    from sfd_core.data.store.export import require_new_folder
+
+    if png:
+        require_new_folder(png)
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, sampler.guide)
+    _measure(measurement, sampler, count, params.prepare.resolution, Exports(out, npz, png))
 
 
-def _measure(arguments: argparse.Namespace, params: Params) -> None:
-    sampler = sampler_of(arguments, params)
-    samples = params.evaluate.final_samples if arguments.samples is None else arguments.samples
-    from sfd_core.data.store.export import require_new_folder, write_npz, write_pngs
+def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int, resolution: int, exports: Exports) -> None:
+    from sfd_core.data.store.export import write_npz, write_pngs
     from sfd_core.evaluation.labels import class_balanced_labels
     from sfd_core.evaluation.measurement import Order
     from sfd_core.evaluation.rerun import write_numbers
 
-    if arguments.png:
-        require_new_folder(arguments.png)
-    artifact = artifact_folder(arguments.artifact)
-    measurement = load_measurement(params, artifact, arguments.snapshot, sampler.guide)
     labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
-    exported = [path for path in (arguments.npz, arguments.png) if path]
-    image = 3 * params.prepare.resolution**2
-    row = measurement.judge.row_bytes + (image if exported else 0)
-    require_disk(OUTPUTS, samples * row, "sfd evaluate")
+    exported = [path for path in (exports.npz, exports.png) if path]
+    image = 3 * resolution**2
+    require_disk(OUTPUTS, samples * (measurement.judge.row_bytes + (image if exported else 0)), "sfd evaluate")
     for path in exported:
         require_disk(path, samples * image, f"writing {path}")
     order = Order(labels, sampler, keep_images=bool(exported))
     result = measurement.run(order, oracle=False, progress=showing("samples", sampler.batch_size))
     if result is not None:
         numbers, measured = result
-        _print(numbers)
-        if arguments.out:
-            write_numbers(arguments.out, {"final": numbers})
-        if arguments.npz:
-            write_npz(arguments.npz, _arrays(measured), measured.labels.numpy(), params.prepare.resolution)
-        if arguments.png:
-            write_pngs(arguments.png, _arrays(measured))
+        for name, number in numbers.items():
+            print(f"{name:<32} {number.value:.6g}")
+        if exports.numbers:
+            write_numbers(exports.numbers, {"final": numbers})
+        if exports.npz:
+            write_npz(exports.npz, _arrays(measured), measured.labels.numpy(), resolution)
+        if exports.png:
+            write_pngs(exports.png, _arrays(measured))
         measured.forget()
     measurement.processes.leave()
 
 
-def _repeat(arguments: argparse.Namespace, params: Params) -> None:
-    given = [name for name in (*FIELDS, "snapshot", "samples", "npz", "png") if getattr(arguments, name) is not None]
-    given += [f"{part}_{key}" for part in ("texture", "semantic") for key in ("scale", "interval")]
-    given = [name for name in given if getattr(arguments, name) is not None]
-    if given:
-        raise ConfigError(
-            f"--{given[0].replace('_', '-')} is not for --from, which takes everything from the file; leave it out"
-        )
+def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -> None:
     from sfd_core.evaluation.rerun import read_recorded, write_numbers
 
     groups: dict[str, Mapping[str, Number]] = {}
-    recorded = read_recorded(arguments.recorded)
-    for group, old in recorded.items():
-        artifact = artifact_folder(arguments.artifact) if arguments.artifact else old.artifact
+    for group, old in read_recorded(file).items():
+        artifact = artifact_folder(moved) if moved else old.artifact
         measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler.guide)
         old.require_same(measurement)
         order = old.order(measurement.pipeline, stage_dir("encode") / "train")
@@ -114,12 +115,12 @@ def _repeat(arguments: argparse.Namespace, params: Params) -> None:
             groups[group], measured = result
             _print_both(group, old.numbers, groups[group])
             measured.forget()
-    if arguments.out and measurement.processes.first:
-        write_numbers(arguments.out, groups)
+    if out and measurement.processes.first:
+        write_numbers(out, groups)
     measurement.processes.leave()
 
 
-def load_measurement(params: Params, artifact: Path, step: int | None, guide: str | None) -> "Measurement":
+def load_measurement(params: "Params", artifact: Path, step: int | None, guide: str | None) -> "Measurement":
     """Join the other processes, and load a denoiser and the judges of the experiment."""
     from sfd_core.evaluation.judge import Judge
     from sfd_core.evaluation.rerun import Measurement
@@ -127,7 +128,7 @@ def load_measurement(params: Params, artifact: Path, step: int | None, guide: st
     from sfd_core.sampling.pipeline import Pipeline
 
     processes = Processes.join()
-    pipeline = Pipeline.from_artifact(artifact, OUTPUTS / "texture_vae", step, guide, params.engine.compile)
+    pipeline = Pipeline.from_artifact(artifact, stage_dir("texture_vae"), step, guide, params.engine.compile)
     judge = Judge.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
     return Measurement(artifact, pipeline, judge, processes)
 
@@ -136,19 +137,11 @@ def showing(what: str, batch_size: int) -> "Progress":
     """Return what shows how far drawing is."""
     from sfd_core.host.progress import with_progress
 
-    def progress(batches: "Iterable[Batch]", total: int) -> "Iterator[Batch]":
-        return with_progress(batches, total, what, step=batch_size)
-
-    return progress
+    return partial(with_progress, what=what, step=batch_size)
 
 
-def _arrays(measured: "Measured") -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+def _arrays(measured: "Measured") -> "Iterator[np.ndarray[Any, np.dtype[np.uint8]]]":
     return (images.numpy() for images in measured.images())
-
-
-def _print(numbers: "Mapping[str, Number]") -> None:
-    for name, number in numbers.items():
-        print(f"{name:<32} {number.value:.6g}")
 
 
 def _print_both(group: str, old: Mapping[str, Mapping[str, Any]], new: "Mapping[str, Number]") -> None:

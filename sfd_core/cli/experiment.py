@@ -1,59 +1,53 @@
-"""`sfd experiment`: the pipeline beside the project with other values."""
+"""Values of experiments: `sfd validate`, `sfd preset`, and `sfd experiment`, the pipeline beside the project."""
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from sfd_core.cli.results import PARAMS, print_results, write_curves, write_table
-from sfd_core.experiment.params import load_params
+from cyclopts import Parameter
+
+from sfd_core.cli.options import PARAMS
+from sfd_core.cli.results import results, write_curves, write_table
 from sfd_core.host.errors import ConfigError
-from sfd_core.workspace.beside import Axis, experiment_dir, plan_experiment, run_experiment
+
+if TYPE_CHECKING:
+    from sfd_core.experiment.params import Params
+
+SET = Parameter(name="set", help="A value as nested in params.yaml; repeatable.", consume_multiple=False, metavar="KEY=VALUE")
+VARY = Parameter(help="A value of the variants, such as seed, and all it shall take.", metavar="KEY VALUE")
 
 
-def add_experiment(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
-    command = commands.add_parser(
-        "experiment", help="run the pipeline beside the project with other values", description=_experiment.__doc__
-    )
-    command.add_argument("name", metavar="NAME", help="its folder is .sfd/experiments/NAME")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="changes",
-        help="a value as nested in params.yaml; may be repeated",
-    )
-    command.add_argument(
-        "--vary", nargs="+", metavar="KEY VALUE", help="a value of the variants, such as seed, and all it shall take"
-    )
-    command.add_argument(
-        "--table", type=Path, metavar="FILE", help="also write the final numbers as CSV, one row a variant and value"
-    )
-    command.add_argument(
-        "--curves", type=Path, metavar="FILE", help="also write the convergence curves as CSV, one row a variant and snapshot"
-    )
-    command.set_defaults(handler=_experiment)
+def experiment(
+    name: Annotated[str, Parameter(help="Its folder is .sfd/experiments/NAME.")],
+    /,
+    *,
+    changes: Annotated[list[str] | None, SET] = None,
+    vary: Annotated[list[str] | None, VARY] = None,
+    table: Annotated[Path | None, Parameter(help="Also write the final numbers as CSV, one row a variant and value.")] = None,
+    curves: Annotated[Path | None, Parameter(help="Also write the convergence as CSV, one row a variant and snapshot.")] = None,
+) -> None:
+    """Run the pipeline beside the project with other values.
 
+    What the project computed already is reused.
+    """
+    from sfd_core.experiment.params import load_params
+    from sfd_core.workspace.beside import Axis, experiment_dir, plan_experiment, run_experiment
 
-def _experiment(arguments: argparse.Namespace) -> None:
-    """Run the whole pipeline with other values in .sfd/experiments/NAME; what the project computed already is reused."""
-    changes = dict(parse_assignment(change) for change in arguments.changes)
     axis = None
-    if arguments.vary:
-        key, *values = arguments.vary
+    if vary:
+        key, *values = vary
         if not values:
             raise ConfigError(f"--vary {key} names no value; write them behind the key, such as --vary seed 0 1 2")
         axis = Axis(key, tuple(parse_value(value) for value in values))
-    plan = plan_experiment(load_params(PARAMS).model_dump(mode="json"), changes, axis)
-    folder = experiment_dir(arguments.name)
+    assigned = dict(parse_assignment(change) for change in changes or [])
+    plan = plan_experiment(load_params(PARAMS).model_dump(mode="json"), assigned, axis)
+    folder = experiment_dir(name)
     run_experiment(plan, folder)
-    if arguments.table:
-        write_table(plan, folder, arguments.table)
-    if arguments.curves:
-        write_curves(folder, arguments.curves)
-    print_results(folder)
+    if table:
+        write_table(plan, folder, table)
+    if curves:
+        write_curves(folder, curves)
+    results(project=folder)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -70,3 +64,60 @@ def parse_value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def validate(file: Path = PARAMS, /) -> None:
+    """Check a parameter file without running anything."""
+    from sfd_core.experiment.params import load_params
+
+    params = load_params(file)
+    optimisation = params.train.optimisation
+    size, grid, channels = params.prepare.resolution, params.latent_grid, params.texture_vae.channels
+    print(
+        f"{file} is a valid experiment: {params.prepare.source} at {size}x{size}, texture latent of {channels} channels on a "
+        f"{grid}x{grid} grid; {', '.join(params.active)}, each trained for {optimisation.steps:,} steps of "
+        f"{optimisation.batch_size} images"
+    )
+    _print_missing(params)
+
+
+def list_presets() -> None:
+    """Print every preset and what it reproduces."""
+    from sfd_core.experiment.presets import load_preset, preset_names
+
+    names = preset_names()
+    width = max(len(name) for name in names)
+    for name in names:
+        print(f"{name:<{width}}  {(load_preset(name).header.splitlines() or [''])[0]}")
+
+
+def show_preset(name: str, /) -> None:
+    """Print the whole parameter file that a preset makes."""
+    from sfd_core.experiment.presets import load_preset
+
+    print(load_preset(name).text, end="")
+
+
+def check_presets(*names: str) -> None:
+    """Check presets, or else all, without running or writing anything."""
+    from sfd_core.experiment.presets import load_preset, preset_names
+
+    for name in names or preset_names():
+        print(f"{name}: valid, trains {', '.join(load_preset(name).check().active)}")
+
+
+def use_preset(name: str, /) -> None:
+    """Write a preset to params.yaml; `git diff` shows the changes."""
+    from sfd_core.experiment import presets
+
+    preset = presets.load_preset(name)
+    presets.use_preset(preset, PARAMS)
+    print(f"{PARAMS} is now preset {name}; `git diff {PARAMS}` shows the difference, `make repro` runs it")
+    _print_missing(preset.check())
+
+
+def _print_missing(params: "Params") -> None:
+    from sfd_core.experiment.inputs import in_words, missing_inputs
+
+    if missing := missing_inputs(params):
+        print(f"not there yet: {in_words(missing)}")

@@ -1,21 +1,25 @@
 """The result table of a project or an experiment, on the terminal and as a CSV file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from sfd_core.experiment.params import load_params
+from cyclopts import Parameter
+
+from sfd_core.cli.options import PARAMS
 from sfd_core.host.paths import OUTPUTS, REPORT, atomic_path
-from sfd_core.workspace.beside import Plan, origin_values
 
-PARAMS = Path("params.yaml")
+if TYPE_CHECKING:
+    from sfd_core.workspace.beside import Plan
+
 STUDIES = Path("docs") / "results"
 """Committed tables of experiments, shown in the report."""
 
 
-def print_results(project: Path) -> None:
-    """Print the final numbers of the project in folder `project`, and where its report is.
-
-    Raises `DataError` if a variant was not evaluated yet.
-    """
+def results(
+    *, project: Annotated[Path, Parameter(help="Folder of the project or of an experiment (default: here).")] = Path()
+) -> None:
+    """Print the result table, and where the report is."""
+    from sfd_core.experiment.params import load_params
     from sfd_core.reporting.sources import read_outputs
     from sfd_core.reporting.tables import result_table
 
@@ -34,11 +38,13 @@ def print_results(project: Path) -> None:
     print(f"\nreport: {(project / REPORT / 'index.html').resolve()}")
 
 
-def write_table(plan: Plan, folder: Path, path: Path) -> None:
+def write_table(plan: "Plan", folder: Path, path: Path) -> None:
     """Write the final numbers of the experiment in `folder` to the CSV file `path`, one row a variant and value."""
     import pandas as pd
 
+    from sfd_core.experiment.params import load_params
     from sfd_core.reporting.sources import read_outputs
+    from sfd_core.workspace.beside import origin_values
 
     outputs = read_outputs(load_params(folder / PARAMS), folder / OUTPUTS, folder / STUDIES)
     varied = origin_values(plan, ["learning_rate", "seed", "delta_t"])
@@ -53,6 +59,7 @@ def write_table(plan: Plan, folder: Path, path: Path) -> None:
 def write_curves(folder: Path, path: Path) -> None:
     """Write the convergence curves of the experiment in `folder` to the CSV file `path`, one row a variant and snapshot."""
     from sfd_core.evaluation.convergence import read_curves
+    from sfd_core.experiment.params import load_params
 
     curves = read_curves(folder / OUTPUTS, load_params(folder / PARAMS).active)
     with atomic_path(path) as temporary:

@@ -1,97 +1,49 @@
-"""`sfd sample`: images of a trained denoiser, to look at; and the options of everything that draws."""
+"""`sfd sample`: images of a trained denoiser, to look at; `sfd import`: a public denoiser to sample from."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Literal
 
-from sfd_core.cli.results import PARAMS
-from sfd_core.experiment.params import Params, SamplerParams, load_params, parse_params
+from cyclopts import Group, Parameter
+from cyclopts.validators import mutually_exclusive
+
+from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, UNCHANGED, Drawing, artifact_folder, whole
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.paths import OUTPUTS, stage_dir
+from sfd_core.host.paths import stage_dir
 
-if TYPE_CHECKING:
-    from sfd_core.sampling.pipeline import Pipeline
-
-FIELDS = ("solver", "gaussian_solver", "evaluations", "shift", "guidance", "guide", "seed")
-
-
-def add_sample(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
-    command = commands.add_parser("sample", help="draw images and write them as one PNG", description=_sample.__doc__)
-    add_sampler(command)
-    command.add_argument("--labels", nargs="+", metavar="LABEL", help="names or indices of classes (default: every class once)")
-    command.add_argument("--count", type=int, default=1, metavar="N", help="images of each label (default: %(default)s)")
-    command.add_argument(
-        "--columns", type=int, default=8, metavar="N", help="images in a row of the grid (default: %(default)s)"
-    )
-    command.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="(default: %(default)s)")
-    command.set_defaults(handler=_sample)
+ENCODE, TEXTURE_VAE = stage_dir("encode"), stage_dir("texture_vae")
+LATENTS = Group("Latents that it was trained on", validator=mutually_exclusive, sort_key=2)
+KIND = """sfd: texture and semantics at two clocks (SFD); autoguidance: an SFD that was stopped early, to guide another;
+lightningdit: texture alone (LightningDiT)."""
+STATISTICS = "In place of --encode: latents_stats.pt of the public code, of texture and then of semantics."
 
 
-def add_sampler(command: argparse.ArgumentParser, needs_artifact: bool = True, evaluations: Literal["+"] | None = None) -> None:
-    """Add the denoiser and every value of the sampler to a command; `evaluations` "+" takes several numbers of those."""
-    command.add_argument(
-        "artifact", nargs=None if needs_artifact else "?", help="a variant's name, or the folder of a trained denoiser"
-    )
-    command.add_argument(
-        "--snapshot", type=int, metavar="STEP", help="take the weights of this training step (default: the last)"
-    )
-    options = command.add_argument_group("sampler", "default: evaluate.sampler of params.yaml")
-    options.add_argument("--seed", type=int, metavar="N", help="image i depends on the seed and on i alone")
-    options.add_argument("--evaluations", type=int, nargs=evaluations, metavar="N", help="network evaluations an image")
-    options.add_argument("--solver", choices=["euler", "heun", "ab2", "dopri5"], help="of velocity models")
-    options.add_argument("--gaussian-solver", choices=["ddpm", "ddim"], help="of DiT")
-    options.add_argument("--shift", type=float, metavar="S", help="timestep shift; 1 is none")
-    options.add_argument("--guidance", choices=["none", "cfg", "autoguidance"])
-    options.add_argument("--guide", metavar="FOLDER", help="the weak model of autoguidance")
-    for part in ("texture", "semantic"):
-        options.add_argument(f"--{part}-scale", type=float, metavar="W", help=f"guidance of the {part} velocity; 1 is none")
-        options.add_argument(
-            f"--{part}-interval", type=float, nargs=2, metavar=("FROM", "TO"), help=f"where it acts on the {part}'s own time"
-        )
-
-
-def _sample(arguments: argparse.Namespace) -> None:
+def sample(
+    artifact: Annotated[str, ARTIFACT],
+    /,
+    *,
+    labels: Annotated[list[str] | None, Parameter(help="Names or indices of classes (default: every class once).")] = None,
+    count: Annotated[int, whole("Images of each label.")] = 1,
+    columns: Annotated[int, whole("Images in a row of the grid.")] = 8,
+    out: Annotated[Path, Parameter(help="The PNG file.")] = Path("samples.png"),
+    evaluations: Annotated[int | None, EVALUATIONS] = None,
+    drawing: Drawing = UNCHANGED,
+) -> None:
     """Draw images of a trained denoiser and write them as one PNG."""
-    sampler, pipeline = _prepared(arguments)
-    classes = list(pipeline.denoiser.classes)
-    chosen = find_labels(arguments.labels, classes) if arguments.labels else list(range(len(classes)))
-    labels = [label for label in chosen for _ in range(arguments.count)]
-    samples = pipeline(labels, seed=sampler.seed, sampler=sampler)
-    samples.save_grid(arguments.out, arguments.columns)
-    print(
-        f"{arguments.out}: {len(labels)} images of {', '.join(_names(chosen, classes))}; {samples.evaluations} evaluations each"
-    )
+    from sfd_core.experiment.params import load_params
 
-
-def _prepared(arguments: argparse.Namespace) -> "tuple[SamplerParams, Pipeline]":
-    """Check the options, then load the denoiser."""
     params = load_params(PARAMS)
-    sampler = sampler_of(arguments, params)
+    sampler = drawing.sampler(params, evaluations)
     from sfd_core.sampling.pipeline import Pipeline
 
-    folder, vae = artifact_folder(arguments.artifact), OUTPUTS / "texture_vae"
-    return sampler, Pipeline.from_artifact(folder, vae, arguments.snapshot, sampler.guide, params.engine.compile)
-
-
-def artifact_folder(artifact: str) -> Path:
-    """Return the folder of a variant by its name, or the folder that was named."""
-    return stage_dir("train", artifact) if "/" not in artifact else Path(artifact)
-
-
-def sampler_of(arguments: argparse.Namespace, params: Params) -> SamplerParams:
-    """Return `evaluate.sampler` with what the command line says. Raises `ConfigError` for values that do not fit together."""
-    changes: dict[str, Any] = {name: value for name in FIELDS if (value := getattr(arguments, name)) is not None}
-    if arguments.guidance in {"none", "cfg"}:
-        changes["guide"] = None
-    values = params.model_dump(mode="json")
-    sampler = values["evaluate"]["sampler"]
-    for part in ("texture", "semantic"):
-        given = {key: getattr(arguments, f"{part}_{key}") for key in ("scale", "interval")}
-        changes[part] = sampler[part] | {key: value for key, value in given.items() if value is not None}
-    sampler |= changes
-    return parse_params(values, source="what the options ask for").evaluate.sampler
+    folder = artifact_folder(artifact)
+    pipeline = Pipeline.from_artifact(folder, TEXTURE_VAE, drawing.snapshot, sampler.guide, params.engine.compile)
+    classes = list(pipeline.denoiser.classes)
+    chosen = find_labels(labels, classes) if labels else list(range(len(classes)))
+    samples = pipeline([label for label in chosen for _ in range(count)], seed=sampler.seed, sampler=sampler)
+    samples.save_grid(out, columns)
+    names = ", ".join(classes[label] for label in chosen)
+    print(f"{out}: {len(chosen) * count} images of {names}; {samples.evaluations} evaluations each")
 
 
 def find_labels(wanted: Sequence[str], classes: list[str]) -> list[int]:
@@ -105,5 +57,39 @@ def find_labels(wanted: Sequence[str], classes: list[str]) -> list[int]:
     return found
 
 
-def _names(labels: list[int], classes: list[str]) -> list[str]:
-    return [classes[label] for label in labels]
+def import_(
+    kind: Annotated[Literal["sfd", "autoguidance", "lightningdit"], Parameter(help=KIND)],
+    file: Annotated[Path, Parameter(help="The public checkpoint, a torch file or safetensors.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the artifact, such as weights/sfd-xl.")],
+    encode: Annotated[Path, Parameter(help="Output of encode.", group=LATENTS)] = ENCODE,
+    statistics: Annotated[list[Path] | None, Parameter(help=STATISTICS, group=LATENTS)] = None,
+    texture_vae: Annotated[Path, Parameter(help="With --statistics: the VAE that decodes the samples.")] = TEXTURE_VAE,
+    num_classes: Annotated[int | None, whole("Name the classes 0 to N - 1 (default: as encoded).")] = None,
+    delta_t: Annotated[float, Parameter(help="By how much semantics led in its training, in the paper 0.3.")] = 0.3,
+    step: Annotated[int | None, whole("Training steps (default: the number that names the file).")] = None,
+    batch_size: Annotated[int, whole("Images a step, in the paper 256.")] = 256,
+) -> None:
+    """Make an artifact of a public denoiser.
+
+    `sfd sample` and `sfd evaluate` use it as if it was trained here.
+    """
+    from sfd_core.sampling.importing import ImportOptions, LatentSource, import_denoiser
+
+    if not 0 <= delta_t <= 1:
+        raise ConfigError(f"--delta-t {delta_t} is no share of global time; give a number from 0 to 1")
+    options = ImportOptions(kind, delta_t, step_of(file) if step is None else step, batch_size, num_classes)
+    source = LatentSource.of_statistics(statistics, texture_vae) if statistics else LatentSource.of_encode(encode)
+    manifest = import_denoiser(file, options, source, out)
+    print(
+        f"{out}: {manifest.variant_name}, {manifest.parameters / 1e6:.1f}M parameters, step {options.step}, "
+        f"{len(manifest.classes)} classes, {manifest.latent.channels} channels, grid {manifest.latent.grid}"
+    )
+
+
+def step_of(file: Path) -> int:
+    """Return the training step that names a public checkpoint, such as `4000000.pt`. Raises `ConfigError` if none does."""
+    if not file.stem.isdecimal():
+        raise ConfigError(f"the name of {file} does not say after how many steps it was saved; give --step")
+    return int(file.stem)

@@ -12,11 +12,8 @@ from pathlib import Path
 
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.locks import is_held
+from sfd_core.host.settings import Settings
 
-NAME = "SFD_WORKER"
-"""Environment variable: what this worker is called; its host's name if it is not set."""
-GPUS_A_POINT = "SFD_GPUS_PER_POINT"
-"""Environment variable: GPUs that one training takes; 1 if it is not set."""
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 _POLL_SECONDS = 1.0
 
@@ -32,7 +29,7 @@ class Slot:
 
 def worker_name() -> str:
     """Return what this worker is called, in letters that names of Prefect's limits take."""
-    name = os.environ.get(NAME) or socket.gethostname()
+    name = Settings.read().worker or socket.gethostname()
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
 
 
@@ -54,11 +51,11 @@ def slot_count() -> int:
 
     Raises `ConfigError` if the variable asks for more GPUs than there are.
     """
-    count = _gpus_a_point()
+    count = Settings.read().gpus_per_point
     if not gpus():
         return 1
     if len(gpus()) < count:
-        raise ConfigError(f"{GPUS_A_POINT} is {count}, but this worker has {len(gpus())} GPUs; set it to at most that")
+        raise ConfigError(f"SFD_GPUS_PER_POINT is {count}, but this worker has {len(gpus())} GPUs; set it to at most that")
     return len(gpus()) // count
 
 
@@ -94,15 +91,8 @@ def _folder() -> Path:
 
 
 def _devices(number: int) -> dict[str, str]:
-    count, available = _gpus_a_point(), gpus()
+    count, available = Settings.read().gpus_per_point, gpus()
     if not available:
         return {}
     first = number * count % (len(available) // count * count)
     return {"CUDA_VISIBLE_DEVICES": ",".join(available[first : first + count])}
-
-
-def _gpus_a_point() -> int:
-    text = os.environ.get(GPUS_A_POINT, "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{GPUS_A_POINT} is {text!r}, but must be a number of GPUs such as 1 or 8; set it right or unset it")
-    return int(text)

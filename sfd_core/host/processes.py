@@ -24,13 +24,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.resume import UNKNOWN_CODE, Code, resumable_dir
+from sfd_core.host.settings import Settings
 
 T = TypeVar("T")
 
-COUNT = "SFD_PROCESSES"
-"""Environment variable: number of processes of a stage; one per GPU if it is not set."""
-LAUNCHER = "SFD_LAUNCHER"
-"""Environment variable that `spread` sets: id of the launcher. Its processes exit when it dies."""
 LEFT_ALONE = 75
 """Exit code of a process that exits only because another process failed; that one reports the reason."""
 PATIENCE = timedelta(days=2)
@@ -53,8 +50,8 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls(0, 1)
-        if LAUNCHER in os.environ:
-            threading.Thread(target=_exit_with_launcher, args=[int(os.environ[LAUNCHER])], daemon=True).start()
+        if launcher := Settings.read().launcher:
+            threading.Thread(target=_exit_with_launcher, args=[launcher], daemon=True).start()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         if not distributed.is_initialized():
@@ -126,11 +123,11 @@ def spread(preempted: int | None = None) -> None:
     one process is enough or a launcher has already started several. Raises `ConfigError` if the variable is not a positive
     number.
     """
-    count = _requested_processes()
+    count = Settings.read().processes or max(1, torch.cuda.device_count())
     if count == 1 or "WORLD_SIZE" in os.environ:
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ[Settings.variable("launcher")] = str(os.getpid())
     # the failing process reports the reason; the launcher's log would only hide it
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -162,12 +159,3 @@ def _module() -> str:
             "a script cannot restart itself in several processes; start it with python -m, or unset SFD_PROCESSES"
         )
     return spec.name
-
-
-def _requested_processes() -> int:
-    text = os.environ.get(COUNT)
-    if text is None:
-        return max(1, torch.cuda.device_count())
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{COUNT} is {text!r}, but must be a number of processes such as 1 or 8; correct it or unset it")
-    return int(text)

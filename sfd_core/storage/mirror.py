@@ -17,12 +17,11 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from sfd_core.host.errors import ConfigError, DataError, SFDError
+from sfd_core.host.errors import DataError, SFDError
 from sfd_core.host.paths import atomic_dir, file_digest
+from sfd_core.host.settings import Settings
 from sfd_core.storage.bucket import Storage, UnavailableError
 
-VARIABLE = "SFD_CHECKPOINTS"
-"""Environment variable: s3://BUCKET or s3://BUCKET/PREFIX for mirrored checkpoints; unset for none."""
 MANIFEST = "MANIFEST.json"
 STEPS = "step-*"
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -43,13 +42,8 @@ class Place:
     @classmethod
     def of_environment(cls) -> "Place | None":
         """Return the place in SFD_CHECKPOINTS, or None if unset. Raises `ConfigError` if it is no S3 address."""
-        text = os.environ.get(VARIABLE)
-        if not text:
-            return None
-        address = urlsplit(text)
-        if address.scheme != "s3" or not address.netloc:
-            raise ConfigError(f"{VARIABLE} is {text!r}, but must be s3://BUCKET or s3://BUCKET/PREFIX; correct it or unset it")
-        return cls(address.netloc, address.path.strip("/"))
+        address = urlsplit(Settings.read().checkpoints)
+        return cls(address.netloc, address.path.strip("/")) if address.netloc else None
 
     def key(self, *parts: str) -> str:
         """Return a key below this place."""

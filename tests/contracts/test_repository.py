@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cyclopts import CycloptsError
 
-from sfd_core.cli.main import build_parser
+from sfd_core.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 TRACKED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[
@@ -81,18 +82,23 @@ def test_every_command_of_the_readme_exists() -> None:
     assert {"repro", "test"} <= makes <= make_targets()
     for line in named:
         if match := re.match(r"sfd ([a-z-]+)", line):
-            with pytest.raises(SystemExit) as ended:
-                build_parser().parse_args([match[1], "--help"])
-            assert ended.value.code == 0
+            assert match[1] in app
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/imagenet.md"])
 def test_every_command_line_of_a_document_is_understood(document: str) -> None:
     blocks = FENCED.findall((ROOT / document).read_text())
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("sfd ")]
+    lines = [words for block in blocks for words in re.findall(r"^(?:sfd|.* -m sfd_core\.cli) (.*)", block, re.MULTILINE)]
     assert lines
     for line in lines:
-        assert build_parser().parse_args(shlex.split(line)[1:]).handler
+        command, _, _ = app.parse_args(shlex.split(line, comments=True))
+        assert command.__module__.startswith("sfd_core.cli."), line
+
+
+@pytest.mark.parametrize("line", ["sample sfd --sede 1", "smaple sfd", "preset install", "validate a b", "evaluate --samples"])
+def test_a_command_line_that_does_not_exist_would_be_noticed(line: str) -> None:
+    with pytest.raises(CycloptsError):
+        app.parse_args(line)
 
 
 def test_make_help_lists_every_target_but_no_other() -> None:

@@ -1,8 +1,10 @@
 """How the servers are started: with no secret on a command line, and nothing of SeaweedFS beyond loopback."""
 
 import configparser
+import os
 import socket
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
@@ -23,7 +25,8 @@ pytestmark = pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is no
 
 
 def made(folder: Path, environment: dict[str, str]) -> tuple[Settings, Credentials, dict[str, Server]]:
-    settings = Settings.of({"SFD_LAB_FOLDER": str(folder), "SFD_LAB_WORKER": "sleep 1", **environment})
+    with patch.dict(os.environ, {"SFD_LAB_FOLDER": str(folder), "SFD_LAB_WORKER": "sleep 1", **environment}):
+        settings = Settings.read()
     credentials = Credentials.of(folder, environment)
     databases = Databases.of(folder, settings.database_url)
     write_configuration(settings, credentials, databases)

@@ -21,13 +21,12 @@ from typing import Any, NoReturn, Self
 
 from tqdm import tqdm
 
-from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.errors import DataError
 from sfd_core.host.paths import STATE, write_json
+from sfd_core.host.settings import Settings
 
 SHAPES_RESULTS = False
 
-VERIFY = "SFD_VERIFY"
-"""Environment variable: `always` hashes every file and checks every value again, ignoring the records."""
 SETTLED_NS = 2_000_000_000
 """A modification time is trusted when it is at least this old; file systems have ticks of up to two seconds."""
 CHUNK_BYTES = 1 << 22
@@ -71,7 +70,7 @@ def note_verified(folder: Path, hashes: Mapping[str, str]) -> None:
 
 def known_finite(content: str) -> bool:
     """Whether `note_finite` recorded this content hash."""
-    return not _verify_always() and _finite_record(content).is_file()
+    return not Settings.read().verify and _finite_record(content).is_file()
 
 
 def note_finite(content: str, what: str) -> None:
@@ -85,7 +84,7 @@ class _Records:
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder.absolute())
         self._path = STATE / "verified" / f"{hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]}.json"
-        self.known: dict[str, Any] = {} if _verify_always() else self._files()
+        self.known: dict[str, Any] = {} if Settings.read().verify else self._files()
 
     def add(self, found: Mapping[str, list[int | str]]) -> None:
         """Add records to those that other processes wrote meanwhile, and delete records of folders that no longer exist."""
@@ -156,13 +155,6 @@ def _stamp(path: Path) -> Stamp:
 
 def _finite_record(content: str) -> Path:
     return STATE / "verified" / "finite" / f"{content}.json"
-
-
-def _verify_always() -> bool:
-    text = os.environ.get(VERIFY)
-    if text not in (None, "always"):
-        raise ConfigError(f"{VERIFY} is {text!r}, but can only be 'always'; set it to that or unset it")
-    return text is not None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,26 +2,28 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.cli.main import build_parser
-from sfd_core.cli.sampling import find_labels, sampler_of
-from sfd_core.experiment.params import load_params
+from sfd_core.cli.main import app
+from sfd_core.cli.options import UNCHANGED
+from sfd_core.cli.sampling import find_labels
+from sfd_core.experiment.params import SamplerParams, load_params
 from sfd_core.host.errors import ConfigError
 
 PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
 CLASSES = ["Flags", "Food & Drink", "Symbols"]
 
 
-def parse(*words: str):
-    return build_parser().parse_args(["sample", "sfd", *words])
+def sampler_of(*words: str) -> SamplerParams:
+    given = app.parse_args(["sample", "sfd", *words])[1].arguments
+    return given.get("drawing", UNCHANGED).sampler(PARAMS, given.get("evaluations"))
 
 
 def test_without_options_the_sampler_is_the_experiment_s() -> None:
-    assert sampler_of(parse(), PARAMS) == PARAMS.evaluate.sampler
+    assert sampler_of() == PARAMS.evaluate.sampler
 
 
 def test_options_replace_values_and_leave_the_others() -> None:
     words = ["--seed", "7", "--evaluations", "12", "--solver", "heun", "--guidance", "cfg", "--texture-scale", "1.5"]
-    sampler = sampler_of(parse(*words, "--semantic-interval", "0.2", "0.8"), PARAMS)
+    sampler = sampler_of(*words, "--semantic-interval", "0.2", "0.8")
     assert (sampler.seed, sampler.evaluations, sampler.solver, sampler.guidance) == (7, 12, "heun", "cfg")
     assert (sampler.texture.scale, sampler.texture.interval) == (1.5, PARAMS.evaluate.sampler.texture.interval)
     assert (sampler.semantic.scale, sampler.semantic.interval) == (PARAMS.evaluate.sampler.semantic.scale, [0.2, 0.8])
@@ -40,7 +42,7 @@ def test_options_replace_values_and_leave_the_others() -> None:
 )
 def test_options_that_do_not_fit_are_errors_that_name_them(words: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        sampler_of(parse(*words), PARAMS)
+        sampler_of(*words)
 
 
 def test_labels_are_found_by_name_in_any_case_and_by_index() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.cli.main import build_parser
+from sfd_core.cli.main import app
 from sfd_core.experiment.inputs import missing_inputs, require_inputs
 from sfd_core.experiment.presets import load_preset
 from sfd_core.host.errors import DataError
@@ -50,6 +50,5 @@ def test_validate_says_what_is_not_there_yet(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(load_preset("imagenet256-b", PRESETS).text)
-    arguments = build_parser().parse_args(["validate", str(tmp_path / "params.yaml")])
-    arguments.handler(arguments)
+    app(["validate", str(tmp_path / "params.yaml")])
     assert "not there yet: data/imagenet/train (prepare.path), " in capsys.readouterr().out

@@ -7,7 +7,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sfd_core.cli.main import build_parser
+from sfd_core.cli.main import app
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.sweep import sweep_figure
 
@@ -55,9 +55,7 @@ def test_the_command_draws_a_table_and_says_what_a_table_lacks(tmp_path: Path) -
     table(delta_t=[0.0, 0.3], fd_efficientnet_lite2=[2.0, 1.0]).to_csv(tmp_path / "table.csv")
 
     def draw(*options: str) -> None:
-        words = ["sweep-figure", str(tmp_path / "table.csv"), "--out", str(tmp_path / "figure.png"), *options]
-        arguments = build_parser().parse_args(words)
-        arguments.handler(arguments)
+        app(["sweep-figure", str(tmp_path / "table.csv"), "--out", str(tmp_path / "figure.png"), *options])
 
     draw("--over", "delta_t")
     with Image.open(tmp_path / "figure.png") as picture:

@@ -12,8 +12,8 @@ import torch
 from denoisers import CLASSES, GRID, SHAPE, texture_vae, variant
 from safetensors.torch import save_file
 
-from sfd_core.cli.importing import step_of
-from sfd_core.cli.main import build_parser
+from sfd_core.cli.main import app
+from sfd_core.cli.sampling import step_of
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.sizes import MODEL_SIZES
@@ -118,8 +118,7 @@ def test_the_command_s_artifact_draws_the_network_s_images(
         parts = {"latents_stats.pt": TEXTURE, "latents_sv_stats.pt": SEMANTICS}
         files = [str(statistics_file(tmp_path / name, part)) for name, part in parts.items()]
         words += ["--statistics", *(files if composite else files[:1]), "--texture-vae", str(vae)]
-    arguments = build_parser().parse_args(words)
-    arguments.handler(arguments)
+    app(words)
     assert f"{kind}-tiny" in capsys.readouterr().out
 
     denoiser = load_denoiser(tmp_path / "imported")
@@ -266,6 +265,5 @@ def test_the_step_is_the_number_that_names_the_file() -> None:
 @pytest.mark.parametrize("offset", ["-0.1", "1.5", "nan"])
 def test_an_impossible_offset_is_named(offset: str, encode: Path, tmp_path: Path) -> None:
     words = ["import", "sfd", "1.pt", "--out", str(tmp_path / "out"), "--encode", str(encode), "--delta-t", offset]
-    arguments = build_parser().parse_args(words)
     with pytest.raises(ConfigError, match="--delta-t"):
-        arguments.handler(arguments)
+        app(words)

@@ -8,7 +8,7 @@ import pytest
 from measured_together import SAMPLER, lay_out, measurement
 from PIL import Image
 
-from sfd_core.cli.guidance import parse_interval
+from sfd_core.cli.studies import parse_interval
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.processes import Processes

@@ -136,7 +136,7 @@ def test_all_is_hashed_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, has
     assert sorted(hashed) == ["a", "b"]
     assert not known_finite("content")
     monkeypatch.setenv("SFD_VERIFY", "sometimes")
-    with pytest.raises(ConfigError, match="SFD_VERIFY is 'sometimes', but can only be 'always'"):
+    with pytest.raises(ConfigError, match="SFD_VERIFY is 'sometimes', but must be 'always'"):
         verify_files(Path("s"), hashes)
 
 

@@ -1,0 +1,82 @@
+"""Options that several commands share: the denoiser, how its images are drawn, and how many."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from sfd_core.host.paths import stage_dir
+
+if TYPE_CHECKING:
+    from sfd_core.experiment.params import Params, SamplerParams
+
+PARAMS = Path("params.yaml")
+SAMPLER = Group("Sampler", help="Default: evaluate.sampler of params.yaml.", sort_key=2)
+
+Solver = Literal["euler", "heun", "ab2", "dopri5"]
+Times = tuple[float, float]
+
+
+def whole(text: str, **more: Any) -> Parameter:
+    """Return an option of whole numbers, described by `text`; cyclopts alone would round 2.5 to 2."""
+
+    def convert(type_: Any, tokens: Any) -> Any:
+        numbers = [int(token.value) for token in tokens]
+        return numbers if "list" in str(type_) else numbers[0]
+
+    return Parameter(help=text, converter=convert, **more)
+
+
+ARTIFACT = Parameter(help="A variant's name, or the folder of a trained denoiser.")
+SAMPLES = whole("Images to draw, at each point of a study (default: evaluate.final_samples).")
+EVALUATIONS = whole("Network evaluations an image.", group=SAMPLER)
+
+
+@Parameter(name="*", group=SAMPLER)
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn; None is as in `evaluate.sampler`, or the last snapshot."""
+
+    snapshot: Annotated[int | None, whole("Take the weights of this training step (default: the last).")] = None
+    seed: Annotated[int | None, whole("Image i depends on the seed and on i alone.")] = None
+    solver: Annotated[Solver | None, Parameter(help="Of velocity models.")] = None
+    gaussian_solver: Annotated[Literal["ddpm", "ddim"] | None, Parameter(help="Of DiT.")] = None
+    shift: Annotated[float | None, Parameter(help="Timestep shift; 1 is none.")] = None
+    guidance: Literal["none", "cfg", "autoguidance"] | None = None
+    guide: Annotated[str | None, Parameter(help="Folder of the weak model of autoguidance.")] = None
+    texture_scale: Annotated[float | None, Parameter(help="Guidance of the texture velocity; 1 is none.")] = None
+    texture_interval: Annotated[Times | None, Parameter(help="From when to when it acts on the texture's own time.")] = None
+    semantic_scale: Annotated[float | None, Parameter(help="Guidance of the semantic velocity; 1 is none.")] = None
+    semantic_interval: Annotated[Times | None, Parameter(help="From when to when it acts on the semantics' own time.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that stand on the command line."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def sampler(self, params: "Params", evaluations: int | None = None) -> "SamplerParams":
+        """Return `evaluate.sampler` with what the command line says. Raises `ConfigError` for values that do not fit."""
+        from sfd_core.experiment.params import parse_params
+
+        values = params.model_dump(mode="json")
+        sampler = values["evaluate"]["sampler"]
+        for name, value in (self.given() | {"evaluations": evaluations}).items():
+            part, _, key = name.partition("_")
+            if key == "interval":
+                sampler[part][key] = list(value)
+            elif key == "scale":
+                sampler[part][key] = value
+            elif name != "snapshot" and value is not None:
+                sampler[name] = value
+        if self.guidance in {"none", "cfg"}:
+            sampler["guide"] = None
+        return parse_params(values, source="what the options ask for").evaluate.sampler
+
+
+UNCHANGED = Drawing()
+"""Everything as in `evaluate.sampler`."""
+
+
+def artifact_folder(artifact: str) -> Path:
+    """Return the folder of a variant by its name, or the folder that was named."""
+    return stage_dir("train", artifact) if "/" not in artifact else Path(artifact)

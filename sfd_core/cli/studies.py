@@ -1,0 +1,128 @@
+"""Studies of one trained denoiser, `sfd guidance-curve` and `sfd solvers`; `sfd sweep-figure` draws the table of a sweep."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from sfd_core.cli.evaluation import load_measurement, showing
+from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, SAMPLES, UNCHANGED, Drawing, Solver, artifact_folder, whole
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.paths import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INTERVALS = "Where guidance acts on each part's own time, each as FROM,TO (default: 0,1)."
+OVER = Parameter(help="Columns that were swept, the axis first (default: the seed).", consume_multiple=True)
+
+
+def guidance_curve(
+    artifact: Annotated[str, ARTIFACT],
+    /,
+    *,
+    scales: Annotated[list[float], Parameter(help="Guidance scales; 1 is none.")],
+    intervals: Annotated[list[str] | None, Parameter(help=INTERVALS)] = None,
+    parts: Annotated[Literal["both", "texture", "semantic"], Parameter(help="What is varied.")] = "both",
+    samples: Annotated[int | None, SAMPLES] = None,
+    out: Annotated[Path, Parameter(help="Folder of curve.csv, curve.png and points/*.json.")],
+    evaluations: Annotated[list[int] | None, EVALUATIONS] = None,
+    drawing: Drawing = UNCHANGED,
+) -> None:
+    """Measure a denoiser over guidance scales, intervals, evaluations.
+
+    Every combination is a point; points that are measured already are kept.
+    """
+    from sfd_core.experiment.params import load_params
+
+    spans = [parse_interval(words) for words in intervals or ["0,1"]]
+    params = load_params(PARAMS)
+    base = drawing.sampler(params)
+    from sfd_core.studies.guidance import plan_points, run_curve
+
+    points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base.guide)
+    table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
+    if table is not None:
+        _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
+        print(f"\n{out / 'curve.csv'}, {out / 'curve.png'}")
+    measurement.processes.leave()
+
+
+def solvers(
+    artifact: Annotated[str, ARTIFACT],
+    /,
+    *,
+    solvers: Annotated[list[Solver] | None, Parameter(help="Solvers to compare (default: euler heun ab2).")] = None,
+    target: Annotated[int, whole("Evaluations of Euler that all are compared with.")] = 100,
+    samples: Annotated[int | None, SAMPLES] = None,
+    out: Annotated[Path, Parameter(help="Folder of solvers.csv, solvers.png and points/*.")],
+    evaluations: Annotated[list[int] | None, EVALUATIONS] = None,
+    drawing: Drawing = UNCHANGED,
+) -> None:
+    """Measure a denoiser over solvers and evaluations.
+
+    All start from the same noise; points that are measured already are kept. Prints how few evaluations of each solver come as
+    near to the real images as many of Euler's.
+    """
+    from sfd_core.experiment.params import load_params
+
+    if drawing.solver is not None:
+        raise ConfigError("--solver is not for `sfd solvers`, which compares several; name them with --solvers")
+    params = load_params(PARAMS)
+    base = drawing.sampler(params)
+    from sfd_core.studies.solvers import plan_solvers, run_solvers, smallest_budgets
+
+    points = plan_solvers(base, solvers or ["euler", "heun", "ab2"], evaluations or [base.evaluations], target)
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base.guide)
+    table = run_solvers(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
+    if table is not None:
+        _print(table, ["solver", "evaluations"], ("fid", "fd_", "difference", "error"))
+        print(f"\nAs near to the real images as euler with {target} evaluations, to half a percent:")
+        for solver, budget in smallest_budgets(table).items():
+            print(f"{solver:<8} {'at no budget that was measured' if budget is None else f'from {budget} evaluations on'}")
+        print(f"\n{out / 'solvers.csv'}, {out / 'solvers.png'}")
+    measurement.processes.leave()
+
+
+def sweep_figure(
+    table: Annotated[Path, Parameter(help="table.csv of a sweep.")],
+    /,
+    *,
+    over: Annotated[list[str] | None, OVER] = None,
+    out: Annotated[Path, Parameter(help="The PNG file.")],
+) -> None:
+    """Draw the leading distance of a sweep, with error bars over seeds."""
+    import pandas as pd
+
+    from sfd_core.reporting.sweep import write_sweep_figure
+
+    axes = over or []
+    try:
+        rows = pd.read_csv(table)
+        missing = [key for key in ["variant", "seed", *axes] if key not in rows.columns]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table} is no table of a sweep ({error})") from error
+    if missing:
+        raise DataError(f"{table} has no column {', '.join(missing)}; it has {', '.join(map(str, rows.columns))}")
+    with atomic_path(out) as temporary:
+        write_sweep_figure(rows, axes, temporary)
+    print(out)
+
+
+def parse_interval(words: str) -> tuple[float, float]:
+    """Read two times such as `0.1,1`. Raises `ConfigError` for anything else."""
+    try:
+        low, high = (float(part) for part in words.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--intervals {words!r} is no interval; write two times with a comma, such as 0.1,1") from error
+    return low, high
+
+
+def _report(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _print(table: "pd.DataFrame", axes: list[str], numbers: tuple[str, ...]) -> None:
+    print(table[[*axes, *(name for name in table.columns if name.startswith(numbers))]].to_string(index=False))

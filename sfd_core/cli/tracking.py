@@ -1,0 +1,67 @@
+"""`sfd track` and `sfd dashboard`: what MLflow does not have yet, and the prepared comparison among its pages."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from sfd_core.cli.options import PARAMS
+from sfd_core.host.errors import ResourceError
+
+if TYPE_CHECKING:
+    from sfd_core.experiment.params import Params
+    from sfd_core.tracking.dashboard import PublishedCurve
+
+
+def track(*, strict: Annotated[bool, Parameter(help="Fail if the store did not take everything.")] = False) -> None:
+    """Send the curves, pictures and models that MLflow lacks."""
+    from sfd_core.experiment.params import load_params
+    from sfd_core.tracking.project import track_project
+
+    tracked = track_project(load_params(PARAMS))
+    if tracked.failed and strict:
+        raise ResourceError(f"not in MLflow at {tracked.uri}: {', '.join(tracked.failed)}; run `sfd track` again later")
+
+
+def dashboard(
+    *, params: Annotated[Path, Parameter(help="The parameter file of the experiment whose distance leads.")] = PARAMS
+) -> None:
+    """Lay out the comparison of all runs in MLflow and print its link.
+
+    One page has charts of convergence, losses and sweeps, DiT first. Where FID is measured as papers do, on ImageNet at 256x256
+    pixels, published curves are added as runs.
+    """
+    from sfd_core.experiment.params import load_params
+
+    experiment = load_params(params)
+    from sfd_core.evaluation.metrics import number_name
+    from sfd_core.tracking import Store, store_uri
+    from sfd_core.tracking.address import is_reachable, public
+    from sfd_core.tracking.dashboard import refresh_dashboard
+
+    uri = store_uri()
+    if not is_reachable(uri):
+        raise ResourceError(f"MLflow at {public(uri)} does not answer; start it (`make up`) or set MLFLOW_TRACKING_URI")
+    number = number_name("fd", experiment.reference.extractors[0])
+    shown = refresh_dashboard(Store(uri), number, _published(experiment, number))
+    print(f"{shown.charts} charts; baselines: {', '.join(shown.baselines) or 'no DiT yet'}\n{shown.link}")
+
+
+def _published(params: "Params", number: str) -> "Sequence[PublishedCurve]":
+    from sfd_core.reporting.published_numbers import NUMBER, RESOLUTION, curves
+    from sfd_core.tracking.dashboard import PublishedCurve
+
+    # against ADM's reference of ImageNet, as published numbers are
+    if number != NUMBER or params.prepare.resolution != RESOLUTION or params.reference.adm_npz is None:
+        return ()
+    return [
+        PublishedCurve(
+            model,
+            table["step"].tolist(),
+            table["images_seen"].tolist(),
+            table["fid"].tolist(),
+            ", ".join(dict.fromkeys(table["source"])),
+        )
+        for model, table in curves().items()
+    ]

@@ -1,0 +1,123 @@
+"""The command line as a whole: what it imports, how it reads options, and how it answers mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfd_core.cli.main import app, main
+
+ROOT = Path(__file__).parents[3]
+HEAVY = {"torch", "mlflow", "prefect", "pandas", "dvc", "boto3", "numpy"}
+
+
+def parsed(*words: str) -> dict[str, Any]:
+    return dict(app.parse_args(words)[1].arguments)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sample", "--help"], ["validate"], ["preset", "check"]])
+def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
+    program = f"""
+import sys
+from sfd_core.cli.main import main
+sys.argv[1:] = {words}
+main()
+print(*sorted({HEAVY} & set(sys.modules)), file=sys.stderr)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout
+    assert ended.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "name a command"),
+        (["preset"], "name a command"),
+        (["smaple"], 'Did you mean "sample"'),
+        (["preset", "install"], "Available commands: list, show, check, use"),
+        (["sample"], "ARTIFACT"),
+        (["sample", "sfd", "--nope", "3"], "--nope"),
+        (["sample", "sfd", "--no-labels"], "--no-labels"),
+        (["sample", "sfd", "--seed", "2.5"], "--seed"),
+        (["sample", "sfd", "--solver", "rk4"], '"euler", "heun", "ab2", "dopri5"'),
+        (["sample", "sfd", "--labels"], "--labels requires at least 1"),
+        (["sample", "sfd", "--texture-interval", "0"], "--texture-interval requires 2"),
+        (["guidance-curve", "sfd", "--out", "x"], "--scales"),
+        (["guidance-curve", "sfd", "--scales", "1", "--intervals", "0.1", "--out", "x"], "--intervals '0.1'"),
+        (["solvers", "sfd", "--solver", "heun", "--out", "x"], "--solvers"),
+        (["import", "sfd", "1.pt", "--out", "x", "--encode", "y", "--statistics", "z"], "--encode, --statistics"),
+        (["experiment", "new", "--set", "a=1", "b=2"], "b=2"),
+        (["experiment", "new", "--vary", "seed"], "--vary seed names no value"),
+        (["validate", "a", "b"], "'b'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["sfd", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert named in printed.err
+
+
+def test_options_take_as_many_values_as_they_are_given() -> None:
+    words = [
+        "guidance-curve",
+        "sfd",
+        "--scales",
+        "1",
+        "2.5",
+        "--intervals",
+        "0,1",
+        "0.3,1",
+        "--evaluations",
+        "3",
+        "4",
+        "--out",
+        "x",
+    ]
+    given = parsed(*words, "--texture-interval", "0", "1", "--seed", "-1")
+    assert (given["scales"], given["intervals"], given["evaluations"]) == ([1.0, 2.5], ["0,1", "0.3,1"], [3, 4])
+    assert (given["drawing"].texture_interval, given["drawing"].seed, given["out"]) == ((0.0, 1.0), -1, Path("x"))
+    assert parsed("sample", "sfd", "--labels", "Food & Drink", "0", "--count", "2")["labels"] == ["Food & Drink", "0"]
+    assert parsed("sweep-figure", "table.csv", "--out", "x", "--over")["over"] == []
+    assert "names" not in parsed("preset", "check")
+    assert parsed("preset", "check", "dit", "sfd")["names"] == ("dit", "sfd")
+
+
+def test_an_assignment_is_repeated_and_takes_one_value() -> None:
+    words = ["experiment", "--set", 'active=["sfd"]', "--set", "train.note=a=b", "new", "--vary", "delta_t", "0", "[1, 2]"]
+    assert parsed(*words) == {
+        "name": "new", "changes": ['active=["sfd"]', "train.note=a=b"], "vary": ["delta_t", "0", "[1, 2]"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["evaluate", "sfd"], ["evaluate", "--from", "numbers.json", "sfd"]])
+def test_the_artifact_of_an_evaluation_may_be_left_out(words: list[str]) -> None:
+    assert parsed(*words).get("artifact") == ("sfd" if "sfd" in words else None)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete_commands_and_options(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    app(["--install-completion", "--shell", shell, "--output", str(tmp_path / "completion")])
+    script = (tmp_path / "completion").read_text()
+    for word in ("guidance-curve", "preset", "texture-interval", "dopri5"):
+        assert word in script
+
+
+def test_the_help_is_plain_text_that_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["--help"])
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    commands = ["sample", "evaluate", "guidance-curve", "solvers", "sweep-figure", "import", "validate", "results", "track"]
+    for name in [*commands, "dashboard", "experiment", "preset", "--version", "--help", "--install-completion"]:
+        assert f"  {name}" in printed
