@@ -6,7 +6,6 @@ continues it silently nor throws away more than a few minutes of it.
 
 import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +20,6 @@ from sfd_core.host.paths import STATE, atomic_dir, replace_dir, write_json
 RECORD, LOCK = "code.json", "lock"
 SECONDS_TO_REPEAT = 600.0
 """Work of other code that is repeated without asking."""
-VARIABLE = "SFD_RESUME"
-"""Environment variable: `continue` or `restart`, what to do with longer work of other code."""
 MOST_NAMED = 8
 
 
@@ -147,16 +144,16 @@ def resumable_dir(path: Path, work: Path, code: Code = UNKNOWN_CODE) -> Iterator
 
 def _choice(folder: Path, took: float, changed: str) -> str:
     """Return `continue`, `restart`, or nothing for work that is short enough to be repeated."""
-    choice = os.environ.get(VARIABLE, "")
-    if choice not in {"", "continue", "restart"}:
-        raise ConfigError(f"{VARIABLE} is {choice!r}, but must be continue or restart; set it right or unset it")
+    from sfd_core.host.settings import Settings
+
+    choice = Settings.read().resume
     if took <= SECONDS_TO_REPEAT:
-        return choice if choice == "continue" else ""
-    if not choice:
+        return "continue" if choice == "continue" else ""
+    if choice is None:
         raise ConfigError(
             f"other code did {took / 60:.0f} minutes of this work, in {folder}: {changed} differ.\n"
-            f"To go on with it, as a result of more than one code: {VARIABLE}=continue dvc repro\n"
-            f"To start again and keep the old work:                {VARIABLE}=restart dvc repro"
+            "To resume it, as a result of more than one code: SFD_RESUME=continue dvc repro\n"
+            "To start again and keep the old work:            SFD_RESUME=restart dvc repro"
         )
     return choice
 

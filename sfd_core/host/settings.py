@@ -48,5 +48,7 @@ class Settings(EnvironmentSettings):
     """Name of this worker; default: the host's name. Two workers on one host need two names."""
     gpus_per_point: int = Field(1, ge=1, title="a number of GPUs such as 1 or 8")
     """GPUs of one training in a sweep."""
+    resume: Literal["continue", "restart"] | None = Field(None, title="continue or restart")
+    """Interrupted work of other code that took more than ten minutes: resume it, or keep it and start again; default: an error."""
     git_remote: str = Field("", title="the name or address of a git remote")
     """Push the refs of finished sweep points to this remote; default: keep them in the clone."""
