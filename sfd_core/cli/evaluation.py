@@ -1,4 +1,4 @@
-"""`sfd evaluate`: images of a trained denoiser drawn, judged and, where asked for, exported; or a measurement repeated."""
+"""`sfd evaluate`: images of a trained denoiser drawn, measured and, where asked for, exported; or a measurement repeated."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,16 +11,16 @@ from sfd_core.cli.results import PARAMS
 from sfd_core.cli.sampling import FIELDS, add_sampler, artifact_folder, sampler_of
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir
+from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir, write_json
 
 if TYPE_CHECKING:
+    from sfd_core.evaluation.evaluator import Number
     from sfd_core.evaluation.measurement import Batch, Measured, Progress
-    from sfd_core.evaluation.protocol import Number
     from sfd_core.evaluation.rerun import Measurement
 
-EXAMPLES = """several GPUs draw and judge together and give the same numbers:
+EXAMPLES = """several GPUs draw and measure together and give the same numbers:
   torchrun --nproc-per-node 8 -m sfd_core.cli evaluate sfd --samples 50000 --out numbers.json
-a measurement that was broken off goes on where it stood when the same command is given again."""
+an interrupted measurement resumes when the same command is given again."""
 
 
 def add_evaluate(commands: Any) -> None:
@@ -33,7 +33,7 @@ def add_evaluate(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sampler(command, needs_artifact=False)
-    command.add_argument("--samples", type=int, metavar="N", help="images to judge (default: evaluate.final_samples)")
+    command.add_argument("--samples", type=int, metavar="N", help="images to measure (default: evaluate.final_samples)")
     command.add_argument("--out", type=Path, metavar="FILE", help="also write all numbers with their protocols as JSON")
     command.add_argument("--npz", type=Path, metavar="FILE", help="also write the images as ADM's evaluator takes them")
     command.add_argument("--png", type=Path, metavar="FOLDER", help="also write the images as PNG files")
@@ -48,7 +48,7 @@ def add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    """Draw images of a trained denoiser and measure, as every judge sees it, their distance to the real images."""
+    """Draw images of a trained denoiser and measure, with every extractor, their distance to the real images."""
     if arguments.recorded is None and arguments.artifact is None:
         raise ConfigError("nothing to evaluate; name a variant or the folder of a denoiser, or --from a file of numbers")
     params = load_params(PARAMS)
@@ -62,28 +62,26 @@ def _measure(arguments: argparse.Namespace, params: Params) -> None:
     sampler = sampler_of(arguments, params)
     samples = params.evaluate.final_samples if arguments.samples is None else arguments.samples
     from sfd_core.data.store.export import require_new_folder, write_npz, write_pngs
-    from sfd_core.evaluation.labels import class_balanced_labels
-    from sfd_core.evaluation.measurement import Order
-    from sfd_core.evaluation.rerun import write_numbers
+    from sfd_core.evaluation.measurement import Order, class_balanced_labels
 
     if arguments.png:
         require_new_folder(arguments.png)
     artifact = artifact_folder(arguments.artifact)
     measurement = load_measurement(params, artifact, arguments.snapshot, sampler.guide)
-    labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
+    labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes))
     exported = [path for path in (arguments.npz, arguments.png) if path]
     image = 3 * params.prepare.resolution**2
-    row = measurement.judge.row_bytes + (image if exported else 0)
+    row = measurement.evaluator.row_bytes + (image if exported else 0)
     require_disk(OUTPUTS, samples * row, "sfd evaluate")
     for path in exported:
         require_disk(path, samples * image, f"writing {path}")
     order = Order(labels, sampler, keep_images=bool(exported))
-    result = measurement.run(order, oracle=False, progress=showing("samples", sampler.batch_size))
+    result = measurement.run(order, progress=showing("samples", sampler.batch_size))
     if result is not None:
         numbers, measured = result
         _print(numbers)
         if arguments.out:
-            write_numbers(arguments.out, {"final": numbers})
+            write_json(arguments.out, {"final": numbers})
         if arguments.npz:
             write_npz(arguments.npz, _arrays(measured), measured.labels.numpy(), params.prepare.resolution)
         if arguments.png:
@@ -100,7 +98,7 @@ def _repeat(arguments: argparse.Namespace, params: Params) -> None:
         raise ConfigError(
             f"--{given[0].replace('_', '-')} is not for --from, which takes everything from the file; leave it out"
         )
-    from sfd_core.evaluation.rerun import read_recorded, write_numbers
+    from sfd_core.evaluation.rerun import read_recorded
 
     groups: dict[str, Mapping[str, Number]] = {}
     recorded = read_recorded(arguments.recorded)
@@ -109,27 +107,27 @@ def _repeat(arguments: argparse.Namespace, params: Params) -> None:
         measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler.guide)
         old.require_same(measurement)
         order = old.order(measurement.pipeline, stage_dir("encode") / "train")
-        result = measurement.run(order, old.oracle, showing(group, old.sampler.batch_size))
+        result = measurement.run(order, showing(group, old.sampler.batch_size))
         if result is not None:
             groups[group], measured = result
             _print_both(group, old.numbers, groups[group])
             measured.forget()
     if arguments.out and measurement.processes.first:
-        write_numbers(arguments.out, groups)
+        write_json(arguments.out, groups)
     measurement.processes.leave()
 
 
 def load_measurement(params: Params, artifact: Path, step: int | None, guide: str | None) -> "Measurement":
-    """Join the other processes, and load a denoiser and the judges of the experiment."""
-    from sfd_core.evaluation.judge import Judge
+    """Join the other processes, and load a denoiser and the evaluator of the experiment."""
+    from sfd_core.evaluation.evaluator import Evaluator
     from sfd_core.evaluation.rerun import Measurement
     from sfd_core.host.processes import Processes
     from sfd_core.sampling.pipeline import Pipeline
 
     processes = Processes.join()
     pipeline = Pipeline.from_artifact(artifact, OUTPUTS / "texture_vae", step, guide, params.engine.compile)
-    judge = Judge.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
-    return Measurement(artifact, pipeline, judge, processes)
+    evaluator = Evaluator.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
+    return Measurement(artifact, pipeline, evaluator, processes)
 
 
 def showing(what: str, batch_size: int) -> "Progress":

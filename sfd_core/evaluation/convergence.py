@@ -6,7 +6,7 @@ span; beyond the snapshots nothing is extrapolated: a target that was not reache
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -74,11 +74,6 @@ def speed_up(curves: pd.DataFrame, number: str, targets: Sequence[str] | None = 
 def distances(curves: pd.DataFrame) -> list[str]:
     """Return the names of the distances among the columns."""
     return [str(column) for column in curves.columns if str(column).startswith(DISTANCES)]
-
-
-def speed_up_frame(reaches: Sequence[Reach]) -> pd.DataFrame:
-    """Return one row per entry, with `NaN` where a target was not reached."""
-    return pd.DataFrame([asdict(reach) for reach in reaches])
 
 
 def _curve(curves: pd.DataFrame, variant: str) -> pd.DataFrame:

@@ -91,7 +91,7 @@ def make_semantic_vae(
     engine: EngineParams = PLAIN_ENGINE,
     processes: Processes = ALONE,
 ) -> None:
-    """Make both compressors, judge them on `features/held_out`, and write everything to `out` in one atomic step."""
+    """Make both compressors, measure them on `features/held_out`, and write everything to `out` in one atomic step."""
     if params.weights is not None and not processes.first:
         return
     tokens = TokenSets.open(params, prepared, features)
@@ -157,7 +157,7 @@ def _fresh_vae(params: SemanticVAEParams, token_channels: int) -> SemanticVAE:
 
 def _write(made: MadeVAE, params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
     compressors = SemanticCompressors(made.vae, _fit_pca(params, tokens), tokens.statistics)
-    metrics = {**_judge(compressors.to(training_device()), prepared, tokens), **made.cost}
+    metrics = {**_measure(compressors.to(training_device()), prepared, tokens), **made.cost}
     with atomic_dir(out) as folder:
         compressors.to(torch.device("cpu")).save(folder, params, tokens.train.encoder)
         write_json(folder / "metrics.json", metrics)
@@ -170,7 +170,7 @@ def _fit_pca(params: SemanticVAEParams, tokens: TokenSets) -> PCA:
 
 
 @torch.no_grad()
-def _judge(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
+def _measure(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
     totals = dict.fromkeys(("mse", "cosine", "kl", "pca_mse", "pca_cosine"), 0.0)
     for rows in _blocks(len(sets.held_out)):
         tokens = compressors.standardised(_plain(sets.held_out, rows))

@@ -54,7 +54,7 @@ PUBLISHED_BYTES = 1 << 30
 def make_texture_vae(
     params: TextureVAEParams, prepared: Path, out: Path, engine: EngineParams = PLAIN_ENGINE, processes: Processes = ALONE
 ) -> None:
-    """Make the VAE of `params`, judge it on `prepared/held_out`, and write everything to `out` in one atomic step."""
+    """Make the VAE of `params`, measure it on `prepared/held_out`, and write everything to `out` in one atomic step."""
     if isinstance(params, TrainedVAEParams):
         train_texture_vae(params, prepared, out, engine, processes)
     elif processes.first:
@@ -102,7 +102,7 @@ def _write(
     write_history: Callable[[Path], object],
     out: Path,
 ) -> None:
-    metrics = {**_judge(vae, held_out), **cost, "parameters": sum(parameter.numel() for parameter in vae.parameters())}
+    metrics = {**_measure(vae, held_out), **cost, "parameters": sum(parameter.numel() for parameter in vae.parameters())}
     shown = np.linspace(0, len(held_out) - 1, min(SHOWN_IMAGES, len(held_out))).astype(np.int64)
     originals = to_signed(torch.from_numpy(held_out["image"].take(shown)))
     decoded = _reconstructed(vae, originals).clamp(-1, 1)
@@ -114,7 +114,7 @@ def _write(
 
 
 @torch.no_grad()
-def _judge(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
+def _measure(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
     """Return how well held-out images are reconstructed from the posterior's mean, and its divergence."""
     signals: list[torch.Tensor] = []
     kl: list[torch.Tensor] = []
