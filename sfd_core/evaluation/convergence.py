@@ -83,10 +83,9 @@ def _curve(curves: pd.DataFrame, variant: str) -> pd.DataFrame:
 def _reach(curve: pd.DataFrame, number: str, target: str, final: float) -> Reach:
     values = [float(value) for value in curve[number]]
     first = next((index for index, value in enumerate(values) if value <= final), None)
-    costs: list[float | None] = [None] * len(COSTS)
-    if first is not None:
-        costs = [_cost(curve[column].astype(float).tolist(), values, first, final) for column in COSTS]
-    steps, images_seen, flops, seconds = costs
+    steps, images_seen, flops, seconds = (
+        None if first is None else _cost(curve[column].astype(float).tolist(), values, first, final) for column in COSTS
+    )
     variant = str(curve["variant"].iloc[0])
     return Reach(number, target, final, variant, steps, images_seen, flops, seconds, at_most=first == 0)
 
