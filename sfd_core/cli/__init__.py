@@ -1,3 +1,3 @@
-"""The command `sfd`: look at, sample from and judge what the pipeline made, and run it with other values."""
+"""The command `sfd`: sample from and evaluate what the pipeline made, and run it with other values."""
 
 SHAPES_RESULTS = False

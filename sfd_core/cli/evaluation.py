@@ -10,13 +10,13 @@ from cyclopts import Parameter
 
 from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, SAMPLES, UNCHANGED, Drawing, artifact_folder
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir
+from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from sfd_core.evaluation.evaluator import Number
     from sfd_core.evaluation.measurement import Measured, Progress
-    from sfd_core.evaluation.protocol import Number
     from sfd_core.evaluation.rerun import Measurement
     from sfd_core.experiment.params import Params, SamplerParams
 
@@ -75,24 +75,22 @@ def evaluate(
 
 def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int, resolution: int, exports: Exports) -> None:
     from sfd_core.data.store.export import write_npz, write_pngs
-    from sfd_core.evaluation.labels import class_balanced_labels
-    from sfd_core.evaluation.measurement import Order
-    from sfd_core.evaluation.rerun import write_numbers
+    from sfd_core.evaluation.measurement import Order, class_balanced_labels
 
-    labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
+    labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes))
     exported = [path for path in (exports.npz, exports.png) if path]
     image = 3 * resolution**2
-    require_disk(OUTPUTS, samples * (measurement.judge.row_bytes + (image if exported else 0)), "sfd evaluate")
+    require_disk(OUTPUTS, samples * (measurement.evaluator.row_bytes + (image if exported else 0)), "sfd evaluate")
     for path in exported:
         require_disk(path, samples * image, f"writing {path}")
     order = Order(labels, sampler, keep_images=bool(exported))
-    result = measurement.run(order, oracle=False, progress=showing("samples", sampler.batch_size))
+    result = measurement.run(order, progress=showing("samples", sampler.batch_size))
     if result is not None:
         numbers, measured = result
         for name, number in numbers.items():
             print(f"{name:<32} {number.value:.6g}")
         if exports.numbers:
-            write_numbers(exports.numbers, {"final": numbers})
+            write_json(exports.numbers, {"final": numbers})
         if exports.npz:
             write_npz(exports.npz, _arrays(measured), measured.labels.numpy(), resolution)
         if exports.png:
@@ -102,7 +100,7 @@ def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int,
 
 
 def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -> None:
-    from sfd_core.evaluation.rerun import read_recorded, write_numbers
+    from sfd_core.evaluation.rerun import read_recorded
 
     groups: dict[str, Mapping[str, Number]] = {}
     for group, old in read_recorded(file).items():
@@ -110,27 +108,27 @@ def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -
         measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler.guide)
         old.require_same(measurement)
         order = old.order(measurement.pipeline, stage_dir("encode") / "train")
-        result = measurement.run(order, old.oracle, showing(group, old.sampler.batch_size))
+        result = measurement.run(order, showing(group, old.sampler.batch_size))
         if result is not None:
             groups[group], measured = result
             _print_both(group, old.numbers, groups[group])
             measured.forget()
     if out and measurement.processes.first:
-        write_numbers(out, groups)
+        write_json(out, groups)
     measurement.processes.leave()
 
 
 def load_measurement(params: "Params", artifact: Path, step: int | None, guide: str | None) -> "Measurement":
-    """Join the other processes, and load a denoiser and the judges of the experiment."""
-    from sfd_core.evaluation.judge import Judge
+    """Join the other processes, and load a denoiser and the evaluator of the experiment."""
+    from sfd_core.evaluation.evaluator import Evaluator
     from sfd_core.evaluation.rerun import Measurement
     from sfd_core.host.processes import Processes
     from sfd_core.sampling.pipeline import Pipeline
 
     processes = Processes.join()
     pipeline = Pipeline.from_artifact(artifact, stage_dir("texture_vae"), step, guide, params.engine.compile)
-    judge = Judge.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
-    return Measurement(artifact, pipeline, judge, processes)
+    evaluator = Evaluator.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
+    return Measurement(artifact, pipeline, evaluator, processes)
 
 
 def showing(what: str, batch_size: int) -> "Progress":

@@ -24,9 +24,9 @@ def results(
     from sfd_core.reporting.tables import result_table
 
     table = result_table(read_outputs(load_params(project / PARAMS), project / OUTPUTS, project / STUDIES))
-    judges = [judge for judge, columns in table.groups for _ in range(columns)]
+    names = [name for name, columns in table.groups for _ in range(columns)]
     rows = [
-        ["judge", *(judge if judge != before else "" for before, judge in zip(["", *judges], judges, strict=False))],
+        ["evaluator", *(name if name != before else "" for before, name in zip(["", *names], names, strict=False))],
         ["", *table.columns],
         *([row.title, *(cell.text for cell in row.cells)] for row in table.rows),
     ]

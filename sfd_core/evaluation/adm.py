@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfd_core.evaluation.frechet import FrechetReference
+from sfd_core.evaluation.metrics import FrechetReference
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import file_digest
 
@@ -30,7 +30,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 IMAGES = "arr_0"
 DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 """What reading a damaged archive raises."""
-REMEDY = "fetch the file again, or set reference.adm_npz to null to judge against the training images"
+REMEDY = "fetch the file again, or set reference.adm_npz to null to compare with the training images"
 
 
 @dataclass(frozen=True)

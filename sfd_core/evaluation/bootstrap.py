@@ -7,7 +7,7 @@ either distance. Shapes: N images, D features, B resamples.
 import torch
 from torch import Tensor
 
-from sfd_core.evaluation.frechet import FrechetReference
+from sfd_core.evaluation.metrics import FrechetReference
 from sfd_core.host.seeding import generator
 
 

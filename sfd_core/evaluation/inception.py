@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL, ExtractorIdentity, JudgeNetwork, weights_folder
+from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL, Extractor, ExtractorIdentity, weights_folder
 from sfd_core.host.errors import DataError, ResourceError
 from sfd_core.host.paths import atomic_path
 
@@ -26,7 +26,7 @@ LONGEST_REASON = 300
 """Letters; torch lists every tensor that does not fit."""
 
 
-class Inception(JudgeNetwork):
+class Inception(Extractor):
     """Inception v3 of 2015: pooled 2048-d features, 1008 logits without bias, and sFID's 7 x 17 x 17 = 2023 spatial values.
 
     The spatial feature is what ADM's evaluator takes (TensorFlow's `mixed_6/conv:0`, first 7 channels, after ReLU; Nash et al.
@@ -34,13 +34,11 @@ class Inception(JudgeNetwork):
     torch-fidelity's, downloaded once to torch.hub's checkpoint folder.
     """
 
-    provided: ClassVar[tuple[str, ...]] = (FEATURES, LOGITS, SPATIAL)
+    layers: ClassVar[tuple[str, ...]] = (FEATURES, LOGITS, SPATIAL)
 
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
-    ) -> None:
-        super().__init__(name, features_list)
-        path = Path(feature_extractor_weights_path) if feature_extractor_weights_path else _fetch_weights()
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        path = Path(weights) if weights else _fetch_weights()
         content = _read(path)
         digest = hashlib.sha256(content).hexdigest()
         try:
@@ -61,7 +59,7 @@ class Inception(JudgeNetwork):
         self._spatial = torch.empty(0)
         self.network.Mixed_6d.register_forward_hook(self._keep_spatial)
 
-    def layers(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         pooled, logits = self.network(images)
         return {FEATURES: pooled, LOGITS: logits, SPATIAL: self._spatial}
 

@@ -1,16 +1,18 @@
-"""Draw images and judge them batch by batch: any number of images in the memory of one batch and of the features of all.
+"""Draw images and extract their features batch by batch, in the memory of one batch and of the features of all.
 
-A batch is a file of features with its hash, written when it is done: a run that was broken off goes on where it stood, and
-several processes share the batches between them. Images are kept only where they are to be exported.
+A batch is a file of features with its hash, written when it is done: an interrupted run resumes, and several processes share
+the batches. Images are kept only where they are to be exported.
 Legend: N images, D values of a layer, R side of an image.
 """
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,21 +22,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.evaluation.judge import Judge
-from sfd_core.evaluation.labels import CLASS_BALANCED
-from sfd_core.evaluation.protocol import Drawn
-from sfd_core.experiment.params import SamplerParams, VariantParams, fingerprint
+from sfd_core.evaluation.evaluator import Evaluator
+from sfd_core.experiment.params import SamplerParams, fingerprint
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.paths import atomic_path, file_digest
+from sfd_core.host.paths import atomic_path
 from sfd_core.host.processes import Processes
+from sfd_core.host.resume import RECORD
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.sampling.artifact import Denoiser
 from sfd_core.sampling.pipeline import Pipeline
 
 IMAGES = "images"
-SAMPLES = "samples"
-ORACLE = "samples whose semantic latents are those of training images"
-
+CLASS_BALANCED = "class-balanced"
+"""How `class_balanced_labels` chooses classes, for protocols: against random labels it alone is worth 0.1 FID."""
 SemanticsFn = Callable[[slice], Tensor]
 """Rows of the drawn images to their normalised semantic latents (n, C, g, g)."""
 Progress = Callable[[Iterable["Batch"], int], Iterable["Batch"]]
@@ -56,6 +56,11 @@ class Order:
     keep_images: bool = False
     """Keep all of them, for `Measured.images`."""
 
+    @property
+    def oracle(self) -> bool:
+        """Whether the semantics are those of real images."""
+        return self.semantics is not None
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -70,7 +75,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """All images of an order as the judge sees them."""
+    """The features of all images of an order."""
 
     features: Mapping[str, Tensor]
     """`<extractor>/<layer>` -> float32 (N, D), in the drawn order."""
@@ -87,8 +92,8 @@ class Measured:
         for batch in self.batches:
             batch.file.unlink(missing_ok=True)
         for folder in {batch.file.parent for batch in self.batches}:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            if {path.name for path in folder.iterdir()} <= {RECORD}:
+                shutil.rmtree(folder)
 
     def images(self) -> Iterator[Tensor]:
         """Yield all images batch by batch, uint8 (n, 3, R, R); the order must have kept them."""
@@ -98,35 +103,35 @@ class Measured:
 
 def measure(
     pipeline: Pipeline,
-    judge: Judge,
+    evaluator: Evaluator,
     order: Order,
     folder: Path,
     processes: Processes | None = None,
     progress: Progress = lambda batches, _: batches,
 ) -> Measured | None:
-    """Draw and judge this process's share of `order`; the first process waits for the others and returns all, the rest None.
+    """Draw this process's share of `order` and extract features; the first process waits for the others and returns all.
 
-    Files lie in `folder`, to be deleted by the caller once the numbers are safe. A damaged file of an earlier run is named,
-    deleted and made again. Raises `DataError` for one that is damaged meanwhile, and what drawing and judging raise.
+    The other processes return None. Files lie in `folder`, to be deleted by the caller once the numbers are safe. A damaged
+    file of an earlier run is reported, deleted and made again. Raises `DataError` for one that is damaged meanwhile.
     """
     processes = processes or Processes(0, 1)
-    batches = _plan(pipeline, judge, order, folder)
+    batches = _plan(pipeline, evaluator, order, folder)
     mine = processes.share(batches)
     _drop_damaged(mine)
     shown = progress(mine, sum(len(batch.labels) for batch in mine)) if processes.first else mine
     for batch in shown:
         if not batch.file.exists():
-            _judge_batch(pipeline, judge, order, batch)
+            _measure_batch(pipeline, evaluator, order, batch)
     processes.wait()
     return _merged(batches, order) if processes.first else None
 
 
-def _plan(pipeline: Pipeline, judge: Judge, order: Order, folder: Path) -> list[Batch]:
+def _plan(pipeline: Pipeline, evaluator: Evaluator, order: Order, folder: Path) -> list[Batch]:
     size = order.sampler.batch_size
-    key = (order.sampler, pipeline.denoiser.snapshot.step, judge.keys, order.semantics_key)
+    key = (order.sampler, pipeline.denoiser.snapshot.step, evaluator.keys, order.semantics_key)
     batches = []
     for first in range(0, len(order.labels), size):
-        labels = [int(label) for label in order.labels[first : first + size]]
+        labels = list(order.labels[first : first + size])
         kept = len(labels) if order.keep_images else max(0, min(len(labels), order.shown - first))
         name = f"{fingerprint(*key, labels, kept)}-{first:08d}.safetensors"
         batches.append(Batch(first, labels, folder / name, kept))
@@ -143,11 +148,11 @@ def _drop_damaged(batches: Sequence[Batch]) -> None:
                 batch.file.unlink()
 
 
-def _judge_batch(pipeline: Pipeline, judge: Judge, order: Order, batch: Batch) -> None:
+def _measure_batch(pipeline: Pipeline, evaluator: Evaluator, order: Order, batch: Batch) -> None:
     rows = slice(batch.first, batch.first + len(batch.labels))
     semantics = None if order.semantics is None else order.semantics(rows)
     drawn = pipeline.draw(batch.first, batch.labels, order.sampler, semantics)
-    tensors = {name: values.contiguous() for name, values in judge.features(drawn.images).items()}
+    tensors = {name: values.contiguous() for name, values in evaluator.features(drawn.images).items()}
     tensors[IMAGES] = drawn.images[: batch.kept].contiguous()
     with atomic_path(batch.file) as temporary:
         save_file(tensors, temporary, metadata={"evaluations": str(drawn.evaluations), "sha256": _digest(tensors)})
@@ -166,7 +171,7 @@ def _merged(batches: Sequence[Batch], order: Order) -> Measured:
                 features[name] = torch.empty(len(order.labels), values.shape[1])
             features[name][batch.first : batch.first + len(values)] = values
         evaluations = max(evaluations, taken)
-    return Measured(features, torch.cat(shown), torch.tensor([int(label) for label in order.labels]), evaluations, batches)
+    return Measured(features, torch.cat(shown), torch.tensor(order.labels), evaluations, batches)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -184,13 +189,23 @@ def _read(batch: Batch) -> tuple[dict[str, Tensor], int]:
             evaluations, digest = int(handle.metadata()["evaluations"]), handle.metadata()["sha256"]
         kept = len(tensors[IMAGES])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{batch.file} is no batch of judged samples ({error})") from error
+        raise DataError(f"{batch.file} is no batch of measured samples ({error})") from error
     wrong = [name for name, values in tensors.items() if name != IMAGES and len(values) != len(batch.labels)]
     if wrong or kept != batch.kept:
-        raise DataError(f"{batch.file} does not hold {len(batch.labels)} judged samples")
+        raise DataError(f"{batch.file} does not hold {len(batch.labels)} measured samples")
     if _digest(tensors) != digest:
         raise DataError(f"{batch.file} is damaged: its content does not match its hash")
     return tensors, evaluations
+
+
+def class_balanced_labels(count: int, classes: int) -> list[int]:
+    """Return `count` labels in [0, classes), each class equally often up to one, cycling so that every prefix is balanced too.
+
+    Label i depends on i alone (50 per class for 50,000 of ImageNet). Raises `ConfigError` if a number is not positive.
+    """
+    if count < 1 or classes < 1:
+        raise ConfigError(f"{count} labels of {classes} classes cannot be drawn; both must be positive")
+    return [index % classes for index in range(count)]
 
 
 def semantic_latents(denoiser: Denoiser, latents: ShardReader, rows: NDArray[np.int64]) -> Tensor | None:
@@ -206,15 +221,9 @@ def semantic_latents(denoiser: Denoiser, latents: ShardReader, rows: NDArray[np.
 
 def oracle_order(denoiser: Denoiser, labels: Sequence[int], sampler: SamplerParams, latents: ShardReader) -> Order:
     """Order images whose semantics are those of training images of the same classes: per class the first, the second, ..."""
-    by_class: dict[int, list[int]] = {}
-    for row, label in enumerate(np.asarray(latents["label"][:]).tolist()):
-        by_class.setdefault(label, []).append(row)
-    taken = dict.fromkeys(by_class, 0)
-    rows = []
-    for label in labels:
-        rows.append(by_class[label][taken[label] % len(by_class[label])])
-        taken[label] += 1
-    chosen = np.array(rows)
+    classes = np.asarray(latents["label"][:])
+    rows = {label: cycle(np.flatnonzero(classes == label)) for label in set(labels)}
+    chosen = np.array([next(rows[label]) for label in labels])
     if semantic_latents(denoiser, latents, chosen[:1]) is None:
         raise ConfigError("a texture-only denoiser has no oracle: it draws no semantics; set evaluate.oracle to false")
 
@@ -222,44 +231,3 @@ def oracle_order(denoiser: Denoiser, labels: Sequence[int], sampler: SamplerPara
         return cast(Tensor, semantic_latents(denoiser, latents, chosen[part]))
 
     return Order(labels, sampler, semantics, latents.digest)
-
-
-def recipe(artifact: Path, pipeline: Pipeline, sampler: SamplerParams, oracle: bool = False) -> dict[str, Any]:
-    """Return all that is needed to draw these images again, as plain values for a protocol.
-
-    `artifact` is the folder of the pipeline's denoiser; weights are named by their sha256.
-    """
-    guide = None if sampler.guide is None or pipeline.guide is None else Path(sampler.guide) / pipeline.guide.snapshot.file
-    return {
-        "artifact": str(artifact),
-        "step": pipeline.denoiser.snapshot.step,
-        "weights": file_digest(artifact / pipeline.denoiser.snapshot.file),
-        "guide_weights": None if guide is None else file_digest(guide),
-        "texture_vae": pipeline.denoiser.identity.texture_vae["weights"],
-        "semantics": "training images" if oracle else "generated",
-        "sampler": sampler.model_dump(mode="json"),
-    }
-
-
-def drawn_with(
-    sampler: SamplerParams,
-    variant: VariantParams,
-    evaluations: int,
-    images: str = SAMPLES,
-    drawn_by: Mapping[str, Any] | None = None,
-) -> Drawn:
-    """Return how class-balanced `images` of `variant` were drawn by `sampler`, for the protocol of their numbers."""
-    gaussian = variant.family == "gaussian"
-    solver = sampler.gaussian_solver if gaussian else sampler.solver
-    shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
-    return Drawn(images, CLASS_BALANCED, sampler.seed, f"{solver}{shift}", evaluations, _guidance(sampler), drawn_by)
-
-
-def _guidance(sampler: SamplerParams) -> str:
-    if sampler.guidance == "none":
-        return "none"
-    parts = ", ".join(
-        f"{name} {part.scale} in {part.interval}"
-        for name, part in (("texture", sampler.texture), ("semantic", sampler.semantic))
-    )
-    return f"{sampler.guidance}: {parts}" + (f", guide {sampler.guide}" if sampler.guide else "")

@@ -1,12 +1,12 @@
-"""Features of judged images against those of the reference -> named numbers, by torch-fidelity's functions.
+"""Features of drawn images against those of the reference -> values.
 
 Definitions are those of ADM's evaluator (Dhariwal and Nichol 2021, guided-diffusion `evaluations/evaluator.py`), so that
 numbers compare with published ones: unbiased covariances; the Inception score of consecutive images, not of shuffled ones;
-precision and recall with k = 3 over all judged and all reference images. One thing differs: ADM rounds squared distances of
-precision and recall to float16, here they are float32.
+precision and recall with k = 3 over all drawn and all reference images. One thing differs: ADM rounds squared distances of
+precision and recall to float16, here they are float32. All but the Fréchet distance is torch-fidelity's.
 
 A number is called `fid`, `sfid` or `is` only if Inception with the standard weights made it; otherwise its name says the
-extractor: `fd_efficientnet_lite2`. Shapes: N judged images, M reference images, D features.
+extractor: `fd_efficientnet_lite2`. Shapes: N drawn images, M reference images, D features, r <= D rank of the reference.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,27 +20,119 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL
-from sfd_core.evaluation.frechet import FrechetReference, require_finite
-from sfd_core.host.errors import DataError
+from sfd_core.host.errors import DataError, NumericsError
 
 NEIGHBOURHOOD = 3
 KID_SUBSETS = 100
 SUBSET_SEED = 2020
-"""torch-fidelity's default; the same subsets for every judged set of one size."""
+"""torch-fidelity's default; the same subsets for every set of one size."""
 IS_SPLIT = 5000
 """Images of one split of the Inception score; the last may be smaller, and counts as much."""
 LARGEST_DENSE = 10_000
 """Above so many images precision and recall take their distances in parts."""
 DISTANCE_ROWS = 2000
 """Images on each side of such a part; the largest matrix is this by the number of images."""
-
+BLOCK = 8192
+"""Images whose features are held in float64 at a time."""
 TITLES = {"inception": {"fd": "fid", "sfd": "sfid", "is": "is"}}
 """Names that only the standard network's numbers bear."""
 
 
+class FeatureMoments:
+    """Mean and covariance of features in one pass, in float64; any number of batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._sum = self._products = torch.zeros(0, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> None:
+        """Add features (N, D). Raises `NumericsError` for values that are not finite."""
+        require_finite(features)
+        values = features.double()
+        if self._shift is None:
+            # Features far from zero would cancel in the products; near their mean they do not.
+            self._shift = values.mean(dim=0)
+            self._sum = torch.zeros_like(self._shift)
+            self._products = torch.zeros(len(self._shift), len(self._shift), dtype=torch.float64)
+        centred = values - self._shift
+        self.count += len(values)
+        self._sum += centred.sum(dim=0)
+        self._products.addmm_(centred.T, centred)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (D,). Raises `DataError` if there are no features."""
+        if self._shift is None:
+            raise DataError("no features were given, so they have no mean; check that the set of images is not empty")
+        return self._shift + self._sum / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance (D, D). Raises `DataError` for fewer than two images."""
+        if self.count < 2:
+            raise DataError(f"{self.count} images have no covariance; a Fréchet distance needs at least two")
+        return (self._products - torch.outer(self._sum, self._sum) / self.count) / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class FrechetReference:
+    """A normal distribution that features are compared with: mean (D,) and factor L (D, r), covariance S1 = L L^T; float64.
+
+    Fréchet distance of two normal distributions (Heusel et al. 2017, eq. 6):
+    d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2). The last trace is the sum of the square roots of the eigenvalues of
+    the symmetric L^T S2 L, which has those of S1 S2. torch-fidelity takes the eigenvalues of S1 S2 itself: equal to six
+    digits, but an order of magnitude slower.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, moments: FeatureMoments) -> "FrechetReference":
+        """Factor a covariance; directions without variance are left out."""
+        return cls.of_statistics(moments.mean, moments.covariance)
+
+    @classmethod
+    def of_statistics(cls, mean: Tensor, covariance: Tensor) -> "FrechetReference":
+        """Factor a symmetric covariance (D, D); both are taken as float64."""
+        values, vectors = torch.linalg.eigh(covariance.double())
+        kept = values > 0
+        return cls(mean.double(), vectors[:, kept] * values[kept].sqrt())
+
+    def distance(self, features: Tensor) -> float:
+        """Return the squared Fréchet distance (as always reported) of features (N, D), N >= 2, to this distribution.
+
+        The smaller Gram matrix of the projected features, N x N or r x r, has the wanted eigenvalues. Of many images only
+        a block is ever held in float64.
+        """
+        require_finite(features)
+        if len(features) < 2:
+            raise DataError(f"a Fréchet distance needs at least two images, got {len(features)}; draw more samples")
+        if len(features) > max(BLOCK, self.factor.shape[1]):
+            return self._distance_of_many(features)
+        values = features.double()
+        mean = values.mean(dim=0)
+        centred = (values - mean) / (len(values) - 1) ** 0.5
+        projected = centred @ self.factor
+        gram = projected @ projected.T if len(projected) < projected.shape[1] else projected.T @ projected
+        cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+        traces = self.factor.square().sum() + centred.square().sum()
+        return float((mean - self.mean).square().sum() + traces - 2 * cross)
+
+    def _distance_of_many(self, features: Tensor) -> float:
+        moments = FeatureMoments()
+        for block in torch.split(features, BLOCK):
+            moments.update(block)
+        covariance = moments.covariance
+        cross = torch.linalg.eigvalsh(self.factor.T @ covariance @ self.factor).clamp(min=0).sqrt().sum()
+        traces = self.factor.square().sum() + covariance.trace()
+        return float((moments.mean - self.mean).square().sum() + traces - 2 * cross)
+
+
 @dataclass(frozen=True)
 class Reference:
-    """What judged images are compared with."""
+    """What drawn images are compared with."""
 
     features: Tensor
     """(M, D) of the images that KID, precision and recall see."""
@@ -63,7 +155,7 @@ def kinds(layers: Collection[str]) -> list[str]:
 
 def settings(kind: str, samples: int, reference_images: int, kid_subset_size: int) -> str:
     """Return what a kind of number depends on beside the features, in words, for its protocol."""
-    subset = _subset_size(samples, reference_images, kid_subset_size)
+    subset = min(samples, reference_images, kid_subset_size)
     compared = f"{reference_images} reference images"
     return {
         "fd": "all features, unbiased covariances",
@@ -86,7 +178,7 @@ def score(layers: Mapping[str, Tensor], reference: Reference, kid_subset_size: i
     require_finite(features)
     if len(features) <= NEIGHBOURHOOD + 1:
         raise DataError(
-            f"{len(features)} images cannot be judged: precision and recall need more than {NEIGHBOURHOOD + 1}; "
+            f"{len(features)} images cannot be measured: precision and recall need more than {NEIGHBOURHOOD + 1}; "
             "raise evaluate.snapshot_samples and evaluate.final_samples"
         )
     values = {"fd": reference.frechet.distance(features), "kid": _kid(features, reference.features, kid_subset_size)}
@@ -110,12 +202,11 @@ def inception_score(logits: Tensor) -> float:
 
 
 def _kid(features: Tensor, reference: Tensor, subset_size: int) -> float:
-    size = _subset_size(len(features), len(reference), subset_size)
     metric = kid_features_to_metric(
         features,
         reference,
         kid_subsets=KID_SUBSETS,
-        kid_subset_size=size,
+        kid_subset_size=min(len(features), len(reference), subset_size),
         rng_seed=SUBSET_SEED,
         verbose=False,
     )
@@ -138,12 +229,11 @@ def _precision_recall(features: Tensor, reference: Tensor) -> dict[str, float]:
     return {"precision": float(metric[KEY_METRIC_PRECISION]), "recall": float(metric[KEY_METRIC_RECALL])}
 
 
-def _subset_size(samples: int, reference_images: int, wanted: int) -> int:
-    return int(np.min([samples, reference_images, wanted]))
-
-
-def concatenated(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Join the layers of batches into one dictionary of the same keys. Raises `DataError` if there are none."""
-    if not parts:
-        raise DataError("no images were given, so there is nothing to judge")
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def require_finite(features: Tensor) -> None:
+    """Raise `NumericsError` if features (N, D) hold NaN or infinity."""
+    finite = torch.isfinite(features).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise NumericsError(
+            f"features of image {int((~finite).nonzero()[0])} and {int((~finite).sum()) - 1} others are NaN or infinite; "
+            "look at these images and at the extractor's weights"
+        )

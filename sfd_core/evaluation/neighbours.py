@@ -33,13 +33,13 @@ def nearest_images(features: Tensor, reference: Tensor, rows: NDArray[np.int64],
     if not 1 <= k <= len(reference):
         raise DataError(f"{k} neighbours were asked for among {len(reference)} training images; ask for 1 to {len(reference)}")
     centre = reference[:BLOCK].flatten(0, 1).mean(dim=0)
-    judged = features - centre
+    centred = features - centre
     best = torch.empty(len(features), 0)
     indices = torch.empty(len(features), 0, dtype=torch.int64)
     flips = torch.empty(len(features), 0, dtype=torch.bool)
     for start in range(0, len(reference), BLOCK):
         block = reference[start : start + BLOCK] - centre
-        pair = torch.cdist(judged, block.flatten(0, 1)).reshape(len(judged), len(block), 2)
+        pair = torch.cdist(centred, block.flatten(0, 1)).reshape(len(centred), len(block), 2)
         distances, orientation = pair.min(dim=2)
         best = torch.cat([best, distances], dim=1)
         indices = torch.cat([indices, torch.arange(start, start + len(block)).expand_as(orientation)], dim=1)

@@ -21,9 +21,8 @@ from torch import Tensor
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation.adm import AdmIdentity, AdmReference
-from sfd_core.evaluation.extractors import FEATURES, SPATIAL, ExtractorIdentity, JudgeNetwork
-from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
-from sfd_core.evaluation.metrics import Reference, concatenated
+from sfd_core.evaluation.extractors import FEATURES, SPATIAL, Extractor, ExtractorIdentity
+from sfd_core.evaluation.metrics import FeatureMoments, FrechetReference, Reference
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import atomic_dir
 from sfd_core.host.seeding import derive_seed
@@ -124,29 +123,15 @@ class ReferenceSet:
             )
 
 
-def layers_of(extractor: JudgeNetwork, images: Tensor) -> dict[str, Tensor]:
-    """Return all layers, float32 on the CPU (N, D), of uint8 images (N, 3, H, W) on any device."""
-    device = next(extractor.parameters()).device
-    with torch.inference_mode():
-        outputs = extractor.convert_features_tuple_to_dict(extractor(images.to(device)))
-    # A clone leaves inference mode, so that what is kept is an ordinary tensor.
-    return {name: output.float().cpu().clone() for name, output in outputs.items()}
-
-
-def layers_in_batches(extractor: JudgeNetwork, images: Tensor, batch_size: int) -> dict[str, Tensor]:
-    """Return all layers of any number of images, `batch_size` at a time; see `layers_of`."""
-    return concatenated([layers_of(extractor, batch) for batch in torch.split(images, batch_size)])
-
-
 def write_reference(
     folder: Path,
-    extractor: JudgeNetwork,
+    extractor: Extractor,
     train: ShardReader,
     batch_size: int,
     progress: Progress,
     adm: AdmReference | None = None,
 ) -> None:
-    """Judge all images of `train` and their mirror images and write `folder` atomically.
+    """Extract features of all images of `train` and their mirror images and write `folder` atomically.
 
     With `adm` statistics come from its file; only the training images whose features are kept, for nearest neighbours, and the
     file's own are then looked at. Raises `IdentityError` if the extractor is not the network that made the file's statistics,
@@ -157,7 +142,6 @@ def write_reference(
             f"{adm.path} holds statistics of Inception with its standard weights, but the extractor is "
             f"{extractor.identity.name}; set reference.inception_weights to null, or reference.adm_npz to null"
         )
-    kept = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST_FEATURES)).round().astype(np.int64))
     identity = adm.identity() if adm else None
     meta = {
         "extractor": asdict(extractor.identity),
@@ -165,62 +149,38 @@ def write_reference(
         "images": identity.images if identity else 2 * len(train),
         "adm": asdict(identity) if identity else None,
     }
+    kept = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST_FEATURES)).round().astype(np.int64))
+    rows = kept if adm else np.arange(len(train))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    moments = {} if adm else {name: FeatureMoments() for name in (FEATURES, SPATIAL) if name in extractor.layers}
+    fitted = dict(zip((FEATURES, SPATIAL), adm.statistics(), strict=True)) if adm else {}
+    width = extractor.extract(torch.from_numpy(train["image"][:1]), 1)[FEATURES].shape[1]
     with atomic_dir(folder) as temporary:
-        judge = _TrainingImages(extractor, train, batch_size, progress)
-        if adm is None:
-            moments = {name: FeatureMoments() for name in (FEATURES, SPATIAL) if name in extractor.features_list}
-            judge.write(temporary / "features", meta, np.arange(len(train)), kept, moments)
-            factored = {name: FrechetReference.of(moment) for name, moment in moments.items()}
-        else:
-            factored = dict(zip((FEATURES, SPATIAL), adm.statistics(), strict=True))
-            judge.write(temporary / "features", meta, kept, kept, {})
-            with ShardWriter(temporary / "compared", {FEATURES: FieldSpec("float32", (judge.width,))}, meta) as writer:
-                for images in progress(adm.blocks(batch_size), adm.images):
-                    writer.append(features=layers_of(extractor, torch.from_numpy(images))[FEATURES].numpy())
-        tensors = {"mean": factored[FEATURES].mean, "factor": factored[FEATURES].factor.contiguous()}
-        if SPATIAL in factored:
-            tensors |= {"spatial_mean": factored[SPATIAL].mean, "spatial_factor": factored[SPATIAL].factor.contiguous()}
-        save_file(tensors, temporary / "statistics.safetensors")
-
-
-@dataclass(frozen=True)
-class _TrainingImages:
-    extractor: JudgeNetwork
-    train: ShardReader
-    batch_size: int
-    progress: Progress
-
-    @property
-    def width(self) -> int:
-        """Values D of a feature."""
-        return layers_of(self.extractor, torch.from_numpy(self.train["image"][:1]))[FEATURES].shape[1]
-
-    def write(
-        self,
-        folder: Path,
-        meta: dict[str, Any],
-        judged: NDArray[np.int64],
-        kept: NDArray[np.int64],
-        moments: dict[str, FeatureMoments],
-    ) -> None:
-        """Judge the rows `judged` in both orientations, add them to `moments` and write the features of those in `kept`."""
-        fields = {FEATURES: FieldSpec("float32", (2, self.width)), "row": FieldSpec("int64", ())}
-        batches = [judged[start : start + self.batch_size] for start in range(0, len(judged), self.batch_size)]
-        with ShardWriter(folder, fields, meta) as writer:
-            images = (self.train["image"].take(rows) for rows in batches)
-            for rows, block in zip(batches, self.progress(images, len(judged)), strict=True):
-                pair = _both_orientations(self.extractor, torch.from_numpy(block))
+        fields = {FEATURES: FieldSpec("float32", (2, width)), "row": FieldSpec("int64", ())}
+        with ShardWriter(temporary / "features", fields, meta) as writer:
+            images = (train["image"].take(part) for part in batches)
+            for part, block in zip(batches, progress(images, len(rows)), strict=True):
+                pair = _both_orientations(extractor, torch.from_numpy(block))
                 for name, moment in moments.items():
                     moment.update(pair[name].flatten(0, 1))
-                wanted = np.isin(rows, kept, assume_unique=True)
-                writer.append(features=pair[FEATURES][torch.from_numpy(wanted)].numpy(), row=rows[wanted])
+                wanted = np.isin(part, kept, assume_unique=True)
+                writer.append(features=pair[FEATURES][torch.from_numpy(wanted)].numpy(), row=part[wanted])
+        fitted |= {name: FrechetReference.of(moment) for name, moment in moments.items()}
+        if adm is not None:
+            with ShardWriter(temporary / "compared", {FEATURES: FieldSpec("float32", (width,))}, meta) as writer:
+                for block in progress(adm.blocks(batch_size), adm.images):
+                    writer.append(features=extractor.extract(torch.from_numpy(block), batch_size)[FEATURES].numpy())
+        tensors = {"mean": fitted[FEATURES].mean, "factor": fitted[FEATURES].factor.contiguous()}
+        if SPATIAL in fitted:
+            tensors |= {"spatial_mean": fitted[SPATIAL].mean, "spatial_factor": fitted[SPATIAL].factor.contiguous()}
+        save_file(tensors, temporary / "statistics.safetensors")
 
 
 def _features(shard: ShardReader) -> Tensor:
     return torch.from_numpy(np.array(shard[FEATURES].array))
 
 
-def _both_orientations(extractor: JudgeNetwork, images: Tensor) -> dict[str, Tensor]:
+def _both_orientations(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
     """Return layers (N, 2, D) of images and their mirror images."""
-    plain, mirrored = layers_of(extractor, images), layers_of(extractor, images.flip(-1))
+    plain, mirrored = (extractor.extract(pictures, len(images)) for pictures in (images, images.flip(-1)))
     return {name: torch.stack([plain[name], mirrored[name]], dim=1) for name in plain}

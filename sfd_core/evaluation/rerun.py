@@ -1,72 +1,66 @@
-"""Numbers on disk, and the measurement that a protocol describes: drawn and judged again, or refused if something differs."""
+"""A denoiser measured by a recipe that its numbers record, so that the same command or file measures them again."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.evaluation.judge import Judge
-from sfd_core.evaluation.labels import CLASS_BALANCED, class_balanced_labels
+from sfd_core.evaluation.evaluator import Drawn, Evaluator, Number
 from sfd_core.evaluation.measurement import (
-    ORACLE,
-    SAMPLES,
+    CLASS_BALANCED,
     Measured,
     Order,
     Progress,
-    drawn_with,
+    class_balanced_labels,
     measure,
     oracle_order,
-    recipe,
 )
-from sfd_core.evaluation.protocol import Number, Protocol
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.params import SamplerParams, fingerprint
+from sfd_core.experiment.params import SamplerParams, VariantParams, fingerprint
 from sfd_core.host.errors import DataError, IdentityError
-from sfd_core.host.paths import write_json
+from sfd_core.host.paths import file_digest
 from sfd_core.host.processes import Processes
 from sfd_core.host.resume import Code, mixed_codes, resume_dir, settle
 from sfd_core.sampling.pipeline import Pipeline
 
-Groups = Mapping[str, Mapping[str, Number]]
-"""`final` or `oracle` -> name -> number."""
+GENERATED = "generated"
+"""What a recipe says of semantics that the denoiser draws itself."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A denoiser, where it lies, the judge and the processes that measure with them."""
+    """A denoiser, where it lies, the evaluator and the processes that measure with them."""
 
     artifact: Path
     pipeline: Pipeline
-    judge: Judge
+    evaluator: Evaluator
     processes: Processes
     code: Code = field(default_factory=lambda: stage_code("evaluate"))
     """The code that measures."""
 
-    def run(self, order: Order, oracle: bool, progress: Progress) -> tuple[dict[str, Number], Measured] | None:
-        """Draw and judge; None in every process but the first. Continues a run that was broken off."""
-        by = recipe(self.artifact, self.pipeline, order.sampler, oracle)
-        folder = resume_dir("measure", fingerprint(by, self.judge.keys))
+    def run(self, order: Order, progress: Progress) -> tuple[dict[str, Number], Measured] | None:
+        """Draw and evaluate; None in every process but the first. Resumes an interrupted run."""
+        by = recipe(self.artifact, self.pipeline, order.sampler, order.oracle)
+        folder = resume_dir("measure", fingerprint(by, self.evaluator.keys))
         if self.processes.first:
             settle(folder, self.code)
         self.processes.wait()
-        measured = measure(self.pipeline, self.judge, order, folder, self.processes, progress)
+        measured = measure(self.pipeline, self.evaluator, order, folder, self.processes, progress)
         if measured is None:
             return None
-        variant = self.pipeline.denoiser.variant
-        by |= mixed_codes(folder)
-        drawn = drawn_with(order.sampler, variant, measured.evaluations, ORACLE if oracle else SAMPLES, by)
-        return self.judge.numbers(measured.features, drawn), measured
+        drawn = drawn_with(order.sampler, self.pipeline.denoiser.variant, measured.evaluations, by | mixed_codes(folder))
+        return self.evaluator.numbers(measured.features, drawn), measured
 
     def key(self, sampler: SamplerParams, samples: int) -> str:
         """Name a point of a study by all that its numbers depend on but the code: a new version of this program keeps it."""
         by = recipe(self.artifact, self.pipeline, sampler)
         del by["artifact"]
-        references = [reference.source_digest for reference in self.judge.references.values()]
-        return fingerprint(by, samples, self.judge.keys, references, self.judge.kid_subset_size)
+        references = [reference.source_digest for reference in self.evaluator.references.values()]
+        return fingerprint(by, samples, self.evaluator.keys, references, self.evaluator.kid_subset_size)
 
 
 @dataclass(frozen=True)
@@ -80,18 +74,18 @@ class Recorded:
     samples: int
 
     @property
-    def oracle(self) -> bool:
-        """Whether the semantics are those of training images."""
-        return bool(self.recipe["semantics"] != "generated")
-
-    @property
     def artifact(self) -> Path:
         """The folder of the denoiser, where it lay."""
         return Path(self.recipe["artifact"])
 
+    @property
+    def oracle(self) -> bool:
+        """Whether the semantics are those of training images."""
+        return bool(self.recipe["semantics"] != GENERATED)
+
     def order(self, pipeline: Pipeline, latents: Path) -> Order:
         """Return what was drawn; `latents` is the folder of encoded training images, which an oracle needs."""
-        labels = class_balanced_labels(self.samples, len(pipeline.denoiser.classes)).tolist()
+        labels = class_balanced_labels(self.samples, len(pipeline.denoiser.classes))
         if not self.oracle:
             return Order(labels, self.sampler)
         return oracle_order(pipeline.denoiser, labels, self.sampler, ShardReader(latents))
@@ -99,36 +93,33 @@ class Recorded:
     def require_same(self, measurement: Measurement) -> None:
         """Raise `IdentityError` that names the first thing that differs from when the numbers were measured.
 
-        Nothing is drawn for that: weights, judges and references are compared by their hashes.
+        Nothing is drawn for that: weights, extractors and references are compared by their hashes.
         """
         now = recipe(measurement.artifact, measurement.pipeline, self.sampler, self.oracle)
-        differing = [key for key, value in now.items() if key != "artifact" and value != self.recipe.get(key)]
-        if differing:
-            key = differing[0]
-            raise IdentityError(
-                f"the numbers were measured with {key} {self.recipe.get(key)}, but it is {now[key]} now; "
-                "restore what made them, for example with `git checkout` of their dvc.lock and `dvc checkout`"
-            )
-        first = next(iter(self.numbers.values()))["protocol"]
-        images = ORACLE if self.oracle else SAMPLES
-        drawn = drawn_with(self.sampler, measurement.pipeline.denoiser.variant, first["evaluations"], images, {**self.recipe})
-        expected = measurement.judge.protocols(self.samples, drawn)
+        for key, value in now.items():
+            if key != "artifact" and value != self.recipe.get(key):
+                raise IdentityError(
+                    f"the numbers were measured with {key} {self.recipe.get(key)}, but it is {value} now; "
+                    "restore what made them, for example with `git checkout` of their dvc.lock and `dvc checkout`"
+                )
+        evaluations = next(iter(self.numbers.values()))["protocol"]["evaluations"]
+        drawn = drawn_with(self.sampler, measurement.pipeline.denoiser.variant, evaluations, {**self.recipe})
+        protocols = measurement.evaluator.protocols(self.samples, drawn)
         for name, number in self.numbers.items():
-            _require_protocol(name, number["protocol"], expected)
-
-
-def numbers_file(groups: Groups) -> dict[str, Any]:
-    """Return the numbers as a file holds them."""
-    return {group: {name: number.as_dict() for name, number in named.items()} for group, named in groups.items()}
-
-
-def write_numbers(path: Path, groups: Groups) -> None:
-    """Write numbers with their protocols as JSON."""
-    write_json(path, numbers_file(groups))
+            if name not in protocols:
+                raise IdentityError(
+                    f"{name} was measured, but the extractors now measure {', '.join(protocols)}; set reference.extractors"
+                )
+            for key, value in protocols[name].items():
+                if value != number["protocol"].get(key):
+                    raise IdentityError(
+                        f"{name} was measured with {key} {number['protocol'].get(key)!r}, but it is {value!r} now; "
+                        "restore the parameters and outputs that made it"
+                    )
 
 
 def read_recorded(path: Path) -> dict[str, Recorded]:
-    """Read a file of numbers that `write_numbers` or stage `evaluate` wrote, by group.
+    """Read a file of numbers that `sfd evaluate --out` or stage `evaluate` wrote, by group.
 
     Raises `DataError` if it is none, or if its numbers cannot be measured again because they name no recipe.
     """
@@ -154,14 +145,45 @@ def _recorded(numbers: Mapping[str, Mapping[str, Any]]) -> Recorded:
     return Recorded(numbers, by, SamplerParams.model_validate(by["sampler"]), int(samples))
 
 
-def _require_protocol(name: str, recorded: Mapping[str, Any], expected: Mapping[str, Protocol]) -> None:
-    if name not in expected:
-        raise IdentityError(f"{name} was measured, but the judges now measure {', '.join(expected)}; set reference.extractors")
-    now = asdict(expected[name])
-    differing = [key for key in now if now[key] != recorded.get(key)]
-    if differing:
-        key = differing[0]
-        raise IdentityError(
-            f"{name} was measured with {key} {recorded.get(key)!r}, but it is {now[key]!r} now; restore the parameters and "
-            "outputs that made it"
-        )
+def recipe(artifact: Path, pipeline: Pipeline, sampler: SamplerParams, oracle: bool = False) -> dict[str, Any]:
+    """Return all that is needed to draw these images again, as plain values for a protocol.
+
+    `artifact` is the folder of the pipeline's denoiser; weights are named by their sha256.
+    """
+    guide = None if sampler.guide is None or pipeline.guide is None else Path(sampler.guide) / pipeline.guide.snapshot.file
+    return {
+        "artifact": str(artifact),
+        "step": pipeline.denoiser.snapshot.step,
+        "weights": file_digest(artifact / pipeline.denoiser.snapshot.file),
+        "guide_weights": None if guide is None else file_digest(guide),
+        "texture_vae": pipeline.denoiser.identity.texture_vae["weights"],
+        "semantics": "training images" if oracle else GENERATED,
+        "sampler": sampler.model_dump(mode="json"),
+    }
+
+
+def drawn_with(sampler: SamplerParams, variant: VariantParams, evaluations: int, drawn_by: Mapping[str, Any]) -> Drawn:
+    """Return how class-balanced images of `variant` were drawn by the recipe `drawn_by`, for the protocol of their numbers."""
+    gaussian = variant.family == "gaussian"
+    solver = sampler.gaussian_solver if gaussian else sampler.solver
+    shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
+    generated = drawn_by["semantics"] == GENERATED
+    return Drawn(
+        images="samples" if generated else "samples whose semantic latents are those of training images",
+        labels=CLASS_BALANCED,
+        seed=sampler.seed,
+        sampler=f"{solver}{shift}",
+        evaluations=evaluations,
+        guidance=_guidance(sampler),
+        recipe=drawn_by,
+    )
+
+
+def _guidance(sampler: SamplerParams) -> str:
+    if sampler.guidance == "none":
+        return "none"
+    parts = ", ".join(
+        f"{name} {part.scale} in {part.interval}"
+        for name, part in (("texture", sampler.texture), ("semantic", sampler.semantic))
+    )
+    return f"{sampler.guidance}: {parts}" + (f", guide {sampler.guide}" if sampler.guide else "")

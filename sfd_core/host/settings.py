@@ -49,6 +49,6 @@ class Settings(EnvironmentSettings):
     gpus_per_point: int = Field(1, ge=1, title="a number of GPUs such as 1 or 8")
     """GPUs of one training in a sweep."""
     resume: Literal["continue", "restart"] | None = Field(None, title="continue or restart")
-    """Interrupted work of other code that took more than ten minutes: resume it, or keep it and start again; default: an error."""
+    """Work of other code that took over ten minutes: resume it, or keep it and start again; default: an error."""
     git_remote: str = Field("", title="the name or address of a git remote")
     """Push the refs of finished sweep points to this remote; default: keep them in the clone."""

@@ -11,14 +11,13 @@ from PIL import Image
 from sfd_core.diffusion.schedule import AsyncSchedule
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
+from sfd_core.reporting.charts import INK, MUTED, line_look, quiet, save_figure
 from sfd_core.reporting.palette import PHASE_COLOURS, VariantStyle
 from sfd_core.reporting.phases import BAND_NAMES, phases_svg
 from sfd_core.reporting.pictures import Pixels, sheet
 from sfd_core.reporting.sources import REFERENCES, Outputs, VariantOutputs
 from sfd_core.reporting.tables import primary_number
 
-INK, MUTED, RULE = "#15181c", "#59626c", "#dfe1e0"
-DPI = 160
 STRIP_FRAMES = 11
 STRIP_SAMPLES = 2
 STRIP_TILE = 128
@@ -28,13 +27,13 @@ CROWDED = 300
 
 def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantStyle], folder: Path) -> None:
     """Write convergence.png and phases.svg, and, where their data exist, samples.png and denoising.png."""
-    _save(convergence_figure(params, outputs, styles), folder / "convergence.png")
+    save_figure(convergence_figure(params, outputs, styles), folder / "convergence.png")
     (folder / "phases.svg").write_text(phases_svg(outputs.largest_offset, background="#ffffff"), encoding="utf-8")
     if any(variant.grids is not None for variant in outputs.variants.values()):
-        _save(samples_figure(outputs, styles, params.report.grid_images), folder / "samples.png")
+        save_figure(samples_figure(outputs, styles, params.report.grid_images), folder / "samples.png")
     runs = [variant for variant in outputs.variants.values() if variant.trajectory and variant.trajectory.semantics is not None]
     if runs:
-        _save(denoising_figure(max(runs, key=lambda variant: variant.params.delta_t)), folder / "denoising.png")
+        save_figure(denoising_figure(max(runs, key=lambda variant: variant.params.delta_t)), folder / "denoising.png")
 
 
 def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, VariantStyle]) -> Figure:
@@ -49,8 +48,7 @@ def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, Varia
         x, y = variant.curve["images_seen"].to_numpy(float), variant.curve[number.name].to_numpy(float)
         seen = (x > 0) & (y > 0)
         style = styles[name]
-        (line,) = axes.plot(x[seen], y[seen], linewidth=2, color=style.light, marker=style.matplotlib_marker)
-        line.set_linestyle(style.matplotlib_dash)
+        axes.plot(x[seen], y[seen], **line_look(style))
         ends.append((float(y[seen][-1]), f"{name}  {text.number(y[seen][-1])}", style.light))
     if number.name == published_numbers.NUMBER and published_numbers.comparable(params, outputs):
         for model, points in published_numbers.curves().items():
@@ -63,11 +61,11 @@ def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, Varia
     for title, value in [(title, numbers[number.name].value) for title, numbers in references if number.name in numbers]:
         axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         ends.append((value, f"{title}  {text.number(value)}", MUTED))
-    judged = f"{number.title}, {text.extractor_title(number.extractor)}"
-    axes.set(xscale="log", yscale="log", xlabel="training images seen", ylabel=judged)
+    axes.set(xscale="log", yscale="log", xlabel="training images seen", ylabel=number.words)
     axes.set_title(params.report.title, loc="left", fontsize=12, fontweight="bold", color=INK)
     _label_ends(axes, ends)
-    _quiet(axes)
+    _label_ticks(axes)
+    quiet(axes)
     return figure
 
 
@@ -86,7 +84,7 @@ def samples_figure(outputs: Outputs, styles: dict[str, VariantStyle], count: int
 def denoising_figure(variant: VariantOutputs) -> Figure:
     """Draw a film strip of one denoising run: semantic latent above texture, frames over global time, framed by phase.
 
-    What stands still in a phase is faded.
+    A latent that does not change in a phase is faded.
     """
     run, schedule = variant.trajectory, AsyncSchedule(variant.params.delta_t)
     if run is None or run.semantics is None:
@@ -156,9 +154,7 @@ def spread_apart(places: list[float], gap: float) -> list[float]:
     return moved
 
 
-def _quiet(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
+def _label_ticks(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         low, high = axis.get_view_interval()
         wide = high > CROWDED * low
@@ -166,13 +162,7 @@ def _quiet(axes: Axes) -> None:
         axis.set_major_formatter(EngFormatter() if wide else FuncFormatter(_with_thousands))
         axis.set_minor_formatter(NullFormatter())
         axis.label.set_color(MUTED)
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.tick_params(which="both", colors=MUTED, length=0)
 
 
 def _with_thousands(value: float, _: float) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})

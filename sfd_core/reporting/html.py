@@ -20,7 +20,7 @@ from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.payload import NO_TERMS, build_payload
 from sfd_core.reporting.phases import phase_words, phases_svg
 from sfd_core.reporting.pictures import file_uri
-from sfd_core.reporting.sources import REFERENCES, Number, Outputs, class_names
+from sfd_core.reporting.sources import REFERENCES, Number, Outputs, class_names, values_of
 from sfd_core.reporting.text import number_name
 
 PAGE = files("sfd_core.reporting") / "page"
@@ -57,10 +57,10 @@ def write_report(params: Params, outputs: Outputs, reaches: Sequence[Reach], out
 
 def results_table(outputs: Outputs) -> pd.DataFrame:
     """Return one row per variant: cost of training and every final number."""
-    rows = []
-    for name, variant in outputs.variants.items():
-        cost = {**variant.cost, "samples": variant.samples}
-        rows.append({"variant": name, **cost, **{key: number.value for key, number in variant.numbers.items()}})
+    rows = [
+        {"variant": name, **variant.cost, "samples": variant.samples, **values_of(variant.numbers)}
+        for name, variant in outputs.variants.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -86,7 +86,7 @@ def render_page(params: Params, outputs: Outputs, reaches: Sequence[Reach], styl
         result=tables.result_table(outputs),
         speed=tables.speed_tables(reaches, outputs),
         measures=[(kind, text.KINDS[kind]) for kind in payload["measures"]],
-        judges=_judges(payload["measures"]),
+        evaluators=_evaluators(payload["measures"]),
         samples=_samples(params, outputs),
         runs=[name for name in reversed(params.active) if name in payload["trajectories"]],
         neighbours={name: file_uri(variant.neighbours) for name, variant in outputs.variants.items() if variant.neighbours},
@@ -118,9 +118,9 @@ def _tiles(outputs: Outputs, number: str, spread: float) -> list[Tile]:
     return [Tile(name, says[name], text.number(value), value / worst, name in best) for name, value in values.items()]
 
 
-def _judges(measures: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
-    judges = dict.fromkeys(judge for names in measures.values() for judge in names)
-    return [(judge, text.extractor_title(judge)) for judge in judges]
+def _evaluators(measures: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
+    extractors = dict.fromkeys(extractor for names in measures.values() for extractor in names)
+    return [(extractor, text.extractor_title(extractor)) for extractor in extractors]
 
 
 def _samples(params: Params, outputs: Outputs) -> dict[str, Any] | None:

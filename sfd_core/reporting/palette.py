@@ -1,6 +1,7 @@
 """Fixed looks of variants and phases, distinguishable without colour vision: every variant also has a marker and a dash."""
 
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Literal
 
 PHASE_COLOURS = {"semantic": "#7b5ea7", "both": "#21868c", "texture": "#c2871b"}
@@ -49,8 +50,7 @@ _OTHERS = (
 
 def line_styles(count: int) -> list[VariantStyle]:
     """Return the looks of `count` lines that are no variants."""
-    looks = [*_FIXED.values(), *_OTHERS]
-    return [looks[index % len(looks)] for index in range(count)]
+    return list(islice(cycle([*_FIXED.values(), *_OTHERS]), count))
 
 
 def variant_styles(names: list[str]) -> dict[str, VariantStyle]:

@@ -56,7 +56,7 @@ def _long_curves(outputs: Outputs) -> dict[str, Any]:
 
 
 def _measures(outputs: Outputs) -> dict[str, dict[str, str]]:
-    """Kind -> judge -> column, for what the curves hold."""
+    """Kind -> extractor -> column, for what the curves hold."""
     columns = dict.fromkeys(str(column) for variant in outputs.variants.values() for column in variant.curve.columns)
     names = [name for name in map(number_name, columns) if name is not None]
     return {

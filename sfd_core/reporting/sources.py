@@ -130,6 +130,11 @@ class Outputs:
         return list(dict.fromkeys(name for variant in self.variants.values() for name in variant.numbers))
 
 
+def values_of(numbers: Numbers) -> dict[str, float]:
+    """Return the values by name, without their protocols."""
+    return {name: number.value for name, number in numbers.items()}
+
+
 def sample_count(numbers: Numbers) -> int | None:
     """Return how many images `numbers` are of, if their protocol says so."""
     return next((int(number.protocol["samples"]) for number in numbers.values() if "samples" in number.protocol), None)

@@ -1,12 +1,12 @@
 """The tables of the report, as rows of text ready for the template, and the finding in one sentence."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import VariantParams
 from sfd_core.reporting import text
-from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs, VariantOutputs, sample_count
+from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs, VariantOutputs, sample_count, values_of
 from sfd_core.reporting.text import KINDS, NumberName, number_name
 
 
@@ -45,17 +45,16 @@ class Table:
 
 
 def primary_number(outputs: Outputs, encoder: str) -> NumberName:
-    """Return the distance that leads the report: the first judge's that is not the semantic encoder, else the first."""
+    """Return the distance that leads the report: of the first extractor that is not the semantic encoder, else the first."""
     names = _distances(outputs)
-    judges = [name for name in names if name.extractor != encoder.removeprefix("tf_")]
-    return (judges or names)[0]
+    return next((name for name in names if name.extractor != encoder.removeprefix("tf_")), names[0])
 
 
 def result_table(outputs: Outputs) -> Table:
-    """Lay out variants against judges, with floor, ceiling and oracle rows beneath."""
-    judges = list(dict.fromkeys(name.extractor for name in _names(outputs)))
-    columns = [name for judge in judges for name in _ordered(_names(outputs)) if name.extractor == judge]
-    first = {judge: next(name for name in columns if name.extractor == judge) for judge in judges}
+    """Lay out variants against extractors, with floor, ceiling and oracle rows beneath."""
+    extractors = list(dict.fromkeys(name.extractor for name in _names(outputs)))
+    columns = sorted(_names(outputs), key=lambda name: (extractors.index(name.extractor), list(KINDS).index(name.kind)))
+    first = {name.extractor: name for name in reversed(columns)}
     best = {column: _best(column, outputs) for column in columns}
 
     def cells(numbers: Numbers, variant: str | None) -> list[Cell]:
@@ -81,7 +80,7 @@ def result_table(outputs: Outputs) -> Table:
         caption="Distance to the training images at the last snapshot",
         note=f"{_listed(samples)} samples a variant after {_listed(images)} training images. "
         "Distances and KID: lower is better; precision and recall: higher.",
-        groups=[(text.extractor_title(judge), sum(column.extractor == judge for column in columns)) for judge in judges],
+        groups=[(text.extractor_title(name), sum(column.extractor == name for column in columns)) for name in extractors],
         columns=[column.title + (" ↑" if column.higher_is_better else " ↓") for column in columns],
         rows=rows,
     )
@@ -100,10 +99,11 @@ def speed_tables(reaches: Sequence[Reach], outputs: Outputs) -> dict[str, list[T
     for number, target in dict.fromkeys((reach.number, reach.target) for reach in reaches):
         chosen = [reach for reach in reaches if (reach.number, reach.target) == (number, target)]
         own = next((reach for reach in chosen if reach.variant == target), None)
+        name = number_name(number)
         samples = _listed({int(variant.curve["samples"].iloc[-1]) for variant in outputs.variants.values()})
         table = Table(
             caption=f"Until {text.number(chosen[0].target_value)}, the last distance on the curve of {target}",
-            note=f"{_in_words(number)}, {samples} samples a snapshot; factors are against {target} itself.",
+            note=f"{name.words if name else number}, {samples} samples a snapshot; factors are against {target} itself.",
             groups=[],
             columns=["Steps", "Images", "FLOPs", "Wall time"],
             rows=[Row(reach.variant, _reach_cells(reach, own), reach.variant) for reach in chosen],
@@ -123,14 +123,16 @@ def finding(outputs: Outputs, primary: NumberName, encoder: str, spread: float =
     cost = outputs.variants[leader].cost
     role = "the semantic encoder itself" if primary.extractor == encoder.removeprefix("tf_") else "not the semantic encoder"
     level = level_with_best(values, spread)
-    told = [f"level with {name} ({text.number(values[name])})" for name in ranked[1:] if name in level]
-    told += [
+    others = [f"level with {name} ({text.number(values[name])})" for name in ranked[1:] if name in level]
+    others += [
         f"{1 - values[leader] / values[name]:.1%} below {name} ({text.number(values[name])})"
         for name in ranked[1:]
         if name not in level
     ]
-    distance = f"{primary.title} {text.number(values[leader])} as {text.extractor_title(primary.extractor)} ({role}) judges it"
-    stands = f"is closest to the real images: {distance}, {', '.join(told)}" if told else f"is at {distance}"
+    distance = (
+        f"{primary.title} {text.number(values[leader])} as measured by {text.extractor_title(primary.extractor)} ({role})"
+    )
+    stands = f"is closest to the real images: {distance}, {', '.join(others)}" if others else f"is at {distance}"
     bound = (
         f" Level is what differs by no more than {text.number(spread)}, as seeds of one variant do." if len(level) > 1 else ""
     )
@@ -156,10 +158,10 @@ def describe(variant: VariantParams) -> str:
 
 def flat_numbers(outputs: Outputs) -> dict[str, dict[str, float]]:
     """Return the final table as plain numbers: variant (or floor, ceiling) -> number -> value."""
-    table = {name: {key: number.value for key, number in variant.numbers.items()} for name, variant in outputs.variants.items()}
-    table |= {f"{name}_oracle": {k: n.value for k, n in v.oracle.items()} for name, v in outputs.variants.items() if v.oracle}
-    table |= {kind: {key: number.value for key, number in numbers.items()} for kind, numbers in outputs.references.items()}
-    return {name: values for name, values in table.items() if values}
+    table = {name: variant.numbers for name, variant in outputs.variants.items()}
+    table |= {f"{name}_oracle": variant.oracle for name, variant in outputs.variants.items()}
+    table |= outputs.references
+    return {name: values_of(numbers) for name, numbers in table.items() if numbers}
 
 
 def _reach_cells(reach: Reach, own: Reach | None) -> list[Cell]:
@@ -189,18 +191,8 @@ def _factor(ratio: float | None) -> str:
     return f"{ratio:.3g} times less" if ratio > 1 else f"{1 / ratio:.3g} times more"
 
 
-def _in_words(number: str) -> str:
-    name = number_name(number)
-    return number if name is None else f"{name.title}, {text.extractor_title(name.extractor)}"
-
-
 def _names(outputs: Outputs) -> list[NumberName]:
     return [name for name in map(number_name, outputs.number_names()) if name is not None]
-
-
-def _ordered(names: Iterable[NumberName]) -> list[NumberName]:
-    order = list(KINDS)
-    return sorted(names, key=lambda name: order.index(name.kind))
 
 
 def _distances(outputs: Outputs) -> list[NumberName]:

@@ -34,6 +34,11 @@ class NumberName:
         return "FID" if self.name == "fid" else KINDS[self.kind]
 
     @property
+    def words(self) -> str:
+        """The name in words, with its extractor."""
+        return f"{self.title}, {extractor_title(self.extractor)}"
+
+    @property
     def higher_is_better(self) -> bool:
         """Whether larger is better."""
         return self.kind in HIGHER_IS_BETTER

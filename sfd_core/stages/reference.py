@@ -1,4 +1,4 @@
-"""Stage `reference`: how far apart real images are, in the eyes of every judge.
+"""Stage `reference`: how far apart real images are, measured by every extractor.
 
     python -m sfd_core.stages.reference
 
@@ -9,8 +9,9 @@ Mirror images count; where there are fewer held-out images, the protocol's `samp
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,14 @@ from torch import Tensor
 
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.adm import AdmReference
+from sfd_core.evaluation.evaluator import Drawn, Evaluator, head, load_extractor
 from sfd_core.evaluation.extractors import FEATURES
-from sfd_core.evaluation.judge import Judge, head, load_extractor
-from sfd_core.evaluation.labels import random_rows
-from sfd_core.evaluation.protocol import Drawn, Number
 from sfd_core.evaluation.reference import MOST_FEATURES, write_reference
 from sfd_core.experiment.params import EvaluateParams, Params, ReferenceParams, load_params
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.progress import with_progress
-from sfd_core.host.seeding import sample_noise
+from sfd_core.host.seeding import derive_seed, sample_noise
 from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.loader import load_texture_vae
 
@@ -44,13 +43,14 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class RealSet:
-    """Judged images that no denoiser drew, in random order: every prefix is a random subset."""
+    """Images that no denoiser drew, in random order: every prefix is a random subset."""
 
     name: str
     count: int
-    batches: Callable[[], Iterable[Tensor]]
+    batches: Iterator[Tensor]
     """uint8 (N, 3, R, R), read as they are asked for."""
-    drawn: Drawn
+    description: str
+    """For the protocol."""
 
 
 def reference(params: Params, prepare: Path, texture_vae: Path, out: Path) -> None:
@@ -67,48 +67,37 @@ def reference(params: Params, prepare: Path, texture_vae: Path, out: Path) -> No
     require_disk(out, len(params.reference.extractors) * (kept * WIDEST * 4 + WIDEST**2 * 16), "stage reference")
     with atomic_dir(out) as folder:
         _write_references(params.reference, train, folder, adm)
-        judge = Judge.load(folder, params.reference, params.evaluate.kid_subset_size, train.digest)
-        sets = _real_sets(train, held_out, vae, max(_counts(params.evaluate)))
-        write_json(folder / "metrics.json", _metrics(judge, sets, params.evaluate))
+        evaluator = Evaluator.load(folder, params.reference, params.evaluate.kid_subset_size, train.digest)
+        sets = _real_sets(train, held_out, vae, max(params.evaluate.final_samples, params.evaluate.snapshot_samples))
+        write_json(folder / "metrics.json", _metrics(evaluator, sets, params.evaluate))
 
 
 def _write_references(params: ReferenceParams, train: ShardReader, folder: Path, adm: AdmReference | None) -> None:
     for name in params.extractors:
         extractor = load_extractor(name, params.inception_weights)
-
-        def progress(blocks: Any, total: int, name: str = name) -> Iterator[NDArray[Any]]:
-            return with_progress(blocks, total, f"reference {name}", step=params.batch_size)
-
+        progress = partial(with_progress, what=f"reference {name}", step=params.batch_size)
         write_reference(folder / name, extractor, train, params.batch_size, progress, adm if name == "inception" else None)
+
+
+def random_rows(count: int, available: int, *seed: int | str) -> NDArray[np.int64]:
+    """Return `min(count, available)` different rows of `available` in random order; a smaller count gives a prefix."""
+    order = np.random.default_rng(derive_seed(*seed)).permutation(available)
+    return order[:count].astype(np.int64)
 
 
 def _real_sets(train: ShardReader, held_out: ShardReader, vae: ImageVAE, count: int) -> list[RealSet]:
     """Return `count` images of each kind, or as many as there are."""
-    labels = "as in the data"
 
-    def chosen(shard: ShardReader, purpose: str) -> NDArray[np.int64]:
-        return random_rows(count, 2 * len(shard), SEED, purpose)
+    def chosen(shard: ShardReader, purpose: str) -> tuple[int, Iterator[Tensor]]:
+        rows = random_rows(count, 2 * len(shard), SEED, purpose)
+        return len(rows), _oriented(shard, rows)
 
-    unseen, subset, originals = chosen(held_out, "held out"), chosen(train, "train subset"), chosen(train, "reconstructions")
+    originals, images = chosen(train, "reconstructions")
+    decoded = _reconstructed(vae, images)
     return [
-        RealSet(
-            "floor",
-            len(unseen),
-            lambda: _oriented(held_out, unseen),
-            Drawn("held-out images and their mirror images", labels, SEED),
-        ),
-        RealSet(
-            "ceiling",
-            len(originals),
-            lambda: _reconstructed(vae, _oriented(train, originals)),
-            Drawn("the texture VAE's reconstructions of training images", labels, SEED),
-        ),
-        RealSet(
-            "train_subset",
-            len(subset),
-            lambda: _oriented(train, subset),
-            Drawn("training images and their mirror images", labels, SEED),
-        ),
+        RealSet("floor", *chosen(held_out, "held out"), "held-out images and their mirror images"),
+        RealSet("ceiling", originals, decoded, "the texture VAE's reconstructions of training images"),
+        RealSet("train_subset", *chosen(train, "train subset"), "training images and their mirror images"),
     ]
 
 
@@ -135,31 +124,31 @@ def _reconstructed(vae: ImageVAE, batches: Iterable[Tensor]) -> Iterator[Tensor]
         first += len(images)
 
 
-def _counts(params: EvaluateParams) -> tuple[int, int]:
-    return params.final_samples, params.snapshot_samples
-
-
-def _metrics(judge: Judge, sets: list[RealSet], params: EvaluateParams) -> dict[str, Any]:
-    final, snapshot = _counts(params)
+def _metrics(evaluator: Evaluator, sets: list[RealSet], params: EvaluateParams) -> dict[str, Any]:
     metrics: dict[str, Any] = {"snapshot": {}, "nearest_distance": {}}
     for images in sets:
-        batches = with_progress(images.batches(), images.count, f"reference numbers, {images.name}", step=BATCH)
-        features = judge.features_of(batches)
-        metrics[images.name] = _plain(judge.numbers(head(features, final), images.drawn))
-        metrics["snapshot"][images.name] = _plain(judge.numbers(head(features, snapshot), images.drawn))
+        batches = with_progress(images.batches, images.count, f"reference numbers, {images.name}", step=BATCH)
+        features = evaluator.features_of(batches)
+        drawn = Drawn(
+            images=images.description,
+            labels="as in the data",
+            seed=SEED,
+            sampler="none",
+            evaluations=None,
+            guidance="none",
+            recipe=None,
+        )
+        metrics[images.name] = evaluator.numbers(head(features, params.final_samples), drawn)
+        metrics["snapshot"][images.name] = evaluator.numbers(head(features, params.snapshot_samples), drawn)
         if images.name == "floor":
             # Samples much nearer to training images than these would be memorised.
-            distances = judge.nearest(head(features, final), 1).distances
+            distances = evaluator.nearest(head(features, params.final_samples), 1).distances
             metrics["nearest_distance"] = {
-                "extractor": judge.main,
+                "extractor": evaluator.main,
                 "layer": FEATURES,
                 "held_out_median": float(np.median(distances)),
             }
     return metrics
-
-
-def _plain(numbers: dict[str, Number]) -> dict[str, Any]:
-    return {name: number.as_dict() for name, number in numbers.items()}
 
 
 @exits_cleanly

@@ -1,4 +1,4 @@
-"""Stage `report`: one self-contained page, the final table and figures of everything that was trained and judged.
+"""Stage `report`: one self-contained page, the final table and figures of everything that was trained and evaluated.
 
     python -m sfd_core.stages.report
 

@@ -145,7 +145,7 @@ def _fresh_vae(params: SemanticVAEParams, token_channels: int) -> SemanticVAE:
 
 def _write(vae: SemanticVAE, origin: Origin, params: SemanticVAEParams, prepared: Path, tokens: TokenSets, out: Path) -> None:
     compressors = SemanticCompressors(vae, _fit_pca(params, tokens), tokens.statistics)
-    metrics = {**_quality(compressors.to(training_device()), prepared, tokens), **origin.metrics}
+    metrics = {**_measure(compressors.to(training_device()), prepared, tokens), **origin.metrics}
     with atomic_dir(out) as folder:
         compressors.to(torch.device("cpu")).save(folder, params, tokens.train.encoder)
         write_json(folder / "metrics.json", metrics)
@@ -158,7 +158,7 @@ def _fit_pca(params: SemanticVAEParams, tokens: TokenSets) -> PCA:
 
 
 @torch.no_grad()
-def _quality(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
+def _measure(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
     totals = dict.fromkeys(("mse", "cosine", "kl", "pca_mse", "pca_cosine"), 0.0)
     for rows in _blocks(len(sets.held_out)):
         tokens = compressors.standardised(_plain(sets.held_out, rows))

@@ -94,7 +94,7 @@ def _fresh_vae(params: TrainedVAEParams, train: ShardReader) -> TextureVAE:
 
 def _write(vae: ImageVAE, held_out: ShardReader, origin: Origin, out: Path) -> None:
     metrics = {
-        **_quality(vae, held_out),
+        **_measure(vae, held_out),
         **origin.metrics,
         "parameters": sum(parameter.numel() for parameter in vae.parameters()),
     }
@@ -109,7 +109,7 @@ def _write(vae: ImageVAE, held_out: ShardReader, origin: Origin, out: Path) -> N
 
 
 @torch.no_grad()
-def _quality(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
+def _measure(vae: ImageVAE, held_out: ShardReader) -> dict[str, float]:
     """Return how well held-out images are reconstructed from the posterior's mean, and its divergence."""
     signals: list[torch.Tensor] = []
     kl: list[torch.Tensor] = []

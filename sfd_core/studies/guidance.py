@@ -1,55 +1,21 @@
-"""Numbers over guidance scale, interval and evaluations, without any training: one file a point, a table and a figure of all.
-
-A point that is there already is not drawn again, and one that was broken off goes on where it stood.
-"""
+"""The study of guidance: numbers over scale, interval and evaluations, without any training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
-from sfd_core.evaluation.labels import class_balanced_labels
 from sfd_core.evaluation.measurement import Progress
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError
-from sfd_core.reporting.guidance import write_guidance_figure
-from sfd_core.studies.study import changed_sampler, measure_points, read_row, write_table
+from sfd_core.reporting.study_figures import guidance_figure
+from sfd_core.studies.study import COLUMNS, Point, Study
 
 Parts = Literal["both", "texture", "semantic"]
-COLUMNS = (
-    "evaluations",
-    "guidance",
-    "step",
-    "samples",
-    "labels",
-    "seed",
-    "sampler",
-    "extractor",
-    "weights",
-    "reference",
-    "reference_digest",
-)
-"""What of a number's protocol stands in the table."""
 WHOLE = (0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One setting of the sampler."""
-
-    scale: float
-    interval: tuple[float, float]
-    evaluations: int
-    sampler: SamplerParams
-
-    @property
-    def name(self) -> str:
-        """The point in words."""
-        return f"scale {self.scale:g} in {list(self.interval)}, {self.evaluations} evaluations"
 
 
 def plan_points(
@@ -61,15 +27,21 @@ def plan_points(
 ) -> list[Point]:
     """Return every combination once, guided as `base` but for scale and interval of `parts`.
 
-    At scale 1 guidance does nothing, whatever its interval: such points are one. Raises `ConfigError` if `base` is not guided
-    or a value cannot be.
+    At scale 1 guidance does nothing, so points of other intervals are one. Raises `ConfigError` if `base` is not guided or a
+    value is impossible.
     """
     if base.guidance == "none":
         raise ConfigError("guidance is none, so there is nothing to vary; choose --guidance cfg or autoguidance")
-    points: dict[tuple[float, tuple[float, float], int], Point] = {}
+    varied = ("texture", "semantic") if parts == "both" else (parts,)
+    points: dict[tuple[int, tuple[float, float], float], Point] = {}
     for count, interval, scale in product(evaluations, intervals, scales):
-        where = interval if scale != 1 or parts != "both" else WHOLE
-        points.setdefault((scale, where, count), Point(scale, where, count, _sampler(base, scale, where, count, parts)))
+        low, high = interval if scale != 1 or parts != "both" else WHOLE
+        points[count, (low, high), scale] = Point.of(
+            f"scale {scale:g} in {[low, high]}, {count} evaluations",
+            {"scale": scale, "interval_from": low, "interval_to": high},
+            base,
+            {"evaluations": count} | {part: {"scale": scale, "interval": [low, high]} for part in varied},
+        )
     return list(points.values())
 
 
@@ -79,29 +51,15 @@ def run_curve(
     samples: int,
     out: Path,
     progress: Callable[[str, int], Progress],
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame | None:
     """Measure all points, write `points/*.json`, `curve.csv` and `curve.png` to `out`, and return the table.
 
-    All processes but the first return None.
-    The table and the figure are renewed after every point. Raises `DataError` for a damaged file of a point.
+    The table and the figure are renewed after every point. All processes but the first return None. Raises `DataError` for a
+    damaged file of a point.
     """
-    labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
-    rows: list[dict[str, Any]] = []
-    for point, file in measure_points(measurement, points, labels, out / "points", progress, told):
-        if measurement.processes.first:
-            rows.append(_row(point, file))
-            write_table(pd.DataFrame(rows), out / "curve", write_guidance_figure)
-    return pd.DataFrame(rows) if measurement.processes.first else None
-
-
-def _sampler(base: SamplerParams, scale: float, interval: tuple[float, float], evaluations: int, parts: Parts) -> SamplerParams:
-    varied = ("texture", "semantic") if parts == "both" else (parts,)
-    guided = {part: {"scale": scale, "interval": list(interval)} for part in varied}
-    what = f"scale {scale:g} in {list(interval)} with {evaluations} evaluations"
-    return changed_sampler(base, {"evaluations": evaluations} | guided, what)
-
-
-def _row(point: Point, file: Path) -> dict[str, Any]:
-    settings = {"scale": point.scale, "interval_from": point.interval[0], "interval_to": point.interval[1]}
-    return read_row(file, settings, COLUMNS)
+    study = Study("curve", guidance_figure, measurement, samples, out, progress, report)
+    table = None
+    for table in study.measure(points, dict.fromkeys(("evaluations", "guidance", *COLUMNS))):
+        study.write(table)
+    return table

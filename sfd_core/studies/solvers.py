@@ -1,12 +1,7 @@
-"""Distance over network evaluations for each solver, from the same noise: one file a point, a table and a figure of all.
-
-A point that is there already is not drawn again, and one that was broken off goes on where it stood.
-"""
+"""The study of solvers: distance and error over network evaluations of each solver, from the same noise."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,15 +12,14 @@ from torch import Tensor
 from sfd_core.diffusion.solver import SolverSettings
 from sfd_core.evaluation.bootstrap import resampled_distances, resampled_rows
 from sfd_core.evaluation.extractors import FEATURES
-from sfd_core.evaluation.labels import class_balanced_labels
 from sfd_core.evaluation.measurement import Measured, Progress
 from sfd_core.evaluation.metrics import number_name
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_path
-from sfd_core.reporting.solvers import write_solver_figure
-from sfd_core.studies.study import changed_sampler, measure_points, read_row, write_table
+from sfd_core.reporting.study_figures import solver_figure
+from sfd_core.studies.study import Point, Study
 
 TARGET_SOLVER = "euler"
 ADAPTIVE_SOLVER = "dopri5"
@@ -35,59 +29,32 @@ EXACT_SOLVER = "heun"
 EXACT_EVALUATIONS = 400
 """Stands for the exact solution; at 400 evaluations Heun's own error is far below that of every point of interest."""
 ERROR_IMAGES = 64
-"""The first so many images are held against the exact solution."""
+"""The first so many images are compared with the exact solution."""
 LATENTS = "latents"
 RESAMPLES = 200
 COVERED = 0.95
 """Share of the resamples between `difference_from` and `difference_to`."""
-COLUMNS = (
-    "evaluations",
-    "step",
-    "samples",
-    "labels",
-    "seed",
-    "sampler",
-    "guidance",
-    "extractor",
-    "weights",
-    "reference",
-    "reference_digest",
-)
-"""What of a number's protocol stands in the table."""
 
 
-@dataclass(frozen=True)
-class SolverPoint:
-    """A solver and its budget of evaluations."""
-
-    sampler: SamplerParams
-
-    @property
-    def name(self) -> str:
-        """The point in words."""
-        solver = self.sampler.solver
-        return solver if solver == ADAPTIVE_SOLVER else f"{solver} with {self.sampler.evaluations} evaluations"
-
-
-def plan_solvers(base: SamplerParams, solvers: Sequence[str], evaluations: Sequence[int], target: int) -> list[SolverPoint]:
+def plan_solvers(base: SamplerParams, solvers: Sequence[str], evaluations: Sequence[int], target: int) -> list[Point]:
     """Return every combination once, small budgets first, after Euler with `target` evaluations, which all are compared with.
 
     dopri5, which chooses its own number of evaluations, comes once, at the end. Everything else is as in `base`.
-    Raises `ConfigError` for a solver or budget that cannot be.
+    Raises `ConfigError` for an impossible solver or budget.
     """
     fixed = [solver for solver in solvers if solver != ADAPTIVE_SOLVER]
     wanted = [(TARGET_SOLVER, target), *((solver, count) for count in sorted(evaluations) for solver in fixed)]
     wanted += [(ADAPTIVE_SOLVER, max(evaluations))] if ADAPTIVE_SOLVER in solvers else []
-    return [SolverPoint(_sampler(base, solver, count)) for solver, count in dict.fromkeys(wanted)]
+    return [_point(base, solver, count) for solver, count in dict.fromkeys(wanted)]
 
 
 def run_solvers(
     measurement: Measurement,
-    points: Sequence[SolverPoint],
+    points: Sequence[Point],
     samples: int,
     out: Path,
     progress: Callable[[str, int], Progress],
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame | None:
     """Measure all points, write `points/*`, `solvers.csv` and `solvers.png` to `out`, and return the table.
 
@@ -97,21 +64,17 @@ def run_solvers(
     Raises `ConfigError`, before anything is drawn, for a budget too small for the phases, `DataError` for a damaged file.
     """
     _require_possible(measurement, points)
-    labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes)).tolist()
+    study = Study("solvers", solver_figure, measurement, samples, out, progress, report)
 
-    def keep(point: SolverPoint, file: Path, measured: Measured) -> None:
-        features = measured.features[f"{measurement.judge.main}/{FEATURES}"]
-        _write_tensors(file, {FEATURES: features, LATENTS: _some_latents(measurement, labels, point.sampler)})
+    def keep(point: Point, file: Path, measured: Measured) -> None:
+        features = measured.features[f"{measurement.evaluator.main}/{FEATURES}"]
+        _write_tensors(file, {FEATURES: features, LATENTS: _some_latents(study, point.sampler)})
 
-    rows: list[dict[str, Any]] = []
-    for point, file in measure_points(measurement, points, labels, out / "points", progress, told, keep):
-        if measurement.processes.first:
-            rows.append(read_row(file, {"solver": point.sampler.solver}, COLUMNS))
-    if not measurement.processes.first:
+    tables = list(study.measure(points, keep=keep))
+    if not tables:
         return None
-    exact = _exact(measurement, points[0].sampler, labels, out / "points", told)
-    table = _compared(measurement, pd.DataFrame(rows), out / "points", exact)
-    write_table(table, out / "solvers", write_solver_figure)
+    table = _compared(study, tables[-1], _exact(study, points[0].sampler))
+    study.write(table)
     return table
 
 
@@ -131,12 +94,12 @@ def smallest_budgets(table: pd.DataFrame) -> dict[str, int | None]:
     return found
 
 
-def _sampler(base: SamplerParams, solver: str, evaluations: int) -> SamplerParams:
-    changes = {"solver": solver, "evaluations": evaluations}
-    return changed_sampler(base, changes, f"{solver} with {evaluations} evaluations")
+def _point(base: SamplerParams, solver: str, evaluations: int) -> Point:
+    name = solver if solver == ADAPTIVE_SOLVER else f"{solver} with {evaluations} evaluations"
+    return Point.of(name, {"solver": solver}, base, {"solver": solver, "evaluations": evaluations})
 
 
-def _require_possible(measurement: Measurement, points: Sequence[SolverPoint]) -> None:
+def _require_possible(measurement: Measurement, points: Sequence[Point]) -> None:
     denoiser = measurement.pipeline.denoiser
     if denoiser.variant.family != "flow":
         raise ConfigError(f"{denoiser.variant.model} is no velocity model, so no solver integrates it; choose another variant")
@@ -145,18 +108,16 @@ def _require_possible(measurement: Measurement, points: Sequence[SolverPoint]) -
         denoiser.schedule.grid(settings.intervals, settings.shift)
 
 
-def _some_latents(measurement: Measurement, labels: Sequence[int], sampler: SamplerParams) -> Tensor:
-    return measurement.pipeline.latents(0, labels[:ERROR_IMAGES], sampler).x.cpu()
+def _some_latents(study: Study, sampler: SamplerParams) -> Tensor:
+    return study.measurement.pipeline.latents(0, study.labels[:ERROR_IMAGES], sampler).x.cpu()
 
 
-def _exact(
-    measurement: Measurement, base: SamplerParams, labels: Sequence[int], folder: Path, told: Callable[[str], None]
-) -> Tensor:
-    sampler = _sampler(base, EXACT_SOLVER, EXACT_EVALUATIONS)
-    file = folder / f"{measurement.key(sampler, len(labels))}-exact.json"
+def _exact(study: Study, base: SamplerParams) -> Tensor:
+    point = _point(base, EXACT_SOLVER, EXACT_EVALUATIONS)
+    file = study.points / f"{study.measurement.key(point.sampler, study.samples)}-exact.json"
     if not file.with_suffix(".safetensors").is_file():
-        told(f"{SolverPoint(sampler).name}, for the exact solution")
-        _write_tensors(file, {LATENTS: _some_latents(measurement, labels, sampler)})
+        study.report(f"{point.name}, for the exact solution")
+        _write_tensors(file, {LATENTS: _some_latents(study, point.sampler)})
     return _read(file, LATENTS)
 
 
@@ -165,24 +126,23 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def _compared(measurement: Measurement, table: pd.DataFrame, folder: Path, exact: Tensor) -> pd.DataFrame:
-    judge = measurement.judge
-    reference = judge.references[judge.main]
+def _compared(study: Study, table: pd.DataFrame, exact: Tensor) -> pd.DataFrame:
+    """Insert the columns of the comparison with the target and with the exact solution before the last one."""
+    evaluator = study.measurement.evaluator
+    reference = evaluator.references[evaluator.main]
     number = number_name("fd", reference.identity.name)
+    files = [study.points / file for file in table["file"]]
     rows = resampled_rows(int(table["samples"].iloc[0]), RESAMPLES, int(table["seed"].iloc[0]))
-    distances = [resampled_distances(_read(folder / file, FEATURES), reference.frechet, rows) for file in table["file"]]
+    distances = [resampled_distances(_read(file, FEATURES), reference.frechet, rows) for file in files]
     differences = torch.stack(distances) - distances[0]
     low, high = differences.quantile(torch.tensor([(1 - COVERED) / 2, (1 + COVERED) / 2], dtype=torch.float64), dim=1)
-    bounds = {
-        "difference": (table[number] - table[number].iloc[0]).tolist(),
-        "difference_from": low.tolist(),
-        "difference_to": high.tolist(),
-        "error": [(_read(folder / file, LATENTS) - exact).square().mean().sqrt().item() for file in table["file"]],
-    }
-    at = int(table.columns.get_loc("file"))  # type: ignore[arg-type]
-    for shift, (name, values) in enumerate(bounds.items()):
-        table.insert(at + shift, name, values)
-    return table
+    return table.drop(columns="file").assign(
+        difference=table[number] - table[number].iloc[0],
+        difference_from=low.numpy(),
+        difference_to=high.numpy(),
+        error=[(_read(file, LATENTS) - exact).square().mean().sqrt().item() for file in files],
+        file=table["file"],
+    )
 
 
 def _read(file: Path, name: str) -> Tensor:

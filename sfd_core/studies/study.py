@@ -1,93 +1,133 @@
-"""What studies of one trained denoiser share: points measured once, kept as files, told as rows of a table beside a figure."""
+"""A study of one trained denoiser: a grid of ways to sample, each measured once and kept as a file, as a table and a figure.
+
+A point whose file is there is not drawn again, and an interrupted one resumes.
+"""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Self
 
 import pandas as pd
+from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from sfd_core.evaluation.measurement import Measured, Order, Progress
-from sfd_core.evaluation.rerun import Measurement, write_numbers
+from sfd_core.evaluation.measurement import Measured, Order, Progress, class_balanced_labels
+from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.paths import atomic_path
+from sfd_core.host.paths import atomic_path, write_json
+from sfd_core.reporting.charts import save_figure
+
+COLUMNS = (
+    "evaluations",
+    "step",
+    "samples",
+    "labels",
+    "seed",
+    "sampler",
+    "guidance",
+    "extractor",
+    "weights",
+    "reference",
+    "reference_digest",
+)
+"""What of a number's protocol stands in the table."""
 
 
-class StudyPoint(Protocol):
+@dataclass(frozen=True)
+class Point:
     """One way to sample."""
 
-    @property
-    def name(self) -> str:
-        """The point in words."""
+    name: str
+    """In words."""
+    settings: Mapping[str, Any]
+    """The first columns of its row."""
+    sampler: SamplerParams
+
+    @classmethod
+    def of(cls, name: str, settings: Mapping[str, Any], base: SamplerParams, changes: Mapping[str, Any]) -> Self:
+        """Return the point that samples as `base` with `changes`. Raises `ConfigError` if these values are impossible."""
+        try:
+            return cls(name, settings, SamplerParams.model_validate(base.model_dump(mode="json") | dict(changes)))
+        except ValidationError as error:
+            raise ConfigError(f"{name} cannot be drawn: {error.errors()[0]['msg']}") from error
+
+
+@dataclass(frozen=True)
+class Study:
+    """Points of one denoiser: `<out>/points/*` (one file each), `<out>/<name>.csv` and `<out>/<name>.png` (all of them)."""
+
+    name: str
+    draw: Callable[[pd.DataFrame], Figure]
+    """The figure of the table."""
+    measurement: Measurement
+    samples: int
+    """Images a point."""
+    out: Path
+    progress: Callable[[str, int], Progress]
+    """What is drawn and its batch size -> how progress is shown."""
+    report: Callable[[str], None]
+    """Takes a line for every point."""
 
     @property
-    def sampler(self) -> SamplerParams:
-        """All that sampling needs."""
+    def points(self) -> Path:
+        """The folder of the points' files."""
+        return self.out / "points"
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The classes that every point draws. Raises `ConfigError` if `samples` is not positive."""
+        return class_balanced_labels(self.samples, len(self.measurement.pipeline.denoiser.classes))
+
+    def measure(
+        self,
+        points: Sequence[Point],
+        columns: Iterable[str] = COLUMNS,
+        keep: Callable[[Point, Path, Measured], None] = lambda *_: None,
+    ) -> Iterator[pd.DataFrame]:
+        """Measure every point and yield the table of all so far, in the first process alone.
+
+        A row holds a point's settings, `columns` of the protocol, all numbers and the name of the file. `keep` may write more
+        of what was drawn, beside the file and before it. Raises `DataError` for a file that holds no numbers of a point.
+        """
+        labels, rows = self.labels, []
+        first = self.measurement.processes.first
+        for number, point in enumerate(points, start=1):
+            file = self.points / f"{self.measurement.key(point.sampler, len(labels))}.json"
+            what = f"point {number} of {len(points)}: {point.name}"
+            # every process must come to the same answer before the first one writes the file
+            known = file.is_file()
+            self.measurement.processes.wait()
+            if first:
+                self.report(f"{what}: measured already" if known else what)
+            if not known:
+                result = self.measurement.run(Order(labels, point.sampler), self.progress(what, point.sampler.batch_size))
+                if result is not None:
+                    numbers, measured = result
+                    keep(point, file, measured)
+                    write_json(file, {"final": numbers})
+                    measured.forget()
+            if first:
+                rows.append({**point.settings, **_read_row(file, columns)})
+                yield pd.DataFrame(rows)
+
+    def write(self, table: pd.DataFrame) -> None:
+        """Write the table and its figure."""
+        with atomic_path(self.out / f"{self.name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        with atomic_path(self.out / f"{self.name}.png") as temporary:
+            save_figure(self.draw(table), temporary)
 
 
-P = TypeVar("P", bound=StudyPoint)
-
-
-def changed_sampler(base: SamplerParams, changes: Mapping[str, Any], what: str) -> SamplerParams:
-    """Return `base` with other values. Raises `ConfigError` that names the point, `what`, if they cannot be."""
-    try:
-        return SamplerParams.model_validate(base.model_dump(mode="json") | dict(changes))
-    except ValidationError as error:
-        raise ConfigError(f"{what} cannot be drawn: {error.errors()[0]['msg']}") from error
-
-
-def measure_points(  # noqa: PLR0913 (what is measured, on what, and who is told)
-    measurement: Measurement,
-    points: Sequence[P],
-    labels: Sequence[int],
-    folder: Path,
-    progress: Callable[[str, int], Progress],
-    told: Callable[[str], None],
-    keep: Callable[[P, Path, Measured], None] = lambda *_: None,
-) -> Iterator[tuple[P, Path]]:
-    """Yield every point and the file of its numbers; one whose file is there already is not drawn again.
-
-    `keep` may write more of what was drawn, beside the file and before it. In all processes but the first the file may not be
-    there yet.
-    """
-    for number, point in enumerate(points, start=1):
-        file = folder / f"{measurement.key(point.sampler, len(labels))}.json"
-        what = f"point {number} of {len(points)}: {point.name}"
-        # every process must come to the same answer before the first one writes the file
-        known = file.is_file()
-        measurement.processes.wait()
-        if measurement.processes.first:
-            told(f"{what}: measured already" if known else what)
-        if not known:
-            result = measurement.run(Order(labels, point.sampler), False, progress(what, point.sampler.batch_size))
-            if result is not None:
-                numbers, measured = result
-                keep(point, file, measured)
-                write_numbers(file, {"final": numbers})
-                measured.forget()
-        yield point, file
-
-
-def read_row(file: Path, settings: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """Return a row of the table: the settings, columns of the protocol (or its `step`), all numbers, the name of the file.
-
-    Raises `DataError` for a file that holds no numbers of a point.
-    """
+def _read_row(file: Path, columns: Iterable[str]) -> dict[str, Any]:
     try:
         numbers: Mapping[str, Any] = json.loads(file.read_text())["final"]
         protocol = next(iter(numbers.values()))["protocol"]
         protocol = {**protocol, "step": protocol["recipe"]["step"]}
         values = {name: number["value"] for name, number in numbers.items()}
-        return {**settings, **{name: protocol[name] for name in columns}, **values, "file": file.name}
+        return {**{name: protocol[name] for name in columns}, **values, "file": file.name}
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise DataError(f"{file} holds no numbers of a point ({error!r}); delete it and run the command again") from error
-
-
-def write_table(table: pd.DataFrame, path: Path, draw: Callable[[pd.DataFrame, Path], None]) -> None:
-    """Write a table as `path` with the ending .csv, and what `draw` makes of it with the ending .png."""
-    with atomic_path(path.with_suffix(".csv")) as temporary:
-        table.to_csv(temporary, index=False)
-    with atomic_path(path.with_suffix(".png")) as temporary:
-        draw(table, temporary)

@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
+from sfd_core.evaluation.metrics import FeatureMoments, FrechetReference
 from sfd_core.host.seeding import generator
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]

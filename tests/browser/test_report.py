@@ -123,7 +123,7 @@ def test_chart_switches_axis_measure_and_variants(visit: Visit) -> None:
     page.click("#convergence-legend button >> nth=0")
     assert chart.locator("svg > path:not(.break)").count() < curves
     page.check("input[name=measure][value=precision]", force=True)
-    page.check("input[name=judge][value=efficientnet_lite0]", force=True)
+    page.check("input[name=evaluator][value=efficientnet_lite0]", force=True)
     page.check("input[name=lines][value=off]", force=True)
     assert chart.locator("line.reference").count() == 0
     page.focus("#convergence-chart")
@@ -132,7 +132,7 @@ def test_chart_switches_axis_measure_and_variants(visit: Visit) -> None:
     assert visit.complaints == []
 
 
-def test_longer_training_has_a_chart_of_every_variant_by_judge(visit: Visit) -> None:
+def test_longer_training_has_a_chart_of_every_variant_by_evaluator(visit: Visit) -> None:
     charts = visit.page.locator("[data-long]")
     assert charts.count() == 2
     captions = visit.page.locator("#long figcaption").all_text_contents()

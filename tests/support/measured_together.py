@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 from denoisers import artifact, texture_vae, variant
-from judges import PARAMS, SUBSET, small_judge
+from evaluators import PARAMS, SUBSET, small_evaluator
 
-from sfd_core.evaluation.judge import Judge
+from sfd_core.evaluation.evaluator import Evaluator
 from sfd_core.evaluation.measurement import Order
-from sfd_core.evaluation.rerun import Measurement, write_numbers
+from sfd_core.evaluation.rerun import Measurement
+from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
 
@@ -24,13 +25,13 @@ LABELS = [index % 3 for index in range(10)]
 def lay_out(folder: Path) -> None:
     """Write a VAE, a denoiser and a reference."""
     artifact(folder / "train", texture_vae(folder / "vae"), variant())
-    small_judge(folder)
+    small_evaluator(folder)
 
 
 def measurement(folder: Path, processes: Processes) -> Measurement:
     """Load them."""
     pipeline = Pipeline.from_artifact(folder / "train", folder / "vae")
-    return Measurement(folder / "train", pipeline, Judge.load(folder / "reference", PARAMS, SUBSET), processes)
+    return Measurement(folder / "train", pipeline, Evaluator.load(folder / "reference", PARAMS, SUBSET), processes)
 
 
 def main() -> None:
@@ -44,10 +45,10 @@ def main() -> None:
         return whole(first, labels, *arguments)
 
     measuring.pipeline.draw = draw  # type: ignore[method-assign]
-    result = measuring.run(Order(LABELS, SAMPLER), oracle=False, progress=lambda batches, _: batches)
+    result = measuring.run(Order(LABELS, SAMPLER), progress=lambda batches, _: batches)
     (folder / f"drawn-{processes.rank}.txt").write_text(" ".join(drawn))
     if result is not None:
-        write_numbers(folder / "numbers.json", {"final": result[0]})
+        write_json(folder / "numbers.json", {"final": result[0]})
         result[1].forget()
     processes.leave()
 

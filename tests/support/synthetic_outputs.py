@@ -42,7 +42,7 @@ IMAGENET_CLASSES = [f"class {index}" for index in range(1000)]
 
 
 def imagenet_like(params: Params) -> Params:
-    """Return the experiment at 256 pixels, judged by Inception first."""
+    """Return the experiment at 256 pixels, evaluated by Inception first."""
     values = params.model_dump(mode="json")
     values["prepare"] |= {"source": "folder", "path": "images", "labels": "folder", "resolution": 256}
     values["features"]["grid"] = 256 // values["texture_vae"]["downsampling"]
@@ -51,9 +51,9 @@ def imagenet_like(params: Params) -> Params:
 
 
 def number_names(params: Params) -> list[str]:
-    """Names of the numbers of every judge, as columns of the curves."""
+    """Names of the numbers of every extractor, as columns of the curves."""
     kinds = ("fd", "kid", "precision", "recall")
-    return [number_name(kind, judge) for judge in params.reference.extractors for kind in kinds]
+    return [number_name(kind, extractor) for extractor in params.reference.extractors for kind in kinds]
 
 
 def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> Path:
@@ -78,12 +78,12 @@ def write_studies(folder: Path) -> Path:
     rates, seeds = [], []
     for name, final in FINAL.items():
         grid = enumerate((1e-3, 2e-3, 4e-3))
-        rates += [{"variant": name, "learning_rate": rate, "seed": 0} | _judged(final * (1.3 - 0.15 * k)) for k, rate in grid]
-        seeds += [{"variant": name, "learning_rate": 4e-3, "seed": k} | _judged(final * (1 + 0.004 * k)) for k in range(3)]
+        rates += [{"variant": name, "learning_rate": rate, "seed": 0} | _fd(final * (1.3 - 0.15 * k)) for k, rate in grid]
+        seeds += [{"variant": name, "learning_rate": 4e-3, "seed": k} | _fd(final * (1 + 0.004 * k)) for k in range(3)]
     pd.DataFrame(rates).to_csv(folder / "learning_rates.csv", index=False)
     pd.DataFrame(seeds).to_csv(folder / "seeds.csv", index=False)
     steps = np.array([1500, 3000, 6000])
-    long = [pd.DataFrame({"variant": name, **_costs(steps), **_judged(FINAL[name] * (1500 / steps) ** 0.3)}) for name in FINAL]
+    long = [pd.DataFrame({"variant": name, **_costs(steps), **_fd(FINAL[name] * (1500 / steps) ** 0.3)}) for name in FINAL]
     pd.concat(long).to_csv(folder / "long.csv", index=False)
     return folder
 
@@ -186,7 +186,7 @@ def _costs(steps: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {"step": steps, "images_seen": steps * 64, "seconds": steps * 0.15, "flops": steps * 64 * 1.7e8, "samples": 500}
 
 
-def _judged(distance: Any) -> dict[str, Any]:
+def _fd(distance: Any) -> dict[str, Any]:
     return {"fd_efficientnet_lite2": distance, "fd_efficientnet_lite0": distance * 0.8}
 
 

@@ -46,7 +46,7 @@ function convergence() {
   if (!form || !box) return;
   const names = Object.keys(DATA.curves);
   const draw = () => {
-    const axis = picked(form, "axis"), number = (DATA.measures[picked(form, "measure")] || {})[picked(form, "judge")];
+    const axis = picked(form, "axis"), number = (DATA.measures[picked(form, "measure")] || {})[picked(form, "evaluator")];
     const lines = picked(form, "lines") === "on" ? DATA.lines[number] || [] : [];
     const shown = picked(form, "published") === "on" ? publishedSeries(number, axis).filter((s) => !hidden.has(s.name)) : [];
     lineChart(box, {

@@ -1,36 +1,43 @@
-"""ADM's reference files: read as they are, checked before any compute, and used by the Inception judge alone."""
+"""ADM's reference files: read as they are, checked before any compute, and used by the extractor Inception alone."""
 
 import io
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from judges import patterns, train_shard
+from evaluators import patterns, train_shard
 
 from sfd_core.evaluation import adm
 from sfd_core.evaluation.adm import AdmReference
-from sfd_core.evaluation.extractors import ExtractorIdentity, JudgeNetwork
-from sfd_core.evaluation.judge import EXTRACTORS, Judge
-from sfd_core.evaluation.protocol import Drawn
+from sfd_core.evaluation.evaluator import EXTRACTORS, Drawn, Evaluator
+from sfd_core.evaluation.extractors import Extractor, ExtractorIdentity
 from sfd_core.evaluation.reference import write_reference
 from sfd_core.experiment.params import ReferenceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError
 
 POOLED, SPATIAL, CLASSES = 6, 5, 10
+DRAWN = Drawn(
+    images="samples",
+    labels="class-balanced",
+    seed=0,
+    sampler="none",
+    evaluations=None,
+    guidance="none",
+    recipe=None,
+)
 SIDE = 16
 
 
-class SmallInception(JudgeNetwork):
+class SmallInception(Extractor):
     """The layers and the name of Inception, small: random projections of the mean colours of a 4x4 grid."""
 
-    provided = ("features", "logits", "spatial")
+    layers = ("features", "logits", "spatial")
 
-    def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
-        super().__init__(name, features_list)
+    def __init__(self, _weights: str | None = None) -> None:
+        super().__init__()
         source = torch.Generator().manual_seed(0)
         widths = {"features": POOLED, "logits": CLASSES, "spatial": SPATIAL}
         for layer, width in widths.items():
@@ -38,9 +45,9 @@ class SmallInception(JudgeNetwork):
             self.register_parameter(layer, torch.nn.Parameter(weight, requires_grad=False))
         self.identity = ExtractorIdentity("inception", "0" * 64, 4, "mean colours")
 
-    def layers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         colours = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
-        return {layer: colours @ self.get_parameter(layer) for layer in self.provided}
+        return {layer: colours @ self.get_parameter(layer) for layer in self.layers}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +60,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def contents(seed: int = 3, count: int = 30) -> dict[str, np.ndarray]:
     """What ADM's file holds, computed by NumPy from features of images, half of which are in the file."""
     images = patterns(2 * count, seed=seed, size=SIDE)
-    layers = SmallInception("inception", list(SmallInception.provided)).layers(images)
+    layers = SmallInception()(images)
     arrays: dict[str, np.ndarray] = {"arr_0": images[:count].permute(0, 2, 3, 1).numpy()}
     for layer, suffix in (("features", ""), ("spatial", "_s")):
         values = layers[layer].double().numpy()
@@ -67,15 +74,15 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "VIRTUAL_small.npz"
 
 
-def judge_with(file: Path | None, folder: Path) -> Judge:
+def evaluator_with(file: Path | None, folder: Path) -> Evaluator:
     params = ReferenceParams(
         extractors=["inception"], inception_weights=None, adm_npz=None if file is None else str(file), batch_size=8
     )
     train = train_shard(folder / "train", count=40)
     reference = None if file is None else AdmReference.open(file, SIDE)
-    network = SmallInception("inception", list(SmallInception.provided))
+    network = SmallInception()
     write_reference(folder / "reference" / "inception", network, train, 8, lambda blocks, _: blocks, reference)
-    return Judge.load(folder / "reference", params, 10, train.digest)
+    return Evaluator.load(folder / "reference", params, 10, train.digest)
 
 
 def frechet(x: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> float:
@@ -87,52 +94,50 @@ def frechet(x: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> float:
     return float(((x.mean(0) - mu) ** 2).sum() + np.trace(own) + np.trace(sigma) - 2 * cross)
 
 
-def coverage(centres: np.ndarray, judged: np.ndarray, k: int = 3) -> float:
+def coverage(centres: np.ndarray, drawn: np.ndarray, k: int = 3) -> float:
     """ADM's definition: squared distances, radius to the k-th neighbour beside oneself, at most the radius is inside."""
     radii = np.sort(((centres[:, None] - centres[None]) ** 2).sum(2), axis=1)[:, k]
-    return float((((judged[:, None] - centres[None]) ** 2).sum(2) <= radii).any(1).mean())
+    return float((((drawn[:, None] - centres[None]) ** 2).sum(2) <= radii).any(1).mean())
 
 
 def test_numbers_are_those_of_the_file_s_statistics_and_images(file: Path, tmp_path: Path) -> None:
-    judge, arrays = judge_with(file, tmp_path), contents()
+    evaluator, arrays = evaluator_with(file, tmp_path), contents()
     drawn = patterns(20, seed=9)
-    features = judge.features(drawn)
-    values = judge.score(features)
+    features = evaluator.features(drawn)
+    values = evaluator.score(features)
     pooled, spatial = (features[f"inception/{layer}"].double().numpy() for layer in ("features", "spatial"))
-    real = judge.features(torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2))["inception/features"].double().numpy()
+    real = evaluator.features(torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2))["inception/features"].double().numpy()
     assert values["fid"] == pytest.approx(frechet(pooled, arrays["mu"], arrays["sigma"]), rel=1e-5)
     assert values["sfid"] == pytest.approx(frechet(spatial, arrays["mu_s"], arrays["sigma_s"]), rel=1e-5)
     assert values["precision_inception"] == pytest.approx(coverage(real, pooled))
     assert values["recall_inception"] == pytest.approx(coverage(pooled, real))
-    assert values["fid"] != pytest.approx(judge_with(None, tmp_path / "own").score(features)["fid"], rel=1e-3)
+    assert values["fid"] != pytest.approx(evaluator_with(None, tmp_path / "own").score(features)["fid"], rel=1e-3)
 
 
 def test_precision_does_not_depend_on_the_order_but_on_the_reference_images(file: Path, tmp_path: Path) -> None:
     drawn = patterns(25, seed=9)
-    judge = judge_with(file, tmp_path)
-    plain = judge.score(judge.features(drawn))
-    turned = judge.score(judge.features(drawn.flip(0)))
+    evaluator = evaluator_with(file, tmp_path)
+    plain = evaluator.score(evaluator.features(drawn))
+    turned = evaluator.score(evaluator.features(drawn.flip(0)))
     assert turned["precision_inception"] == plain["precision_inception"]
     np.savez(tmp_path / "fewer.npz", **(contents() | {"arr_0": contents()["arr_0"][:8]}))
-    fewer = judge_with(tmp_path / "fewer.npz", tmp_path / "other").score(judge.features(drawn))
+    fewer = evaluator_with(tmp_path / "fewer.npz", tmp_path / "other").score(evaluator.features(drawn))
     assert fewer["fid"] == pytest.approx(plain["fid"]), "statistics are the file's, whatever its images"
     assert fewer["precision_inception"] != plain["precision_inception"]
 
 
 def test_the_protocol_names_the_file_and_its_hash(file: Path, tmp_path: Path) -> None:
-    judge = judge_with(file, tmp_path)
-    protocol = judge.numbers(judge.features(patterns(20)), Drawn("samples", "class-balanced", 0))[
-        "precision_inception"
-    ].protocol
-    assert protocol.reference_digest == AdmReference.open(file, SIDE).identity().sha256
-    assert "VIRTUAL_small.npz" in protocol.reference
-    assert protocol.reference_images == 30
-    assert "30 reference images" in protocol.settings
+    evaluator = evaluator_with(file, tmp_path)
+    protocol = evaluator.numbers(evaluator.features(patterns(20)), DRAWN)["precision_inception"].protocol
+    assert protocol["reference_digest"] == AdmReference.open(file, SIDE).identity().sha256
+    assert "VIRTUAL_small.npz" in protocol["reference"]
+    assert protocol["reference_images"] == 30
+    assert "30 reference images" in protocol["settings"]
 
 
 def test_nearest_neighbours_are_still_training_images(file: Path, tmp_path: Path) -> None:
-    judge = judge_with(file, tmp_path)
-    assert judge.nearest(judge.features(patterns(40)[[5, 9]].flip(-1)), k=1).rows.tolist() == [[5], [9]]
+    evaluator = evaluator_with(file, tmp_path)
+    assert evaluator.nearest(evaluator.features(patterns(40)[[5, 9]].flip(-1)), k=1).rows.tolist() == [[5], [9]]
 
 
 def test_images_are_read_in_blocks_of_any_size(file: Path) -> None:
@@ -195,7 +200,7 @@ def test_statistics_that_are_none_are_refused(name: str, said: str, tmp_path: Pa
 
 
 def test_statistics_of_the_standard_network_fit_no_other(file: Path, tmp_path: Path) -> None:
-    network = SmallInception("inception", list(SmallInception.provided))
+    network = SmallInception()
     network.identity = ExtractorIdentity("inception_custom", "1" * 64, 4, "mean colours")
     with pytest.raises(IdentityError, match=r"set reference\.inception_weights to null"):
         write_reference(
@@ -204,11 +209,11 @@ def test_statistics_of_the_standard_network_fit_no_other(file: Path, tmp_path: P
 
 
 def test_a_reference_made_with_another_file_is_refused(file: Path, tmp_path: Path) -> None:
-    judge_with(file, tmp_path)
+    evaluator_with(file, tmp_path)
     for asked in (None, "elsewhere/other.npz"):
         params = ReferenceParams(extractors=["inception"], inception_weights=None, adm_npz=asked, batch_size=8)
         with pytest.raises(IdentityError, match=re.escape(f"but reference.adm_npz is {asked}")):
-            Judge.load(tmp_path / "reference", params, 10)
+            Evaluator.load(tmp_path / "reference", params, 10)
 
 
 def test_the_true_shapes_are_those_of_inception() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sfd_core.evaluation.bootstrap import resampled_distances, resampled_rows
-from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
+from sfd_core.evaluation.metrics import FeatureMoments, FrechetReference
 
 
 @pytest.mark.parametrize("dimensions", [5, 40])

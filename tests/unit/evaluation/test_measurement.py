@@ -1,21 +1,24 @@
-"""Drawing and judging batch by batch: the same numbers however it is cut, broken off or shared between processes."""
+"""Drawing and measuring batch by batch: the same numbers however it is cut, interrupted or shared between processes."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from denoisers import artifact, variant
 from measured_together import LABELS, SAMPLER, lay_out, measurement
 
-from sfd_core.evaluation.measurement import Measured, Order, measure
-from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded, write_numbers
-from sfd_core.host.errors import DataError, IdentityError
+from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure
+from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded
+from sfd_core.host.errors import ConfigError, DataError, IdentityError
+from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
 from sfd_core.sampling.pipeline import Pipeline
 
@@ -37,7 +40,7 @@ def measuring(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def measured(measuring: Measurement, folder: Path, **changes: Any) -> Measured:
     order = Order(**({"labels": LABELS, "sampler": SAMPLER} | changes))
-    result = measure(measuring.pipeline, measuring.judge, order, folder)
+    result = measure(measuring.pipeline, measuring.evaluator, order, folder)
     assert result is not None
     return result
 
@@ -48,7 +51,7 @@ def test_features_are_those_of_the_images_drawn_at_once(measuring: Measurement, 
     torch.testing.assert_close(torch.cat(list(result.images())), images, atol=1, rtol=0)
     torch.testing.assert_close(
         result.features["efficientnet_lite0/features"],
-        measuring.judge.features(images)["efficientnet_lite0/features"],
+        measuring.evaluator.features(images)["efficientnet_lite0/features"],
         atol=1e-3,
         rtol=1e-3,
     )
@@ -75,7 +78,7 @@ def test_a_run_that_was_broken_off_continues_with_the_same_features(measuring: M
 
     order = Order(LABELS, SAMPLER)
     with pytest.raises(KeyboardInterrupt):
-        measure(measuring.pipeline, measuring.judge, order, tmp_path / "broken", progress=stop)
+        measure(measuring.pipeline, measuring.evaluator, order, tmp_path / "broken", progress=stop)
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "broken").iterdir()}
     continued = measured(measuring, tmp_path / "broken")
     assert len(kept) == 2
@@ -156,17 +159,17 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_measure_what_one_does(measuring: Measurement, folder: Path) -> None:
     together, drawn = measured_by_two(folder)
-    alone = measuring.run(Order(LABELS, SAMPLER), oracle=False, progress=lambda batches, _: batches)
+    alone = measuring.run(Order(LABELS, SAMPLER), progress=lambda batches, _: batches)
     assert alone is not None
-    assert together == {"final": {name: number.as_dict() for name, number in alone[0].items()}}
+    assert together == {"final": {name: asdict(number) for name, number in alone[0].items()}}
     assert drawn == ["0 6", "3 9"]
     assert not list((folder / ".sfd").rglob("*.safetensors"))
 
 
 def recorded(measuring: Measurement, file: Path) -> Recorded:
-    result = measuring.run(Order(LABELS, SAMPLER), oracle=False, progress=lambda batches, _: batches)
+    result = measuring.run(Order(LABELS, SAMPLER), progress=lambda batches, _: batches)
     assert result is not None
-    write_numbers(file, {"final": result[0]})
+    write_json(file, {"final": result[0]})
     result[1].forget()
     return read_recorded(file)["final"]
 
@@ -176,15 +179,15 @@ def test_a_recorded_measurement_gives_the_same_numbers_again(measuring: Measurem
     old.require_same(measuring)
     order = old.order(measuring.pipeline, tmp_path)
     assert (list(order.labels), order.sampler) == (LABELS, SAMPLER)
-    result = measuring.run(order, old.oracle, lambda batches, _: batches)
+    result = measuring.run(order, lambda batches, _: batches)
     assert result is not None
-    assert {name: number.as_dict() for name, number in result[0].items()} == old.numbers
+    assert {name: asdict(number) for name, number in result[0].items()} == old.numbers
 
 
-def test_other_weights_judges_or_references_are_refused(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
+def test_other_weights_extractors_or_references_are_refused(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
     old = recorded(measuring, tmp_path / "numbers.json")
     other = artifact(tmp_path / "other", folder / "vae", variant(), seed=5)
-    trained_anew = Measurement(other, Pipeline.from_artifact(other, folder / "vae"), measuring.judge, ALONE)
+    trained_anew = Measurement(other, Pipeline.from_artifact(other, folder / "vae"), measuring.evaluator, ALONE)
     with pytest.raises(IdentityError, match="measured with weights"):
         old.require_same(trained_anew)
     values = json.loads((tmp_path / "numbers.json").read_text())
@@ -200,3 +203,19 @@ def test_a_file_without_recipes_is_refused(content: str, tmp_path: Path) -> None
     (tmp_path / "numbers.json").write_text(content)
     with pytest.raises(DataError, match=r"numbers\.json holds no numbers that can be measured again"):
         read_recorded(tmp_path / "numbers.json")
+
+
+def test_every_prefix_of_balanced_labels_is_balanced() -> None:
+    labels = class_balanced_labels(1003, 10)
+    for count in (1, 9, 10, 500, 1003):
+        counts = np.bincount(labels[:count], minlength=10)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_fifty_a_class_for_imagenet() -> None:
+    assert set(np.bincount(class_balanced_labels(50_000, 1000))) == {50}
+
+
+def test_nothing_to_draw_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        class_balanced_labels(0, 3)

@@ -4,8 +4,17 @@ import torch
 from torch import Tensor
 
 from sfd_core.evaluation import metrics
-from sfd_core.evaluation.frechet import FeatureMoments, FrechetReference
-from sfd_core.evaluation.metrics import KID_SUBSETS, SUBSET_SEED, Reference, inception_score, number_name, score, settings
+from sfd_core.evaluation.metrics import (
+    KID_SUBSETS,
+    SUBSET_SEED,
+    FeatureMoments,
+    FrechetReference,
+    Reference,
+    inception_score,
+    number_name,
+    score,
+    settings,
+)
 from sfd_core.host.errors import DataError, NumericsError
 
 
@@ -40,14 +49,14 @@ def numpy_kid(x: np.ndarray, y: np.ndarray, size: int) -> float:
     return float(np.mean(estimates))
 
 
-def numpy_coverage(centres: np.ndarray, judged: np.ndarray, k: int = 3) -> float:
-    """Share of `judged` inside the ball of some centre that reaches to its k-th neighbour (Kynkaanniemi et al. 2019, eq. 1)."""
+def numpy_coverage(centres: np.ndarray, drawn: np.ndarray, k: int = 3) -> float:
+    """Share of `drawn` inside the ball of some centre that reaches to its k-th neighbour (Kynkaanniemi et al. 2019, eq. 1)."""
 
     def between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.linalg.norm(a[:, None] - b[None], axis=2)
 
     radii = np.sort(between(centres, centres), axis=1)[:, k]
-    return float((between(judged, centres) <= radii).any(axis=1).mean())
+    return float((between(drawn, centres) <= radii).any(axis=1).mean())
 
 
 def test_kid_equals_numpy() -> None:
@@ -64,7 +73,7 @@ def test_precision_and_recall_equal_numpy() -> None:
     assert 0 < values["precision"] < 1
 
 
-def test_the_reference_judged_by_itself_is_perfect() -> None:
+def test_the_reference_compared_with_itself_is_perfect() -> None:
     real = cloud(80, 0)
     values = score({"features": real}, reference_of(real), kid_subset_size=40)
     assert abs(values["fd"]) < 1e-6
@@ -145,7 +154,7 @@ def test_only_standard_inception_measures_fid() -> None:
 
 def test_too_few_images_and_nan_are_refused() -> None:
     reference = reference_of(cloud(40, 0))
-    with pytest.raises(DataError, match="4 images cannot be judged"):
+    with pytest.raises(DataError, match="4 images cannot be measured"):
         score({"features": cloud(4, 1)}, reference, 20)
     broken = cloud(10, 1)
     broken[3] = torch.inf

@@ -10,10 +10,10 @@ from sfd_core.host.errors import DataError
 def test_nearest_equals_numpy_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "BLOCK", 16)
     generator = torch.Generator().manual_seed(0)
-    reference, judged = torch.randn(50, 2, 6, generator=generator), torch.randn(9, 6, generator=generator)
+    reference, drawn = torch.randn(50, 2, 6, generator=generator), torch.randn(9, 6, generator=generator)
     rows = np.arange(50) * 3
-    found = nearest_images(judged, reference, rows, k=4)
-    pairs = np.linalg.norm(judged.numpy()[:, None, None] - reference.numpy()[None], axis=3)
+    found = nearest_images(drawn, reference, rows, k=4)
+    pairs = np.linalg.norm(drawn.numpy()[:, None, None] - reference.numpy()[None], axis=3)
     expected = np.argsort(pairs.min(axis=2), axis=1)[:, :4]
     np.testing.assert_array_equal(found.rows, rows[expected])
     np.testing.assert_allclose(found.distances, np.sort(pairs.min(axis=2), axis=1)[:, :4], rtol=1e-4)

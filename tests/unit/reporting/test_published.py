@@ -88,14 +88,14 @@ def test_twemoji_distances_never_stand_beside_them(params: Params, written: Path
     assert "arXiv 2410.06940" not in html
 
 
-@pytest.mark.parametrize("change", ["resolution", "classes", "judge"])
-def test_another_resolution_other_classes_or_another_judge_do_not_compare(
+@pytest.mark.parametrize("change", ["resolution", "classes", "extractor"])
+def test_another_resolution_other_classes_or_another_extractor_do_not_compare(
     change: str, params: Params, imagenet: Params, tmp_path: Path
 ) -> None:
     changed = imagenet
     if change == "resolution":
         changed = imagenet.model_copy(update={"prepare": imagenet.prepare.model_copy(update={"resolution": 512})})
-    if change == "judge":
+    if change == "extractor":
         changed = imagenet.model_copy(update={"reference": params.reference})
     outputs = write_outputs(tmp_path / "outputs", changed, CLASSES[: 100 if change == "classes" else None])
     assert not comparable(changed, read_outputs(changed, outputs, tmp_path))

@@ -21,7 +21,7 @@ def reach(variant: str, target: str, steps: float | None, at_most: bool = False)
     return Reach("fd_efficientnet_lite2", target, FINAL[target], variant, *costs, at_most=at_most)
 
 
-def test_leading_judge_is_not_the_semantic_encoder(outputs: Outputs) -> None:
+def test_leading_extractor_is_not_the_semantic_encoder(outputs: Outputs) -> None:
     assert tables.primary_number(outputs, "tf_efficientnet_lite0").name == "fd_efficientnet_lite2"
     assert tables.primary_number(outputs, "tf_efficientnet_lite2").name == "fd_efficientnet_lite0"
 

@@ -7,11 +7,11 @@ import torch
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec
-from sfd_core.evaluation.judge import Judge
+from sfd_core.evaluation.evaluator import Evaluator
 from sfd_core.experiment.params import Params, load_params, parse_params
 from sfd_core.host.errors import DataError
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
-from sfd_core.stages.reference import reference
+from sfd_core.stages.reference import random_rows, reference
 
 ROOT = Path(__file__).parents[3]
 
@@ -59,10 +59,10 @@ def test_floor_ceiling_and_subset_are_measured_at_both_sample_counts(out: Path) 
     assert metrics["nearest_distance"]["held_out_median"] > 0
 
 
-def test_the_judge_reads_what_the_stage_wrote(out: Path, params: Params) -> None:
-    judge = Judge.load(out, params.reference, params.evaluate.kid_subset_size)
-    assert judge.references["efficientnet_lite0"].images == 28
-    assert np.isfinite(list(judge.score(judge.features(torch.zeros(6, 3, 16, 16, dtype=torch.uint8))).values())).all()
+def test_the_evaluator_reads_what_the_stage_wrote(out: Path, params: Params) -> None:
+    evaluator = Evaluator.load(out, params.reference, params.evaluate.kid_subset_size)
+    assert evaluator.references["efficientnet_lite0"].images == 28
+    assert np.isfinite(list(evaluator.score(evaluator.features(torch.zeros(6, 3, 16, 16, dtype=torch.uint8))).values())).all()
 
 
 def test_a_second_run_writes_the_same_bytes(out: Path, inputs: Path, params: Params, tmp_path: Path) -> None:
@@ -75,3 +75,10 @@ def test_a_missing_input_leaves_nothing_behind(inputs: Path, params: Params, tmp
     with pytest.raises(DataError, match="dvc repro texture_vae"):
         reference(params, inputs / "prepare", tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_fewer_random_rows_are_a_prefix_of_more() -> None:
+    many, few = random_rows(100, 60, 0, "a"), random_rows(20, 60, 0, "a")
+    assert len(many) == len(set(many.tolist())) == 60
+    np.testing.assert_array_equal(many[:20], few)
+    assert not np.array_equal(few, random_rows(20, 60, 0, "b"))

@@ -12,7 +12,8 @@ from sfd_core.cli.studies import parse_interval
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.processes import Processes
-from sfd_core.studies.guidance import Point, plan_points, run_curve
+from sfd_core.studies.guidance import plan_points, run_curve
+from sfd_core.studies.study import Point
 
 GUIDED = SAMPLER.model_copy(update={"guidance": "cfg"})
 WHOLE, LATE = (0.0, 1.0), (0.3, 1.0)
@@ -50,8 +51,9 @@ def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.Data
 
 def test_every_combination_is_a_point_and_scale_one_only_once() -> None:
     points = plan_points(GUIDED, [1.0, 1.5, 2.0], [WHOLE, LATE], [10, 20])
-    assert len({(point.scale, point.interval, point.evaluations) for point in points}) == len(points) == 2 * (1 + 2 * 2)
-    point = next(point for point in points if (point.scale, point.interval, point.evaluations) == (1.5, LATE, 20))
+    found = {(*point.settings.values(), point.sampler.evaluations): point for point in points}
+    assert len(found) == len(points) == 2 * (1 + 2 * 2)
+    point = found[1.5, *LATE, 20]
     assert point.sampler.evaluations == 20
     assert (point.sampler.texture, point.sampler.semantic) == (point.sampler.semantic, point.sampler.texture)
     assert point.sampler.texture.interval == list(LATE)

@@ -10,8 +10,9 @@ from PIL import Image
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.processes import Processes
-from sfd_core.studies import solvers as solver_curve
-from sfd_core.studies.solvers import SolverPoint, plan_solvers, run_solvers, smallest_budgets
+from sfd_core.studies import solvers as solver_study
+from sfd_core.studies.solvers import plan_solvers, run_solvers, smallest_budgets
+from sfd_core.studies.study import Point
 
 SAMPLES = 6
 
@@ -26,11 +27,11 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(solver_curve, "EXACT_EVALUATIONS", 40)
+    monkeypatch.setattr(solver_study, "EXACT_EVALUATIONS", 40)
     return measurement(laid_out, Processes(0, 1))
 
 
-def run(measuring: Measurement, points: list[SolverPoint], out: Path) -> tuple[pd.DataFrame, int]:
+def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, int]:
     """Return the table and how many points were drawn."""
     drawn: list[str] = []
 
@@ -97,5 +98,5 @@ def test_a_budget_counts_only_if_all_larger_ones_do() -> None:
     rows = [("euler", 100, 0.0), ("euler", 50, 5.1), ("ab2", 6, -0.1), ("ab2", 10, 5.1), ("ab2", 16, 4.9), ("ab2", 25, -1.0)]
     rows += [("heun", 50, 5.1)]
     table = pd.DataFrame(rows, columns=["solver", "evaluations", "difference_to"])
-    table["fd_judge"] = 1000.0
+    table["fd_extractor"] = 1000.0
     assert smallest_budgets(table) == {"euler": 100, "ab2": 16, "heun": None}

@@ -1,4 +1,4 @@
-"""A small judge with its reference on disk."""
+"""A small evaluator with its reference on disk."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.evaluation.judge import Judge, load_extractor
+from sfd_core.evaluation.evaluator import Evaluator, load_extractor
 from sfd_core.evaluation.reference import write_reference
 from sfd_core.experiment.params import ReferenceParams
 
@@ -28,9 +28,9 @@ def train_shard(folder: Path, count: int = 12, size: int = 16) -> ShardReader:
     return ShardReader(folder)
 
 
-def small_judge(folder: Path) -> Judge:
-    """Write the reference of twelve images to `folder` and load its judge."""
+def small_evaluator(folder: Path) -> Evaluator:
+    """Write the reference of twelve images to `folder` and load its evaluator."""
     train = train_shard(folder / "images")
     extractor = load_extractor("efficientnet_lite0")
     write_reference(folder / "reference" / "efficientnet_lite0", extractor, train, 8, lambda blocks, _: blocks)
-    return Judge.load(folder / "reference", PARAMS, SUBSET)
+    return Evaluator.load(folder / "reference", PARAMS, SUBSET)

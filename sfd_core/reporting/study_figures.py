@@ -1,0 +1,81 @@
+"""The figures of the studies of one denoiser: the leading distance over guidance, or over solvers and evaluations."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from sfd_core.reporting import text
+from sfd_core.reporting.charts import INK, MUTED, add_legend, leading_distance, line_look, mark_lowest, quiet
+from sfd_core.reporting.palette import line_styles
+
+
+def guidance_figure(table: pd.DataFrame) -> Figure:
+    """Draw the leading distance over the scale, one line an interval and number of evaluations; the lowest point is marked.
+
+    `table` is that of `studies.guidance.run_curve`.
+    """
+    number = leading_distance(table)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    lines = list(table.groupby(["interval_from", "interval_to", "evaluations"], sort=True))
+    for ((low, high, evaluations), points), style in zip(lines, line_styles(len(lines)), strict=True):
+        # at scale 1 guidance does nothing, so that point belongs to every interval
+        unguided = table[(table["scale"] == 1) & (table["evaluations"] == evaluations)]
+        ordered = pd.concat([unguided, points]).drop_duplicates("scale").sort_values("scale")
+        label = f"{evaluations:.0f} evaluations, guided in [{low:g}, {high:g}]"
+        axes.plot(ordered["scale"], ordered[number.name], label=label, **line_look(style))
+    best = table.iloc[int(table[number.name].to_numpy().argmin())]
+    lowest = float(best[number.name])
+    mark_lowest(axes, float(best["scale"]), lowest, f"{text.number(lowest)} at {best['scale']:g}")
+    axes.set(xlabel="guidance scale", ylabel=number.words)
+    axes.set_title(f"{table['samples'].iloc[0]:,} samples, {table['sampler'].iloc[0]}", loc="left", fontsize=11, color=INK)
+    quiet(axes)
+    add_legend(axes)
+    return figure
+
+
+def solver_figure(table: pd.DataFrame) -> Figure:
+    """Draw the leading distance and the error over evaluations, one line a solver; dotted is the target, the first row.
+
+    `table` is that of `studies.solvers.run_solvers`.
+    """
+    number = leading_distance(table)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_solvers(left, table, number.name, number.words)
+    _draw_solvers(right, table, "error", "error of normalised latents (root mean square)")
+    target = table.iloc[0]
+    left.set_title(f"{target['samples']:,} samples, guidance {target['guidance']}", loc="left", fontsize=11, color=INK)
+    right.set_title("to the exact solution from the same noise", loc="left", fontsize=11, color=INK)
+    add_legend(left)
+    return figure
+
+
+def _draw_solvers(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:
+    lines = list(table.groupby("solver", sort=False))
+    for (solver, points), style in zip(lines, line_styles(len(lines)), strict=True):
+        ordered = points.sort_values("evaluations")
+        axes.plot(ordered["evaluations"], ordered[column], label=str(solver), **line_look(style))
+    target = table.iloc[0]
+    height = float(target[column])
+    words = f"{target['solver']} with {target['evaluations']} evaluations: {text.number(height)}"
+    axes.axhline(height, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=words)
+    budgets = _spaced(sorted(set(table["evaluations"]), reverse=True))
+    axes.set(xscale="log", xlabel="network evaluations an image", yscale="log", ylabel=label)
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = table[column].min(), table[column].max()
+    ticks = [low * (high / low) ** (index / 4) for index in range(5)]
+    axes.set_yticks(ticks, [text.number(float(tick)) for tick in ticks])
+    quiet(axes)
+
+
+def _spaced(budgets: list[int]) -> list[int]:
+    """Leave out what lies too close below a larger budget to be written beside it."""
+    kept: list[int] = []
+    for budget in budgets:
+        if not kept or budget < 0.9 * kept[-1]:
+            kept.append(budget)
+    return kept
