@@ -8,7 +8,7 @@ from typing import Any
 from sfd_core.cli.results import PARAMS, print_results, write_curves, write_table
 from sfd_core.experiment.params import load_params
 from sfd_core.host.errors import ConfigError
-from sfd_core.workspace.beside import Axis, experiment_dir, plan_experiment, run_experiment
+from sfd_core.workspace.experiments import Axis, experiment_dir, plan_experiment, run_experiment
 
 
 def add_experiment(commands: Any) -> None:

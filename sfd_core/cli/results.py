@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sfd_core.experiment.params import load_params
 from sfd_core.host.paths import OUTPUTS, REPORT, atomic_path
-from sfd_core.workspace.beside import Plan, origin_values
+from sfd_core.workspace.experiments import Plan, origin_values
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("docs") / "results"

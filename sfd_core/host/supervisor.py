@@ -3,7 +3,8 @@
     python sfd_core/host/supervisor.py PARENT LOG COMMAND...
 
 On SIGTERM, or when process PARENT is gone, everything the command started gets SIGTERM, and SIGKILL after `GRACE_SECONDS`.
-Output goes to the file LOG: a pipe would keep whoever reads it waiting for a process that nobody waits for.
+Output goes to the file LOG, or with `-` to this process's own: a pipe would keep its reader waiting for a process that
+outlives the command.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 GRACE_SECONDS = 25.0
@@ -35,12 +37,12 @@ def main() -> None:
     die_with_parent(int(parent))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    with Path(log).open("ab") as output:
+    with nullcontext() if log == "-" else Path(log).open("ab") as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=output and subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, set()),  # noqa: PLW1509 - this process has one thread
         )

@@ -7,7 +7,6 @@ file with its hash, and of the curve so far. Tensors that are cut in shards (FSD
 place in the whole, so that any number of processes may read them. The folder has a temporary name until the last file is there.
 """
 
-import fcntl
 import json
 import re
 import shutil
@@ -28,7 +27,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from sfd_core.experiment.code import code_fingerprint
 from sfd_core.experiment.params import fingerprint
 from sfd_core.host import paths
-from sfd_core.host.errors import ResourceError
+from sfd_core.host.locks import locked
 
 KEPT = 2
 FILE_NAME = re.compile(r"state-\d{5}-of-(\d{5})\.safetensors")
@@ -104,16 +103,12 @@ class ResumeFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; raises `ResourceError` if another process trains in it."""
+        """Hold the folder for this process; raises `BusyError` if another process trains in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._doomed, ignore_errors=True)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ResourceError(
-                    f"another process is running this very training in {self.path}; wait for it or stop it"
-                ) from error
+        with locked(
+            self.path / "lock", f"another process is running this very training in {self.path}; wait for it or stop it"
+        ):
             yield
 
     def save(self, step: int, state: State, writer: tuple[int, int] = (0, 1)) -> None:

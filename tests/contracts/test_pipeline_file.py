@@ -20,6 +20,7 @@ NO_RESULT_DEPENDS_ON = {
     "sfd_core/experiment/params.py",
     "sfd_core/data/store/verified.py",
     "sfd_core/host/errors.py",
+    "sfd_core/host/locks.py",
     "sfd_core/host/paths.py",
     "sfd_core/host/processes.py",
     "sfd_core/stages/outlook.py",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfd_core.experiment import params as config
 from sfd_core.host import paths
-from sfd_core.host.errors import ResourceError
+from sfd_core.host.errors import BusyError
 from sfd_core.training import checkpoint
 from sfd_core.training.checkpoint import ResumeFolder, State, code_fingerprint, resume_key
 
@@ -103,7 +103,7 @@ def test_deleting_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "resume")
-    with folder.locked(), pytest.raises(ResourceError, match="another process"), folder.locked():
+    with folder.locked(), pytest.raises(BusyError, match="another process"), folder.locked():
         pass
     with folder.locked():
         pass
