@@ -49,7 +49,7 @@ class Point:
     values: Mapping[str, Any]
     """Raw parameters, complete, of this variant alone."""
     key: str
-    """Hash of parameters and code: equal keys are one experiment, whichever sweep asks for it."""
+    """Hash of parameters and code: equal keys are one experiment, in any sweep."""
     shared: str
     """Hash of what its stages before training depend on."""
 

@@ -1,6 +1,6 @@
 """Which flow runs this clone is executing, on disk: what a dead process leaves here is started again and continues.
 
-A run's file is locked as long as its process lives. The kernel lets go of the lock however it ends, so no heartbeat and no
+A run's file is locked as long as its process lives. The kernel releases the lock however the process ends: no heartbeat and no
 clock is asked.
 """
 
