@@ -1,12 +1,12 @@
-"""Points handed to whichever worker is free, and waited for: by Prefect's deployment `point`, one flow run a point.
+"""Runs of points: started by Prefect's deployment `point`, one flow run a point, on any free worker, and awaited here.
 
-Two sweeps that want the same point wait for the same run: a run's idempotency key is the point's key and how many runs of it
-have ended before, which the server takes only once.
+Two sweeps that want the same point share one run: a run's idempotency key is the point's key and the number of its runs that
+have ended before, and the server accepts each key only once.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
@@ -26,8 +26,28 @@ from sfd_core.experiment.grid import Point
 DEPLOYMENT = "point/point"
 POLL_SECONDS = 2.0
 CRASH_PATIENCE = 120.0
-"""Seconds that a worker has to come back and take up a crashed run before another worker is asked."""
+"""Seconds for a worker to restart a crashed run before another worker gets it."""
 ATTEMPTS = 3
+PAGE = 200
+"""Most runs that the server returns at once."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A point to compute."""
+
+    point: Point
+    targets: Sequence[str]
+    """DVC stages."""
+    label: str = ""
+    """Begins the name of the flow run."""
+    finished: str | None = None
+    """Lock file of a finished point: only its run in MLflow is sent."""
+
+    @property
+    def tags(self) -> list[str]:
+        """Equal for requests that one flow run can serve."""
+        return [f"point:{self.point.key}", f"targets:{'+'.join(self.targets) if self.finished is None else 'run'}"]
 
 
 @dataclass(frozen=True)
@@ -35,114 +55,102 @@ class Outcome:
     """How a point's run ended."""
 
     point: Point
+    targets: Sequence[str]
     record: dict[str, Any] | None
-    """What `flows.point` recorded; None if it did not end well."""
-    message: str
-    """Why not."""
+    """What `flows.point` recorded; None if the run failed."""
+    message: str = ""
+    """Why it failed."""
 
 
 @dataclass
 class _Wait:
-    point: Point
-    targets: Sequence[str]
+    request: Request
     run: UUID
-    finished: Mapping[str, str] | None = None
-    """Of a point whose run in MLflow alone is wanted."""
     attempts: int = 1
     crashed_at: float | None = None
 
 
 class Dispatcher:
-    """The points of one sweep that are under way."""
+    """The points of one sweep that are running."""
 
-    def __init__(self, sweep: UUID | str, commit: str, told: Callable[[str], None]) -> None:
-        self._tag, self._commit, self._told = sweep_tag(sweep), commit, told
+    def __init__(self, sweep: UUID | str, commit: str, report: Callable[[str], None]) -> None:
+        self._tag, self._commit, self._report = sweep_tag(sweep), commit, report
         self._waits: list[_Wait] = []
 
-    def submit(self, point: Point, targets: Sequence[str], label: str = "", finished: Mapping[str, str] | None = None) -> None:
-        """Ask for a point, or join a run of it that is under way; of a `finished` one only its run in MLflow is sent."""
-        run = self._ask(point, targets, label, finished)
-        self._waits.append(_Wait(point, targets, run, finished))
+    def submit(self, point: Point, targets: Sequence[str], label: str = "", finished: str | None = None) -> None:
+        """Start the run of a point, or share one that has not ended; of a `finished` point only its run in MLflow is sent."""
+        request = Request(point, targets, label, finished)
+        self._waits.append(_Wait(request, self._start(request)))
 
-    def ended(self) -> list[tuple[Sequence[str], Outcome]]:
-        """Wait until at least one point has ended and return the targets and outcomes of all that have."""
-        found: list[tuple[Sequence[str], Outcome]] = []
+    def ended(self) -> list[Outcome]:
+        """Wait until at least one point has ended and return all that have; empty once none is running."""
+        found: list[Outcome] = []
         while self._waits and not found:
             time.sleep(POLL_SECONDS)
             try:
                 runs = self._read()
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-                self._told(f"Prefect's server does not answer ({error}); the points go on, asking again")
+                self._report(f"Prefect's server does not answer ({error}); the points go on, trying again")
                 continue
-            for wait in list(self._waits):
-                outcome = self._outcome(wait, runs.get(wait.run))
-                if outcome is not None:
-                    self._waits.remove(wait)
-                    found.append((wait.targets, outcome))
+            outcomes = [(wait, self._outcome(wait, runs.get(wait.run))) for wait in self._waits]
+            self._waits = [wait for wait, outcome in outcomes if outcome is None]
+            found = [outcome for _, outcome in outcomes if outcome is not None]
         return found
 
-    def _ask(self, point: Point, targets: Sequence[str], label: str = "", finished: Mapping[str, str] | None = None) -> UUID:
-        tags = [f"point:{point.key}", f"targets:{'+'.join(targets) if finished is None else 'run'}"]
+    def _start(self, request: Request) -> UUID:
         with get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=tags)), limit=200)
-            open_runs = [run for run in runs if run.state is None or not run.state.is_final()]
-            if open_runs:
-                run = open_runs[0]
-            else:
-                asked = run_deployment(
+            runs = _runs(client, tags={"all_": request.tags})
+            run = next((run for run in runs if not _is_final(run)), None)
+            if run is None:
+                parameters = {
+                    "key": request.point.key,
+                    "commit": self._commit,
+                    "values": dict(request.point.values),
+                    "targets": list(request.targets),
+                    "finished": request.finished,
+                }
+                started = run_deployment(
                     DEPLOYMENT,
-                    parameters={
-                        "key": point.key,
-                        "commit": self._commit,
-                        "values": dict(point.values),
-                        "targets": list(targets),
-                        "finished": finished and dict(finished),
-                    },
-                    flow_run_name=f"{label}{point.name}",
+                    parameters=parameters,
+                    flow_run_name=f"{request.label}{request.point.name}",
                     timeout=0,
-                    tags=[*tags, self._tag],
-                    idempotency_key="-".join([*tags, str(len(runs))]),
+                    tags=[*request.tags, self._tag],
+                    idempotency_key="-".join([*request.tags, str(len(runs))]),
                 )
-                run = cast("FlowRun", asked)
+                run = cast("FlowRun", started)
             if self._tag not in run.tags:
                 client.update_flow_run(run.id, tags=[*run.tags, self._tag])
         return run.id
 
     def _read(self) -> dict[UUID, FlowRun]:
+        wanted = [wait.run for wait in self._waits]
+        pages = [wanted[start : start + PAGE] for start in range(0, len(wanted), PAGE)]
         with get_client(sync_client=True) as client:
-            wanted = [wait.run for wait in self._waits]
-            found: dict[UUID, FlowRun] = {}
-            for start in range(0, len(wanted), 200):
-                filtered = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + 200]))
-                found |= {run.id: run for run in client.read_flow_runs(flow_run_filter=filtered, limit=200)}
-            return found
+            return {run.id: run for page in pages for run in _runs(client, id={"any_": page})}
 
     def _outcome(self, wait: _Wait, run: FlowRun | None) -> Outcome | None:
+        point, targets = wait.request.point, wait.request.targets
         if run is None:
-            return Outcome(wait.point, None, "its flow run was deleted")
+            return Outcome(point, targets, None, "its flow run was deleted")
         state = run.state
         if state is None or not state.is_final():
             wait.crashed_at = None
             return None
-        if state.type == StateType.COMPLETED and wait.finished is not None:
-            return Outcome(wait.point, {}, "")
         if state.type == StateType.COMPLETED:
-            record = cast("Artifact | None", Artifact.get(record_key(wait.point.key, wait.targets)))
-            return Outcome(wait.point, None if record is None else json.loads(str(record.data)), "it left no record")
+            return Outcome(point, targets, {}) if wait.request.finished is not None else _recorded(point, targets)
         if state.type != StateType.CRASHED or wait.attempts >= ATTEMPTS:
-            return Outcome(wait.point, None, f"{state.name}: {state.message or 'no reason given'}")
+            return Outcome(point, targets, None, f"{state.name}: {state.message or 'no reason given'}")
         self._handle_crash(wait)
         return None
 
     def _handle_crash(self, wait: _Wait) -> None:
-        """Give the run's worker time to take it up again, then ask any worker."""
+        """Give the run's worker time to restart it, then start it on any worker."""
         now = time.monotonic()
         if wait.crashed_at is None:
             wait.crashed_at = now
-            self._told(f"{wait.point.name} crashed; its worker takes it up again where it stood")
+            self._report(f"{wait.request.point.name} crashed; its worker restarts it and it resumes")
         elif now - wait.crashed_at > CRASH_PATIENCE:
-            wait.attempts, wait.crashed_at = wait.attempts + 1, None
-            wait.run = self._ask(wait.point, wait.targets, finished=wait.finished)
+            wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._start(wait.request)
 
 
 def sweep_tag(sweep: UUID | str) -> str:
@@ -153,22 +161,30 @@ def sweep_tag(sweep: UUID | str) -> str:
 def cancel_points(sweep: UUID | str) -> None:
     """Cancel the runs that only this sweep waits for; those that another one shares go on."""
     tag = sweep_tag(sweep)
-    wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
     with get_client(sync_client=True) as client:
-        # the tag is taken off, so what is left comes with the next page
-        while runs := client.read_flow_runs(flow_run_filter=wanted, limit=200):
+        # the tag is taken off, so the next page is what is left
+        while runs := _runs(client, tags={"all_": [tag]}):
             for run in runs:
                 others = [other for other in run.tags if other.startswith("sweep:") and other != tag]
                 client.update_flow_run(run.id, tags=[other for other in run.tags if other != tag])
-                ended = run.state is not None and run.state.is_final()
-                if not ended and not any(_waits(client, other) for other in others):
+                if not _is_final(run) and not any(_is_running(client, other) for other in others):
                     waiting = run.state is not None and run.state.is_scheduled()
                     client.set_flow_run_state(run.id, Cancelled() if waiting else Cancelling(), force=True)
 
 
-def _waits(client: SyncPrefectClient, tag: str) -> bool:
-    """Whether the sweep of a tag is still under way."""
-    runs = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(tag.removeprefix("sweep:"))])), limit=1
-    )
-    return any(run.state is None or not run.state.is_final() for run in runs)
+def _runs(client: SyncPrefectClient, **criteria: Any) -> list[FlowRun]:
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(**criteria), limit=PAGE)
+
+
+def _recorded(point: Point, targets: Sequence[str]) -> Outcome:
+    record = cast("Artifact | None", Artifact.get(record_key(point.key, targets)))
+    return Outcome(point, targets, None if record is None else json.loads(str(record.data)), "it left no record")
+
+
+def _is_final(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()
+
+
+def _is_running(client: SyncPrefectClient, tag: str) -> bool:
+    """Whether the sweep of a tag has not ended."""
+    return any(not _is_final(run) for run in _runs(client, id={"any_": [tag.removeprefix("sweep:")]}))

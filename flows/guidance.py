@@ -1,27 +1,28 @@
 """The guidance sweep: scales, intervals and evaluations of a trained denoiser, measured by `sfd guidance-curve`."""
 
 import csv
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import limits
-from flows.comparison import SWEEPS, artifact_key, data_url, refresh_dashboard, send_to_mlflow, sweep_place
-from flows.point import LOGS, fetch, lay_out, reproduce
+from flows.artifacts import artifact_key, show_picture
+from flows.point import compute
 from flows.sweep import Name, Preset
 from sfd_core.experiment.code import PACKAGE, pipeline_code
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.params import Fraction, NonNegative, Positive, parse_params
 from sfd_core.host import machine
+from sfd_core.tracking.comparison import SWEEPS, send_to_mlflow
 from sfd_core.tracking.sweep import SweepPoint
 from sfd_core.workspace import git, journal
-from sfd_core.workspace.programs import Place, environment, remote_of
+from sfd_core.workspace.dvc import Place
+from sfd_core.workspace.experiments import point_place
 
 Interval = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 Parts = Literal["both", "texture", "semantic"]
@@ -42,20 +43,20 @@ def guidance_sweep(
     preset: Preset = CURRENT,
     dry_run: bool = False,
 ) -> None:
-    """Measure a denoiser over guidance scales, intervals and evaluations. Points that were measured are kept.
+    """Measure a denoiser over guidance scales, intervals and evaluations. Finished points are kept.
 
     Args:
-        name: What the sweep is called; the same name continues it.
-        variant: The denoiser, by its name in the parameters; it is taken from the cache, and trained only where it is not.
+        name: Name of the sweep; the same name continues it.
+        variant: Name of the denoiser in the parameters; it is trained only if the cache does not have it.
         guidance: Classifier-free guidance, or a weaker model as the guide.
         guide: Folder of the weaker model's training output, for autoguidance.
-        scales: Guidance scales; 1 is none.
-        intervals: Where guidance acts on each part's own time, 0 is noise and 1 is data.
-        evaluations: Network evaluations an image; none for the experiment's.
+        scales: Guidance scales; 1 is no guidance.
+        intervals: Where guidance acts on each part's own time; 0 is noise and 1 is data.
+        evaluations: Network evaluations an image; empty for the experiment's.
         parts: The velocities that the scale is varied for.
         samples: Images a point; empty for evaluate.final_samples.
-        preset: The experiment: params.yaml as it is, or a preset.
-        dry_run: Only tell the points.
+        preset: The experiment: the current params.yaml, or a preset.
+        dry_run: Only list the points.
     """
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
@@ -74,23 +75,17 @@ def guidance_sweep(
         options += ["--guide", str((project / guide).resolve())] if guide else []
         options += ["--evaluations", *map(str, evaluations)] if evaluations else []
         options += ["--samples", str(samples)] if samples else []
-        with git.worktree(project, point.key, commit) as (folder, held):
-            lay_out(project, folder, dict(point.values))
-            place = Place(folder, project / LOGS / f"{point.key}.log", environment(project), (held,), logger.info)
-            if remote_of(project):
-                fetch(place)
-            with machine.slot(limits.places, logger.info) as slot:
-                place = Place(folder, place.log, {**place.environment, **slot.environment}, (held, slot.held), logger.info)
-                reproduce(place, [f"train@{variant}", "reference"], point.key, pull=remote_of(project) is not None)
-                place.sfd("guidance-curve", variant, *options, "--out", str(out))
-            git.forget_worktree(project, folder)
-        _show(project, name, variant, point.values, out)
+        with point_place(project, point.key, commit, point.values, logger.info) as place:
+            compute(place, [f"train@{variant}", "reference"], point.key)
+            with machine.slot(limits.slots, logger.info) as slot:
+                place.on(slot).sfd("guidance-curve", variant, *options, "--out", str(out))
+        _show(Place.of(project, f"sweep-{name}", logger.info), name, point, out)
 
 
 def _check(
     point: Point, scales: list[float], intervals: list[list[float]], evaluations: list[int], parts: Parts
 ) -> list[dict[str, Any]]:
-    """Return all combinations, each checked as the sampler of an experiment; raise `ConfigError` for one that cannot be."""
+    """Return all combinations, each checked as the sampler of an experiment. Raises `ConfigError` for an impossible one."""
     counts = evaluations or [point.values["evaluate"]["sampler"]["evaluations"]]
     varied = ("texture", "semantic") if parts == "both" else (parts,)
     rows = []
@@ -103,16 +98,14 @@ def _check(
     return rows
 
 
-def _show(project: Path, name: str, variant: str, values: Mapping[str, Any], out: Path) -> None:
-    with (out / "curve.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    create_table_artifact(rows, key=artifact_key(name, "table"), description=f"guidance of {variant}")
-    create_image_artifact(data_url(out / "curve.png"), key=artifact_key(name, "figure"))
+def _show(place: Place, name: str, point: Point, out: Path) -> None:
     files = [out / "curve.csv", out / "curve.png"]
-    where = send_to_mlflow(project, name, [_point(variant, row) for row in rows], files)
-    if link := refresh_dashboard(sweep_place(project, name, get_run_logger().info), values):
-        where.append(link)
-    get_run_logger().info("\n".join(where))
+    with files[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    create_table_artifact(rows, key=artifact_key(name, "table"), description=f"guidance of {point.variant}")
+    show_picture(files[1], artifact_key(name, "figure"))
+    points = [_point(point.variant, row) for row in rows]
+    place.report("\n".join(send_to_mlflow(place, name, points, files, point.values)))
 
 
 def _point(variant: str, row: dict[str, str]) -> SweepPoint:

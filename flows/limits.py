@@ -1,6 +1,6 @@
-"""This worker's concurrency limit in Prefect: made at start-up, changed in the UI, shown as it is.
+"""This worker's concurrency limit in Prefect: created at start-up, changed in the UI, which also shows its use.
 
-Locks of the machine (`sfd_core.host.machine`) hold the places: a lease of Prefect outlives a killed process by minutes, and a
+Locks of the machine (`sfd_core.host.machine`) hold the slots: a lease of Prefect outlives a killed process by minutes, and a
 server that restarts forgets it.
 """
 
@@ -13,7 +13,7 @@ from sfd_core.host import machine
 
 
 def make_limit() -> int:
-    """Make this worker's limit unless it is there, and return its value."""
+    """Create this worker's limit unless it exists, and return its value."""
     with get_client(sync_client=True) as client:
         try:
             return int(client.read_global_concurrency_limit_by_name(machine.limit_name()).limit)
@@ -24,7 +24,7 @@ def make_limit() -> int:
             return machine.slot_count()
 
 
-def places() -> int:
+def slots() -> int:
     """Return how many trainings this worker may run now: the limit's value, 0 while it is switched off."""
     with get_client(sync_client=True) as client:
         try:
@@ -35,6 +35,6 @@ def places() -> int:
 
 
 def show_used(used: int) -> None:
-    """Show in the UI how many places are taken."""
+    """Show in the UI how many slots are taken."""
     with get_client(sync_client=True) as client:
         client.update_global_concurrency_limit(machine.limit_name(), GlobalConcurrencyLimitUpdate(active_slots=used))

@@ -1,9 +1,10 @@
-"""The flow of one point: its worktree, `dvc repro`, its runs in MLflow, its bytes in the remote. Any worker takes any point."""
+"""The flow of one point: its worktree, `dvc repro`, its runs in MLflow, its bytes in the remote. Any worker runs any point."""
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -16,31 +17,28 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import limits
-from sfd_core.experiment.inputs import link_inputs, require_inputs
-from sfd_core.experiment.params import parse_params
 from sfd_core.host import machine
+from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
 from sfd_core.workspace import git, journal
-from sfd_core.workspace.programs import Place, ProgramError, environment, remote_of, stages_run, write_local_config
+from sfd_core.workspace.dvc import Place, ProgramError, stages_run
+from sfd_core.workspace.experiments import point_place
 
 NETWORK_RETRIES = [5.0, 20.0, 60.0]
-"""Seconds before each repetition of a step that only the network can fail."""
-LOGS = STATE / "logs"
+"""Seconds before each retry of a step that only the network can fail."""
 TRACKING_LOCK = STATE / "points-tracking.lock"
 """Points that share a VAE would otherwise make its run in MLflow twice."""
 RECORD_TYPE = "point"
-AT_WORK = "is at work on"
-"""What a training says that another process holds (`sfd_core.storage.lease`): it is waited for, and then restored."""
 BUSY_SECONDS = 30.0
 STAGES_OF_A_POINT = 8
 
 
 @flow(name="point", persist_result=False)
-def point(key: str, commit: str, values: dict[str, Any], targets: list[str], finished: dict[str, str] | None = None) -> None:
-    """Compute one point of a sweep, or restore it from the cache. Sweeps start these runs; there is no need to by hand.
+def point(key: str, commit: str, values: dict[str, Any], targets: list[str], finished: str | None = None) -> None:
+    """Compute one point of a sweep, or restore it from the cache. Sweeps start these runs.
 
     Args:
         key: Hash of parameters and code, the name of its folder.
@@ -50,78 +48,67 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
         finished: Lock file of a finished point: nothing is computed, its run is sent to MLflow.
     """
     project, started = Path.cwd(), time.monotonic()
-    logger = get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         git.require_commit(project, commit)
-        with git.worktree(project, key, commit) as (folder, held):
-            lay_out(project, folder, values)
-            place = Place(folder, project / LOGS / f"{key}.log", environment(project), (held,), logger.info)
-            remote = remote_of(project) is not None
+        with point_place(project, key, commit, values, get_run_logger().info) as place:
             if finished is not None:
-                restore(place, targets, finished, pull=remote)
+                restore(place, targets, finished)
                 track(project, place)
-            else:
-                if remote:
-                    fetch(place)
-                ran = _compute(place, targets, key, pull=remote)
-                track(project, place)
-                if remote:
-                    push(place, targets)
-                record = _record(folder, values, ran, started)
-                Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
-            git.forget_worktree(project, folder)
+                return
+            ran = compute(place, targets, key)
+            track(project, place)
+            if place.has_remote:
+                push(place, targets)
+            record = _record(place.folder, values, ran, started)
+            Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
 
 
-def _compute(place: Place, targets: Sequence[str], key: str, pull: bool) -> list[str]:
-    """Reproduce on a free place of this machine; wait while another process does the same training."""
+def compute(place: Place, targets: Sequence[str], key: str) -> list[str]:
+    """Reproduce in a free slot of this machine and return the stages that ran; wait while another process trains the same."""
+    if place.has_remote:
+        fetch(place)
     while True:
-        with machine.slot(limits.places, place.told) as slot:
-            held = (*place.held, slot.held)
-            computing = Place(place.folder, place.log, {**place.environment, **slot.environment}, held, place.told)
-            try:
-                return reproduce(computing, targets, key, pull=pull)
-            except ProgramError as error:
-                if AT_WORK not in str(error):
-                    raise
-        place.told(f"another process does a training that this point shares; asking again in {BUSY_SECONDS:.0f} s")
+        with suppress(BusyError), machine.slot(limits.slots, place.report) as slot:
+            return reproduce(place.on(slot), targets, key)
+        place.report(f"another process runs a training that this point shares; trying again in {BUSY_SECONDS:.0f} s")
         time.sleep(BUSY_SECONDS)
 
 
 @task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
 def fetch(place: Place) -> None:
-    """Learn from the remote what has been computed anywhere; the bytes come when a stage asks for them."""
+    """Fetch the remote's list of results; their bytes come when a stage needs them."""
     place.pull_run_cache()
 
 
 @task(cache_policy=NO_CACHE)
-def reproduce(place: Place, targets: Sequence[str], key: str, pull: bool) -> list[str]:
-    """Run `dvc repro` and return the stages that ran; all others came out of the cache."""
+def reproduce(place: Place, targets: Sequence[str], key: str) -> list[str]:
+    """Run `dvc repro` and return the stages that ran; all others came from the cache."""
     progress = cast("UUID", create_progress_artifact(0.0, key=f"progress-{key}", description=" ".join(targets)))
     seen: set[str] = set()
 
-    def told(line: str) -> None:
-        place.told(line)
+    def report(line: str) -> None:
+        place.report(line)
         if line.startswith(("Stage '", "Running stage '")):
             seen.add(line.split("'")[1])
             with suppress(httpx.HTTPError):  # a server that is down holds up no training
                 update_progress_artifact(progress, min(99.0, 100.0 * (len(seen) - 1) / STAGES_OF_A_POINT))
 
-    watched = Place(place.folder, place.log, place.environment, place.held, told)
-    ran = stages_run(watched.dvc("repro", *(["--pull"] if pull else []), *targets))
+    pull = ["--pull"] if place.has_remote else []
+    ran = stages_run(replace(place, report=report).dvc("repro", *pull, *targets))
     update_progress_artifact(progress, 100.0)
     return ran
 
 
 @task(cache_policy=NO_CACHE)
-def restore(place: Place, targets: Sequence[str], finished: Mapping[str, str], pull: bool) -> None:
-    """Bring the outputs of a finished point back."""
-    (place.folder / "dvc.lock").write_text(finished["lock"])
-    place.dvc("pull" if pull else "checkout", "--with-deps", *targets)
+def restore(place: Place, targets: Sequence[str], lock: str) -> None:
+    """Restore the outputs of a finished point."""
+    (place.folder / "dvc.lock").write_text(lock)
+    place.dvc("pull" if place.has_remote else "checkout", "--with-deps", *targets)
 
 
 @task(cache_policy=NO_CACHE)
 def track(project: Path, place: Place) -> None:
-    """Send curves, pictures and models to MLflow; what it did not take is sent at the end of a sweep, or by a later one."""
+    """Send curves, pictures and models to MLflow; a later sweep sends what it did not accept."""
     try:
         with locked(project / TRACKING_LOCK):
             place.sfd("track", "--strict")
@@ -140,17 +127,8 @@ def record_key(key: str, targets: Sequence[str]) -> str:
     return f"{'point' if any(target.startswith('evaluate@') for target in targets) else 'shared'}-{key}"
 
 
-def lay_out(project: Path, folder: Path, values: dict[str, Any]) -> None:
-    """Make a worktree the experiment of `values`, with the project's cache, remotes and inputs."""
-    params = parse_params(values)
-    require_inputs(params, project)
-    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    write_local_config(project, folder)
-    link_inputs(params, folder, project)
-
-
 def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float) -> dict[str, Any]:
-    """Return what the sweep needs of a point: its lock, its numbers, and what it took."""
+    """Return what the sweep keeps of a point: its lock, its numbers, its cost."""
     variant = values["active"][0]
     run_key = _run_key(folder / "outputs" / "train" / variant / "history.csv")
     return {
@@ -168,12 +146,12 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
 
 
 def _numbers(path: Path) -> dict[str, Any]:
-    """Return a metrics file, or nothing of a stage that was no target."""
+    """Return a metrics file, or nothing for a stage that was no target."""
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def _run_key(history: Path) -> str:
-    """Return what identifies the training's run in MLflow, or nothing where none was a target."""
+    """Return the key of the training's run in MLflow, or "" where no training was a target."""
     return history_key(history) if history.is_file() else ""
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: points planned and checked, shared stages computed once, every point by whichever worker is free, one comparison."""
+"""Sweeps: points planned and checked, shared stages computed once, every point on any free worker, one comparison."""
 
 import re
 from collections.abc import Sequence
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import comparison
-from flows.comparison import Row
+from flows.artifacts import artifact_key, show_picture
 from flows.dispatch import Dispatcher, Outcome, cancel_points
 from flows.point import fetch
 from sfd_core.experiment.code import PACKAGE, pipeline_code
@@ -25,12 +24,13 @@ from sfd_core.experiment.presets import PRESETS
 from sfd_core.experiment.sizes import SizeName
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.settings import Settings
+from sfd_core.tracking.comparison import Comparison, Row
 from sfd_core.tracking.registry import CHAMPION
 from sfd_core.workspace import git, journal
-from sfd_core.workspace.programs import remote_of
+from sfd_core.workspace.dvc import Place
 
 POINTS = "points"
-"""Where the refs of all finished points are, below refs/sfd."""
+"""Folder of the refs of all finished points, below refs/sfd."""
 _PRESET_NAMES = [CURRENT, *sorted(path.stem for path in PRESETS.glob("*.yaml"))]
 
 Preset = Annotated[str, Field(json_schema_extra={"enum": list(_PRESET_NAMES)})]
@@ -41,7 +41,7 @@ Seeds = list[Seed]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is asked for."""
+    """What a person asks for."""
 
     name: str
     preset: str
@@ -64,16 +64,16 @@ def sweep(
     changes: dict[str, Any] = {},
     dry_run: bool = False,
 ) -> None:
-    """Compute every combination of variants, values and seeds; what is finished is not computed again.
+    """Compute every combination of variants, values and seeds. Finished points are not computed again.
 
     Args:
-        name: What the sweep is called: its refs are refs/sfd/NAME/POINT. The same name continues it.
-        preset: The experiment that is varied: params.yaml as it is, or a preset.
-        variants: Denoisers, by their names in the parameters; none for all that are active.
-        grid: Key as nested in params.yaml, or of a variant (delta_t, size, repa.weight), and all its values.
-        seeds: Seeds of training; none for each variant's own.
-        changes: Key and the one value that all points have.
-        dry_run: Only tell the points, what is finished, and estimated hours and bytes.
+        name: Name of the sweep; its refs are refs/sfd/NAME/POINT. The same name continues it.
+        preset: The experiment that is varied: the current params.yaml, or a preset.
+        variants: Names of denoisers in the parameters; empty for all active ones.
+        grid: Keys as nested in params.yaml, or of a variant (delta_t, size, repa.weight), each with a list of values.
+        seeds: Seeds of training; empty for each variant's own.
+        changes: Keys, each with one value for all points.
+        dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
     _run(Sweep(name, preset, Space(variants, grid, seeds, changes), dry_run))
 
@@ -88,16 +88,16 @@ def offset_sweep(
     steps: Positive | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Train and judge a denoiser at every offset by which semantics may lead (SFD, arXiv 2512.04926, ablation of delta_t).
+    """Train and evaluate a denoiser at several offsets delta_t (SFD, arXiv 2512.04926, ablation of delta_t).
 
     Args:
-        name: What the sweep is called: its refs are refs/sfd/NAME/POINT. The same name continues it.
+        name: Name of the sweep; its refs are refs/sfd/NAME/POINT. The same name continues it.
         delta_t: Offsets of global time, 0 to 1; 0 is synchronous denoising.
-        variants: Denoisers with a semantic latent, by their names in the parameters.
-        seeds: Seeds of training; none for each variant's own. Two or more give error bars.
-        preset: The experiment that is varied: params.yaml as it is, or a preset.
+        variants: Names of denoisers with a semantic latent in the parameters.
+        seeds: Seeds of training; empty for each variant's own. Two or more give error bars.
+        preset: The experiment that is varied: the current params.yaml, or a preset.
         steps: Steps of training instead of the experiment's.
-        dry_run: Only tell the points, what is finished, and estimated hours and bytes.
+        dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
     _run(Sweep(name, preset, Space(variants, {"delta_t": delta_t}, seeds, _steps(steps)), dry_run))
 
@@ -112,16 +112,16 @@ def size_sweep(
     steps: Positive | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Train and judge denoisers of several sizes with one recipe.
+    """Train and evaluate denoisers of several sizes with one recipe.
 
     Args:
-        name: What the sweep is called: its refs are refs/sfd/NAME/POINT. The same name continues it.
-        sizes: Depth, width and heads, by their names in the paper; tiny is the embedded experiment's.
-        variants: Denoisers, by their names in the parameters; none for all that are active.
-        seeds: Seeds of training; none for each variant's own. Two or more give error bars.
-        preset: The experiment that is varied: params.yaml as it is, or a preset.
+        name: Name of the sweep; its refs are refs/sfd/NAME/POINT. The same name continues it.
+        sizes: Names of sizes (depth, width, heads) as in the paper; tiny is the embedded experiment's.
+        variants: Names of denoisers in the parameters; empty for all active ones.
+        seeds: Seeds of training; empty for each variant's own. Two or more give error bars.
+        preset: The experiment that is varied: the current params.yaml, or a preset.
         steps: Steps of training instead of the experiment's.
-        dry_run: Only tell the points, what is finished, and estimated hours and bytes.
+        dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
     _run(Sweep(name, preset, Space(variants, {"size": sizes}, seeds, _steps(steps)), dry_run))
 
@@ -135,53 +135,52 @@ def seeds_sweep(
     steps: Positive | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Train and judge every denoiser with several seeds: how much of a difference is chance.
+    """Train and evaluate denoisers with several seeds: how large is the noise between trainings?
 
     Args:
-        name: What the sweep is called: its refs are refs/sfd/NAME/POINT. The same name continues it.
+        name: Name of the sweep; its refs are refs/sfd/NAME/POINT. The same name continues it.
         seeds: Seeds of training.
-        variants: Denoisers, by their names in the parameters; none for all that are active.
-        preset: The experiment that is varied: params.yaml as it is, or a preset.
+        variants: Names of denoisers in the parameters; empty for all active ones.
+        preset: The experiment that is varied: the current params.yaml, or a preset.
         steps: Steps of training instead of the experiment's.
-        dry_run: Only tell the points, what is finished, and estimated hours and bytes.
+        dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
     _run(Sweep(name, preset, Space(variants, {}, seeds, _steps(steps)), dry_run))
 
 
 def _run(asked: Sweep) -> None:
     if asked.name in (POINTS, CHAMPION, "latest") or re.fullmatch(r"v\d+", asked.name):
-        raise ConfigError(
-            f"a sweep cannot be called {asked.name}, which means something else among refs or models; choose another name"
-        )
+        raise ConfigError(f"the name {asked.name} has another meaning among refs or models; choose another name for the sweep")
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
         points = plan_points(base_values(asked.preset, project), asked.space, pipeline_code(project / PACKAGE), project)
         finished = git.read_records(project, POINTS)
-        rows = [Row(point, "finished before", finished[point.key]) for point in points if point.key in finished]
-        told = outlook(points, finished, project_rates(project))
-        create_table_artifact(told.table, key=comparison.artifact_key(asked.name, "plan"), description=told.words)
-        logger.info(told.words)
+        expected = outlook(points, finished, project_rates(project))
+        create_table_artifact(expected.table, key=artifact_key(asked.name, "plan"), description=expected.words)
+        logger.info(expected.words)
         if asked.dry_run:
             return
+        place = Place.of(project, f"sweep-{asked.name}", logger.info)
         missing = [point for point in points if point.key not in finished]
-        if missing and remote_of(project):
-            # a remote that cannot be used is told before any point starts
-            fetch(comparison.sweep_place(project, asked.name, logger.info))
+        if missing and place.has_remote:
+            fetch(place)  # fails before any point starts if the remote cannot be used
         dispatcher = Dispatcher(flow_run.id, commit, logger.info)
-        rows += _compute(project, commit, missing, dispatcher)
-        _send_missing(project, rows, dispatcher)
-        _show(project, asked, _in_order(rows, points))
-    failed = [row for row in rows if row.status == "failed"]
+        computed = {row.point.key: row for row in _compute(project, commit, missing, dispatcher)}
+        rows = [computed.get(point.key) or Row(point, "finished before", finished[point.key]) for point in points]
+        comparison = Comparison(asked.name, rows)
+        _send_missing(place, comparison, dispatcher)
+        _show(place, comparison, list(asked.space.grid))
+    failed = [row.point.name for row in rows if row.status == "failed"]
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(points)} points failed: {', '.join(row.point.name for row in failed)}; the artifact "
-            f"{comparison.artifact_key(asked.name, 'summary')} says why, and the same sweep run again computes only these"
+            f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}; the artifact "
+            f"{artifact_key(asked.name, 'summary')} says why; run the same sweep again to compute only these"
         )
 
 
 def _compute(project: Path, commit: str, missing: Sequence[Point], dispatcher: Dispatcher) -> list[Row]:
-    """Have all points computed, those that share stages after these, and return their rows."""
+    """Compute all points, those that share stages after these, and return their rows."""
     waiting: dict[str, list[Point]] = {}
     for group in shared_groups(missing):
         if len(group) > 1:
@@ -191,30 +190,28 @@ def _compute(project: Path, commit: str, missing: Sequence[Point], dispatcher: D
             dispatcher.submit(group[0], [group[0].target])
     rows: list[Row] = []
     while ended := dispatcher.ended():
-        for targets, outcome in ended:
-            if tuple(targets) != SHARED_TARGETS:
+        for outcome in ended:
+            if tuple(outcome.targets) != SHARED_TARGETS:
                 rows.append(_keep(project, commit, outcome))
                 continue
-            group = waiting.pop(outcome.point.shared)
-            if outcome.record is None:
-                rows += [Row(point, "failed", {}, f"its shared stages failed: {outcome.message}") for point in group]
-                continue
-            for point in group:
-                dispatcher.submit(point, [point.target])
+            for point in waiting.pop(outcome.point.shared):
+                if outcome.record is None:
+                    rows.append(Row(point, "failed", {}, f"its shared stages failed: {outcome.message}"))
+                else:
+                    dispatcher.submit(point, [point.target])
     return rows
 
 
-def _send_missing(project: Path, rows: Sequence[Row], dispatcher: Dispatcher) -> None:
-    """Have the runs sent that MLflow lacks, of points that finished while it was away or that another store has."""
-    lost = comparison.without_run(project, rows)
+def _send_missing(place: Place, comparison: Comparison, dispatcher: Dispatcher) -> None:
+    """Send the runs of finished points that MLflow lacks: it was down then, or another store has them."""
+    lost = comparison.without_run(place)
     for row in lost:
-        record = row.record
-        lock = git.file_of(project, str(record["commit"]), "dvc.lock")
-        dispatcher.submit(row.point, [row.point.target], "run of ", {"lock": lock})
+        lock = git.file_of(place.folder, str(row.record["commit"]), "dvc.lock")
+        dispatcher.submit(row.point, [row.point.target], "run of ", lock)
     if lost:
-        get_run_logger().info("MLflow lacks %d finished points; they are restored and sent", len(lost))
+        place.report(f"MLflow lacks {len(lost)} finished points; they are restored and sent")
     while ended := dispatcher.ended():
-        for _, outcome in ended:
+        for outcome in ended:
             if outcome.record is None:
                 get_run_logger().warning("%s: not sent to MLflow: %s", outcome.point.name, outcome.message)
 
@@ -230,43 +227,29 @@ def _keep(project: Path, commit: str, outcome: Outcome) -> Row:
     files = {"params.yaml": outcome.record["params"], "dvc.lock": outcome.record["lock"]}
     made = git.commit_point(project, commit, files, point.name, record)
     git.set_refs(project, {f"{POINTS}/{point.key}": made})
-    trained = any(stage.startswith("train@") for stage in record["ran"])
-    logger.info(
-        "%s: %s in %.0f s by %s", point.name, "computed" if trained else "restored", record["seconds"], record["worker"]
-    )
-    return Row(point, "computed" if trained else "restored", record | {"commit": made})
+    status = "computed" if any(stage.startswith("train@") for stage in record["ran"]) else "restored"
+    logger.info("%s: %s in %.0f s by %s", point.name, status, record["seconds"], record["worker"])
+    return Row(point, status, record | {"commit": made})
 
 
-def _show(project: Path, asked: Sweep, rows: list[Row]) -> None:
+def _show(place: Place, comparison: Comparison, over: Sequence[str]) -> None:
     """Name the points' commits, and publish table, figure, summary and runs."""
-    logger = get_run_logger()
-    good = [row for row in rows if row.numbers]
-    if good:
-        git.set_refs(project, {f"{asked.name}/{row.point.name}": row.record["commit"] for row in good})
+    name = comparison.name
+    if comparison.measured:
+        git.set_refs(place.folder, {f"{name}/{row.point.name}": row.record["commit"] for row in comparison.measured})
     if remote := Settings.read().git_remote:
         try:
-            for prefix in (POINTS, asked.name):
-                git.push_refs(project, remote, prefix)
+            for prefix in (POINTS, name):
+                git.push_refs(place.folder, remote, prefix)
         except DataError as error:
-            logger.warning("refs not sent: %s", error)
-    place = comparison.sweep_place(project, asked.name, logger.info)
-    files = comparison.write_comparison(project, asked.name, rows, list(asked.space.grid), place)
-    where = comparison.send_to_mlflow(
-        project, asked.name, comparison.sweep_points(rows), files, comparison.candidate(asked.name, rows)
-    )
-    if link := comparison.refresh_dashboard(place, rows[0].point.values):
-        where.append(f"[comparison of all runs in MLflow]({link})")
-    create_table_artifact(
-        comparison.table(rows), key=comparison.artifact_key(asked.name, "table"), description=f"sweep {asked.name}"
-    )
-    create_markdown_artifact(comparison.summary(asked.name, rows, where), key=comparison.artifact_key(asked.name, "summary"))
-    for picture in (file for file in files if file.suffix == ".png"):
-        create_image_artifact(comparison.data_url(picture), key=comparison.artifact_key(asked.name, "figure"))
-
-
-def _in_order(rows: Sequence[Row], points: Sequence[Point]) -> list[Row]:
-    places = {point.key: place for place, point in enumerate(points)}
-    return sorted(rows, key=lambda row: places[row.point.key])
+            get_run_logger().warning("refs not pushed: %s", error)
+    files = comparison.write(place, over)
+    where = comparison.send(place, files)
+    table = [row.columns for row in comparison.rows]
+    create_table_artifact(table, key=artifact_key(name, "table"), description=f"sweep {name}")
+    create_markdown_artifact(comparison.summary(where), key=artifact_key(name, "summary"))
+    for picture in files[1:]:
+        show_picture(picture, artifact_key(name, "figure"))
 
 
 def _steps(steps: int | None) -> dict[str, Any]:

@@ -18,30 +18,43 @@ from sfd_core.host.errors import ConfigError, ResourceError, exits_cleanly
 COMMAND = (sys.executable, "-m", "infra.lab", "run")
 """Starts the supervisor."""
 SECONDS_TO_STOP = 300.0
+TITLES = {"s3": "S3", "s3-gate": "S3", "mlflow": "MLflow", "prefect": "Prefect"}
 NOT_HEALTHY = 1
 """Exit code of `status` if not everything works."""
 
 
 def up(settings: Settings) -> None:
-    """Bring the laboratory up and say where it is; one that runs already is left alone.
+    """Start the laboratory, unless it runs already, and print its addresses.
 
     Raises `ConfigError` if one with other settings runs already, `ResourceError` if it cannot be started.
     """
     make_folder(settings.folder)
     is_remote = set_remote(Path.cwd())  # the worker reads it
     if is_supervised(settings.folder):
-        _wait_for_other(settings)
         print("the laboratory runs already")
+        _await(settings)
     else:
         _start(settings)
-    _print_whereabouts(settings, is_remote)
+    state = State.read(settings.folder)
+    for record in state.servers if state else []:
+        if record.address:
+            print(f"  {TITLES[record.name]:<8} {record.address}")
+    if not settings.worker:
+        print(f"  no worker: there is no {DEPLOYMENTS}")
+    if is_remote:
+        print(f"DVC remote   {REMOTE}, {URL}")
+    print(f"credentials  {_shown(settings.folder / 'credentials.json')}")
+    print(f"clients      source {_shown(settings.folder / ENVIRONMENT_FILE)}")
+    print("stop         make down")
+    if settings.is_exposed:
+        print("Other machines can reach it, and connections are not encrypted: put TLS before it outside a trusted network.")
 
 
 def down(settings: Settings) -> None:
-    """Stop the laboratory, or what a killed supervisor left of it; everything in its folder stays."""
+    """Stop the laboratory, or servers whose supervisor was killed; everything in its folder stays."""
     begun = time.monotonic()
     state = State.read(settings.folder)
-    if is_supervised(settings.folder) and state is not None:
+    if state is not None and is_supervised(settings.folder):
         if end([state.supervisor], SECONDS_TO_STOP):
             print(f"the supervisor did not end within {SECONDS_TO_STOP:.0f} seconds and was killed")
         state = State.read(settings.folder)
@@ -70,9 +83,10 @@ def status(settings: Settings) -> int:
         print("the supervisor is gone, but servers still run: `make up` takes them over, `make down` ends them")
     healthy = supervised and state.phase == "running"
     for record in state.servers:
-        works = record.process.runs and is_healthy(record.health)
+        runs = record.process.runs
+        works = runs and is_healthy(record.health)
         healthy &= works
-        condition = ("healthy" if record.health else "running") if works else "not healthy" if record.process.runs else "dead"
+        condition = ("healthy" if record.health else "running") if works else "not healthy" if runs else "dead"
         memory = f"{record.process.memory / 2**20:.0f} MiB"
         again = f"  started again {record.restarts} times" if record.restarts else ""
         print(f"  {record.name:<8} {condition:<12} process {record.process.pid:<8} {memory:>9}  {record.address}{again}")
@@ -83,71 +97,41 @@ def status(settings: Settings) -> int:
 
 def _start(settings: Settings) -> None:
     log = settings.folder / "logs" / "supervisor.log"
-    print(
-        f"starting S3, MLflow, Prefect{' and a worker' if settings.worker else ''}; logs are in {_shown(log.parent)}",
-        flush=True,
-    )
+    worker = " and a worker" if settings.worker else ""
+    print(f"starting S3, MLflow, Prefect{worker}; logs are in {_shown(log.parent)}", flush=True)
     begun = time.monotonic()
     with log.open("wb") as file:
-        supervisor = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+        supervisor = subprocess.Popen(COMMAND, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
     try:
-        for _ in ticks(2 * SECONDS_TO_START):
-            state = State.read(settings.folder)
-            if state is not None and state.supervisor.pid == supervisor.pid and state.phase == "running":
-                print(f"ready after {time.monotonic() - begun:.0f} s")
-                return
-            if supervisor.poll() is not None:
-                message = log.read_text().strip()
-                raise ResourceError(_last_error(message) or f"the laboratory did not start:\n{tail(log)}")
+        _await(settings, supervisor)
     except KeyboardInterrupt:
         print("stopping again", flush=True)
         supervisor.terminate()
         supervisor.wait()
         raise
-    raise ResourceError(f"the laboratory is not ready after {2 * SECONDS_TO_START:.0f} s; see {log}, stop it with `make down`")
+    print(f"ready after {time.monotonic() - begun:.0f} s")
 
 
-def _last_error(message: str) -> str | None:
-    _, found, error = message.rpartition("error: ")
-    return error if found else None
-
-
-def _wait_for_other(settings: Settings) -> None:
+def _await(settings: Settings, started: "subprocess.Popen[bytes] | None" = None) -> None:
+    """Wait until the laboratory runs, under the supervisor `started` or an earlier one."""
     for _ in ticks(2 * SECONDS_TO_START):
         state = State.read(settings.folder)
-        if state is not None and state.fingerprint != settings.fingerprint:
+        if started is not None and started.poll() is not None:
+            log = settings.folder / "logs" / "supervisor.log"
+            _, found, error = log.read_text().strip().rpartition("error: ")
+            raise ResourceError(error if found else f"the laboratory did not start:\n{tail(log)}")
+        if started is None and not is_supervised(settings.folder):
+            raise ResourceError("the laboratory that was starting or stopping here is not up; run `make up` again")
+        if state is None or (started is not None and state.supervisor.pid != started.pid):
+            continue
+        if state.fingerprint != settings.fingerprint:
             raise ConfigError(
                 f"the laboratory in {_shown(settings.folder)} runs with other settings (SFD_LAB_..., SFD_DATABASE_URL); "
                 "stop it with `make down` first"
             )
-        if state is not None and state.phase == "running":
+        if state.phase == "running":
             return
-        if not is_supervised(settings.folder):
-            break
-    raise ResourceError("the laboratory that was starting or stopping here is not up; run `make up` again")
-
-
-def _print_whereabouts(settings: Settings, is_remote: bool) -> None:
-    state = State.read(settings.folder)
-    addresses = {record.name: record.address for record in state.servers if record.address} if state else {}
-    titles = {"s3": "S3", "s3-gate": "S3", "mlflow": "MLflow", "prefect": "Prefect"}
-    for name, address in addresses.items():
-        print(f"  {titles[name]:<8} {address}")
-    if not settings.worker:
-        print(f"  no worker: there is no {DEPLOYMENTS}")
-    if is_remote:
-        print(f"DVC remote   {REMOTE}, {URL}")
-    print(f"credentials  {_shown(settings.folder / 'credentials.json')}")
-    print(f"clients      source {_shown(settings.folder / ENVIRONMENT_FILE)}")
-    print("stop         make down")
-    if settings.is_exposed:
-        print("Other machines reach it, and nothing is encrypted on the way: put it behind TLS outside a trusted network.")
+    raise ResourceError(f"the laboratory is not ready after {2 * SECONDS_TO_START:.0f} s; stop it with `make down`")
 
 
 def _shown(path: Path) -> str:

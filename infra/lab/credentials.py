@@ -1,12 +1,12 @@
 """Secrets of the laboratory: from the environment, or generated once into a file that only its owner reads."""
 
-import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_path
@@ -23,48 +23,61 @@ VARIABLES = {
 """Field -> environment variable that is used instead of the file's value."""
 SHORTEST = 12
 """Characters of a password; MLflow refuses shorter ones."""
+Secret = Annotated[str, Field(min_length=1, repr=False)]
 
 
-@dataclass(frozen=True, repr=False)
-class Credentials:
-    """Everything that must not be seen; its representation shows none of it."""
+class Credentials(BaseModel):
+    """All secrets; its representation shows none of them."""
 
-    s3_access_key_id: str
-    s3_secret_access_key: str
-    mlflow_password: str
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    s3_access_key_id: Secret
+    s3_secret_access_key: Secret
+    mlflow_password: Secret
     """Of MLflow's user `admin`."""
-    mlflow_cookie_key: str
+    mlflow_cookie_key: Secret
     """Signs MLflow's forms."""
-    prefect_auth_string: str
+    prefect_auth_string: Secret
     """USER:PASSWORD of the Prefect API and its pages."""
 
     @classmethod
     def of(cls, folder: Path, environment: Mapping[str, str]) -> Self:
-        """Read or generate the file in `folder`; what the environment gives is used instead and not written there.
+        """Read or generate the file in `folder`; values of the environment are used instead and not written there.
 
         Raises `DataError` for a damaged file, `ConfigError` for a variable that cannot be used.
         """
         path = folder / FILE
-        if path.is_file():
-            kept = _read(path)
-        else:
-            kept = _generate()
-            write_private(path, json.dumps(kept, indent=2) + "\n")
+        if not path.is_file():
+            write_private(path, cls._generated().model_dump_json(indent=2) + "\n")
         path.chmod(0o600)
+        try:
+            kept = cls.model_validate_json(path.read_text())
+        except ValueError as error:
+            raise DataError(f"{path} is damaged ({error}); delete it, and `make up` generates new credentials") from error
         given = {name: environment[variable] for name, variable in VARIABLES.items() if environment.get(variable)}
-        credentials = cls(**{**kept, **given})
+        credentials = kept.model_copy(update=given)
         credentials._check()
         return credentials
 
+    @classmethod
+    def _generated(cls) -> Self:
+        return cls(
+            s3_access_key_id=secrets.token_hex(10),
+            s3_secret_access_key=secrets.token_hex(20),
+            mlflow_password=secrets.token_urlsafe(18),
+            mlflow_cookie_key=secrets.token_hex(32),
+            prefect_auth_string=f"lab:{secrets.token_urlsafe(18)}",
+        )
+
     def values(self) -> tuple[str, ...]:
-        """Return all secrets, for those that must leave them out of something."""
-        return tuple(asdict(self).values())
+        """Return all secrets."""
+        return tuple(self.model_dump().values())
 
     def _check(self) -> None:
         if len(self.mlflow_password) < SHORTEST:
             raise ConfigError(f"{VARIABLES['mlflow_password']} is shorter than {SHORTEST} characters; choose a longer password")
-        user, separator, password = self.prefect_auth_string.partition(":")
-        if not (user and separator and len(password) >= SHORTEST):
+        user, _, password = self.prefect_auth_string.partition(":")
+        if not user or len(password) < SHORTEST:
             raise ConfigError(
                 f"{VARIABLES['prefect_auth_string']} must be USER:PASSWORD with at least {SHORTEST} characters of password"
             )
@@ -78,25 +91,3 @@ def write_private(path: Path, text: str) -> None:
             temporary.write_text(text)
     finally:
         os.umask(mask)
-
-
-def _generate() -> dict[str, str]:
-    return {
-        "s3_access_key_id": secrets.token_hex(10),
-        "s3_secret_access_key": secrets.token_hex(20),
-        "mlflow_password": secrets.token_urlsafe(18),
-        "mlflow_cookie_key": secrets.token_hex(32),
-        "prefect_auth_string": f"lab:{secrets.token_urlsafe(18)}",
-    }
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        kept = json.loads(path.read_text())
-        if set(kept) != {field.name for field in fields(Credentials)} or not all(
-            isinstance(v, str) and v for v in kept.values()
-        ):
-            raise ValueError("it lacks a secret")
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it, and `make up` generates new credentials") from error
-    return dict(kept)

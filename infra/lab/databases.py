@@ -1,4 +1,4 @@
-"""Where MLflow and Prefect keep what they know: SQLite files, or databases of their own on a PostgreSQL server."""
+"""The databases of MLflow and Prefect: SQLite files, or databases on a PostgreSQL server."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,8 @@ class Databases:
     def of(cls, folder: Path, url: str | None) -> Self:
         """Return files in `folder`, or the databases `<name>_mlflow` and so on of the PostgreSQL server at `url`."""
         if url is None:
-            files = {purpose: folder / f"{purpose}.db" for purpose in PURPOSES}
-            return cls(
-                mlflow=f"sqlite:///{files['mlflow']}",
-                mlflow_auth=f"sqlite:///{files['mlflow_auth']}",
-                prefect=f"sqlite+aiosqlite:///{files['prefect']}",
-            )
+            drivers = {"mlflow": "sqlite", "mlflow_auth": "sqlite", "prefect": "sqlite+aiosqlite"}
+            return cls(**{purpose: f"{driver}:///{folder / purpose}.db" for purpose, driver in drivers.items()})
         drivers = {"mlflow": "psycopg", "mlflow_auth": "psycopg", "prefect": "asyncpg"}
         return cls(
             **{purpose: _with(url, f"postgresql+{driver}", database_name(url, purpose)) for purpose, driver in drivers.items()}
@@ -65,7 +61,7 @@ def make_databases(url: str) -> None:
                             f"administrator run: CREATE DATABASE {name} OWNER {address.username};"
                         ) from error
     except psycopg.OperationalError as error:
-        reason = _without_secret(str(error).strip().splitlines()[-1], address.password)
+        reason = str(error).strip().splitlines()[-1].replace(address.password or "\0", "***")
         raise ResourceError(f"{server} cannot be used: {reason}; check SFD_DATABASE_URL and that the server runs") from error
 
 
@@ -73,19 +69,15 @@ def _connect(url: str) -> Any:
     """Connect to the database that every server has, or, where that is not allowed, to the one that `url` names."""
     import psycopg
 
-    names = ["postgres", urlsplit(url).path.strip("/")]
-    for name in [name for name in names if name][:-1]:
+    names = ["postgres", *filter(None, [urlsplit(url).path.strip("/")])]
+    for name in names:
         try:
             return psycopg.connect(_with(url, "postgresql", name), autocommit=True, connect_timeout=CONNECT_SECONDS)
         except psycopg.OperationalError:
-            continue
-    name = [name for name in names if name][-1]
-    return psycopg.connect(_with(url, "postgresql", name), autocommit=True, connect_timeout=CONNECT_SECONDS)
+            if name == names[-1]:
+                raise
+    raise AssertionError
 
 
 def _with(url: str, scheme: str, database: str) -> str:
     return urlunsplit(urlsplit(url)._replace(scheme=scheme, path=f"/{quote(database)}"))
-
-
-def _without_secret(text: str, secret: str | None) -> str:
-    return text.replace(secret, "***") if secret else text

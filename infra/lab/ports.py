@@ -1,4 +1,4 @@
-"""Ports: those that a user chose must be free, those that only SeaweedFS needs are chosen once and kept."""
+"""Ports: those that a user sets must be free; those that only SeaweedFS uses are chosen once and kept."""
 
 import errno
 import secrets
@@ -17,20 +17,17 @@ FIRST, COUNT = 20_000, 2_000
 
 def choose_ports(kept: Mapping[str, int], fixed: Mapping[str, int], in_use: bool) -> dict[str, int]:
     """Return one port for each name: `fixed`, else the one `kept` if it is free or `in_use` by SeaweedFS, else a new one."""
-    chosen = dict(fixed)
+    reused = {name: port for name, port in kept.items() if port not in fixed.values() and (in_use or _are_free(port))}
+    chosen = reused | dict(fixed)
     candidates = iter(range(FIRST + secrets.randbelow(COUNT // 2), FIRST + COUNT))
-    for name in WEED_PORTS:
-        port = kept.get(name)
-        if name not in chosen and port is not None and port not in fixed.values() and (in_use or _are_free(port)):
-            chosen[name] = port
     for name in WEED_PORTS:
         if name not in chosen:
             chosen[name] = next(port for port in candidates if port not in chosen.values() and _are_free(port))
-    return chosen
+    return {name: chosen[name] for name in WEED_PORTS}
 
 
 def require_free(server: Server) -> None:
-    """Raise `ResourceError` that says who has a port of `server`, if someone has."""
+    """Raise `ResourceError` that names the process on a port of `server`, if there is one."""
     for host, port in server.ports:
         if not is_free(host, port):
             variable = Settings.variable(f"{server.name.removesuffix('-gate')}_port")

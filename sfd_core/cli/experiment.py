@@ -31,7 +31,7 @@ def experiment(
     What the project computed already is reused.
     """
     from sfd_core.experiment.params import load_params
-    from sfd_core.workspace.beside import Axis, experiment_dir, plan_experiment, run_experiment
+    from sfd_core.workspace.experiments import Axis, experiment_dir, plan_experiment, run_experiment
 
     axis = None
     if vary:

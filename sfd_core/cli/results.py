@@ -9,7 +9,7 @@ from sfd_core.cli.options import PARAMS
 from sfd_core.host.paths import OUTPUTS, REPORT, atomic_path
 
 if TYPE_CHECKING:
-    from sfd_core.workspace.beside import Plan
+    from sfd_core.workspace.experiments import Plan
 
 STUDIES = Path("docs") / "results"
 """Committed tables of experiments, shown in the report."""
@@ -44,7 +44,7 @@ def write_table(plan: "Plan", folder: Path, path: Path) -> None:
 
     from sfd_core.experiment.params import load_params
     from sfd_core.reporting.sources import read_outputs
-    from sfd_core.workspace.beside import origin_values
+    from sfd_core.workspace.experiments import origin_values
 
     outputs = read_outputs(load_params(folder / PARAMS), folder / OUTPUTS, folder / STUDIES)
     varied = origin_values(plan, ["learning_rate", "seed", "delta_t"])

@@ -1,4 +1,4 @@
-"""What a sweep is about to take: hours and bytes, from points that are finished and from the sizes of the networks."""
+"""The expected cost of a sweep, in hours and bytes, from finished points and the sizes of the networks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ class Outlook:
     """A sweep before it starts."""
 
     table: list[dict[str, Any]]
-    """A row a point: whether it is finished, and what it is expected to take."""
+    """A row a point: whether it is finished, and its expected cost."""
     words: str
 
 
@@ -48,7 +48,7 @@ def outlook(points: Sequence[Point], finished: Mapping[str, Mapping[str, Any]], 
 
 
 def project_rates(project: Path) -> list[float]:
-    """Return the seconds that a unit of work took in each training whose results lie in the project's outputs."""
+    """Return the seconds a unit of work for each training with results in the project's outputs."""
     values = load_params(project / "params.yaml").model_dump(mode="json")
     rates = []
     for name in values["active"]:
@@ -67,7 +67,7 @@ def _words(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _work(point: Point) -> float:
-    """Return what a training's time grows with: images seen, tokens an image, weights."""
+    """Return the amount of work that a training's time is proportional to: images seen, tokens an image, weights."""
     optimisation = point.values["train"]["optimisation"]
     return float(optimisation["steps"] * optimisation["batch_size"] * _work_an_image(point.values, point.variant))
 

@@ -1,4 +1,4 @@
-"""Which points a sweep has: every combination of variants, values and seeds, each a whole, checked experiment."""
+"""The points of a sweep: every combination of variants, values and seeds, each a complete, checked experiment."""
 
 import copy
 import re
@@ -18,14 +18,14 @@ CURRENT = "params.yaml"
 """In place of a preset's name: the project's own parameters."""
 SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "reference")
 SHARED_OF_EVALUATE = ("final_samples", "snapshot_samples", "kid_subset_size")
-"""What the stages before training read: points that agree in it share their results."""
+"""Values that the stages before training read: points with equal ones share their results."""
 SHARED_TARGETS = ("encode", "reference")
 MOST_POINTS = 1000
 
 
 @dataclass(frozen=True)
 class Space:
-    """What varies in a sweep, and what is set for all of its points."""
+    """What varies in a sweep, and what all its points have in common."""
 
     variants: Sequence[str]
     """Names of `variants` in the parameters; empty for all that are active."""
@@ -42,16 +42,16 @@ class Point:
     """One experiment of a sweep: one variant with all its parameters."""
 
     name: str
-    """What differs, in letters that a git ref takes."""
+    """What differs, in letters that a git ref allows."""
     variant: str
     settings: Mapping[str, Any]
     """The swept keys and their values, and the seed."""
     values: Mapping[str, Any]
     """Raw parameters, complete, of this variant alone."""
     key: str
-    """Hash of parameters and code: equal keys are one experiment, whichever sweep asks for it."""
+    """Hash of parameters and code: equal keys are one experiment, in any sweep."""
     shared: str
-    """Hash of what its stages before training depend on."""
+    """Hash of everything that its stages before training depend on."""
 
     @property
     def target(self) -> str:
@@ -67,9 +67,9 @@ def base_values(preset: str, project: Path = Path()) -> dict[str, Any]:
 
 
 def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Path = Path()) -> list[Point]:
-    """Return all points, each once and checked as if it were a parameter file of its own, inputs included.
+    """Return all points, each once, checked like a parameter file, inputs included.
 
-    Raises `ConfigError` or `DataError` that names the first point that cannot be; nothing has started then.
+    Raises `ConfigError` or `DataError` that names the first invalid point.
     """
     changed = copy.deepcopy(dict(values))
     for key, value in space.changes.items():
@@ -85,12 +85,15 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
         keys = [*space.grid, *(["seed"] if space.seeds else [])]
         point = _point(changed, name, dict(zip(keys, chosen, strict=True)), space, code)
         points.setdefault(point.key, point)
-    _check_inputs(points.values(), project)
+    for point in points.values():
+        params = parse_params(point.values)
+        require_none_in_outputs(params, project)
+        require_inputs(params, project)
     return list(points.values())
 
 
 def shared_groups(points: Sequence[Point]) -> list[list[Point]]:
-    """Return the points in groups that have the stages before training in common."""
+    """Return the points in groups that share the stages before training."""
     groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(point.shared, []).append(point)
@@ -111,7 +114,7 @@ def _point(values: Mapping[str, Any], variant: str, settings: dict[str, Any], sp
 
 
 def point_name(variant: str, settings: Mapping[str, Any]) -> str:
-    """Return `variant-key-value-...` in letters that a git ref and a file take."""
+    """Return `variant-key-value-...` in letters that git refs and file names allow."""
     words = [variant, *(word for key, value in settings.items() for word in (key.split(".")[-1], _word(value)))]
     return "-".join(words)
 
@@ -126,7 +129,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_of_variant(key: str) -> bool:
-    """Whether a key is one of `VariantParams`; no group of the whole experiment is called like one of them."""
+    """Whether a key is one of `VariantParams`; no group of the experiment has the name of one."""
     first = key.partition(".")[0]
     return first in VariantParams.model_fields and first not in Params.model_fields
 
@@ -140,7 +143,7 @@ def _require_values(space: Space, variants: int) -> None:
     count = variants * max(1, len(space.seeds))
     for key, values in space.grid.items():
         if not values:
-            raise ConfigError(f"the sweep over {key} names no value; give at least one")
+            raise ConfigError(f"the sweep over {key} has no value; give at least one")
         if key == "seed":
             raise ConfigError("seed is swept by the list of seeds; leave it out of the grid")
         if key in space.changes:
@@ -148,10 +151,3 @@ def _require_values(space: Space, variants: int) -> None:
         count *= len(values)
     if count > MOST_POINTS:
         raise ConfigError(f"the sweep has {count:,} points, more than {MOST_POINTS:,}; sweep fewer values at a time")
-
-
-def _check_inputs(points: Any, project: Path) -> None:
-    for point in points:
-        params = parse_params(point.values)
-        require_none_in_outputs(params, project)
-        require_inputs(params, project)

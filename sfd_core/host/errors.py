@@ -1,4 +1,4 @@
-"""Errors a user can act on: what is wrong with which value, why, and what to do. They exit with code 2."""
+"""Errors a user can act on: what is wrong with which value, why, and what to do. Most exit with code 2."""
 
 import functools
 import sys
@@ -8,6 +8,8 @@ from typing import ParamSpec
 P = ParamSpec("P")
 
 USER_ERROR_EXIT_CODE = 2
+BUSY_EXIT_CODE = 76
+"""Another process is doing the same training: a sweep waits for it and takes its result from the cache."""
 PREEMPTED_EXIT_CODE = 85
 """Exit code of a training that wrote a checkpoint after SIGTERM and can be resumed (HTCondor's default for this case)."""
 
@@ -32,6 +34,10 @@ class ResourceError(SFDError):
     """The machine lacks disk, memory, a device or a weights file that the next step needs."""
 
 
+class BusyError(ResourceError):
+    """Another process is doing the same work; its result can be used once it has ended."""
+
+
 class NumericsError(SFDError):
     """A tensor that must be finite is not."""
 
@@ -41,7 +47,10 @@ class Preempted(Exception):  # noqa: N818 (nothing went wrong)
 
 
 def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
-    """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2, and `Preempted` into exit code 85."""
+    """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2, or 76 for a `BusyError`.
+
+    `Preempted` becomes exit code 85.
+    """
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -49,7 +58,7 @@ def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
             main(*args, **kwargs)
         except SFDError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(USER_ERROR_EXIT_CODE)
+            sys.exit(BUSY_EXIT_CODE if isinstance(error, BusyError) else USER_ERROR_EXIT_CODE)
         except Preempted as message:
             print(message, file=sys.stderr)
             sys.exit(PREEMPTED_EXIT_CODE)

@@ -1,22 +1,30 @@
-"""Locks of this machine, which the kernel lets go of when their holders end, however they end."""
+"""Locks of this machine, which the kernel releases when their holders end, however they end."""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sfd_core.host.errors import BusyError
+
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Wait for the lock of a file and give its descriptor: a child that inherits it holds the lock, too."""
+def locked(path: Path, busy: str | None = None) -> Iterator[int]:
+    """Wait for the lock of a file and give its descriptor: a child that inherits it holds the lock, too.
+
+    With a message `busy` it does not wait: raises `BusyError` with it if another process holds the lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(busy) from error
         yield file.fileno()
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock of a file; a file that is not there is held by none."""
+    """Whether some process holds the lock of a file; false for a file that does not exist."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""This machine as a worker: what it is called, how many trainings it takes at once, and which GPU each of them has."""
+"""This machine as a worker: its name, how many trainings it runs at once, and which GPUs each of them gets."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one training, held until the last process that inherited `held` is gone."""
+    """Room for one training, held until the last process that inherited `held` is gone."""
 
     number: int
     held: int
@@ -28,7 +28,7 @@ class Slot:
 
 
 def worker_name() -> str:
-    """Return what this worker is called, in letters that names of Prefect's limits take."""
+    """Return the name of this worker, in letters that Prefect allows in the name of a limit."""
     name = Settings.read().worker or socket.gethostname()
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
 
@@ -42,7 +42,7 @@ def gpus() -> list[str]:
 
 
 def limit_name() -> str:
-    """Return the name of this worker's concurrency limit in Prefect: what it is limited by, and whose it is."""
+    """Return the name of this worker's concurrency limit in Prefect, such as `gpu@node7`."""
     return f"{'gpu' if gpus() else 'cpu'}@{worker_name()}"
 
 
@@ -60,8 +60,8 @@ def slot_count() -> int:
 
 
 @contextmanager
-def slot(limit: Callable[[], int], told: Callable[[str], None]) -> Iterator[Slot]:
-    """Wait for a free place among the first `limit()` and hold it; the kernel frees it however its holders end."""
+def slot(limit: Callable[[], int], report: Callable[[str], None]) -> Iterator[Slot]:
+    """Wait for a free slot among the first `limit()` and hold it; the kernel frees it however its holders end."""
     folder = _folder()
     waiting = False
     while True:
@@ -74,13 +74,13 @@ def slot(limit: Callable[[], int], told: Callable[[str], None]) -> Iterator[Slot
                 yield Slot(number, file.fileno(), _devices(number))
                 return
         if not waiting:
-            told(f"waiting for one of {limit()} places of {limit_name()}")
+            report(f"waiting for one of {limit()} slots of {limit_name()}")
             waiting = True
         time.sleep(_POLL_SECONDS)
 
 
 def taken() -> int:
-    """Return how many places of this machine are held."""
+    """Return how many slots of this machine are held."""
     return sum(is_held(file) for file in _folder().iterdir())
 
 

@@ -4,7 +4,6 @@ A folder of such work is keyed by parameters and inputs. The code lies beside th
 continues it silently nor throws away more than a few minutes of it.
 """
 
-import fcntl
 import json
 import shutil
 import sys
@@ -14,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
-from sfd_core.host.errors import ConfigError, DataError, ResourceError
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, atomic_dir, replace_dir, write_json
 
 RECORD, LOCK = "code.json", "lock"
@@ -107,13 +107,8 @@ def mixed_codes(folder: Path) -> dict[str, list[str]]:
 
 @contextmanager
 def held(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold a folder of resumable work for this process. Raises `ResourceError` if another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ResourceError(f"another process is {purpose} in {folder}; wait for it or stop it") from error
+    """Hold a folder of resumable work for this process. Raises `BusyError` if another process holds it."""
+    with locked(folder / LOCK, f"another process is {purpose} in {folder}; wait for it or stop it"):
         yield
 
 
@@ -124,7 +119,7 @@ def resumable_dir(path: Path, work: Path, code: Code = UNKNOWN_CODE) -> Iterator
     What that run was just writing with `atomic_path` or `atomic_dir` is deleted.
 
     Whatever ends the block otherwise, a kill included, leaves `work` as it is, so name it after the parameters and inputs of
-    the result (`resume_dir`). Raises `ResourceError` if another process holds it, and what `settle` raises.
+    the result (`resume_dir`). Raises `BusyError` if another process holds it, and what `settle` raises.
     """
     folder = work / "out"
     with held(work, f"writing {path}"):

@@ -1,9 +1,10 @@
-"""Runs one command in a session of its own, which ends with this process, as this process ends with the one that started it.
+"""Runs one command in a session of its own; it ends with this process, and this process ends with its parent.
 
     python sfd_core/host/supervisor.py PARENT LOG COMMAND...
 
 On SIGTERM, or when process PARENT is gone, everything the command started gets SIGTERM, and SIGKILL after `GRACE_SECONDS`.
-Output goes to the file LOG: a pipe would keep whoever reads it waiting for a process that nobody waits for.
+Output goes to the file LOG, or with `-` to this process's own: a pipe would keep its reader waiting for a process that
+outlives the command.
 """
 
 import ctypes
@@ -12,16 +13,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 GRACE_SECONDS = 25.0
-"""Time for a training to write its checkpoint; Prefect kills an engine 30 seconds after it asked it to end."""
+"""Time for a training to write its checkpoint; Prefect kills an engine 30 seconds after its SIGTERM."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 
 def die_with_parent(parent: int) -> None:
-    """Have this process get SIGTERM when the thread that started it ends; at once if process `parent` is gone already."""
+    """Let this process get SIGTERM when the thread that started it ends; at once if process `parent` is gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
@@ -35,12 +37,12 @@ def main() -> None:
     die_with_parent(int(parent))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    with Path(log).open("ab") as output:
+    with nullcontext() if log == "-" else Path(log).open("ab") as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=output and subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, set()),  # noqa: PLW1509 - this process has one thread
         )
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def _end_group(group: int) -> None:
-    """End what is left of the command's session and return when nothing is."""
+    """End the processes left in the command's session and return when none is."""
     for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
         sent = int(number)
@@ -71,7 +73,7 @@ def _end_group(group: int) -> None:
 
 
 def _reap() -> None:
-    """Collect processes that ended and that nobody waits for: as long as one is not, its group exists."""
+    """Collect ended processes that nobody waits for: a group exists as long as it has one."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

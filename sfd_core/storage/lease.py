@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.host.errors import BusyError, DataError, ResourceError
 from sfd_core.storage.bucket import ConflictError, Storage
 
 SECONDS = 300.0
@@ -77,7 +77,7 @@ class Lease:
     def acquire(self) -> None:
         """Take the lease and renew it in the background.
 
-        Raises `ResourceError` that names the holder if another one has it, at once. A lease that expired, was released or
+        Raises `BusyError` that names the holder if another one has it, at once. A lease that expired, was released or
         belongs to a process of this machine that was killed is taken over.
         """
         self._holder = Holder(uuid.uuid4().hex, self.who, self.seconds, machine=_machine(), process=os.getpid())
@@ -126,8 +126,8 @@ class Lease:
             return content.etag
         left = other.seconds - content.age
         if other.token and left > 0 and not other.dead:
-            raise ResourceError(
-                f"{other.who} is at work on {self.key}; wait for it or stop it (if it died, its claim ends in {left:.0f} s)"
+            raise BusyError(
+                f"{other.who} holds the lease {self.key}; wait for it or stop it (if it died, its lease ends in {left:.0f} s)"
             )
         return self._replace(content.etag, self._holder)
 

@@ -103,9 +103,9 @@ class ResumeFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; raises `ResourceError` if another process trains in it."""
+        """Hold the folder for this process; raises `BusyError` if another process trains in it."""
         shutil.rmtree(self._doomed, ignore_errors=True)
-        with resume.held(self.path, "running this very training"):
+        with resume.held(self.path, "running this training"):
             yield
 
     def settle(self) -> bool:

@@ -1,4 +1,4 @@
-"""Git around a sweep: a worktree for each point, and a commit with parameters, lock and numbers that anyone can check out."""
+"""Git in a sweep: a worktree for each point, and a commit with its parameters, lock file and numbers."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _AUTHOR = {"NAME": "sfd sweep", "EMAIL": "sfd@localhost"}
 
 
 def base_commit(project: Path) -> str:
-    """Return the commit that is checked out. Raises `ConfigError` where its code is not what lies there."""
+    """Return the commit that is checked out. Raises `ConfigError` if files of its code have changed."""
     if not (project / ".git").exists():
         raise ConfigError(
             f"{project} is no git repository of its own; sweeps run in a clone, so that every point can be checked out"
@@ -46,9 +46,9 @@ def require_commit(project: Path, commit: str) -> None:
 
 @contextmanager
 def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]:
-    """Give the folder of a point, named by its content, and the descriptor that holds it for this process and its children.
+    """Give a point's folder, named by its key, and the descriptor that locks it for this process and its children.
 
-    What an attempt before left in the folder is there, resumable checkpoints above all. `forget_worktree` deletes it.
+    It still holds the files of an earlier attempt, such as checkpoints to resume from. `forget_worktree` deletes it.
     """
     folder = project / POINTS / key
     whole = folder.with_suffix(".whole")
@@ -64,7 +64,7 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
 
 
 def forget_worktree(project: Path, folder: Path) -> None:
-    """Delete a point's folder, which the caller holds; what it computed is in the cache."""
+    """Delete a point's folder, which the caller holds; its results are in the cache."""
     with locked(project / POINTS / "git.lock"):
         folder.with_suffix(".whole").unlink(missing_ok=True)
         _git(project, "worktree", "remove", "--force", "--force", str(folder.absolute()))
@@ -114,7 +114,7 @@ def file_of(project: Path, commit: str, path: str) -> str:
 
 
 def push_refs(project: Path, remote: str, prefix: str) -> None:
-    """Send the refs below `refs/sfd/<prefix>` to a git remote. Raises `DataError`."""
+    """Push the refs below `refs/sfd/<prefix>` to a git remote. Raises `DataError`."""
     _git(project, "push", "--quiet", remote, f"+{REFS}/{prefix}/*:{REFS}/{prefix}/*")
 
 
@@ -139,5 +139,5 @@ def _git(project: Path, *arguments: str, given: str | None = None, extra: Mappin
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without the repository of a caller, such as a hook."""
+    """Return the environment without the variables of a calling git, such as a hook."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"GIT_TERMINAL_PROMPT": "0"}

@@ -1,7 +1,7 @@
-"""Which flow runs this clone is executing, on disk: what a dead process leaves here is started again and continues.
+"""The flow runs that this clone executes, on disk: a worker restarts those whose process died, and they resume.
 
-A run's file is locked as long as its process lives. The kernel lets go of the lock however it ends, so no heartbeat and no
-clock is asked.
+A run's file is locked as long as its process lives. The kernel releases the lock however the process ends, so there is no
+heartbeat and no timeout.
 """
 
 import json
@@ -21,18 +21,18 @@ FOLDER = STATE / "flow-runs"
 
 @dataclass(frozen=True)
 class Broken:
-    """A flow run whose process is gone before its end."""
+    """A flow run whose process died before its end."""
 
     flow_run: UUID
     restarts: int
-    """How often it was started again already."""
+    """How often it was restarted already."""
 
 
 @contextmanager
 def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
-    """Keep a flow run in the journal while the block runs, and have this process end with the worker that started it.
+    """Keep a flow run in the journal while the block runs; this process ends with the worker that started it.
 
-    Its own failure ends a run; a signal or a kill leaves it in the journal.
+    A run that ends or raises leaves the journal; one that a signal or a kill ends stays in it.
     """
     path = project / FOLDER / f"{flow_run}.json"
     with locked(path.with_suffix(".lock")):
@@ -47,22 +47,22 @@ def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
 
 
 def broken(project: Path) -> list[Broken]:
-    """Return the flow runs in the journal that no process is executing."""
+    """Return the flow runs in the journal whose process died."""
     return [Broken(UUID(path.stem), _read(path)["restarts"]) for path in _entries(project) if not _is_alive(path)]
 
 
 def alive(project: Path) -> dict[UUID, int]:
-    """Return the flow runs of this clone that are being executed, with their processes."""
+    """Return the running flow runs of this clone with their process ids."""
     return {UUID(path.stem): _read(path)["process"] for path in _entries(project) if _is_alive(path)}
 
 
 def count_restart(project: Path, run: Broken) -> None:
-    """Note that a run is started again."""
+    """Count a restart of a run."""
     write_json(project / FOLDER / f"{run.flow_run}.json", {"restarts": run.restarts + 1, "process": 0})
 
 
 def forget(project: Path, flow_run: UUID | str) -> None:
-    """Take a flow run out of the journal."""
+    """Remove a flow run from the journal."""
     (project / FOLDER / f"{flow_run}.json").unlink(missing_ok=True)
     (project / FOLDER / f"{flow_run}.lock").unlink(missing_ok=True)
 
@@ -76,7 +76,7 @@ def _is_alive(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, int]:
-    """Return an entry; one that is damaged or was taken out meanwhile has no process."""
+    """Return an entry; one that is damaged or was just removed has no process."""
     try:
         entry: dict[str, int] = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -22,6 +22,8 @@ from laboratory import WholeLaboratory, await_training, processes_in, records_of
 from projects import Project
 from seaweed import WEED
 
+from sfd_core.host.errors import BUSY_EXIT_CODE
+
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.xdist_group("servers"),
@@ -215,7 +217,11 @@ def test_points_that_share_a_training_wait_for_it(faulty: Faulty) -> None:
     assert state.is_completed(), state.message
     rows = json.loads(faulty.laboratory.artifact("judged-twice-table"))
     assert sorted(row["status"] for row in rows) == ["computed", "restored"]
-    refused = [file for file in (faulty.project.path / ".sfd" / "logs").glob("*.log") if "is at work on" in file.read_text()]
+    refused = [
+        file
+        for file in (faulty.project.path / ".sfd" / "logs").glob("*.log")
+        if f"exited with {BUSY_EXIT_CODE}" in file.read_text()
+    ]
     assert len(refused) == 1
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
-from sfd_core.host.errors import ConfigError, ResourceError
+from sfd_core.host.errors import BusyError, ConfigError, ResourceError
 from sfd_core.host.seeding import generator
 from sfd_core.storage import Lease, Storage, mirror, shared_training
 from sfd_core.training.checkpoint import ResumeFolder
@@ -116,7 +116,7 @@ def test_two_machines_never_train_the_same(tmp_path: Path, storage: Storage, req
     first, second = machine(tmp_path, "first"), machine(tmp_path, "second")
     with (
         shared_training(first.path, first.settle),
-        pytest.raises(ResourceError, match=r"is at work on .*0123abcd"),
+        pytest.raises(BusyError, match=r"holds the lease .*0123abcd"),
         shared_training(second.path, second.settle),
     ):
         pass

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host import paths
-from sfd_core.host.errors import ConfigError, ResourceError
+from sfd_core.host.errors import BusyError, ConfigError
 from sfd_core.host.resume import Code, mixed_codes
 from sfd_core.training.checkpoint import ResumeFolder, State, resume_key
 
@@ -101,7 +101,7 @@ def test_deleting_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "resume")
-    with folder.locked(), pytest.raises(ResourceError, match="another process"), folder.locked():
+    with folder.locked(), pytest.raises(BusyError, match="another process"), folder.locked():
         pass
     with folder.locked():
         pass

@@ -1,4 +1,3 @@
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,8 @@ import yaml
 
 from sfd_core.experiment.params import load_params, parse_params
 from sfd_core.host.errors import ConfigError
-from sfd_core.workspace.beside import Axis, origin_values, plan_experiment, run_experiment
+from sfd_core.workspace.dvc import Place
+from sfd_core.workspace.experiments import Axis, origin_values, plan_experiment, run_experiment
 
 ROOT = Path(__file__).parents[3]
 VALUES = load_params(ROOT / "params.yaml").model_dump(mode="json")
@@ -58,7 +58,7 @@ def test_images_and_weights_of_the_project_are_those_of_its_experiments(
     for name in ("dvc.yaml", ".dvcignore", "data/train-0.parquet", "data/train-1.parquet", "data/val.parquet"):
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).touch()
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    monkeypatch.setattr(Place, "dvc", lambda *_: "")
     changes = {"source": "parquet", "labels": "stored", "path": "data/train-*.parquet", "held_out_path": "data/val.parquet"}
     changes |= {"held_out": None, "copies": 1}
     run_experiment(plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()}), folder, project)

@@ -4,15 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from sfd_core.host.errors import BusyError
 from sfd_core.host.machine import slot, taken
-from sfd_core.workspace.programs import Place, ProgramError, environment, remote_of, stages_run, tail, write_local_config
+from sfd_core.workspace.dvc import Place, ProgramError, environment, remote_of, stages_run, tail, write_local_config
 
+ROOT = Path(__file__).parents[3]
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -22,15 +26,17 @@ time.sleep(1 if "short" in sys.argv else 300)
 """
 CALLER = """
 import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
-from sfd_core.workspace.programs import Place, environment
+from sfd_core.workspace.dvc import Place, environment
 folder = Path(sys.argv[1])
-Place(folder, folder / "log", environment(folder)).run(sys.executable, str(folder / "stubborn.py"))
+Place(folder, environment(folder), folder / "log").run(sys.executable, str(folder / "stubborn.py"))
 """
 
 
 def place(folder: Path, lines: list[str] | None = None) -> Place:
-    return Place(folder, folder / "log", environment(folder), told=(lines if lines is not None else []).append)
+    return Place(folder, environment(folder), folder / "log", report=(lines if lines is not None else []).append)
 
 
 def pids(folder: Path) -> list[int]:
@@ -76,7 +82,7 @@ def test_a_program_ends_with_its_caller_even_one_that_is_killed(
 ) -> None:
     patched = STUBBORN.replace("lambda *_: None", "signal.SIG_DFL")
     (tmp_path / "stubborn.py").write_text(patched)
-    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], cwd=Path(__file__).parents[3])
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], cwd=ROOT)
     found = pids(tmp_path)
     caller.send_signal(number)
     caller.wait(20)
@@ -130,3 +136,81 @@ def test_a_place_for_a_training_is_held_until_its_last_process_ends(tmp_path: Pa
     assert taken() == 1
     child.communicate(b"\n")
     assert taken() == 0
+
+
+def pipeline(folder: Path, text: str) -> Place:
+    """Lay out a DVC project of its own with a dvc.yaml."""
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (folder / "dvc.yaml").write_text(textwrap.dedent(text))
+    return place(folder)
+
+
+BUSY = """
+from sfd_core.host.errors import BusyError, ConfigError, exits_cleanly
+import sys
+import textwrap
+
+@exits_cleanly
+def main():
+    raise (BusyError if sys.argv[1] == "busy" else ConfigError)("somebody else trains this")
+
+main()
+"""
+
+
+def test_a_stage_that_another_process_runs_is_told_from_one_that_fails(tmp_path: Path) -> None:
+    there = pipeline(
+        tmp_path,
+        f"""
+        stages:
+          shared: {{cmd: {sys.executable} stage.py busy}}
+          wrong: {{cmd: {sys.executable} stage.py wrong}}
+        """,
+    )
+    (tmp_path / "stage.py").write_text(BUSY)
+    there = replace(there, environment={**there.environment, "PYTHONPATH": str(ROOT)})
+    with pytest.raises(BusyError, match="somebody else trains this"):
+        there.dvc("repro", "shared")
+    with pytest.raises(ProgramError, match="exited with 2"):
+        there.dvc("repro", "wrong")
+
+
+def test_stages_are_known_with_those_whose_outputs_they_read(tmp_path: Path) -> None:
+    there = pipeline(
+        tmp_path,
+        """
+        stages:
+          prepare: {cmd: echo, outs: [data/train, data/held_out]}
+          train:
+            matrix: {variant: [dit, sfd]}
+            cmd: echo
+            deps: [data/train/images]
+            outs: ["models/${item.variant}"]
+          report: {cmd: echo, deps: [models], outs: [page.html]}
+        """,
+    )
+    assert there.stage_graph() == {
+        "prepare": set(),
+        "train@dit": {"prepare"},
+        "train@sfd": {"prepare"},
+        "report": {"train@dit", "train@sfd"},
+    }
+
+
+def test_stages_of_the_project_wait_for_what_they_read(tmp_path: Path) -> None:
+    graph = Place(ROOT, environment(tmp_path), tmp_path / "log").stage_graph()
+    graph = {stage: before - {"code"} for stage, before in graph.items()}
+    assert graph["prepare"] == set()
+    assert graph["encode"] == {"prepare", "texture_vae", "features", "semantic_vae"}
+    assert graph["train@sfd"] == {"prepare", "features", "semantic_vae", "encode"}
+    assert graph["evaluate@dit"] == {"prepare", "texture_vae", "encode", "reference", "train@dit"}
+    assert {"train@dit", "train@sfd", "evaluate@dit", "evaluate@sfd", "reference"} < graph["report"]
+
+
+def test_a_program_without_a_log_writes_to_this_process_s_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    there = Place(tmp_path, environment(tmp_path))
+    assert there.run(sys.executable, "-c", "import sys; print('one'); print('two', file=sys.stderr)") == ""
+    assert capfd.readouterr() == ("one\n", "two\n")
+    with pytest.raises(ProgramError, match="ended with code 3"):
+        there.run(sys.executable, "-c", "raise SystemExit(3)")

@@ -1,0 +1,201 @@
+"""What a sweep shows: its table, its figure, its best point, its runs in MLflow."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfd_core.experiment.grid import Point
+from sfd_core.host.locks import locked
+from sfd_core.host.paths import STATE, atomic_path
+from sfd_core.tracking.address import is_embedded, is_reachable, public
+from sfd_core.tracking.registry import Candidate, register_best
+from sfd_core.tracking.store import COMPLETE_TAG, EVALUATION_TAG, KEY_TAG, Store
+from sfd_core.tracking.sweep import SweepPoint, record_sweep
+from sfd_core.workspace.dvc import Place, ProgramError
+
+SWEEPS = STATE / "sweeps"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point of a sweep and how it ended."""
+
+    point: Point
+    status: str
+    """`computed`, `restored`, `finished before` or `failed`."""
+    record: Mapping[str, Any]
+    """Numbers and commit; empty for a failed point."""
+    message: str = ""
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """What was measured, by name."""
+        numbers: Mapping[str, float] = self.record.get("numbers", {})
+        return numbers
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The row as plain columns: what was varied, how it ended, every number."""
+        return {
+            "point": self.point.name,
+            "variant": self.point.variant,
+            **self.point.settings,
+            "status": self.status,
+            **self.numbers,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All points of a sweep, side by side."""
+
+    name: str
+    rows: Sequence[Row]
+
+    @property
+    def measured(self) -> list[Row]:
+        """Rows of the points that have numbers."""
+        return [row for row in self.rows if row.numbers]
+
+    @property
+    def leading(self) -> str:
+        """Name of the first distance that was measured, which ranks the points; "" if there is none."""
+        names = [name for row in self.rows for name in row.numbers if name == "fid" or name.startswith("fd_")]
+        return names[0] if names else ""
+
+    @property
+    def best(self) -> Row | None:
+        """The row of the lowest leading distance."""
+        name = self.leading
+        return min((row for row in self.rows if name in row.numbers), key=lambda row: row.numbers[name], default=None)
+
+    def write(self, place: Place, over: Sequence[str]) -> list[Path]:
+        """Write `table.csv` and, if a point was measured, `figure.png` to `.sfd/sweeps/<name>`; return the files."""
+        table, figure = (place.folder / SWEEPS / self.name / name for name in ("table.csv", "figure.png"))
+        with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(column for row in self.measured for column in row.columns)))
+            writer.writeheader()
+            writer.writerows(row.columns for row in self.measured)
+        if not self.measured:
+            return [table]
+        try:
+            place.sfd("sweep-figure", str(table), "--out", str(figure), "--over", *over)
+        except ProgramError as error:
+            place.report(f"no figure: {error}")
+            return [table]
+        return [table, figure]
+
+    def send(self, place: Place, files: Sequence[Path]) -> list[str]:
+        """Send the sweep to MLflow; see `send_to_mlflow`."""
+        points = [_sweep_point(row) for row in self.measured]
+        return send_to_mlflow(place, self.name, points, files, self.rows[0].point.values, self.candidate)
+
+    def without_run(self, place: Place) -> list[Row]:
+        """Return the rows of finished points that MLflow has no complete run of; none while it does not answer."""
+        trained = [row for row in self.rows if row.record.get("run_key")]
+        uri = place.environment["MLFLOW_TRACKING_URI"]
+        if not trained or not is_reachable(uri):
+            return []
+        try:
+            runs = Store(uri).runs()
+        except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
+            place.report(f"warning: MLflow at {public(uri)} does not list its runs: {error}")
+            return []
+        complete = {(run.tags.get(KEY_TAG), run.tags.get(EVALUATION_TAG, "")) for run in runs if COMPLETE_TAG in run.tags}
+        return [row for row in trained if (row.record["run_key"], row.record.get("evaluation", "")) not in complete]
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """The best point as a candidate for the model registry; None if no point was measured."""
+        found, number = self.best, self.leading
+        if found is None or not found.record.get("run_key"):
+            return None
+        record = found.record
+        samples, reference = found.point.values["evaluate"]["final_samples"], record["data"]["outputs/reference"]
+        return Candidate(
+            sweep=self.name,
+            variant=found.point.variant,
+            run_key=record["run_key"],
+            evaluation=record.get("evaluation", ""),
+            number=number,
+            value=float(found.numbers[number]),
+            measure=f"{number} of {samples} samples to {reference}",
+            commit=str(record["commit"]),
+            data=record["data"],
+        )
+
+    def summary(self, where: Sequence[str]) -> str:
+        """Return the sweep as Markdown; `where` are paragraphs about where its results are."""
+        statuses = [row.status for row in self.rows]
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+        lines = [f"# Sweep {self.name}", "", counts, ""]
+        if self.best is not None:
+            point = self.best.point.name
+            lines += [f"Best: **{point}** with {self.leading} {self.best.numbers[self.leading]:.6g}", ""]
+            lines += ["```", f"git checkout refs/sfd/{self.name}/{point}", "dvc pull && dvc repro", "```", ""]
+        lines += [line for entry in where for line in (entry, "")]
+        for row in self.rows:
+            if row.message:
+                lines += [f"## {row.point.name} failed", "", "```", row.message, "```", ""]
+        return "\n".join(lines)
+
+
+def send_to_mlflow(
+    place: Place,
+    name: str,
+    points: Sequence[SweepPoint],
+    files: Sequence[Path],
+    values: Mapping[str, Any],
+    candidate: Candidate | None = None,
+) -> list[str]:
+    """Record parent and child runs, register the model of a candidate, refresh the dashboard of the experiment `values`.
+
+    Returns where these are, as paragraphs of Markdown. A server that is down is reported there and raises nothing.
+    """
+    uri = place.environment["MLFLOW_TRACKING_URI"]
+    shown = public(uri)
+    if not is_reachable(uri):
+        return [f"MLflow at {shown} does not answer; run the sweep again to send its table"]
+    try:
+        with locked(place.folder / SWEEPS / "tracking.lock"):
+            store = Store(uri)
+            run = record_sweep(store, name, points, files)
+            model = register_best(store, candidate) if candidate is not None else None
+    except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
+        place.report(f"warning: {name}: not in MLflow at {shown}: {error}")
+        return [f"not in MLflow at {shown} ({type(error).__name__}); run the sweep again to send its table"]
+    lines = [f'Best model: `mlflow.pyfunc.load_model("{model}")`'] if model else []
+    if is_embedded(uri):
+        lines.append(f"run {run} of the embedded store (`make serve-mlflow` shows it)")
+    else:
+        lines.append(f"[sweep {name} in MLflow]({shown}/#/experiments/{store.experiment_id}/runs/{run})")
+    return lines + _refresh_dashboard(place, name, values)
+
+
+def _refresh_dashboard(place: Place, name: str, values: Mapping[str, Any]) -> list[str]:
+    """Lay out the comparison in MLflow anew; return its link, or nothing if that fails."""
+    params = place.folder / SWEEPS / name / "params.yaml"
+    params.parent.mkdir(parents=True, exist_ok=True)
+    params.write_text(yaml.safe_dump(dict(values), sort_keys=False))
+    try:
+        return [f"[comparison of all runs in MLflow]({place.sfd('dashboard', '--params', str(params.absolute())).split()[-1]})"]
+    except ProgramError as error:
+        place.report(f"no dashboard: {error}")
+        return []
+
+
+def _sweep_point(row: Row) -> SweepPoint:
+    return SweepPoint(
+        name=row.point.name,
+        key=row.point.key,
+        settings={"variant": row.point.variant, **{key: str(value) for key, value in row.point.settings.items()}},
+        numbers={name: float(value) for name, value in row.numbers.items()},
+        step=int(row.record.get("training", {}).get("steps", 0)),
+        commit=str(row.record["commit"]),
+        run_key=str(row.record.get("run_key", "")),
+        evaluation=str(row.record.get("evaluation", "")),
+    )

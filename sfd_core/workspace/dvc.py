@@ -1,0 +1,206 @@
+"""The one door to DVC, and to the command `sfd` of another folder: each runs under a supervisor that surely ends it."""
+
+import configparser
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self, TextIO
+
+from sfd_core.host import supervisor
+from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
+from sfd_core.host.machine import Slot
+from sfd_core.host.paths import STATE
+
+LOGS = STATE / "logs"
+TAIL_LINES = 25
+_POLL_SECONDS = 0.1
+_PULL_RUN_CACHE = "from dvc.repo import Repo; Repo().stage_cache.pull(None)"
+"""`dvc fetch --run-cache` also asks for bytes of the current lock, which may never have been pushed."""
+_BUSY = f"exited with {BUSY_EXIT_CODE}"
+"""How DVC reports the exit code of a stage that another process is running."""
+_END_SECONDS = supervisor.GRACE_SECONDS + 10
+
+
+class ProgramError(DataError):
+    """A program ended with another code than 0; the message ends with its last lines of output."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder in which programs run, their environment and their log."""
+
+    folder: Path
+    environment: Mapping[str, str]
+    log: Path | None = None
+    """Their output is appended here; None shows it where this process writes its own."""
+    held: Sequence[int] = ()
+    """Descriptors of locks that stay locked until the last process of a program has ended."""
+    report: Callable[[str], None] = field(default=lambda _: None)
+    """Receives every line of the log as it comes."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Once set, no program starts, and programs that other threads run are ended."""
+
+    @classmethod
+    def of(cls, project: Path, log: str, report: Callable[[str], None]) -> Self:
+        """Return the folder of a project, with `log` as the name of the log."""
+        return cls(project, environment(project), project / LOGS / f"{log}.log", report=report)
+
+    def on(self, slot: Slot) -> Self:
+        """Return this place with the GPUs of a slot, which the programs hold as long as they run."""
+        return replace(self, environment={**self.environment, **slot.environment}, held=(*self.held, slot.held))
+
+    @property
+    def has_remote(self) -> bool:
+        """Whether the folder has a default DVC remote."""
+        return remote_of(self.folder) is not None
+
+    def run(self, *command: str) -> str:
+        """Run a command to its end and return its output, "" if it has no log; all its processes end with this call.
+
+        Raises `ProgramError`.
+        """
+        printed: list[str] = []
+        with self._log() as output, self._started(command) as running:
+            while running.poll() is None:
+                self.require_running(_shown(command))
+                printed += self._report(output)
+                time.sleep(_POLL_SECONDS)
+            printed += self._report(output)
+        if running.returncode:
+            raise ProgramError(f"`{_shown(command)}` ended with code {running.returncode}:\n{tail(''.join(printed))}")
+        return "".join(printed)
+
+    def dvc(self, *arguments: str) -> str:
+        """Run DVC; waits while another process has the folder's lock.
+
+        Raises `BusyError` if another process is running the same stage.
+        """
+        try:
+            return self.run(sys.executable, "-m", "dvc", "--wait-for-lock", *arguments)
+        except ProgramError as error:
+            if _BUSY in str(error):
+                raise BusyError(str(error)) from error
+            raise
+
+    def pull_run_cache(self) -> None:
+        """Fetch from the remote the list of results that it has, without their bytes."""
+        self.run(sys.executable, "-c", _PULL_RUN_CACHE)
+
+    def stage_graph(self) -> dict[str, set[str]]:
+        """Return, for every stage with its variants, the stages whose outputs it reads."""
+        graph: dict[str, set[str]] = {}
+        for line in self.dvc("dag", "--dot").splitlines():
+            match re.findall(r'"(.+?)"', line if line.startswith('"') else ""):
+                case [stage]:
+                    graph[stage] = set()
+                case [before, stage]:
+                    graph[stage].add(before)
+        return graph
+
+    def sfd(self, *arguments: str) -> str:
+        """Run the command `sfd` of the folder's own code."""
+        return self.run(sys.executable, "-m", "sfd_core.cli", *arguments)
+
+    def require_running(self, what: str) -> None:
+        """Raise `ProgramError` once `stop` is set; `what` was to run here."""
+        if self.stop.is_set():
+            raise ProgramError(f"`{what}` was ended with the flow that it belongs to")
+
+    def _log(self) -> TextIO:
+        """Open the log where the next program's output begins."""
+        if self.log is None:
+            return io.StringIO()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        output = self.log.open("a+", errors="replace")
+        output.seek(0, os.SEEK_END)
+        return output
+
+    def _report(self, output: TextIO) -> list[str]:
+        lines = list(output)
+        for line in lines:
+            self.report(line.rstrip())
+        return lines
+
+    @contextmanager
+    def _started(self, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+        self.require_running(_shown(command))
+        log = "-" if self.log is None else str(self.log.absolute())
+        running = subprocess.Popen(
+            [sys.executable, "-P", str(Path(supervisor.__file__)), str(os.getpid()), log, *command],
+            cwd=self.folder,
+            env=dict(self.environment),
+            pass_fds=self.held,
+            start_new_session=True,
+        )
+        try:
+            yield running
+        finally:
+            if running.poll() is None:
+                running.terminate()
+                running.wait(_END_SECONDS)
+
+
+def environment(project: Path) -> dict[str, str]:
+    """Return the environment of programs: this one's, without Prefect's, with this Python first and a place for MLflow runs."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    kept.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{project.resolve() / STATE / 'mlflow.db'}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    return kept | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def remote_of(project: Path) -> str | None:
+    """Return the name of the default remote, of the project or of the user; None where bytes stay on this machine."""
+    return _config(project).get("core", "remote", fallback=None)
+
+
+def write_local_config(project: Path, folder: Path, scm: bool = True) -> None:
+    """Let `folder` share the cache and the remotes of `project`, by links where the disk has them; `scm`: it is a worktree."""
+    config = _config(project)
+    for section in ("cache", "core"):
+        if not config.has_section(section):
+            config.add_section(section)
+    cache = Path(config.get("cache", "dir", fallback="cache"))
+    config.set("cache", "dir", str((project / ".dvc" / cache).resolve()))
+    config.set("cache", "type", config.get("cache", "type", fallback="reflink,hardlink,copy"))
+    config.set("core", "autostage", "false")
+    if not scm:
+        config.set("core", "no_scm", "true")
+    for name in config.sections():
+        address = config.get(name, "url", fallback="")
+        if name.startswith("'remote ") and address and "://" not in address:
+            config.set(name, "url", str((project / ".dvc" / address).resolve()))
+    path = folder / ".dvc" / "config.local"
+    path.parent.mkdir(exist_ok=True)
+    path.touch(mode=0o600)  # it may hold a remote's credentials
+    with path.open("w") as file:
+        config.write(file)
+
+
+def stages_run(printed: str) -> list[str]:
+    """Return the stages that an output of `dvc repro` says were run, not restored."""
+    marks = [line for line in printed.splitlines() if line.startswith("Running stage '")]
+    return [line.split("'")[1] for line in marks]
+
+
+def tail(printed: str) -> str:
+    """Return the last lines of what a program printed."""
+    return "\n".join([line for line in printed.splitlines() if line.strip()][-TAIL_LINES:])
+
+
+def _config(project: Path) -> configparser.ConfigParser:
+    config = configparser.ConfigParser(interpolation=None)
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dvc" / "config"
+    config.read([own, project / ".dvc" / "config", project / ".dvc" / "config.local"])
+    return config
+
+
+def _shown(command: Sequence[str]) -> str:
+    return " ".join(command[2:] if command[:2] == (sys.executable, "-m") else command)

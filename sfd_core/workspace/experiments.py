@@ -1,0 +1,126 @@
+"""The pipeline with other values than the project's, in a folder of its own that shares the project's DVC cache.
+
+An experiment of `sfd experiment` is a copy of the project's code in `.sfd/experiments/<name>`; a point of a sweep is a git
+worktree of one commit. Results that the project or an earlier run has are restored from the cache.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfd_core.experiment.inputs import link_inputs, require_inputs, require_none_in_outputs
+from sfd_core.experiment.params import Params, parse_params
+from sfd_core.experiment.values import set_value
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import STATE
+from sfd_core.workspace import git
+from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
+
+COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore", "requirements.lock")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One value of a variant that takes several values, such as `seed` or `learning_rate`."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parameters of an experiment, and the variant that each of its variants comes from."""
+
+    values: Mapping[str, Any]
+    """Raw parameters, as in a parameter file."""
+    origins: Mapping[str, str]
+
+
+def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis: Axis | None = None) -> Plan:
+    """Return the raw parameters `values` with `changes` (by dotted key) and every active variant at all values of `axis`.
+
+    A variant that has the value already keeps its name, so its results are reused. Raises `ConfigError` for an unknown key.
+    """
+    changed = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        set_value(changed, key, value)
+    if axis is None:
+        return Plan(changed, {name: name for name in changed["active"]})
+    origins: dict[str, str] = {}
+    for origin in changed["active"]:
+        for value in axis.values:
+            variant = copy.deepcopy(changed["variants"][origin])
+            set_value(variant, axis.key, value)
+            name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key}-{value}".replace(".", "p")
+            changed["variants"][name] = variant
+            origins[name] = origin
+    changed["active"] = list(origins)
+    return Plan(changed, origins)
+
+
+def run_experiment(plan: Plan, folder: Path, project: Path = Path()) -> None:
+    """Run the whole pipeline of `project` with the parameters of `plan` in `folder`; continues an interrupted run.
+
+    Raises `ConfigError` for invalid parameters, `DataError` for missing inputs and if a stage fails.
+    """
+    params = parse_params(plan.values, source="the experiment")
+    require_none_in_outputs(params, project)
+    require_inputs(params, project)
+    _copy_code(folder, project)
+    _write_values(plan.values, params, folder, project, scm=False)
+    try:
+        Place(folder, environment(project)).dvc("repro")
+    except ProgramError as error:
+        raise DataError(f"the pipeline stopped in {folder}; see the error above; the same command continues it") from error
+
+
+def experiment_dir(name: str) -> Path:
+    """Return the folder of an experiment."""
+    return STATE / "experiments" / name
+
+
+def origin_values(plan: Plan, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return, by variant of the experiment, the variant it comes from and its values of `keys`."""
+    return {
+        name: {"variant": origin, **{key: plan.values["variants"][name][key] for key in keys}}
+        for name, origin in plan.origins.items()
+    }
+
+
+@contextmanager
+def point_place(
+    project: Path, key: str, commit: str, values: Mapping[str, Any], report: Callable[[str], None]
+) -> Iterator[Place]:
+    """Give the worktree of a sweep's point with its raw parameters `values`; deleted after a block that ends well.
+
+    Raises `ConfigError` for invalid parameters, `DataError` for missing inputs.
+    """
+    params = parse_params(values)
+    require_inputs(params, project)
+    with git.worktree(project, key, commit) as (folder, held):
+        _write_values(values, params, folder, project, scm=True)
+        yield Place(folder, environment(project), project / LOGS / f"{key}.log", (held,), report)
+        git.forget_worktree(project, folder)
+
+
+def _copy_code(folder: Path, project: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        source, target = project / name, folder / name
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+
+
+def _write_values(values: Mapping[str, Any], params: Params, folder: Path, project: Path, *, scm: bool) -> None:
+    (folder / "params.yaml").write_text(yaml.safe_dump(dict(values), sort_keys=False))
+    write_local_config(project, folder, scm)
+    link_inputs(params, folder, project)

@@ -1,0 +1,40 @@
+"""What a sweep's comparison says of its points."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfd_core.experiment.grid import Space, plan_points
+from sfd_core.tracking.comparison import Comparison, Row
+
+ROOT = Path(__file__).parents[3]
+VALUES: dict[str, Any] = yaml.safe_load((ROOT / "presets" / "emoji.yaml").read_text())
+
+
+def comparison() -> Comparison:
+    points = plan_points(VALUES, Space(["sfd"], {"delta_t": [0.0, 0.3, 1.0]}, [], {}), "code", ROOT)
+    numbers = [{"fd_b": 3.0, "fd_a": 1.0, "kid_b": 0.1}, {"fd_b": 2.0, "fd_a": 9.0, "kid_b": 0.2}]
+    made = [Row(point, "computed", {"numbers": found}) for point, found in zip(points, numbers, strict=False)]
+    return Comparison("offsets", [*made, Row(points[2], "failed", {}, "out of memory")])
+
+
+def test_points_are_ranked_by_the_first_distance_and_failures_say_why() -> None:
+    made = comparison()
+    assert made.leading == "fd_b"
+    assert made.best is not None
+    assert made.best.point.settings["delta_t"] == 0.3
+    words = made.summary(["[runs](http://mlflow)"])
+    assert "2 computed, 1 failed" in words
+    assert "git checkout refs/sfd/offsets/sfd-delta_t-0p3-seed-0" in words
+    assert "sfd-delta_t-1-seed-0 failed" in words
+    assert "out of memory" in words
+    assert "[runs](http://mlflow)" in words
+    assert Comparison("failed", made.rows[2:]).best is None
+
+
+def test_the_table_shows_what_was_varied_how_it_ended_and_the_numbers() -> None:
+    first, _, last = [row.columns for row in comparison().rows]
+    assert first["delta_t"] == 0.0
+    assert first["fd_b"] == 3.0
+    assert last["status"] == "failed"
