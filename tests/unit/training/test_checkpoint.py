@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from sfd_core.experiment import params as config
 from sfd_core.host import paths
 from sfd_core.host.errors import ResourceError
 from sfd_core.training import checkpoint
-from sfd_core.training.checkpoint import ResumeFolder, State, code_fingerprint, resume_key
+from sfd_core.training.checkpoint import ResumeFolder, State, resume_key
 
 STATE = "state-00000-of-00001.safetensors"
 
@@ -119,14 +117,6 @@ def test_the_key_follows_parameters_inputs_and_code(tmp_path: Path, monkeypatch:
     edited.write_bytes(Path(checkpoint.__file__).read_bytes() + b"\n")
     monkeypatch.setattr(checkpoint, "__file__", str(edited))
     assert key != resume_key(group, 0.1, inputs=["abc"])
-
-
-@pytest.mark.slow
-def test_the_fingerprint_is_the_same_in_another_process() -> None:
-    program = "from sfd_core.training.checkpoint import code_fingerprint; print(code_fingerprint())"
-    prints = {subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout for _ in range(2)}
-    assert len(prints) == 1
-    assert len(code_fingerprint()) == 16
 
 
 def test_the_folder_of_a_stage_lies_outside_the_outputs() -> None:

@@ -84,7 +84,10 @@ def test_another_machine_ends_a_training_as_if_it_had_never_stopped(
     assert curve(second) == curve(alone)
     assert [kept.step for kept in shared.snapshots] == [kept.step for kept in whole.snapshots] == [8, 22, 30]
     for ours, theirs in zip(shared.snapshots, whole.snapshots, strict=True):
-        assert all(torch.equal(tensor, load_file(theirs.path)[name]) for name, tensor in load_file(ours.path).items())
+        one, other = load_file(ours.path), load_file(theirs.path)
+        assert one.keys() == other.keys()
+        assert one
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
