@@ -9,7 +9,9 @@ WITHOUT_SERVICES = """
 import importlib, pathlib, sys
 for name in ("prefect", "mlflow", "dvc", "boto3"):
     sys.modules[name] = None
-for path in sorted(pathlib.Path("sfd_core").rglob("*.py")):
+paths = sorted(pathlib.Path("sfd_core").rglob("*.py"))
+assert len(paths) > 50, paths
+for path in paths:
     importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
 """
 

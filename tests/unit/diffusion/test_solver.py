@@ -76,6 +76,8 @@ def test_in_the_first_phase_texture_is_pure_noise_and_in_the_last_semantics_are_
         return curved(x, times)
 
     final = integrate(recording, x0, AsyncSchedule(0.3), TEXTURE, settings(name, 20)).x
+    assert sum(times.t_tex.item() == 0 for _, times in calls) > 1
+    assert sum(times.t_tex.item() > 0.7001 for _, times in calls) > 1
     for x, times in calls:
         assert times.t_tex.shape == times.t_sem.shape == (1,)
         assert times.t_tex.dtype == x.dtype
