@@ -265,3 +265,25 @@ def test_boundaries_on_the_grid_beat_a_plain_linspace() -> None:
     x0, x1 = ends()
     ours = integrate(lambda x, t: x1 - x0, x0, AsyncSchedule(0.3), TEXTURE, settings("euler", 50)).x
     assert torch.allclose(ours, x1, atol=1e-5)
+
+
+def test_dopri5_keeps_the_tolerances_of_the_published_numbers() -> None:
+    """One step more or less changes the last digits: rtol 1e-3 and atol 1e-6 are part of every number's protocol."""
+    x0 = ends(1)[0] / 1000
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        return curved(x, LocalTimes(*[t.to(x.dtype).reshape(1)] * 2))
+
+    expected = odeint(
+        field, x0, times, rtol=1e-3, atol=1e-6, method="dopri5", options={"step_t": torch.ones(1, dtype=torch.float64)}
+    )[-1]
+    found = integrate(curved, x0, AsyncSchedule(0.0), TEXTURE, settings("dopri5")).x
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
+    other = odeint(field, x0, times, rtol=1e-3, atol=2e-6, method="dopri5")[-1]
+    assert not torch.allclose(found, other, rtol=1e-6, atol=1e-9)
+
+
+def test_solver_settings_leave_the_grid_alone_by_default() -> None:
+    assert SolverSettings("euler", 12).shift == 1.0
+    assert [SolverSettings(name, 13).intervals for name in SOLVERS] == [13, 6, 13, 13]
