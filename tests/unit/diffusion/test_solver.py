@@ -139,18 +139,16 @@ def test_adams_bashforth_extrapolates_over_steps_of_any_width_and_starts_each_pa
 
 
 @pytest.mark.parametrize("delta_t", [0.3, 0.5])
-@pytest.mark.parametrize("name", ["heun", "ab2"])
-def test_parts_that_drive_one_another_keep_second_order_across_boundaries(delta_t: float, name: SolverName) -> None:
+def test_parts_that_drive_one_another_keep_second_order_across_boundaries(delta_t: float) -> None:
     x0, schedule = ends()[0].double(), AsyncSchedule(delta_t)
-    true = integrate(curved, x0, schedule, TEXTURE, settings("heun", 8000)).x
+    true = integrate(curved, x0, schedule, TEXTURE, settings("heun", 2 * round(1000 * schedule.end))).x
     # boundaries lie on an even grid, so that nothing but the width of the steps changes
-    steps = [round(schedule.end * per_unit) for per_unit in (80, 160, 320)]
-    errors = [
-        (integrate(curved, x0, schedule, TEXTURE, settings(name, n * (2 if name == "heun" else 1))).x - true).abs().max().item()
-        for n in steps
-    ]
-    for coarse, fine in pairwise(errors):
-        assert math.log2(coarse / fine) == pytest.approx(2, abs=0.25)
+    steps = [round(schedule.end * per_unit) for per_unit in (20, 40, 80)]
+    heun = [settings("heun", 2 * n) for n in steps]
+    for solvers in (heun, [settings("ab2", n) for n in steps]):
+        errors = [(integrate(curved, x0, schedule, TEXTURE, solver).x - true).abs().max().item() for solver in solvers]
+        for coarse, fine in pairwise(errors):
+            assert math.log2(coarse / fine) == pytest.approx(2, abs=0.15)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
