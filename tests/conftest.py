@@ -1,10 +1,15 @@
-"""Fixtures that several kinds of tests share."""
+"""Fixtures that several kinds of tests share, and the order of tests."""
 
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from projects import Project, make_project
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start groups that stay on one worker first: the single tests then keep all workers busy to the end."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 import ast
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,9 @@ def test_a_changed_function_concerns_just_the_stages_that_run_it(tmp_path: Path,
 def test_every_package_is_in_the_table() -> None:
     packages = {path.parent.relative_to(SOURCES) for path in SOURCES.rglob("*.py") if path.name != "__init__.py"}
     assert packages == {Path(place.split(":")[0]).parent for place in DEPENDS}
+
+
+def test_the_stage_imports_no_torch() -> None:
+    program = "import sys, sfd_core.stages.code; print(sorted({'torch', 'pandas', 'mlflow', 'pydantic'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=SOURCES.parent, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"

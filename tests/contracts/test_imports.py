@@ -11,7 +11,9 @@ blocked, rooms = (words.split(",") for words in sys.argv[1:])
 for name in blocked:
     sys.modules[name] = None
 for room in rooms:
-    for path in sorted(pathlib.Path(room).rglob("*.py")):
+    paths = sorted(pathlib.Path(room).rglob("*.py"))
+    assert paths, room
+    for path in paths:
         importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
 """
 

@@ -49,9 +49,10 @@ def test_every_service_is_pinned_checked_and_waits_for_what_it_needs() -> None:
 
 def test_secrets_come_from_the_environment_and_have_no_default() -> None:
     environment = [entry for service in SERVICES.values() for entry in service.get("environment", {}).items()]
-    for name, value in environment:
-        if SECRET.search(name):
-            assert VARIABLE.search(str(value)), f"{name} holds {value}"
+    secrets = [(name, value) for name, value in environment if SECRET.search(name)]
+    assert secrets
+    for name, value in secrets:
+        assert VARIABLE.search(str(value)), f"{name} holds {value}"
     for text in values(COMPOSE):
         for name, default in VARIABLE.findall(text):
             assert default.startswith(":?" if SECRET.search(name) else ":-"), f"{name} in {text}"

@@ -35,12 +35,12 @@ def test_an_imported_denoiser_is_sampled_and_judged_as_the_one_that_was_trained(
     )
     reproduced.run("sfd", "import", "sfd", ".sfd/public/0000004.pt", "--out", ".sfd/imported", "--batch-size", "8")
     images, numbers = [], []
-    for artifact in ("sfd", ".sfd/imported"):
+    for artifact, folder in (("sfd", "outputs/train/sfd"), (".sfd/imported", ".sfd/imported")):
         reproduced.run("sfd", "sample", artifact, "--out", ".sfd/drawn.png")
         images.append(np.asarray(Image.open(reproduced.path / ".sfd" / "drawn.png")))
         reproduced.run("sfd", "evaluate", artifact, "--samples", "6", "--out", ".sfd/numbers.json")
         measured = json.loads((reproduced.path / ".sfd" / "numbers.json").read_text())["final"]
-        assert {number["protocol"].pop("recipe")["artifact"] for number in measured.values()} != {None}
+        assert {number["protocol"].pop("recipe")["artifact"] for number in measured.values()} == {folder}
         numbers.append(measured)
     np.testing.assert_array_equal(*images)
     assert numbers[0] == numbers[1]

@@ -1,6 +1,7 @@
 import math
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -269,3 +270,67 @@ def test_guidance_moves_epsilon_inside_its_interval_and_never_the_variance() -> 
         assert torch.equal(guide_denoiser(network, refuses, guidance)(x, level), network(x, level))
     plain = guide_denoiser(network, refuses, GuidanceParams(scale=1.0, interval=[0.0, 1.0]))
     assert torch.equal(plain(x, 500), network(x, 500))
+
+
+def test_the_smallest_variance_of_the_first_level_is_that_of_the_second() -> None:
+    betas = np.linspace(1e-4, 0.02, 1000)
+    left = np.cumprod(1 - betas)
+    second = math.log(betas[1] * (1 - left[0]) / (1 - left[1]))
+    found = GaussianProcess().posterior_log_variance
+    assert found[:2].tolist() == pytest.approx([second, second], rel=1e-9)
+    assert found[2].item() == pytest.approx(math.log(betas[2] * (1 - left[1]) / (1 - left[2])), rel=1e-9)
+    alone = GaussianProcess().respaced(1)
+    assert alone.posterior_log_variance.tolist() == pytest.approx([math.log(1 - left[999])], rel=1e-9)
+
+
+def test_the_loss_of_data_that_cannot_be_is_large_but_finite() -> None:
+    data, noise = draws(2)
+    data = data.clamp(-0.9, 0.9)
+    output = torch.cat([noise + 1e4, torch.zeros_like(noise)], dim=1)
+    vlb = GaussianProcess().hybrid_loss(output, data, noise, torch.zeros(N, dtype=torch.long)).vlb
+    assert vlb.item() == pytest.approx(12 * math.log2(10), rel=1e-4)
+
+
+def test_observers_see_the_noise_first_and_the_solution_last() -> None:
+    noise = draws(1)[0]
+    seen: list[tuple[Tensor, Tensor]] = []
+    solution = sample_gaussian(network, noise, "ddim", 5, no_noise, lambda u, x, data: seen.append((x, data)))
+    assert torch.equal(seen[0][0], noise)
+    assert torch.equal(seen[-1][0], solution.x)
+    assert torch.equal(seen[-1][1], solution.x)
+
+
+def test_noise_of_a_step_is_asked_by_its_number_and_not_for_the_last() -> None:
+    asked: list[int] = []
+
+    def step_noise(step: int) -> Tensor:
+        asked.append(step)
+        return torch.zeros(N, *SHAPE)
+
+    sample_gaussian(network, draws(1)[0], "ddpm", 4, step_noise)
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [
+        ((0.0, 1.0), (0, 500, 999), ()),
+        ((0.5, 1.0), (0, 499), (500, 999)),
+        ((0.0, 0.5), (500, 999), (0, 499)),
+        ((0.999, 1.0), (0,), (1,)),
+    ],
+)
+def test_the_interval_of_guidance_is_zero_at_the_last_level_and_one_at_the_first(
+    interval: tuple[float, float], inside: tuple[int, ...], outside: tuple[int, ...]
+) -> None:
+    x = draws(1)[0]
+    asked: list[int] = []
+
+    def both(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        asked.append(level)
+        return network(x, level), network(-x, level)
+
+    guided = guide_denoiser(network, both, GuidanceParams(scale=2.0, interval=list(interval)))
+    for level in (*inside, *outside):
+        guided(x, level)
+    assert asked == list(inside)

@@ -163,3 +163,12 @@ def test_the_oracle_brings_semantics_to_the_real_latent_and_leaves_texture_to_th
     assert all(torch.allclose(data[:, TEXTURE:], real, atol=1e-5) for data in seen)
     free = integrate(field(0), x0, AsyncSchedule(0.3), TEXTURE, settings)
     assert not torch.allclose(free.x[:, :TEXTURE], solution.x[:, :TEXTURE])
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.5])
+def test_autoguidance_moves_away_from_the_weak_network(scale: float) -> None:
+    main, weak, x, t = field(0), field(1), state(), times(0.3, 0.6)
+    v, v_weak = main(x, t), weak(x, t)
+    guided = autoguidance(main, weak, guide(scale), guide(2.0), TEXTURE)(x, t)
+    assert torch.allclose(guided[:, :TEXTURE], (v_weak + scale * (v - v_weak))[:, :TEXTURE], atol=1e-6)
+    assert torch.allclose(guided[:, TEXTURE:], (2 * v - v_weak)[:, TEXTURE:], atol=1e-6)

@@ -124,7 +124,7 @@ def test_repa_compares_each_patch_with_the_mean_of_its_tokens() -> None:
     assert repa_loss(rows, tokens, "cosine+mse").item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(N, 9, 7), (N, 16, 6), (N, 15, 7)])
+@pytest.mark.parametrize("shape", [(N, 9, 7), (N, 16, 6), (N, 15, 7), (N, 17, 7)])
 def test_repa_refuses_shapes_that_do_not_match(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="aligned"):
         repa_loss(torch.zeros(shape), torch.zeros(N, 7, SIDE, SIDE), "cosine")
@@ -134,3 +134,44 @@ def test_shapes_are_not_broadcast() -> None:
     prediction, target = pair()
     with pytest.raises(ValueError, match="shape"):
         flow_loss(prediction[:, :1], target, TEXTURE, PLAIN)
+
+
+def test_repa_is_the_mean_over_tokens_written_out() -> None:
+    tokens, rows = torch.randn(2, 3, 7, 2, 2, generator=torch.Generator().manual_seed(2))
+    projected = rows.flatten(2).transpose(1, 2)
+    cosines = squares = 0.0
+    for n in range(3):
+        for token in range(4):
+            p, q = projected[n, token].tolist(), tokens[n, :, token // 2, token % 2].tolist()
+            dot = sum(a * b for a, b in zip(p, q, strict=True))
+            cosines += 1 - dot / (math.hypot(*p) * math.hypot(*q))
+            squares += sum((a - b) ** 2 for a, b in zip(p, q, strict=True))
+    assert repa_loss(projected, tokens, "cosine").item() == pytest.approx(cosines / 12, rel=1e-5)
+    assert repa_loss(projected, tokens, "cosine+mse").item() == pytest.approx((cosines / 12 + squares / 84) / 2, rel=1e-5)
+
+
+def test_repa_is_computed_in_float32() -> None:
+    tokens = torch.randn(3, 7, 4, 4, generator=torch.Generator().manual_seed(2)).half()
+    projected = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(3)).half()
+    exact = repa_loss(projected.float(), tokens.float(), "cosine+mse")
+    assert torch.equal(repa_loss(projected, tokens, "cosine+mse"), exact)
+    prediction, target = pair()
+    terms = flow_loss(prediction, target, TEXTURE, LossWeights(2.0, 1.0, repa=0.3), repa=exact.half())
+    plain = flow_loss(prediction, target, TEXTURE, PLAIN)
+    assert terms.repa.dtype == torch.float32
+    assert terms.total.item() == pytest.approx(plain.total.item() + 0.3 * exact.half().item(), rel=1e-6)
+
+
+def test_without_a_weight_repa_is_measured_and_adds_nothing() -> None:
+    prediction, target = pair()
+    terms = flow_loss(prediction, target, TEXTURE, PLAIN, repa=torch.tensor(3.0))
+    assert terms.repa == 3.0
+    assert torch.equal(terms.total, flow_loss(prediction, target, TEXTURE, PLAIN).total)
+
+
+def test_masks_fit_any_number_of_images() -> None:
+    prediction, target = (values[:2] for values in pair())
+    texture_only = Active(texture=torch.ones(2, dtype=torch.bool), semantic=torch.zeros(2, dtype=torch.bool))
+    masked = flow_loss(prediction, target, TEXTURE, PLAIN, active=texture_only).mse
+    squares = (prediction - target)[:, :TEXTURE].square().sum() / target.numel()
+    assert torch.allclose(masked, squares)

@@ -1,4 +1,6 @@
+import math
 from itertools import pairwise
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -127,3 +129,57 @@ def test_an_offset_outside_its_range_is_refused(delta_t: float) -> None:
 def test_a_bad_shift_is_refused(shift: float) -> None:
     with pytest.raises(ConfigError, match="shift"):
         AsyncSchedule(0.3).grid(10, shift)
+
+
+def test_each_velocity_acts_from_its_start_to_before_its_end() -> None:
+    u = torch.tensor([-0.1, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5], dtype=torch.float64)
+    moving = AsyncSchedule(0.5).active(u)
+    assert moving.semantic.tolist() == [False, True, True, True, True, False, False, False]
+    assert moving.texture.tolist() == [False, False, False, True, True, True, True, False]
+
+
+def test_a_boundary_belongs_to_the_phase_that_begins_there() -> None:
+    schedule = AsyncSchedule(0.3)
+    found = [schedule.phase(u) for u in (0.0, 0.2999, 0.3, 0.9999, 1.0, 1.2999, 1.3)]
+    assert found == [Phase.SEMANTIC] * 2 + [Phase.BOTH] * 2 + [Phase.TEXTURE] * 3
+
+
+@pytest.mark.parametrize("delta_t", [0.1, 0.3, 1.0])
+def test_phase_shares_are_those_of_the_normal_distribution(delta_t: float) -> None:
+    """P(sigmoid(z) (1 + delta_t) < delta_t) for a standard normal z is P(z < ln delta_t)."""
+    alone = NormalDist().cdf(math.log(delta_t))
+    shares = AsyncSchedule(delta_t).phase_shares()
+    assert shares[Phase.SEMANTIC] == shares[Phase.TEXTURE] == pytest.approx(alone, rel=1e-12)
+    assert shares[Phase.BOTH] == pytest.approx(1 - 2 * alone, abs=1e-12)
+
+
+def test_training_times_are_logit_normal_over_both_parts_ways() -> None:
+    times = AsyncSchedule(0.3).sample(1000, torch.Generator().manual_seed(1))
+    u = 1.3 * torch.sigmoid(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(times.u, u)
+    assert torch.equal(times.t_tex, (u - 0.3).clamp(min=0))
+    assert torch.equal(times.t_sem, u.clamp(max=1))
+
+
+@pytest.mark.parametrize(("intervals", "counts"), [(3, (1, 1, 1)), (4, (1, 2, 1)), (13, (3, 7, 3)), (26, (6, 14, 6))])
+def test_intervals_go_to_the_phase_whose_steps_are_longest(intervals: int, counts: tuple[int, ...]) -> None:
+    points = AsyncSchedule(0.3).grid(intervals).tolist()
+    dealt = [sum(start <= u < stop for u in points) for start, stop in ((0.0, 0.3), (0.3, 1.0), (1.0, 1.3))]
+    assert tuple(dealt) == counts
+
+
+def test_times_of_images_at_one_global_time_are_theirs_and_plain_numbers() -> None:
+    like = torch.zeros(3, 5, 4, 4, dtype=torch.float64)
+    times = AsyncSchedule(0.3).shared_times(0.5, Phase.BOTH, like)
+    assert (times.texture, times.semantic, times.phase) == (pytest.approx(0.2), 0.5, Phase.BOTH)
+    assert times.t_tex.tolist() == [times.texture] * 3
+    assert times.t_sem.tolist() == [times.semantic] * 3
+    assert times.t_tex.dtype == times.t_sem.dtype == torch.float64
+    twice = times.twice()
+    assert (twice.t_tex.tolist(), twice.t_sem.tolist()) == ([times.texture] * 6, [times.semantic] * 6)
+    assert (twice.texture, twice.semantic, twice.phase) == (times.texture, times.semantic, times.phase)
+
+
+def test_times_move_to_a_device_with_their_global_time() -> None:
+    moved = AsyncSchedule(0.3).sample(4, torch.Generator().manual_seed(0)).to(torch.device("meta"))
+    assert {values.device.type for values in (moved.t_tex, moved.t_sem, moved.u)} == {"meta"}

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 from torch_fidelity.metric_fid import KEY_METRIC_FID
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
@@ -156,7 +156,8 @@ def test_torch_fidelity_itself_finds_the_same_numbers(evaluator: Evaluator, trai
     )
     mine = evaluator.score(evaluator.features(drawn))
     assert mine["fd_efficientnet_lite0"] == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
-    assert 0 <= theirs[KEY_METRIC_PRECISION] <= 1
+    assert mine["precision_efficientnet_lite0"] == pytest.approx(theirs[KEY_METRIC_PRECISION])
+    assert mine["recall_efficientnet_lite0"] == pytest.approx(theirs[KEY_METRIC_RECALL])
 
 
 def test_the_reference_is_at_no_distance_from_itself(evaluator: Evaluator, train: ShardReader) -> None:

@@ -1,13 +1,7 @@
 import json
-import os
-import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import textwrap
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -270,47 +264,3 @@ def test_the_outlook_tells_rows_bytes_disk_and_time(
     assert re.search(r"bytes +10\.9 kB, 776 a row", said)
     assert re.search(r"free disk +[\d.,]+ [GT]B", said)
     assert re.search(r"time +about 2\.3 hours", said)
-
-
-PROGRAM = textwrap.dedent("""
-    import sys, time
-    from pathlib import Path
-    from sfd_core.experiment.params import PrepareParams
-    from sfd_core.data.store import pieces
-    from sfd_core.stages import prepare as stage
-    pieces.BYTES = 3 * 3 * 16 * 16
-    original = stage.Plan.render
-    def slowly(plan, row):
-        time.sleep(0.02)
-        return original(plan, row)
-    stage.Plan.render = slowly
-    print("ready", flush=True)
-    stage.prepare(PrepareParams.model_validate_json(sys.argv[1]), Path("out"))
-""")
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_change_no_byte(folder: Path, tmp_path: Path) -> None:
-    spoil(folder, b"text")
-    values = params(folder, skip_unreadable=True, held_out=0.5)
-    chance, kills = random.Random(0), 5
-    for name in ("killed", "whole"):
-        (tmp_path / name).mkdir()
-        while True:
-            process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, values.model_dump_json()],
-                cwd=tmp_path / name,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            )
-            assert process.stdout is not None
-            process.stdout.readline()
-            if name == "killed" and kills:
-                kills -= 1
-                time.sleep(chance.uniform(0, 0.4))
-                process.send_signal(signal.SIGKILL)
-            process.stdout.close()
-            if process.wait() == 0:
-                break
-    assert all_files(tmp_path / "killed" / "out") == all_files(tmp_path / "whole" / "out")

@@ -95,3 +95,73 @@ def test_numbers_of_steps_arrive_in_order() -> None:
         coming.put(step, ["loss"], torch.tensor([float(step)]))
     assert list(coming.due()) == [(0, {"loss": 0.0}), (1, {"loss": 1.0}), (2, {"loss": 2.0})]
     assert list(coming.all()) == []
+
+
+@pytest.mark.parametrize(("loss", "spikes"), [(2.25, 0), (2.2500001, 1)])
+def test_a_spike_is_more_than_ten_median_deviations_above_the_median_of_a_hundred(
+    tmp_path: Path, loss: float, spikes: int
+) -> None:
+    watching = guard(tmp_path / "incidents.csv")
+    for step in range(100):
+        watching.check(step, numbers(0.875 if step % 2 else 1.125))
+    # median 1, median deviation 0.125
+    watching.check(100, numbers(loss))
+    assert watching.spikes == spikes
+
+
+def test_before_a_hundred_losses_and_among_equal_ones_nothing_is_a_spike(tmp_path: Path) -> None:
+    young = guard(tmp_path / "a.csv")
+    for step in range(99):
+        young.check(step, numbers(1.0 + step % 2))
+    young.check(99, numbers(1e9))
+    assert young.spikes == 0
+    young.check(100, numbers(1e9))
+    assert young.spikes == 1
+    equal = guard(tmp_path / "b.csv")
+    for step in range(100):
+        equal.check(step, numbers(1.0))
+    equal.check(100, numbers(1.0))
+    assert equal.spikes == 0
+
+
+def test_old_losses_are_forgotten(tmp_path: Path) -> None:
+    watching = guard(tmp_path / "incidents.csv")
+    for step in range(300):
+        watching.check(step, numbers(1.0 + 0.01 * (step % 3)))
+    assert len(watching.state()["losses"]) == 100
+
+
+def test_a_skipped_step_is_noted_with_the_median_so_far(tmp_path: Path) -> None:
+    watching = guard(tmp_path / "incidents.csv")
+    watching.check(0, numbers(math.nan, 3.0))
+    for step, loss in enumerate((1.0, 2.0, 4.0), start=1):
+        watching.check(step, numbers(loss))
+    watching.check(4, numbers(1.0, math.inf))
+    first, second = incidents(tmp_path / "incidents.csv")
+    assert (first["step"], first["loss"], first["gradient_norm"], first["usual_loss"]) == ("1", "nan", "3.0", "nan")
+    assert (second["step"], second["gradient_norm"], second["usual_loss"], second["rows"]) == ("5", "inf", "2.0", "4 5")
+    assert watching.state()["in_a_row"] == 1
+
+
+def test_incidents_are_kept_up_to_the_step(tmp_path: Path) -> None:
+    watching = guard(tmp_path / "incidents.csv")
+    for step in (3, 4, 5):
+        watching.check(step, numbers(math.nan))
+    watching.forget_beyond(5)
+    assert [row["step"] for row in incidents(tmp_path / "incidents.csv")] == ["4", "5"]
+
+
+def test_a_process_without_a_file_of_incidents_counts_all_the_same() -> None:
+    watching = Guard("test", 0.1, None, Task())
+    watching.forget_beyond(0)
+    assert not watching.check(0, numbers(math.nan))
+    assert watching.skipped == 1
+
+
+def test_numbers_are_late_on_a_gpu_by_two_steps_and_all_of_them_come_at_the_end() -> None:
+    coming = StepNumbers(torch.device("cuda"))
+    for step in range(4):
+        coming.put(step, ["loss"], torch.tensor([float(step)]))
+    assert [step for step, _ in coming.due()] == [0, 1]
+    assert [step for step, _ in coming.due()] == []
+    assert [step for step, _ in coming.all()] == [2, 3]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sfd_core.host.errors import DataError
-from sfd_core.training.history import History, Record, read_history
+from sfd_core.training.history import History, Record, read_history, write_empty_history
 
 
 def record(step: int, **terms: float) -> Record:
@@ -61,3 +61,52 @@ def test_a_file_that_is_no_curve_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "history.csv").write_text("step,loss\n1,much\n")
     with pytest.raises(DataError, match="no training curve"):
         read_history(tmp_path / "history.csv")
+
+
+def test_a_row_is_kept_up_to_the_step_and_nothing_beyond(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv")
+    for step in (1, 10, 11):
+        history.append(record(step))
+    history.truncate(10)
+    assert [row["step"] for row in read_history(history.path)] == [1, 10]
+    history.truncate(9)
+    assert [row["step"] for row in read_history(history.path)] == [1]
+
+
+def test_truncating_a_curve_that_was_never_written_is_nothing(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv")
+    history.truncate(0)
+    history.truncate(5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_value_of_a_record_is_in_its_column(tmp_path: Path) -> None:
+    history = History(tmp_path / "deep" / "history.csv")
+    history.append(Record(7, 56, 3.5, {"loss": 0.25, "mse": 0.125}, 0.75, 1e-3, 16.0))
+    history.close()
+    assert history.path.read_text().splitlines() == [
+        "step,images_seen,seconds,loss,mse,gradient_norm,learning_rate,images_per_second",
+        "7,56,3.5,0.25,0.125,0.75,0.001,16.0",
+    ]
+
+
+def test_syncing_and_closing_force_the_rows_onto_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[int] = []
+    monkeypatch.setattr("os.fsync", forced.append)
+    history = History(tmp_path / "history.csv")
+    history.sync()
+    assert forced == []
+    history.append(record(1))
+    history.sync()
+    history.close()
+    assert len(forced) == 2
+    history.close()
+    assert len(forced) == 2
+
+
+def test_the_curve_of_a_network_that_was_not_trained_here_is_empty(tmp_path: Path) -> None:
+    write_empty_history(tmp_path / "history.csv")
+    assert (tmp_path / "history.csv").read_text() == "step,images_seen,seconds,loss\n"
+    assert read_history(tmp_path / "history.csv") == []
+    with pytest.raises(DataError, match="no training curve"):
+        read_history(tmp_path / "missing.csv")

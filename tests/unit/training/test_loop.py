@@ -74,6 +74,7 @@ def test_a_run_lowers_the_loss_and_says_what_it_took(tmp_path: Path) -> None:
 def test_logged_terms_are_means_over_the_interval_and_add_up(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "resume")
     run(Denoise(), plan(), folder)
+    assert len(curve(folder)) == 10
     for row in curve(folder):
         assert row["loss"] == pytest.approx(row["mse"] + 0.1 * row["size"], rel=1e-5)
 
@@ -100,6 +101,7 @@ def test_a_run_broken_off_and_resumed_equals_the_unbroken_one(tmp_path: Path, ki
     assert [kept.step for kept in result.snapshots] == [10, 40]
     for one, other in zip(expected.snapshots, result.snapshots, strict=True):
         first, second = load_file(one.path), load_file(other.path)
+        assert first.keys() == second.keys() == weights.keys()
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
@@ -114,8 +116,10 @@ def test_snapshots_hold_the_average_where_there_is_one(tmp_path: Path) -> None:
     ema = EMA(task.model, 0.9, warmup=False)
     keep = lambda step, weights, _: heard.update({step: {name: value.clone() for name, value in weights.items()}})  # noqa: E731
     result = run(task, plan(), ResumeFolder(tmp_path / "resume"), ema, on_snapshot=keep)
+    assert [snapshot.step for snapshot in result.snapshots] == [10, 40]
     for snapshot in result.snapshots:
         stored = load_file(snapshot.path)
+        assert stored.keys() == heard[snapshot.step].keys() == task.model.state_dict().keys()
         assert all(torch.equal(stored[name], value) for name, value in heard[snapshot.step].items())
     assert not torch.equal(heard[40]["0.weight"], task.model[0].weight)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sfd_core.experiment.params import Optimisation
-from sfd_core.training.optim import build_optimizer, learning_rate_at
+from sfd_core.training.optim import build_optimizer, learning_rate_at, optimizer_tensors
 
 
 def optimisation(**changes: Any) -> Optimisation:
@@ -45,3 +45,51 @@ def test_one_step_without_decay_moves_every_weight_by_the_learning_rate() -> Non
     weight.grad = torch.tensor([1.0, -2.0, 30.0])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.1, 0.1, -0.1]))
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (79, 1.0), (80, 0.99446), (89, 0.55), (98, 0.10554), (99, 0.1), (500, 0.1)],
+)
+def test_the_rate_at_each_corner(step: int, share: float) -> None:
+    """The decay is 0.1 + 0.9 (1 + cos(pi k / 20)) / 2 at its k-th step."""
+    assert learning_rate_at(step, 2.0, optimisation()) == pytest.approx(2.0 * share, rel=1e-5)
+
+
+def test_moments_are_zero_before_the_first_step_and_the_optimizers_own_afterwards() -> None:
+    model = nn.Linear(2, 1)
+    named = dict(model.named_parameters())
+    optimizer = build_optimizer(named.values(), 0.1, optimisation())
+    tensors = optimizer_tensors(optimizer, named)
+    assert set(tensors) == {f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in ("weight", "bias")}
+    assert all(not value.any() for value in tensors.values())
+    assert {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("exp_avg.")} == {
+        "exp_avg.weight": (1, 2),
+        "exp_avg.bias": (1,),
+    }
+    model(torch.tensor([[1.0, 2.0]])).sum().backward()
+    optimizer.step()
+    assert tensors["step.weight"] == tensors["step.bias"] == 1
+    torch.testing.assert_close(tensors["exp_avg.weight"], torch.tensor([[0.1, 0.2]]))
+    torch.testing.assert_close(tensors["exp_avg_sq.weight"], 0.05 * torch.tensor([[1.0, 4.0]]))
+    again = optimizer_tensors(optimizer, named)
+    assert all(again[name] is value for name, value in tensors.items())
+
+
+def test_an_optimizer_filled_with_anothers_moments_goes_on_as_that_one() -> None:
+    weights = []
+    for resumed in (False, True):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = build_optimizer([weight], 0.1, optimisation())
+        for step in range(4):
+            if resumed and step == 2:
+                kept = {name: value.clone() for name, value in optimizer_tensors(optimizer, {"w": weight}).items()}
+                weight = nn.Parameter(weight.detach().clone())
+                optimizer = build_optimizer([weight], 0.1, optimisation())
+                for name, value in optimizer_tensors(optimizer, {"w": weight}).items():
+                    value.copy_(kept[name])
+            weight.grad = torch.tensor([1.0, -2.0, 0.5]) * (step + 1)
+            optimizer.step()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from sfd_core.data.store import verified
 from sfd_core.data.store.verified import known_finite, note_finite, verify_files
 from sfd_core.host.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parents[4]
 LONG_AGO_NS = 1_600_000_000_000_000_000
 
 
@@ -164,24 +162,6 @@ def test_where_nothing_can_be_noted_all_is_verified(hashed: list[str]) -> None:
     for _ in range(2):
         verify_files(Path("s"), hashes)
     assert sorted(hashed) == ["a", "a", "b", "b"]
-
-
-def test_several_processes_may_verify_at_once(hashed: list[str]) -> None:
-    hashes = lay_out(Path("s"), "abcdef")
-    program = (
-        "import json, sys; from pathlib import Path; from sfd_core.data.store.verified import verify_files\n"
-        "for _ in range(20): verify_files(Path('s'), json.loads(sys.argv[1]))"
-    )
-    halves = [dict(list(hashes.items())[:4]), dict(list(hashes.items())[2:])]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    running = [subprocess.Popen([sys.executable, "-c", program, json.dumps(half)], env=environment) for half in halves]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    for half in halves:
-        verify_files(Path("s"), half)
-    hashed.clear()
-    verify_files(Path("s"), hashes)
-    assert hashed == []
-    assert len(list(Path(".sfd/verified").iterdir())) == 1
 
 
 def test_a_long_verification_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.errors import BusyError, ConfigError, ResourceError
+from sfd_core.host.resume import Code, codes_of
 from sfd_core.host.seeding import generator
 from sfd_core.storage import Lease, Storage, mirror, shared_training
 from sfd_core.training.checkpoint import ResumeFolder
@@ -84,7 +85,10 @@ def test_another_machine_ends_a_training_as_if_it_had_never_stopped(
     assert curve(second) == curve(alone)
     assert [kept.step for kept in shared.snapshots] == [kept.step for kept in whole.snapshots] == [8, 22, 30]
     for ours, theirs in zip(shared.snapshots, whole.snapshots, strict=True):
-        assert all(torch.equal(tensor, load_file(theirs.path)[name]) for name, tensor in load_file(ours.path).items())
+        one, other = load_file(ours.path), load_file(theirs.path)
+        assert one.keys() == other.keys()
+        assert one
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
@@ -110,6 +114,24 @@ def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
     train(alone)
     assert curve(second) == curve(alone)
     assert [kept.step for kept in shared.snapshots] == [8, 22, 30]
+
+
+def test_another_machine_with_other_code_starts_again_and_takes_no_old_checkpoint(
+    tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    first, alone = (ResumeFolder(machine(tmp_path, name).path, Code(name)) for name in ("first", "alone"))
+    second = ResumeFolder(machine(tmp_path, "second").path, Code("second"))
+    with pytest.raises(BrokenError):
+        train(first, ends_at=24)
+    assert [code.hash for code in codes_of(first.path)] == ["first"]
+    with pytest.raises(BrokenError):
+        train(second, ends_at=7)
+    steps = {stored.key.split("/")[-2] for stored in storage.list(f"{request.node.name}/train/") if "step-" in stored.key}
+    assert steps == {"step-00000005"}, steps
+    train(second)
+    monkeypatch.delenv("SFD_CHECKPOINTS")
+    train(alone)
+    assert curve(second) == curve(alone)
 
 
 def test_two_machines_never_train_the_same(tmp_path: Path, storage: Storage, request: pytest.FixtureRequest) -> None:

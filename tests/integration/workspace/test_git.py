@@ -47,14 +47,6 @@ def test_code_that_is_not_committed_is_refused_and_other_files_are_not(project: 
         git.base_commit(project.parent)
 
 
-def test_the_key_of_code_changes_with_the_code_alone(project: Path) -> None:
-    before = git.code_key(project, "HEAD")
-    commit(project, readme="words")
-    assert git.code_key(project, "HEAD") == before
-    commit(project, sfd_core__a="2")
-    assert git.code_key(project, "HEAD") != before
-
-
 def test_a_worktree_keeps_what_an_attempt_left_until_it_is_forgotten(project: Path) -> None:
     base = git.base_commit(project)
     with git.worktree(project, "key", base) as (folder, held):

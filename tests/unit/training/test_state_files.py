@@ -1,0 +1,140 @@
+"""A checkpoint in the files of several processes: whole only when all are there, read by any number of processes."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfd_core.host import paths
+from sfd_core.training.checkpoint import Piece, ResumeFolder, State
+
+WHOLE = torch.arange(12.0).reshape(6, 2)
+
+
+def piece(first: int, stop: int) -> State:
+    """The rows of one process, with a scalar and a tensor that each holds whole."""
+    tensors = {
+        "cut": Piece(WHOLE[first:stop].clone(), first),
+        "step": Piece(torch.tensor(7.0), 0),
+        "bias": Piece(torch.tensor([first + 0.5]), 0) if first == 0 else Piece(torch.zeros(0), 1),
+    }
+    return State(tensors, {"step": 3, "seconds": 1.5})
+
+
+def unfinished(resume: ResumeFolder) -> list[str]:
+    return sorted(path.name for path in resume.path.glob(".step-*"))
+
+
+@pytest.mark.parametrize("cuts", [(), (3,), (1, 4), (2, 2)])
+def test_pieces_of_any_cut_make_the_whole(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    bounds = [0, *cuts, 6]
+    for number, (first, stop) in enumerate(pairwise(bounds)):
+        assert not (resume.path / "step-00000003").exists()
+        resume.save(3, piece(first, stop), (number, len(cuts) + 1))
+    assert unfinished(resume) == []
+    assert resume.newest() == 3
+    into = {"cut": torch.full((6, 2), -1.0), "step": torch.tensor(-1.0), "bias": torch.full((1,), -1.0)}
+    assert resume.read(3, into) == {"step": 3, "seconds": 1.5}
+    assert torch.equal(into["cut"], WHOLE)
+    assert into["step"] == 7
+    assert into["bias"].tolist() == [0.5]
+
+
+def test_the_order_in_which_processes_finish_does_not_matter(tmp_path: Path) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    resume.save(3, piece(4, 6), (1, 2))
+    resume.save(3, piece(0, 4), (0, 2))
+    into = {"cut": torch.zeros(6, 2)}
+    resume.read(3, into)
+    assert torch.equal(into["cut"], WHOLE)
+
+
+def test_a_process_reads_its_own_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    for number, (first, stop) in enumerate(((0, 2), (2, 5), (5, 6))):
+        resume.save(3, piece(first, stop), (number, 3))
+    for first, stop in ((0, 3), (3, 6), (1, 2), (4, 5)):
+        mine = torch.full((stop - first, 2), -1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Piece, "of", classmethod(lambda cls, tensor, first=first: cls(tensor, first)))
+            resume.read(3, {"cut": mine})
+        assert torch.equal(mine, WHOLE[first:stop])
+
+
+def test_a_tensor_that_is_not_there_or_not_whole_is_named(tmp_path: Path) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    resume.save(3, piece(0, 6))
+    with pytest.raises(KeyError, match="step-00000003 lacks other"):
+        resume.read(3, {"cut": torch.zeros(6, 2), "other": torch.zeros(1)})
+    with pytest.raises(KeyError, match="lacks cut"):
+        resume.read(3, {"cut": torch.zeros(7, 2)})
+
+
+def test_a_copied_state_is_left_alone_by_later_steps() -> None:
+    weight, position = torch.ones(3), {"step": 1}
+    state = State.copied({"weight": weight}, position)
+    weight.add_(1)
+    position["step"] = 2
+    assert state.tensors["weight"].rows.tolist() == [1.0, 1.0, 1.0]
+    assert state.tensors["weight"].first == 0
+    assert state.position == {"step": 1}
+
+
+def test_the_curve_so_far_lies_beside_the_state_once(tmp_path: Path) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    resume.path.mkdir()
+    resume.history_path.write_text("step,loss\n3,0.5\n")
+    resume.incidents_path.write_text("step,kind\n")
+    resume.save(3, piece(3, 6), (1, 2))
+    assert not list(resume.path.glob(".step-*/history.csv"))
+    resume.save(3, piece(0, 3), (0, 2))
+    assert (resume.path / "step-00000003" / "history.csv").read_text() == "step,loss\n3,0.5\n"
+    assert (resume.path / "step-00000003" / "incidents.csv").read_text() == "step,kind\n"
+
+
+def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    for value in (1.0, 2.0):
+        resume.save(5, State.copied({"weight": torch.full((2,), value)}, {"value": value}))
+    into = {"weight": torch.zeros(2)}
+    assert resume.read(5, into) == {"value": 2.0}
+    assert into["weight"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("keep_last", "left"), [(1, [10, 40]), (2, [10, 30, 40]), (3, [10, 20, 30, 40])])
+def test_the_newest_checkpoints_and_those_that_are_wanted_are_kept(tmp_path: Path, keep_last: int, left: list[int]) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    for step in (5, 10, 20, 30, 40):
+        resume.save(step, State.copied({"weight": torch.zeros(1)}, {}))
+    resume.prune(keep_last, lambda step: step == 10)
+    assert sorted(int(path.name[5:]) for path in resume.path.glob("step-*")) == left
+
+
+def test_wanted_checkpoints_survive_the_end_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    resume = ResumeFolder(Path(".sfd/resume/train/key"))
+    for step in (10, 20):
+        resume.save(step, State.copied({"weight": torch.full((1,), float(step))}, {}))
+    (kept,) = resume.delete(lambda step: step == 10)
+    assert kept == paths.STATE / "checkpoints" / "train" / "key" / "step-00000010"
+    assert kept.is_dir()
+    assert [path.name for path in Path(".sfd/resume/train").iterdir()] == []
+
+
+def test_half_a_deletion_is_finished_by_the_next_run(tmp_path: Path) -> None:
+    resume = ResumeFolder(tmp_path / "key")
+    doomed = tmp_path / ".key.partial"
+    doomed.mkdir()
+    with resume.locked():
+        assert not doomed.exists()
+
+
+def test_forgetting_later_snapshots_removes_what_a_kill_left_of_one(tmp_path: Path) -> None:
+    folder = tmp_path / "resume" / "snapshots"
+    folder.mkdir(parents=True)
+    for name in ("step-00000010.safetensors", "step-00000011.safetensors", ".step-00000005.safetensors.abc.partial"):
+        (folder / name).touch()
+    ResumeFolder(tmp_path / "resume").forget_beyond(10)
+    assert [path.name for path in folder.iterdir()] == ["step-00000010.safetensors"]
