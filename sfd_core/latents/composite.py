@@ -208,13 +208,6 @@ class Composite:
         _require_channels(x_tex, self.n_texture, "texture")
         return self.statistics.texture.denormalise(x_tex)
 
-    def denormalise_semantic(self, x_sem: Tensor) -> Tensor:
-        """Return the raw semantic latent. Raises `DataError` for a texture-only composite."""
-        _require_channels(x_sem, self.n_semantic, "semantic")
-        if self.statistics.semantic is None:
-            raise DataError("a texture-only composite has no semantic latent")
-        return self.statistics.semantic.denormalise(x_sem)
-
 
 def _by_channel(z: Tensor) -> Tensor:
     """Return z (N, C, ...) as float64 (C, values)."""

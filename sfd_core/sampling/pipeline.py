@@ -173,8 +173,7 @@ class Pipeline:
     @torch.no_grad()
     def decode(self, parts: Split) -> Tensor:
         """Decode normalised latents to uint8 images (N, 3, R, R) on the CPU; the semantic latent is dropped."""
-        statistics = self.denoiser.composite.statistics.texture
-        images = self.vae.decode(statistics.denormalise(parts.texture))
+        images = self.vae.decode(self.denoiser.composite.denormalise_texture(parts.texture))
         return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     def _check(self, labels: Sequence[int], sampler: SamplerParams) -> None:

