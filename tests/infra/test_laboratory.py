@@ -100,7 +100,8 @@ class Laboratory:
         state = json.loads((self.folder / "state.json").read_text())
         pids = [state["supervisor"]["pid"], *(record["process"]["pid"] for record in state["servers"])]
         leaders = [psutil.Process(pid) for pid in pids]
-        return [process for leader in leaders for process in (leader, *leader.children(recursive=True))]
+        # the servers are the supervisor's children, too
+        return list(dict.fromkeys(process for leader in leaders for process in (leader, *leader.children(recursive=True))))
 
 
 @pytest.fixture(scope="module")
