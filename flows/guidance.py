@@ -14,7 +14,7 @@ from flows import limits
 from flows.artifacts import artifact_key, show_picture
 from flows.point import compute
 from flows.sweep import Name, Preset
-from sfd_core.experiment.code import PACKAGE, pipeline_code
+from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.params import Fraction, NonNegative, Positive, parse_params
 from sfd_core.host import machine
@@ -61,7 +61,7 @@ def guidance_sweep(
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
-        code = pipeline_code(project / PACKAGE)
+        code = pipeline_code(project)
         sampler = {"evaluate.sampler.guidance": guidance, "evaluate.sampler.guide": guide}
         (point,) = plan_points(base_values(preset, project), Space([variant], {}, [], sampler), code, project)
         planned = _check(point, scales, intervals, evaluations, parts)

@@ -16,7 +16,7 @@ from pydantic import Field
 from flows.artifacts import artifact_key, show_picture
 from flows.dispatch import Dispatcher, Outcome, cancel_points
 from flows.point import fetch
-from sfd_core.experiment.code import PACKAGE, pipeline_code
+from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.estimates import outlook, project_rates
 from sfd_core.experiment.grid import CURRENT, SHARED_TARGETS, Point, Space, base_values, plan_points, shared_groups
 from sfd_core.experiment.params import Fraction, Positive, Seed
@@ -154,7 +154,7 @@ def _run(asked: Sweep) -> None:
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
-        points = plan_points(base_values(asked.preset, project), asked.space, pipeline_code(project / PACKAGE), project)
+        points = plan_points(base_values(asked.preset, project), asked.space, pipeline_code(project), project)
         finished = git.read_records(project, POINTS)
         expected = outlook(points, finished, project_rates(project))
         create_table_artifact(expected.table, key=artifact_key(asked.name, "plan"), description=expected.words)

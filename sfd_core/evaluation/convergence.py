@@ -51,8 +51,7 @@ def read_curve(outputs: Path, variant: str) -> pd.DataFrame:
     history = outputs / "train" / variant / "history.csv"
     if "seconds" not in curve:
         curve.insert(2, "seconds", math.nan)
-        if history.is_file():
-            clock = _read_table(history, ("step", "seconds"))
+        if history.is_file() and not (clock := pd.read_csv(history)).empty:
             curve["seconds"] = np.interp(curve["step"], clock["step"], clock["seconds"])
     return curve
 
@@ -99,6 +98,7 @@ def _reach(curve: pd.DataFrame, number: str, target: str, final: float) -> Reach
         None if first is None else _cost(curve[column].astype(float).tolist(), values, first, final) for column in COSTS
     )
     variant = str(curve["variant"].iloc[0])
+    seconds = None if seconds is None or math.isnan(seconds) else seconds
     return Reach(number, target, final, variant, steps, images_seen, flops, seconds, at_most=first == 0)
 
 

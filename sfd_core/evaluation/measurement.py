@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -23,11 +24,12 @@ from torch import Tensor
 
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.evaluator import Evaluator
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import SamplerParams, fingerprint
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_path
 from sfd_core.host.processes import Processes
-from sfd_core.host.resume import RECORD
+from sfd_core.host.resume import LOCK, RECORD, held, settle
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.sampling.artifact import Denoiser
 from sfd_core.sampling.pipeline import Pipeline
@@ -92,7 +94,7 @@ class Measured:
         for batch in self.batches:
             batch.file.unlink(missing_ok=True)
         for folder in {batch.file.parent for batch in self.batches}:
-            if {path.name for path in folder.iterdir()} <= {RECORD}:
+            if {path.name for path in folder.iterdir()} <= {RECORD, LOCK}:
                 shutil.rmtree(folder)
 
     def images(self) -> Iterator[Tensor]:
@@ -112,18 +114,23 @@ def measure(
     """Draw this process's share of `order` and extract features; the first process waits for the others and returns all.
 
     The other processes return None. Files lie in `folder`, to be deleted by the caller once the numbers are safe. A damaged
-    file of an earlier run is reported, deleted and made again. Raises `DataError` for one that is damaged meanwhile.
+    file of an earlier run is reported, deleted and made again. Raises `DataError` for one that is damaged meanwhile,
+    `BusyError` if another process measures in `folder`, and what `settle` raises.
     """
     processes = processes or Processes(0, 1)
     batches = _plan(pipeline, evaluator, order, folder)
     mine = processes.share(batches)
-    _drop_damaged(mine)
-    shown = progress(mine, sum(len(batch.labels) for batch in mine)) if processes.first else mine
-    for batch in shown:
-        if not batch.file.exists():
-            _measure_batch(pipeline, evaluator, order, batch)
-    processes.wait()
-    return _merged(batches, order) if processes.first else None
+    with held(folder, "measuring") if processes.first else nullcontext():
+        if processes.first:
+            settle(folder, stage_code("evaluate"))
+        processes.wait()
+        _drop_damaged(mine)
+        shown = progress(mine, sum(len(batch.labels) for batch in mine)) if processes.first else mine
+        for batch in shown:
+            if not batch.file.exists():
+                _measure_batch(pipeline, evaluator, order, batch)
+        processes.wait()
+        return _merged(batches, order) if processes.first else None
 
 
 def _plan(pipeline: Pipeline, evaluator: Evaluator, order: Order, folder: Path) -> list[Batch]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from sfd_core.evaluation.measurement import (
     measure,
     oracle_order,
 )
-from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import SamplerParams, VariantParams, fingerprint
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import file_digest
 from sfd_core.host.processes import Processes
-from sfd_core.host.resume import Code, mixed_codes, resume_dir, settle
+from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.sampling.pipeline import Pipeline
 
 GENERATED = "generated"
@@ -39,16 +38,11 @@ class Measurement:
     pipeline: Pipeline
     evaluator: Evaluator
     processes: Processes
-    code: Code = field(default_factory=lambda: stage_code("evaluate"))
-    """The code that measures."""
 
     def run(self, order: Order, progress: Progress) -> tuple[dict[str, Number], Measured] | None:
         """Draw and evaluate; None in every process but the first. Resumes an interrupted run."""
         by = recipe(self.artifact, self.pipeline, order.sampler, order.oracle)
         folder = resume_dir("measure", fingerprint(by, self.evaluator.keys))
-        if self.processes.first:
-            settle(folder, self.code)
-        self.processes.wait()
         measured = measure(self.pipeline, self.evaluator, order, folder, self.processes, progress)
         if measured is None:
             return None

@@ -12,6 +12,7 @@ otherwise. Such modules, and what only they import, do not count.
 import ast
 import hashlib
 import importlib.metadata
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sfd_core.host.resume import Code
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.resume import MOST_NAMED, Code
 
 PACKAGE = "sfd_core"
 STAGES = f"{PACKAGE}.stages"
@@ -28,8 +30,14 @@ SOURCES = Path(__file__).parents[1]
 """The package that is running."""
 _DECLARATION = "SHAPES_RESULTS"
 _ERRORS = re.compile(r"(Error|Warning|Exception|Preempted)$")
-_REPORTS = frozenset({"print", "warn", "debug", "info", "warning", "error", "log", "report", "ArgumentParser", "add_argument"})
-"""Functions and methods whose text is for people."""
+_REPORTS = frozenset({"print", "warn", "debug", "info", "warning", "error", "log", "report"})
+"""Functions and methods whose text is for people, where nothing is done with what they return."""
+_HELP = frozenset({"help", "description", "epilog", "metavar"})
+"""Arguments of a parser of the command line whose text is for people."""
+_DATA = frozenset({".csv", ".css", ".jinja", ".js"})
+"""Files beside code that count; what editors and systems leave there does not."""
+_RUNTIME = frozenset({"ClassVar", "InitVar", "KW_ONLY"})
+"""Annotations that change what a dataclass does."""
 _BY_NAME = frozenset({"importlib", "pkgutil"})
 """A module that imports these may import what its strings name."""
 _IGNORED_FIELDS = frozenset({"kind", "type_comment", "type_params", "ctx"})
@@ -55,10 +63,21 @@ def stage_names(sources: Path = SOURCES) -> list[str]:
     return sorted(path.stem for path in (sources / "stages").glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
-def pipeline_code(sources: Path = SOURCES) -> str:
-    """Return one hash for the code of all stages; the points of sweeps are named by it."""
-    hashes = {stage: stage_code(stage, sources).hash for stage in stage_names(sources)}
-    return _digest(repr(sorted(hashes.items())))[:16]
+def pipeline_code(project: Path) -> str:
+    """Return one hash for dvc.yaml and the code of all stages of a project; the points of sweeps are named by it."""
+    hashes = {stage: stage_code(stage, project / PACKAGE).hash for stage in stage_names(project / PACKAGE)}
+    return _digest(repr(sorted(hashes.items())) + (project / "dvc.yaml").read_text(encoding="utf-8"))[:16]
+
+
+def require_recorded_code(stage: str, recorded: Path) -> None:
+    """Raise `ConfigError` if the file that stage `code` wrote for `stage` is of other code than is about to run."""
+    if recorded.is_file():
+        differing = Code(**json.loads(recorded.read_text())).differences(stage_code(stage))
+        if differing:
+            raise ConfigError(
+                f"{', '.join(differing[:MOST_NAMED])} changed after {recorded} was written, so the result of stage {stage} "
+                "would be recorded as that of other code; run `dvc repro --force code`, then the same command again"
+            )
 
 
 @cache
@@ -116,7 +135,7 @@ class _Tree:
         for folder in {path.parent for name in modules if (path := self._path(name)) is not None}:
             for path in folder.rglob("*"):
                 own = not any((above / "__init__.py").is_file() for above in path.parents if folder in above.parents)
-                if own and path.is_file() and path.suffix not in {".py", ".typed"} and "__pycache__" not in path.parts:
+                if own and path.is_file() and path.suffix in _DATA and not path.name.startswith("."):
                     found[path.relative_to(self._sources.parent).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
@@ -153,13 +172,18 @@ class _Meaning(ast.NodeTransformer):
     """Leaves of a syntax tree what can change a result."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """Drop docstrings, of attributes too."""
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if is_text else self.generic_visit(node)
+        """Drop docstrings, of attributes too, and the text of messages."""
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return None
+        if isinstance(node.value, ast.Call) and _called(node.value) in _REPORTS:
+            _drop_text(node.value)
+        return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         """Keep that a field is declared, which makes a dataclass what it is, but not its type."""
-        node.annotation = ast.Constant(None)
+        names = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node.annotation)}
+        if not names & _RUNTIME:
+            node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
@@ -177,17 +201,29 @@ class _Meaning(ast.NodeTransformer):
         node.returns = None
         return self.generic_visit(node)
 
-    def visit_If(self, node: ast.If) -> ast.AST | None:
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.AST]:
         """Drop what only a type checker sees."""
-        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return [self.visit(other) for other in node.orelse]
+        return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Drop the text of errors and messages."""
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if _ERRORS.search(name) or name in _REPORTS:
-            node.args = [_Textless().visit(argument) for argument in node.args]
-            node.keywords = [_Textless().visit(keyword) for keyword in node.keywords]
+        """Drop the text of errors, and of the help of a command line."""
+        if _ERRORS.search(_called(node)):
+            _drop_text(node)
+        elif _called(node) in {"ArgumentParser", "add_argument"}:
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in _HELP]
         return self.generic_visit(node)
+
+
+def _called(node: ast.Call) -> str:
+    """Return the name of a called function or method, without what it belongs to."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _drop_text(node: ast.Call) -> None:
+    node.args = [_Textless().visit(argument) for argument in node.args]
+    node.keywords = [_Textless().visit(keyword) for keyword in node.keywords]
 
 
 class _Textless(ast.NodeTransformer):

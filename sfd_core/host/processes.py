@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -90,9 +90,11 @@ class Processes:
             self.wait()
 
     @contextmanager
-    def resumable_dir(self, path: Path, work: Path, code: Code = UNKNOWN_CODE) -> Iterator[Path]:
+    def resumable_dir(
+        self, path: Path, work: Path, code: Code = UNKNOWN_CODE, check: Callable[[], None] = lambda: None
+    ) -> Iterator[Path]:
         """Yield the folder of `resume.resumable_dir` to all processes; the first one finishes it when all are done."""
-        with resumable_dir(path, work, code) if self.first else nullcontext(work / "out") as folder:
+        with resumable_dir(path, work, code, check) if self.first else nullcontext(work / "out") as folder:
             self.wait()
             yield folder
             self.wait()

@@ -5,11 +5,13 @@ continues it silently nor throws away more than a few minutes of it.
 """
 
 import json
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -54,38 +56,37 @@ def resume_dir(stage: str, key: str) -> Path:
     return STATE / "resume" / stage / key
 
 
-def settle(folder: Path, code: Code, seconds: float | None = None) -> bool:
-    """Decide whether `code` goes on with the work in `folder`, and record it there; False if the work is to be done anew.
+def settle(folder: Path, code: Code, seconds: float | None = None) -> None:
+    """Decide whether `code` resumes the work in `folder` or starts again, and record it there.
 
-    The caller holds the folder. `seconds` is how long the work took; None takes it from the times of the files. Work of other
-    code that took up to ten minutes is deleted. For longer work the variable SFD_RESUME decides: with `restart` it is moved to
-    `.sfd/kept`. Raises `ConfigError` that names what differs and both commands if the variable is not set.
+    The caller holds the folder. `seconds` is how long the work took, 0 if nothing of it can be resumed; None takes it from the
+    times of the files. Work of other code that took up to ten minutes is deleted. For longer work SFD_RESUME decides: with
+    `restart` it is moved to `.sfd/kept`. Raises `ConfigError` that names what differs and both commands if it is not set.
     """
     before = codes_of(folder)
     work = [path for path in folder.iterdir() if path.name not in {RECORD, LOCK}] if folder.is_dir() else []
     if not before or not work or before[-1].hash == code.hash:
         _record(folder, [*before[:-1], code] if work else [code])
-        return True
+        return
     took = _seconds(work) if seconds is None else seconds
     differing = before[-1].differences(code)
     changed = ", ".join(differing[:MOST_NAMED]) + (f" and {len(differing) - MOST_NAMED} more" * (len(differing) > MOST_NAMED))
     choice = _choice(folder, took, changed)
     if choice == "continue":
         _record(folder, [*before, code])
-        return True
+        return
     if choice == "restart":
-        kept = STATE / "kept" / folder.parent.name / f"{folder.name}-{before[-1].hash[:8]}"
-        shutil.rmtree(kept, ignore_errors=True)
+        kept = _free(STATE / "kept" / folder.parent.name / f"{folder.name}-{before[-1].hash[:8]}")
         kept.mkdir(parents=True)
         for path in [*work, folder / RECORD]:
-            path.replace(kept / path.name)
+            shutil.move(path, kept / path.name)
         print(f"{folder}: starting again with the present code; the old work is kept in {kept}", file=sys.stderr)
     else:
         for path in work:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        print(f"{folder}: starting again, other code did {took:.0f} s of work there ({changed})", file=sys.stderr)
+        if took:
+            print(f"{folder}: starting again, other code did {took:.0f} s of work there ({changed})", file=sys.stderr)
     _record(folder, [code])
-    return False
 
 
 def codes_of(folder: Path) -> list[Code]:
@@ -113,17 +114,22 @@ def held(folder: Path, purpose: str) -> Iterator[None]:
 
 
 @contextmanager
-def resumable_dir(path: Path, work: Path, code: Code = UNKNOWN_CODE) -> Iterator[Path]:
+def resumable_dir(
+    path: Path, work: Path, code: Code = UNKNOWN_CODE, check: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Give a folder in `work` with what an interrupted run left there; then it replaces `path` and `work` is deleted.
 
     What that run was just writing with `atomic_path` or `atomic_dir` is deleted.
 
     Whatever ends the block otherwise, a kill included, leaves `work` as it is, so name it after the parameters and inputs of
-    the result (`resume_dir`). Raises `BusyError` if another process holds it, and what `settle` raises.
+    the result (`resume_dir`). `check` is called once it is settled which work is resumed.
+
+    Raises `BusyError` if another process holds it, and what `settle` raises.
     """
     folder = work / "out"
     with held(work, f"writing {path}"):
         settle(work, code)
+        check()
         folder.mkdir(exist_ok=True)
         for leftover in list(work.rglob(".*.partial")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
@@ -143,14 +149,26 @@ def _choice(folder: Path, took: float, changed: str) -> str:
 
     choice = Settings.read().resume
     if took <= SECONDS_TO_REPEAT:
-        return "continue" if choice == "continue" else ""
+        return "continue" if choice == "continue" and took else ""
     if choice is None:
+        command = _command()
         raise ConfigError(
             f"other code did {took / 60:.0f} minutes of this work, in {folder}: {changed} differ.\n"
-            "To resume it, as a result of more than one code: SFD_RESUME=continue dvc repro\n"
-            "To start again and keep the old work:            SFD_RESUME=restart dvc repro"
+            f"To resume it, as a result of more than one code: SFD_RESUME=continue {command}\n"
+            f"To start again and keep the old work:            SFD_RESUME=restart {command}"
         )
     return choice
+
+
+def _command() -> str:
+    """Return what the user runs again: this `sfd` command, or the pipeline that started this stage."""
+    return shlex.join(["sfd", *sys.argv[1:]]) if Path(sys.argv[0]).stem in {"sfd", "__main__"} else "dvc repro"
+
+
+def _free(path: Path) -> Path:
+    """Return `path`, or the first of its numbered names that does not exist."""
+    names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _seconds(work: Sequence[Path]) -> float:

@@ -11,7 +11,9 @@ from sfd_core.host.errors import ConfigError
 class EnvironmentSettings(BaseSettings):
     """Variables of the environment as fields: the title says what a value must be, the docstring what it means."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     @classmethod
     def read(cls) -> Self:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.code import require_recorded_code, stage_code
 from sfd_core.experiment.params import EncodeParams, fingerprint, load_params
 from sfd_core.host.errors import IdentityError, exits_cleanly
 from sfd_core.host.paths import file_digest, stage_dir, write_json
@@ -68,8 +68,8 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Pro
     row_bytes = sum(field.row_bytes for field in sources.fields(params).values())
     if processes.first:
         tell_of_forgotten(work.parent, work)
-        require_room(work, out, rows * row_bytes + SPARE_BYTES, "stage encode")
-    with processes.resumable_dir(out, work, stage_code("encode")) as folder:
+    room = partial(require_room, work, out, rows * row_bytes + SPARE_BYTES, "stage encode")
+    with processes.resumable_dir(out, work, stage_code("encode"), room) as folder:
         parts = sources.extractions(params, folder)
         run_all("encode", parts, work, processes)
         if processes.first:
@@ -183,6 +183,7 @@ def _finish(
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images and tokens to latents (outputs/encode).").parse_args()
+    require_recorded_code("encode", stage_dir("code") / "encode.json")
     params = load_params().encode
     inputs = EncodeInputs(*(stage_dir(stage) for stage in ("prepare", "features", "texture_vae", "semantic_vae")))
     spread()

@@ -33,13 +33,13 @@ from sfd_core.evaluation.measurement import (
 )
 from sfd_core.evaluation.neighbours import neighbour_sheet
 from sfd_core.evaluation.rerun import drawn_with, recipe
-from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.code import require_recorded_code
 from sfd_core.experiment.params import Params, fingerprint, load_params
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.progress import with_progress
-from sfd_core.host.resume import mixed_codes, resume_dir, settle
+from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.identity import read_latent_identity
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.sampling.pipeline import Pipeline, Samples
@@ -72,8 +72,6 @@ class Evaluation:
         weights = [file_digest(self.artifact / snapshot.file) for snapshot in self.manifest.snapshots]
         key = fingerprint(name, self.params, [*weights, identity.statistics, *self.evaluator.keys])
         self.batches = resume_dir("evaluate", key)
-        if processes.first:
-            settle(self.batches, stage_code("evaluate"))
 
     def run(self, out: Path) -> None:
         """Measure all snapshots; the first process writes everything to `out` in one atomic step."""
@@ -175,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw and measure samples of one variant (outputs/evaluate/<variant>).")
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
+    require_recorded_code("evaluate", stage_dir("code") / "evaluate.json")
     params = load_params()
     params.variant(name)  # an unknown one is reported before anything is read
     spread()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.code import require_recorded_code, stage_code
 from sfd_core.experiment.params import FeaturesParams, fingerprint, load_params
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import stage_dir
@@ -52,8 +52,8 @@ def extract_features(params: FeaturesParams, images: Path, out: Path, processes:
     row_bytes = sum(field.row_bytes for field in stored.values())
     if processes.first:
         tell_of_forgotten(work.parent, work)
-        require_room(work, out, sum(rows.values()) * row_bytes + SPARE_BYTES, "stage features")
-    with processes.resumable_dir(out, work, stage_code("features")) as folder:
+    room = partial(require_room, work, out, sum(rows.values()) * row_bytes + SPARE_BYTES, "stage features")
+    with processes.resumable_dir(out, work, stage_code("features"), room) as folder:
         parts = {
             part: Extraction(
                 f"features {part}",
@@ -108,6 +108,7 @@ def _finish(
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images to patch tokens (outputs/features).").parse_args()
+    require_recorded_code("features", stage_dir("code") / "features.json")
     params = load_params().features
     spread()
     processes = Processes.join()

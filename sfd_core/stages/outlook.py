@@ -62,12 +62,12 @@ def require_room(work: Path, out: Path, needed_bytes: int, purpose: str) -> None
 
 
 def tell_of_forgotten(works: Path, current: Path) -> None:
-    """Print which folders beside `current` hold interrupted runs of other parameters, inputs or code, and their size."""
+    """Print which folders beside `current` hold interrupted runs of other parameters or inputs, and their size."""
     for folder in sorted(works.iterdir() if works.is_dir() else []):
         if folder != current and folder.is_dir():
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             print(
-                f"note: {folder} keeps {format_bytes(size)} of an interrupted run with other parameters, inputs or code; "
+                f"note: {folder} keeps {format_bytes(size)} of an interrupted run with other parameters or inputs; "
                 "delete it if you will not return to it",
                 file=sys.stderr,
             )

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from sfd_core.data.store.contact_sheet import write_contact_sheet
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.code import require_recorded_code, stage_code
 from sfd_core.experiment.params import PrepareParams, fingerprint, load_params
 from sfd_core.host.errors import DataError, exits_cleanly
 from sfd_core.host.paths import stage_dir, write_json
@@ -86,8 +87,8 @@ def prepare(params: PrepareParams, out: Path) -> None:
     row_bytes = sum(field.row_bytes for field in fields.values())
     rows = {name: len(plan) for name, plan in plans.items()}
     name_bytes = sum(len(name) for name in parts.train.images.names) * params.copies
-    require_room(work, out, sum(rows.values()) * row_bytes + name_bytes + SPARE_BYTES, "stage prepare")
-    with resumable_dir(out, work, stage_code("prepare")) as folder:
+    room = partial(require_room, work, out, sum(rows.values()) * row_bytes + name_bytes + SPARE_BYTES, "stage prepare")
+    with resumable_dir(out, work, stage_code("prepare"), room) as folder:
         shards = {name: PiecedShard(folder / name, fields, len(plan), rows_per_piece(fields)) for name, plan in plans.items()}
         kept = sum(shard.rows_kept() for shard in shards.values())
         Outlook("prepare", rows, row_bytes, kept, _seconds_per_row(plans["train"])).show(work)
@@ -202,6 +203,7 @@ def _metrics(train: ShardReader, held_out: ShardReader) -> dict[str, object]:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images to uint8 shards (outputs/prepare).").parse_args()
+    require_recorded_code("prepare", stage_dir("code") / "prepare.json")
     prepare(load_params().prepare, stage_dir("prepare"))
 
 

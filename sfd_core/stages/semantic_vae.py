@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.code import require_recorded_code, stage_code
 from sfd_core.experiment.params import EngineParams, SemanticVAEParams, load_params
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, DataError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
@@ -199,6 +199,7 @@ def _plain(source: TokenSource, rows: range) -> torch.Tensor:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Train or read the Semantic VAE, fit the PCA (outputs/semantic_vae).").parse_args()
+    require_recorded_code("semantic_vae", stage_dir("code") / "semantic_vae.json")
     params = load_params()
     spread(PREEMPTED_EXIT_CODE)
     processes = Processes.join()

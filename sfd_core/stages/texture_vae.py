@@ -14,7 +14,7 @@ import torch
 from torchvision.utils import save_image
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.code import require_recorded_code, stage_code
 from sfd_core.experiment.params import (
     DiffusersVAEParams,
     EngineParams,
@@ -131,6 +131,7 @@ def _reconstructed(vae: ImageVAE, images: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Train or read the image VAE (outputs/texture_vae).").parse_args()
+    require_recorded_code("texture_vae", stage_dir("code") / "texture_vae.json")
     params = load_params()
     spread(PREEMPTED_EXIT_CODE)
     processes = Processes.join()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.code import require_recorded_code, stage_code
 from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams, load_params
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, IdentityError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
@@ -173,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the denoiser of one variant (outputs/train/<variant>).")
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
+    require_recorded_code("train", stage_dir("code") / "train.json")
     params = load_params()
     variant = params.variant(name)
     folders = TrainFolders(*(stage_dir(stage) for stage in ("encode", "features", "prepare", "semantic_vae")))

@@ -29,7 +29,7 @@ class Origin:
     @classmethod
     def of(cls, resume: ResumeFolder, result: TrainingResult) -> Self:
         """Return the origin of a network that was trained."""
-        return cls({"training": resume.key, **result.cost()}, resume)
+        return cls({"training": resume.training, **result.cost()}, resume)
 
     def write(self, folder: Path) -> None:
         """Write `history.csv`, without rows if nothing was trained; add the codes to `model.json` if more than one trained."""
@@ -56,5 +56,8 @@ def run_training(
     """
     if not processes.first:
         return run(task, plan, resume, ema)
-    with shared_training(resume.path, resume.settle) as require_claim, follow(spec, resume.history_path, resume.key):
+    with (
+        shared_training(resume.path, resume.code, resume.settle) as require_claim,
+        follow(spec, resume.history_path, resume.training),
+    ):
         return run(task, plan, resume, ema, require_claim=require_claim)

@@ -7,27 +7,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sfd_core.host.resume import RECORD
+from sfd_core.host.resume import RECORD, Code, codes_of
 from sfd_core.storage.bucket import Storage
 from sfd_core.storage.lease import Lease
-from sfd_core.storage.mirror import Mirror, Place, complete_folders, delete_folder, restore
+from sfd_core.storage.mirror import Mirror, Place, restore
 
 PATIENCE = 60.0
 """Seconds that a download is retried if the storage does not answer."""
 BESIDE = ("history.csv", "incidents.csv", RECORD)
 """Files of a resume folder; each checkpoint has a copy of them."""
-SNAPSHOTS = "snapshots"
+SNAPSHOTS, FINISHED = "snapshots", "finished"
 SNAPSHOT = re.compile(r"step-(\d+)\.safetensors")
 
 
 @contextmanager
-def shared_training(folder: Path, settle: Callable[[], bool]) -> Iterator[Callable[[], None]]:
+def shared_training(folder: Path, code: Code, settle: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Lease the training of a resume folder, download the progress of another machine, and mirror new checkpoints.
 
-    Then `settle` is called; if it returns False, the training restarts, and the progress in the bucket is deleted. Yields a
-    function to call before every checkpoint; it raises `LostError` if another machine took over the training. Without
-    SFD_CHECKPOINTS only `settle` is called. Raises `ConfigError` if it is no S3 address, and `ResourceError` if another machine
-    holds the lease or the storage rejects requests or does not answer, before any compute.
+    Each code that began the training has its own progress in the bucket. That of `code` is downloaded, or else an unfinished
+    one; then `settle` decides whether the training resumes it or starts again. Yields a function to call before every
+    checkpoint; it raises `LostError` if another machine took over the training. Without SFD_CHECKPOINTS only `settle` is
+    called. Raises `ConfigError` if it is no S3 address, `BusyError` if another machine holds the lease, and `ResourceError` if
+    the storage rejects requests or does not answer, before any compute.
     """
     place = Place.of_environment()
     if place is None:
@@ -37,11 +38,12 @@ def shared_training(folder: Path, settle: Callable[[], bool]) -> Iterator[Callab
     storage = Storage(place.bucket, PATIENCE)
     prefix = place.key(folder.parent.name, folder.name)
     with Lease(storage, f"{prefix}/lease.json") as lease:
-        _download_progress(storage, prefix, folder)
-        if not settle():
-            _delete(storage, prefix)
-        with Mirror(storage, folder, prefix, files=f"{SNAPSHOTS}/*.safetensors"):
+        _download_progress(storage, f"{prefix}/{_progress_of(storage, prefix, folder, code)}", folder)
+        settle()
+        own = f"{prefix}/{_name(codes_of(folder)[0])}"
+        with Mirror(storage, folder, own, files=f"{SNAPSHOTS}/*.safetensors"):
             yield lease.check
+        storage.put(f"{own}/{FINISHED}", b"")
 
 
 def _unshared() -> None:
@@ -70,9 +72,18 @@ def _download_progress(storage: Storage, prefix: str, folder: Path) -> None:
         print(f"{folder}: resuming at step {step}, reached by another machine", file=sys.stderr)
 
 
-def _delete(storage: Storage, prefix: str) -> None:
-    """Delete the checkpoints and snapshots of a training in the bucket."""
-    for name in complete_folders(storage, prefix):
-        delete_folder(storage, f"{prefix}/{name}")
-    for stored in list(storage.list(f"{prefix}/{SNAPSHOTS}/")):
-        storage.delete(stored.key)
+def _progress_of(storage: Storage, prefix: str, folder: Path, code: Code) -> str:
+    """Return whose progress the bucket is asked for: that of the folder's code, of `code`, or the furthest unfinished one."""
+    if local := codes_of(folder):
+        return _name(local[0])
+    keys = [stored.key.removeprefix(f"{prefix}/").split("/") for stored in storage.list(f"{prefix}/")]
+    finished = {parts[0] for parts in keys if parts[1:] == [FINISHED]}
+    steps = {
+        parts[0]: parts[1] for parts in keys if len(parts) > 2 and parts[1].startswith("step-") and parts[0] not in finished
+    }
+    own = _name(code)
+    return own if own in finished | set(steps) or not steps else max(steps, key=lambda name: steps[name])
+
+
+def _name(code: Code) -> str:
+    return code.hash[:8] or "unknown"

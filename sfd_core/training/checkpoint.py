@@ -108,12 +108,17 @@ class ResumeFolder:
         with resume.held(self.path, "running this training"):
             yield
 
-    def settle(self) -> bool:
-        """Decide whether this code goes on with what lies here; see `host.resume.settle`."""
+    def settle(self) -> None:
+        """Decide whether this code goes on with the checkpoints here; see `host.resume.settle`."""
         with self.locked():
             newest = self.newest()
             seconds = 0.0 if newest is None else float(self._position(newest)["seconds"])
-            return resume.settle(self.path, self.code, seconds)
+            resume.settle(self.path, self.code, seconds)
+
+    @property
+    def training(self) -> str:
+        """What identifies the settled training: its key and the code that began it."""
+        return f"{self.key}-{resume.codes_of(self.path)[0].hash[:8]}"
 
     def save(self, step: int, state: State, writer: tuple[int, int] = (0, 1)) -> None:
         """Write file number `writer[0]` of the `writer[1]` files of the state after `step` steps.
@@ -211,7 +216,7 @@ class ResumeFolder:
         kept = []
         for folder in self._checkpoints():
             if keep(_step(folder)):
-                target = paths.STATE / "checkpoints" / self.path.parent.name / self.path.name / folder.name
+                target = paths.STATE / "checkpoints" / self.path.parent.name / self.training / folder.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(target, ignore_errors=True)
                 kept.append(folder.replace(target))

@@ -60,6 +60,7 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
                 _git(project, "worktree", "prune")
                 _git(project, "worktree", "add", "--force", "--detach", str(folder.absolute()), commit)
                 whole.touch()
+            _git(folder, "checkout", "--quiet", "--force", "--detach", commit)
         yield folder, held
 
 

@@ -155,5 +155,5 @@ def _denoiser(workload: Workload) -> Denoiser:
     model = workload.network().eval()
     identity = LatentIdentity({"name": "t"}, {"name": "s"}, {"name": "e"}, "statistics", "latents")
     classes = [str(index) for index in range(CLASSES)]
-    record = SnapshotRecord(1, 1, 1.0, "snapshot")
+    record = SnapshotRecord(1, 1, "snapshot")
     return Denoiser(model, workload.variant, spec, composite(workload), classes, identity, record, flops_per_image(model))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sfd_core.experiment.code import _DATA as DATA
 from sfd_core.experiment.code import PACKAGE, SOURCES, stage_code, stage_names
 
 TRAININGS = {"texture_vae", "semantic_vae", "train"}
@@ -38,7 +39,7 @@ DEPENDS: dict[str, set[str]] = {
     "stages/extraction.py:run_all": {"features", "encode"},
     "stages/training.py:run_training": TRAININGS,
     "storage/bucket.py:Storage": set(),
-    "studies/study.py:measure_points": set(),
+    "studies/study.py:Study": set(),
     "tracking/store.py:sync_run": set(),
     "training/loop.py:run": TRAININGS,
     "training/progress.py:Progress": set(),
@@ -75,3 +76,8 @@ def test_the_stage_imports_no_torch() -> None:
     program = "import sys, sfd_core.stages.code; print(sorted({'torch', 'pandas', 'mlflow', 'pydantic'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", program], cwd=SOURCES.parent, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_every_file_beside_code_is_of_a_kind_that_counts() -> None:
+    tracked = subprocess.run(["git", "ls-files", "."], cwd=SOURCES, capture_output=True, text=True, check=True).stdout.split()
+    assert {Path(name).suffix for name in tracked} == DATA | {".py", ".typed"}

@@ -39,3 +39,8 @@ def test_every_module_imports_without_scheduler_tracker_versioning_and_storage()
 def test_training_and_sampling_import_on_a_machine_that_has_little_more_than_torch() -> None:
     rooms = ",".join(f"sfd_core/{room}" for room in ("diffusion", "models", "training", "sampling"))
     require_imports_without("boto3,prefect,mlflow,dvc,diffusers,torch_fidelity,torchdiffeq", rooms)
+
+
+def test_the_room_host_imports_no_pydantic() -> None:
+    program = "import sys, sfd_core.host, sfd_core.host.paths, sfd_core.host.errors; assert 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -3,6 +3,7 @@
 Both codes run the pipeline up to the stage on a small project. Bytes that other stages read have to be equal.
 """
 
+import json
 import os
 import subprocess
 import tarfile
@@ -10,8 +11,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import yaml
 from projects import ROOT, Project, make_project
 from stage_results import files, results
+
+from sfd_core.experiment.code import stage_code
 
 pytestmark = [pytest.mark.accept, pytest.mark.timeout(1800)]
 VARIANTS = ["sfd", "redi", "repa", "dit"]
@@ -40,6 +44,23 @@ def test_the_result_of_a_stage_is_that_of_the_committed_code(tmp_path: Path, com
     for name in names:
         for out in results(name):
             assert _differing(old, new, out) == [], f"{out} is another one than before"
+
+
+def test_nothing_but_the_code_of_the_stage_changed() -> None:
+    stage = os.environ["SFD_ACCEPT"]
+    variants = yaml.safe_load((ROOT / "params.yaml").read_text())["active"]
+    names = [f"{stage}@{variant}" for variant in variants] if stage in {"train", "evaluate"} else [stage]
+    dvc = Project(ROOT).run("dvc", "status", "--json", *names)
+    for name, reasons in json.loads(dvc.stdout).items():
+        changed = {path for reason in reasons for paths in dict(reason).values() for path in paths}
+        assert name not in names or changed <= {f"outputs/code/{stage}.json"}, f"{name}: {changed} changed, too"
+    (recorded,) = (
+        dep["md5"]
+        for dep in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"][names[0]]["deps"]
+        if dep["path"] == f"outputs/code/{stage}.json"
+    )
+    before = json.loads((ROOT / ".dvc" / "cache" / "files" / "md5" / recorded[:2] / recorded[2:]).read_text())
+    assert before["libraries"] == dict(stage_code(stage).libraries), "other libraries may compute other numbers; run the stage"
 
 
 def _differing(old: Project, new: Project, out: str) -> list[str]:

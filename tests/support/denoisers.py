@@ -68,7 +68,7 @@ def artifact(folder: Path, vae: Path, params: VariantParams, seed: int = 0) -> P
         identity=LatentIdentity(dict(identity), {"name": "s"}, {"name": "e"}, "statistics", "latents"),
         parameters=parameter_count(model),
         flops_per_image=flops_per_image(model),
-        snapshots=[SnapshotRecord(7, 56, 1.5, "snapshots/step-00000007.safetensors")],
+        snapshots=[SnapshotRecord(7, 56, "snapshots/step-00000007.safetensors")],
     ).write(folder)
     return folder
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
+from sfd_core.host import resume as resume_module
 from sfd_core.host.errors import BusyError, ConfigError, ResourceError
-from sfd_core.host.resume import Code, codes_of
+from sfd_core.host.resume import UNKNOWN_CODE, Code, mixed_codes
 from sfd_core.host.seeding import generator
 from sfd_core.storage import Lease, Storage, mirror, shared_training
 from sfd_core.training.checkpoint import ResumeFolder
@@ -64,7 +65,7 @@ def machine(folder: Path, name: str) -> ResumeFolder:
 
 
 def train(resume: ResumeFolder, ends_at: int | None = None) -> TrainingResult:
-    with shared_training(resume.path, resume.settle) as require_claim:
+    with shared_training(resume.path, resume.code, resume.settle) as require_claim:
         return run(Fit(ends_at), PLAN, resume, require_claim=require_claim)
 
 
@@ -116,30 +117,57 @@ def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
     assert [kept.step for kept in shared.snapshots] == [8, 22, 30]
 
 
-def test_another_machine_with_other_code_starts_again_and_takes_no_old_checkpoint(
+def machine_with(folder: Path, name: str, code: str) -> ResumeFolder:
+    return ResumeFolder(machine(folder, name).path, Code(code))
+
+
+def test_another_machine_with_other_code_starts_again_and_the_old_progress_stays(
     tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    first, alone = (ResumeFolder(machine(tmp_path, name).path, Code(name)) for name in ("first", "alone"))
-    second = ResumeFolder(machine(tmp_path, "second").path, Code("second"))
+    first, second, alone = (machine_with(tmp_path, name, name) for name in ("first", "second", "alone"))
     with pytest.raises(BrokenError):
         train(first, ends_at=24)
-    assert [code.hash for code in codes_of(first.path)] == ["first"]
     with pytest.raises(BrokenError):
         train(second, ends_at=7)
-    steps = {stored.key.split("/")[-2] for stored in storage.list(f"{request.node.name}/train/") if "step-" in stored.key}
-    assert steps == {"step-00000005"}, steps
+    places = {tuple(stored.key.split("/")[-3:-1]) for stored in storage.list(request.node.name) if "/step-" in stored.key}
+    assert places >= {("first", "step-00000020"), ("second", "step-00000005")}
     train(second)
     monkeypatch.delenv("SFD_CHECKPOINTS")
     train(alone)
     assert curve(second) == curve(alone)
 
 
+def test_a_finished_training_of_other_code_is_no_work_in_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resume_module, "SECONDS_TO_REPEAT", -1.0)
+    train(machine_with(tmp_path, "first", "old"))
+    train(machine_with(tmp_path, "second", "new"))
+    assert "reached by another machine" not in capfd.readouterr().err
+    train(machine_with(tmp_path, "third", "new"))
+    assert "resuming at step 30, reached by another machine" in capfd.readouterr().err
+
+
+def test_unfinished_work_of_other_code_is_asked_about_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume_module, "SECONDS_TO_REPEAT", -1.0)
+    with pytest.raises(BrokenError):
+        train(machine_with(tmp_path, "first", "old"), ends_at=24)
+    second = machine_with(tmp_path, "second", "new")
+    with pytest.raises(ConfigError, match="SFD_RESUME=continue"):
+        train(second)
+    monkeypatch.setenv("SFD_RESUME", "continue")
+    train(second)
+    assert mixed_codes(second.path) == {"codes": ["old", "new"]}
+
+
 def test_two_machines_never_train_the_same(tmp_path: Path, storage: Storage, request: pytest.FixtureRequest) -> None:
     first, second = machine(tmp_path, "first"), machine(tmp_path, "second")
     with (
-        shared_training(first.path, first.settle),
+        shared_training(first.path, first.code, first.settle),
         pytest.raises(BusyError, match=r"holds the lease .*0123abcd"),
-        shared_training(second.path, second.settle),
+        shared_training(second.path, second.code, second.settle),
     ):
         pass
     assert not second.path.exists()
@@ -181,7 +209,7 @@ def test_the_claim_of_a_process_of_this_machine_that_was_killed_holds_nobody_up(
 def test_without_the_variable_nothing_is_asked_of_any_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SFD_CHECKPOINTS")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with shared_training(tmp_path, lambda: True) as require_claim:
+    with shared_training(tmp_path, UNKNOWN_CODE, lambda: None) as require_claim:
         require_claim()
 
 

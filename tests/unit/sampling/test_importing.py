@@ -94,7 +94,7 @@ def drawn_by_hand(model: LightningDiT, vae: Path, **changes: Any) -> torch.Tenso
         composite=Composite(LatentStatistics(TEXTURE, semantic)),
         classes=CLASSES,
         identity=LatentIdentity({}, {}, {}, "", ""),
-        snapshot=SnapshotRecord(0, 0, 0.0, ""),
+        snapshot=SnapshotRecord(0, 0, ""),
         flops_per_image=0,
     )
     return Pipeline(denoiser, load_texture_vae(vae)[0])([0, 1, 2], seed=3, sampler=SAMPLER).images

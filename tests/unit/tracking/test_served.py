@@ -37,7 +37,7 @@ def write_project(outputs: Path) -> None:
     LatentStatistics(*channels).save(train / STATISTICS_FILE)
     texture_vae = json.loads((vae_dir / "model.json").read_text())["identity"]
     identity = LatentIdentity(texture_vae, {}, {}, file_digest(train / STATISTICS_FILE), "latents")
-    snapshots = [SnapshotRecord(10, 640, 1.0, "snapshots/step-00000010.safetensors")]
+    snapshots = [SnapshotRecord(10, 640, "snapshots/step-00000010.safetensors")]
     DenoiserManifest("sfd", variant, LATENT, CLASSES, identity, 1, 1, snapshots).write(train)
     for folder in (vae_dir, train):
         (folder / "history.csv").write_text("step,images_seen,seconds,loss\n10,640,1.0,0.5\n")

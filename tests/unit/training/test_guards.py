@@ -40,7 +40,7 @@ def incidents(path: Path) -> list[dict[str, str]]:
 def test_a_loss_far_above_its_neighbours_is_noted_with_the_images_of_its_batch(tmp_path: Path) -> None:
     watching = guard(tmp_path / "incidents.csv")
     told: list[str] = []
-    watching.tell = told.append
+    watching.log = told.append
     for step in range(NEIGHBOURS):
         assert watching.check(step, numbers(1.0 + 0.01 * (step % 5)))
     assert watching.check(NEIGHBOURS, numbers(1.1))

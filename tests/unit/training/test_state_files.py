@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sfd_core.host import paths
+from sfd_core.host.resume import Code
 from sfd_core.training.checkpoint import Piece, ResumeFolder, State
 
 WHOLE = torch.arange(12.0).reshape(6, 2)
@@ -114,11 +115,12 @@ def test_the_newest_checkpoints_and_those_that_are_wanted_are_kept(tmp_path: Pat
 
 def test_wanted_checkpoints_survive_the_end_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    resume = ResumeFolder(Path(".sfd/resume/train/key"))
+    resume = ResumeFolder(Path(".sfd/resume/train/key"), Code("c" * 64))
+    resume.settle()
     for step in (10, 20):
         resume.save(step, State.copied({"weight": torch.full((1,), float(step))}, {}))
     (kept,) = resume.delete(lambda step: step == 10)
-    assert kept == paths.STATE / "checkpoints" / "train" / "key" / "step-00000010"
+    assert kept == paths.STATE / "checkpoints" / "train" / f"key-{'c' * 8}" / "step-00000010"
     assert kept.is_dir()
     assert [path.name for path in Path(".sfd/resume/train").iterdir()] == []
 

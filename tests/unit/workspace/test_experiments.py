@@ -55,7 +55,14 @@ def test_images_and_weights_of_the_project_are_those_of_its_experiments(
     project, folder = tmp_path / "project", tmp_path / "experiment"
     for name in ("sfd_core", "docs/results"):
         (project / name).mkdir(parents=True)
-    for name in ("dvc.yaml", ".dvcignore", "data/train-0.parquet", "data/train-1.parquet", "data/val.parquet"):
+    for name in (
+        "dvc.yaml",
+        ".dvcignore",
+        "requirements.lock",
+        "data/train-0.parquet",
+        "data/train-1.parquet",
+        "data/val.parquet",
+    ):
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).touch()
     monkeypatch.setattr(Place, "dvc", lambda *_: "")
