@@ -131,7 +131,10 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         identity=inputs.identity,
         parameters=parameters,
         flops_per_image=flops_per_image(model),
-        snapshots=[SnapshotRecord(kept.step, kept.images_seen, f"snapshots/{kept.path.name}") for kept in result.snapshots],
+        snapshots=[
+            SnapshotRecord(kept.step, kept.step * train.optimisation.batch_size, f"snapshots/{kept.path.name}")
+            for kept in result.snapshots
+        ],
     )
     _write(manifest, inputs.statistics, result, resume, out)
     for kept in resume.delete(engine.keeps):

@@ -37,7 +37,6 @@ class Snapshot:
     """Weights kept from the middle of a training."""
 
     step: int
-    images_seen: int
     path: Path
     """A safetensors file."""
 
@@ -188,18 +187,18 @@ class ResumeFolder:
             raise KeyError(f"checkpoint {self._folder(step)} lacks {', '.join(missing[:5])}")
         return position
 
-    def save_snapshot(self, step: int, images_seen: int, weights: Mapping[str, Tensor]) -> Snapshot:
-        """Write weights as safetensors with step and images in the header."""
+    def save_snapshot(self, step: int, weights: Mapping[str, Tensor]) -> Snapshot:
+        """Write weights as safetensors, without a header: its entries are in another order each time."""
         target = self.path / "snapshots" / f"step-{step:08d}.safetensors"
-        header = {"step": str(step), "images_seen": str(images_seen)}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         with paths.atomic_path(target) as temporary:
-            save_file(tensors, temporary, metadata=header)
-        return Snapshot(step, images_seen, target)
+            save_file(tensors, temporary)
+        return Snapshot(step, target)
 
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Return the snapshots taken so far, in the order of steps."""
-        return tuple(_read_snapshot(file) for file in sorted((self.path / "snapshots").glob("step-*.safetensors")))
+        files = sorted((self.path / "snapshots").glob("step-*.safetensors"))
+        return tuple(Snapshot(int(file.stem.removeprefix("step-")), file) for file in files)
 
     def forget_beyond(self, step: int) -> None:
         """Delete snapshots later than `step`: the steps to them are about to be repeated."""
@@ -270,9 +269,3 @@ def _copy_rows(stored: Any, first: int, target: Piece) -> int:
     rows = stored[low - first : high - first]
     target.rows[low - target.first : high - target.first].copy_(rows)
     return int(rows.numel())
-
-
-def _read_snapshot(file: Path) -> Snapshot:
-    with safe_open(file, framework="pt") as handle:
-        header = handle.metadata()
-    return Snapshot(int(header["step"]), int(header["images_seen"]), file)

@@ -297,8 +297,7 @@ class _Run:
         weights = {name: whole(tensor) for name, tensor in weights.items()}
         if not self.parallel.first:
             return
-        images = self.at.step * self.optimisation.batch_size
-        self.resume.save_snapshot(self.at.step, images, weights)
+        self.resume.save_snapshot(self.at.step, weights)
         if self.on_snapshot is not None:
             self.on_snapshot(self.at.step, weights, self.at.seconds)
 

@@ -85,9 +85,9 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_checkpoint(tmp_path: 
 
 def test_snapshots_keep_weights_and_when_they_were_taken(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "resume")
-    folder.save_snapshot(20, 160, {"weight": torch.arange(6.0).reshape(2, 3).T})
-    folder.save_snapshot(10, 80, {"weight": torch.zeros(3, 2)})
-    assert [(kept.step, kept.images_seen) for kept in folder.snapshots()] == [(10, 80), (20, 160)]
+    folder.save_snapshot(20, {"weight": torch.arange(6.0).reshape(2, 3).T})
+    folder.save_snapshot(10, {"weight": torch.zeros(3, 2)})
+    assert [kept.step for kept in folder.snapshots()] == [10, 20]
     folder.forget_beyond(10)
     assert [kept.step for kept in folder.snapshots()] == [10]
 
