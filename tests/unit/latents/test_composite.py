@@ -237,7 +237,7 @@ def test_statistics_that_cannot_normalise_are_refused_by_channel(mean: list[floa
 
 
 def test_statistics_of_another_shape_are_refused() -> None:
-    with pytest.raises(DataError, match="one per channel"):
+    with pytest.raises(DataError, match="per channel"):
         ChannelStatistics(torch.zeros(2, 2), torch.ones(2, 2))
 
 
@@ -248,10 +248,6 @@ def test_latents_without_images_or_of_another_count_are_refused() -> None:
         composite.join(z_tex[:, :, 0], z_sem)
     with pytest.raises(DataError, match="texture latent has shape"):
         composite.denormalise_texture(z_sem)
-    with pytest.raises(DataError, match="semantic latent has shape"):
-        composite.denormalise_semantic(z_tex)
-    with pytest.raises(DataError, match="texture alone has no semantic"):
-        Composite(LatentStatistics(moments(z_tex), None)).denormalise_semantic(z_sem[:, :0])
 
 
 def test_statistics_that_are_views_are_written_and_half_of_them_are_refused(tmp_path: Path) -> None:
