@@ -183,3 +183,22 @@ def test_times_of_images_at_one_global_time_are_theirs_and_plain_numbers() -> No
 def test_times_move_to_a_device_with_their_global_time() -> None:
     moved = AsyncSchedule(0.3).sample(4, torch.Generator().manual_seed(0)).to(torch.device("meta"))
     assert {values.device.type for values in (moved.t_tex, moved.t_sem, moved.u)} == {"meta"}
+
+
+def test_which_part_acts_in_a_phase() -> None:
+    assert [phase.texture_acts for phase in (Phase.SEMANTIC, Phase.BOTH, Phase.TEXTURE)] == [False, True, True]
+    assert [phase.semantic_acts for phase in (Phase.SEMANTIC, Phase.BOTH, Phase.TEXTURE)] == [True, True, False]
+
+
+def test_outside_of_its_interval_a_part_stays_noise_or_data() -> None:
+    times = AsyncSchedule(0.3).local_times(torch.tensor([-0.5, 1.25, 3.0]))
+    assert times.t_sem.tolist() == [0.0, 1.0, 1.0]
+    assert times.t_tex.tolist() == pytest.approx([0.0, 0.95, 1.0])
+
+
+def test_shared_times_are_exact_at_the_boundaries_and_on_the_device_of_the_images() -> None:
+    like = torch.zeros(2, 5, 4, 4)
+    schedule = AsyncSchedule(0.3)
+    assert [schedule.shared_times(u, Phase.BOTH, like).texture for u in (0.3, 1.3)] == [0.0, 1.0]
+    times = schedule.shared_times(0.5, Phase.BOTH, like.to("meta"))
+    assert {times.t_tex.device.type, times.t_sem.device.type} == {"meta"}

@@ -116,3 +116,13 @@ def test_features_that_are_not_finite_are_refused() -> None:
     features[2, 1] = torch.nan
     with pytest.raises(NumericsError, match="image 2 and 0 others"):
         FeatureMoments().update(features)
+
+
+def test_two_images_are_the_fewest_that_have_a_covariance() -> None:
+    features = correlated(2, 4, seed=1).double()
+    moments = FeatureMoments()
+    moments.update(features[:1])
+    with pytest.raises(DataError, match="1 images have no covariance"):
+        _ = moments.covariance
+    moments.update(features[1:])
+    np.testing.assert_allclose(moments.covariance.numpy(), np.cov(features.numpy(), rowvar=False), atol=1e-12)

@@ -1,5 +1,7 @@
 """Numbers against values worked out by hand or by NumPy, with the settings of the published protocols as plain literals."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from sfd_core.evaluation.bootstrap import resampled_distances
 from sfd_core.evaluation.metrics import FrechetReference, Reference, inception_score, kinds, score, settings
 from sfd_core.evaluation.neighbours import Nearest, nearest_images, neighbour_sheet
-from sfd_core.host.errors import DataError
+from sfd_core.host.errors import DataError, NumericsError
 
 
 def cloud(count: int, seed: int, width: int = 6) -> Tensor:
@@ -114,3 +116,36 @@ def test_a_sheet_has_a_row_for_each_image_and_white_between_all(gap: int) -> Non
         between = [part for tile in others for part in (white(5, gap), tile)]
         rows += [np.concatenate([white(5, gap), first, white(5, gap), *between, white(5, gap)], axis=1), white(gap, width)]
     np.testing.assert_array_equal(sheet, np.concatenate(rows))
+
+
+def test_statistics_in_half_the_precision_are_compared_in_float64() -> None:
+    real, drawn = cloud(50, 0), cloud(20, 1).float()
+    mean, covariance = real.mean(0).float(), torch.from_numpy(np.cov(real.numpy(), rowvar=False)).float()
+    reference = FrechetReference.of_statistics(mean, covariance)
+    assert reference.mean.dtype == reference.factor.dtype == torch.float64
+    exact = FrechetReference.of_statistics(mean.double(), covariance.double())
+    assert reference.distance(drawn) == exact.distance(drawn.double())
+
+
+@pytest.mark.parametrize("block", [16, 8192])
+def test_images_that_differ_in_one_direction_alone_have_a_distance(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding makes some of the eigenvalues that are zero negative; they have no root."""
+    monkeypatch.setattr(sys.modules[FrechetReference.__module__], "BLOCK", block)
+    real, along = cloud(50, 0), cloud(60, 1, width=1)
+    direction = cloud(1, 2)
+    drawn = along @ direction
+    covariance = np.cov(real.numpy(), rowvar=False)
+    own = np.cov(drawn.numpy(), rowvar=False)
+    # of a covariance v v^T the root of the product has the trace sqrt(v^T S v)
+    v = direction[0].numpy() * along.std().item()
+    expected = ((real.mean(0) - drawn.mean(0)) ** 2).sum().item() + np.trace(covariance) + np.trace(own)
+    expected -= 2 * np.sqrt(v @ covariance @ v)
+    assert reference_of(real).distance(drawn) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_distance_of_features_that_are_not_finite_is_refused(bad: float) -> None:
+    drawn = cloud(10, 1)
+    drawn[[3, 7], 2] = bad
+    with pytest.raises(NumericsError, match="image 3 and 1 others"):
+        reference_of(cloud(50, 0)).distance(drawn)

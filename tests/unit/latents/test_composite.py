@@ -1,8 +1,11 @@
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd_core.host.errors import DataError, NumericsError
@@ -163,3 +166,93 @@ def test_no_latents_have_no_statistics() -> None:
         StreamingMoments(TEXTURE).statistics()
     with pytest.raises(DataError, match="one value per channel"):
         ChannelStatistics(torch.zeros(2), torch.ones(3))
+
+
+def state_of(values: np.ndarray) -> dict[str, object]:
+    """What moments of values (C, n) hold, by NumPy in float64."""
+    centred = values - values.mean(1, keepdims=True)
+    return {"count": values.shape[1], "mean": values.mean(1), "squares": (centred**2).sum(1)}
+
+
+def require_state(moments: StreamingMoments, values: np.ndarray) -> None:
+    found, expected = moments.state(), state_of(values)
+    assert found["count"] == expected["count"]
+    np.testing.assert_allclose(found["mean"], expected["mean"], rtol=1e-13)
+    np.testing.assert_allclose(found["squares"], expected["squares"], rtol=1e-9)
+
+
+def test_moments_are_kept_in_float64_over_many_batches() -> None:
+    z = (1000 + latents()[0]).double()
+    streaming = StreamingMoments(TEXTURE)
+    for rows in z.split(1):
+        streaming.update(rows)
+    require_state(streaming, z.transpose(0, 1).flatten(1).numpy())
+
+
+def test_merged_moments_are_those_of_all_values() -> None:
+    z = (1000 + latents()[0]).double()
+    first, second = StreamingMoments.of(z[:3]), StreamingMoments.of(z[3:])
+    first.merge(StreamingMoments(TEXTURE))
+    require_state(first, z[:3].transpose(0, 1).flatten(1).numpy())
+    first.merge(second)
+    require_state(first, z.transpose(0, 1).flatten(1).numpy())
+    require_state(second, z[3:].transpose(0, 1).flatten(1).numpy())
+
+
+def test_moments_of_a_batch_of_drawn_latents_count_their_deviations() -> None:
+    z, std = (values.double() for values in (latents()[0], latents()[0].abs()))
+    found = StreamingMoments.of(z, std).state()
+    expected = state_of(z.transpose(0, 1).flatten(1).numpy())
+    np.testing.assert_allclose(found["squares"], expected["squares"] + (std**2).sum((0, 2, 3)).numpy(), rtol=1e-12)
+
+
+def test_moments_come_back_from_json_to_the_last_bit() -> None:
+    made = StreamingMoments.of(1000 + latents()[0])
+    loaded = StreamingMoments.from_state(json.loads(json.dumps(made.state())))
+    assert loaded.state() == made.state()
+    assert loaded.channels == TEXTURE
+    assert torch.equal(loaded.statistics().std, made.statistics().std)
+
+
+def test_half_precision_latents_are_normalised_in_float32() -> None:
+    z_tex, z_sem = (values.half() for values in latents())
+    composite = Composite(both())
+    assert torch.equal(composite.join(z_tex, z_sem), composite.join(z_tex.float(), z_sem.float()))
+
+
+def test_moments_of_latents_that_are_trained_do_not_keep_their_graph() -> None:
+    z = latents()[0].requires_grad_()
+    assert not StreamingMoments.of(z).statistics().mean.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [([math.nan, 0.0], [1.0, 1.0]), ([0.0, 0.0], [math.inf, 1.0]), ([0.0, 0.0], [-1.0, 1.0]), ([0.0, 0.0], [0.0, 1.0])],
+)
+def test_statistics_that_cannot_normalise_are_refused_by_channel(mean: list[float], std: list[float]) -> None:
+    with pytest.raises(NumericsError, match=r"channels \[0\]"):
+        ChannelStatistics(torch.tensor(mean), torch.tensor(std))
+
+
+def test_statistics_of_another_shape_are_refused() -> None:
+    with pytest.raises(DataError, match="per channel"):
+        ChannelStatistics(torch.zeros(2, 2), torch.ones(2, 2))
+
+
+def test_latents_without_images_or_of_another_count_are_refused() -> None:
+    z_tex, z_sem = latents()
+    composite = Composite(both())
+    with pytest.raises(DataError, match="texture latent has shape"):
+        composite.join(z_tex[:, :, 0], z_sem)
+    with pytest.raises(DataError, match="texture latent has shape"):
+        composite.denormalise_texture(z_sem)
+
+
+def test_statistics_that_are_views_are_written_and_half_of_them_are_refused(tmp_path: Path) -> None:
+    view = ChannelStatistics(torch.arange(6.0)[::2], torch.arange(1.0, 7.0)[::2])
+    save_statistics(tmp_path / "view", {"texture": view})
+    loaded = load_statistics(tmp_path / "view")["texture"]
+    assert (loaded.mean.tolist(), loaded.std.tolist()) == ([0.0, 2.0, 4.0], [1.0, 3.0, 5.0])
+    save_file({"texture_mean": torch.zeros(3)}, tmp_path / "half")
+    with pytest.raises(DataError, match="no latent statistics"):
+        load_statistics(tmp_path / "half")
