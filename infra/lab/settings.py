@@ -57,7 +57,7 @@ Command = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 class Settings(EnvironmentSettings):
     """The laboratory's choices; equal settings, equal laboratory."""
 
-    model_config = SettingsConfigDict(env_prefix="SFD_LAB_")
+    model_config = SettingsConfigDict(env_prefix="SFD_LAB_", env_ignore_empty=False)
 
     folder: Path = Field(STATE / "lab", title="a path")
     """Folder of databases, buckets, logs, credentials and pids."""

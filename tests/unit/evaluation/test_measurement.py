@@ -76,7 +76,7 @@ def test_a_run_that_was_broken_off_continues_with_the_same_features(measuring: M
     order = Order(LABELS, SAMPLER)
     with pytest.raises(KeyboardInterrupt):
         measure(measuring.pipeline, measuring.evaluator, order, tmp_path / "broken", progress=stop)
-    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "broken").iterdir()}
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "broken").glob("*.safetensors")}
     continued = measured(measuring, tmp_path / "broken")
     assert len(kept) == 2
     assert {name: (tmp_path / "broken" / name).stat().st_mtime_ns for name in kept} == kept

@@ -32,7 +32,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-@pytest.mark.parametrize(("hard", "said"), [(4096, "179700"), (64, "1200 files, so that")])
+@pytest.mark.parametrize(("hard", "said"), [(4096, "179700"), (64, "1200 files, so 1460")])
 def test_a_shard_may_have_more_files_than_a_process_usually_opens(tmp_path: Path, hard: int, said: str) -> None:
     write(tmp_path / "s", rows=600, rows_per_file=1, batch=600)
     program = textwrap.dedent("""
