@@ -9,20 +9,16 @@ import textwrap
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import timm
-import torch
+from prepared_images import prepare_images
 
-from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import FeaturesParams, Optimisation, SemanticVAEParams
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.features import extract_features
 from sfd_core.stages.semantic_vae import make_semantic_vae
 
 ROOT = Path(__file__).parents[3]
-ROWS = {"train": 26, "held_out": 7}
 FEATURES = {
     "encoder": "test_vit", "weights": "weights.pth", "input_size": 64, "grid": 4, "precision": "float32", "batch_size": 3,
 }  # fmt: skip
@@ -81,13 +77,7 @@ def files(folder: str) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    chance = np.random.default_rng(0)
-    fields = {"image": FieldSpec("uint8", (3, 32, 32)), "label": FieldSpec("int64", ())}
-    for part, rows in ROWS.items():
-        with ShardWriter(Path("prepare") / part, fields, {"classes": ["a", "b"], "resolution": 32}) as writer:
-            writer.append(image=chance.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), label=np.arange(rows) % 2)
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_vit").state_dict(), "weights.pth")
+    prepare_images()
 
 
 def values_of(stage: str) -> str:

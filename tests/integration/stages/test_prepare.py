@@ -9,9 +9,8 @@ import textwrap
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from image_folder import draw_images
 
 from sfd_core.experiment.params import PrepareParams
 
@@ -20,13 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    chance = np.random.default_rng(0)
-    for name, count in (("ant", 8), ("cat", 6)):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = chance.integers(0, 256, (20, 18, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
-    return tmp_path / "data"
+    return draw_images(tmp_path / "data")
 
 
 def all_files(folder: Path) -> dict[str, bytes]:

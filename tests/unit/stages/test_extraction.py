@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
+from prepared_images import prepare_images
 
 from sfd_core.data.store import pieces
 from sfd_core.data.store.pieces import PiecedShard
-from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.params import FeaturesParams
 from sfd_core.host.processes import Processes
@@ -19,7 +18,6 @@ from sfd_core.latents.composite import StreamingMoments, load_statistics
 from sfd_core.stages.extraction import Extraction, Values, ahead
 from sfd_core.stages.features import extract_features
 
-ROWS = {"train": 26, "held_out": 7}
 FEATURES = {
     "encoder": "test_vit", "weights": "weights.pth", "input_size": 64, "grid": 4, "precision": "float32", "batch_size": 3,
 }  # fmt: skip
@@ -28,13 +26,7 @@ FEATURES = {
 @pytest.fixture(autouse=True)
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    chance = np.random.default_rng(0)
-    fields = {"image": FieldSpec("uint8", (3, 32, 32)), "label": FieldSpec("int64", ())}
-    for part, rows in ROWS.items():
-        with ShardWriter(Path("prepare") / part, fields, {"classes": ["a", "b"], "resolution": 32}) as writer:
-            writer.append(image=chance.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), label=np.arange(rows) % 2)
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_vit").state_dict(), "weights.pth")
+    prepare_images()
 
 
 def toy(path: Path, computed: list[range], stop_at: int | None = None) -> Extraction[np.ndarray]:

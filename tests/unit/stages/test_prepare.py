@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from image_folder import draw_images
 from PIL import Image
 
 from sfd_core.data.sources.parts import load_images, split
@@ -38,13 +39,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    chance = np.random.default_rng(0)
-    for name, count in (("ant", 8), ("cat", 6)):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = chance.integers(0, 256, (20, 18, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
-    return tmp_path / "data"
+    return draw_images(tmp_path / "data")
 
 
 def test_all_images_are_written_once_with_their_labels_and_names(folder: Path, tmp_path: Path) -> None:
