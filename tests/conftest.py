@@ -12,6 +12,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Stop if pytest-xdist did not mark the groups, as with versions of pytest that it does not know."""
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if hasattr(session.config, "workerinput") and not all("@" in item.nodeid.rpartition("]")[2] for item in grouped):
+        raise pytest.UsageError("pytest-xdist lost the groups of tests: every process would build the shared worlds itself")
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A tiny project on which `dvc repro` ran once; a test that changes its parameters restores them."""

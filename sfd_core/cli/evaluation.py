@@ -69,7 +69,7 @@ def evaluate(
 
     if png:
         require_new_folder(png)
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, sampler.guide)
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, sampler)
     _measure(measurement, sampler, count, params.prepare.resolution, Exports(out, npz, png))
 
 
@@ -105,7 +105,7 @@ def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -
     groups: dict[str, Mapping[str, Number]] = {}
     for group, old in read_recorded(file).items():
         artifact = artifact_folder(moved) if moved else old.artifact
-        measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler.guide)
+        measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler)
         old.require_same(measurement)
         order = old.order(measurement.pipeline, stage_dir("encode") / "train")
         result = measurement.run(order, showing(group, old.sampler.batch_size))
@@ -118,15 +118,16 @@ def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -
     measurement.processes.leave()
 
 
-def load_measurement(params: "Params", artifact: Path, step: int | None, guide: str | None) -> "Measurement":
-    """Join the other processes, and load a denoiser and the evaluator of the experiment."""
+def load_measurement(params: "Params", artifact: Path, step: int | None, sampler: "SamplerParams") -> "Measurement":
+    """Join the other processes, and load a denoiser, the guide of `sampler` and the evaluator of the experiment."""
     from sfd_core.evaluation.evaluator import Evaluator
     from sfd_core.evaluation.rerun import Measurement
     from sfd_core.host.processes import Processes
     from sfd_core.sampling.pipeline import Pipeline
 
     processes = Processes.join()
-    pipeline = Pipeline.from_artifact(artifact, stage_dir("texture_vae"), step, guide, params.engine.compile)
+    vae, compiled = stage_dir("texture_vae"), params.engine.compile
+    pipeline = Pipeline.from_artifact(artifact, vae, step, sampler.guide, compiled, sampler.guide_step)
     evaluator = Evaluator.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
     return Measurement(artifact, pipeline, evaluator, processes)
 

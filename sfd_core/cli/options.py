@@ -43,8 +43,10 @@ class Drawing:
     solver: Annotated[Solver | None, Parameter(help="Of velocity models.")] = None
     gaussian_solver: Annotated[Literal["ddpm", "ddim"] | None, Parameter(help="Of DiT.")] = None
     shift: Annotated[float | None, Parameter(help="Timestep shift; 1 is none.")] = None
-    guidance: Literal["none", "cfg", "autoguidance"] | None = None
+    guidance: Literal["none", "cfg", "autoguidance", "semantic"] | None = None
     guide: Annotated[str | None, Parameter(help="Folder of the weak model of autoguidance.")] = None
+    guide_step: Annotated[int | None, whole("Snapshot of the weak model (default: the last).")] = None
+    delta_t: Annotated[float | None, Parameter(help="Offset to sample along (default: that of the training).")] = None
     texture_scale: Annotated[float | None, Parameter(help="Guidance of the texture velocity; 1 is none.")] = None
     texture_interval: Annotated[Times | None, Parameter(help="From when to when it acts on the texture's own time.")] = None
     semantic_scale: Annotated[float | None, Parameter(help="Guidance of the semantic velocity; 1 is none.")] = None
@@ -68,8 +70,8 @@ class Drawing:
                 sampler[part][key] = value
             elif name != "snapshot" and value is not None:
                 sampler[name] = value
-        if self.guidance in {"none", "cfg"}:
-            sampler["guide"] = None
+        if self.guidance in {"none", "cfg", "semantic"}:
+            sampler["guide"] = sampler["guide_step"] = None
         return parse_params(values, source="what the options ask for").evaluate.sampler
 
 

@@ -37,12 +37,13 @@ def sample(
     from sfd_core.sampling.pipeline import Pipeline
 
     folder = artifact_folder(artifact)
-    pipeline = Pipeline.from_artifact(folder, TEXTURE_VAE, drawing.snapshot, sampler.guide, params.engine.compile)
+    compiled = params.engine.compile
+    pipeline = Pipeline.from_artifact(folder, TEXTURE_VAE, drawing.snapshot, sampler.guide, compiled, sampler.guide_step)
     classes = list(pipeline.denoiser.classes)
-    chosen = find_labels(labels, classes) if labels else list(range(len(classes)))
+    chosen = find_labels(labels, classes) if labels else list(range(max(1, len(classes))))
     samples = pipeline([label for label in chosen for _ in range(count)], seed=sampler.seed, sampler=sampler)
     samples.save_grid(out, columns)
-    names = ", ".join(classes[label] for label in chosen)
+    names = ", ".join(classes[label] for label in chosen) if classes else "no class"
     print(f"{out}: {len(chosen) * count} images of {names}; {samples.evaluations} evaluations each")
 
 

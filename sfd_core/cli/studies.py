@@ -42,7 +42,7 @@ def guidance_curve(
     from sfd_core.studies.guidance import plan_points, run_curve
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base.guide)
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
     table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
@@ -75,7 +75,7 @@ def solvers(
     from sfd_core.studies.solvers import plan_solvers, run_solvers, smallest_budgets
 
     points = plan_solvers(base, solvers or ["euler", "heun", "ab2"], evaluations or [base.evaluations], target)
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base.guide)
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
     table = run_solvers(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
     if table is not None:
         _print(table, ["solver", "evaluations"], ("fid", "fd_", "difference", "error"))

@@ -1,6 +1,7 @@
 """Guidance of velocity functions, and the oracle, which replaces the semantic velocity."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from sfd_core.diffusion.path import velocity as line_velocity
 from sfd_core.diffusion.schedule import SharedTimes
 from sfd_core.experiment.params import GuidanceParams
+
+NO_GUIDANCE = GuidanceParams(scale=1.0, interval=[0.0, 1.0])
 
 VelocityFn = Callable[[Tensor, SharedTimes], Tensor]
 """Maps x (N, C, H, W) and local times (N,), equal for all images, to a velocity (N, C, H, W)."""
@@ -34,6 +37,23 @@ def autoguidance(
     Source: arXiv 2406.02507, eq. 5.
     """
     return _extrapolate(main, lambda x, times: (main(x, times), weak(x, times)), texture, semantic, n_texture)
+
+
+def semantic_guidance(main: VelocityFn, stacked: VelocityFn, x0: Tensor, texture: GuidanceParams, n_texture: int) -> VelocityFn:
+    """Return v = v_a + w (v - v_a) for texture, where v_a is the velocity without semantics; weight and interval as in `cfg`.
+
+    Without means: replaced by their noise in x0 (N, C, H, W), at time 0; `stacked` is `main` for 2N images. It needs no label
+    and no second network, but a training with absent semantics. The semantic velocity stays as it is.
+    Source: representation guidance of ReDi (arXiv 2504.16064).
+    """
+
+    def both(x: Tensor, times: SharedTimes) -> tuple[Tensor, Tensor]:
+        absent = torch.cat([x[:, :n_texture], x0[:, n_texture:]], dim=1)
+        twice = replace(times.twice(), t_sem=torch.cat([times.t_sem, torch.zeros_like(times.t_sem)]))
+        present, alone = stacked(torch.cat([x, absent]), twice).chunk(2)
+        return present, alone
+
+    return _extrapolate(main, both, texture, NO_GUIDANCE, n_texture)
 
 
 def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -> VelocityFn:

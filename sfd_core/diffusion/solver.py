@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.path import channel_times, predict_data
-from sfd_core.diffusion.schedule import AsyncSchedule, Phase, PhaseSpan, SharedTimes
+from sfd_core.diffusion.schedule import PhaseSpan, Schedule, SharedTimes
 from sfd_core.host.errors import ConfigError
 
 DOPRI5_ABSOLUTE_TOLERANCE = 1e-6
@@ -50,12 +50,12 @@ class Solution:
 def integrate(
     velocity: VelocityFn,
     x0: Tensor,
-    schedule: AsyncSchedule,
+    schedule: Schedule,
     n_texture: int,
     solver: SolverSettings,
     observe: ObserveFn | None = None,
 ) -> Solution:
-    """Integrate `velocity` from noise `x0` over u = 0 to 1 + delta_t; a latent stays exactly the same outside its interval.
+    """Integrate `velocity` from noise `x0` along the schedule; a latent stays exactly the same while its time does.
 
     A guided velocity counts as one evaluation, although it may run two networks. A latent that does not change is not guided;
     this affects only its predicted data in `observe`. dopri5 (torchdiffeq) chooses its steps from the error over the whole
@@ -90,34 +90,38 @@ class _Counted:
 
 @dataclass(frozen=True)
 class _Path:
-    """Velocities at a global time, and steps that change only the latents of the phase."""
+    """Velocities at a global time, and steps that change each latent by as much as its local time rises."""
 
     velocity: _Counted
-    schedule: AsyncSchedule
+    schedule: Schedule
     n_texture: int
 
-    def at(self, u: float, x: Tensor, phase: Phase) -> Tensor:
-        return self.velocity(x, self.schedule.shared_times(u, phase, x))
+    def at(self, u: float, x: Tensor, span: PhaseSpan) -> Tensor:
+        return self.velocity(x, self.schedule.shared_times(u, span.phase, x))
 
-    def moving(self, phase: Phase, channels: int) -> slice:
-        return slice(0 if phase.texture_acts else self.n_texture, channels if phase.semantic_acts else self.n_texture)
+    @property
+    def parts(self) -> tuple[slice, slice]:
+        """The channels of texture and of semantics."""
+        return slice(0, self.n_texture), slice(self.n_texture, None)
 
-    def move(self, x: Tensor, step: Tensor, phase: Phase) -> Tensor:
-        part = self.moving(phase, x.shape[1])
+    def move(self, x: Tensor, width: float, v: Tensor, span: PhaseSpan) -> Tensor:
+        """Return `x` after `width` of global time with velocity `v`."""
         moved = x.clone()
-        moved[:, part] += step[:, part]
+        for part, rate in zip(self.parts, span.rates, strict=True):
+            if rate > 0:
+                moved[:, part] += rate * width * v[:, part]
         return moved
 
     def predict(self, u: float, x: Tensor, v: Tensor) -> Tensor:
-        times = self.schedule.shared_times(u, self.schedule.phase(u), x)
+        times = self.schedule.shared_times(u, self.schedule.span(u).phase, x)
         return predict_data(x, v, channel_times(times, self.n_texture, x.shape[1]))
 
 
 @dataclass(frozen=True)
 class _Interval:
-    """An interval of the grid and its phase, with state x (N, C, H, W) and velocity v at its start."""
+    """An interval of the grid within a span, with state x (N, C, H, W) and velocity v at its start."""
 
-    phase: Phase
+    span: PhaseSpan
     start: float
     stop: float
     x: Tensor
@@ -134,11 +138,11 @@ StepFn = Callable[[_Path, _Interval], Tensor]
 
 def _integrate_grid(path: _Path, x: Tensor, grid: list[float], step: StepFn, observe: ObserveFn | None) -> Tensor:
     for u, u_next in pairwise(grid):
-        phase = path.schedule.phase(u)
-        interval = _Interval(phase, u, u_next, x, path.at(u, x, phase))
+        span = path.schedule.span(u)
+        interval = _Interval(span, u, u_next, x, path.at(u, x, span))
         if observe is not None:
             observe(u, x, path.predict(u, x, interval.v))
-        x = path.move(x, interval.width * step(path, interval), interval.phase)
+        x = path.move(x, interval.width, step(path, interval), span)
     return x
 
 
@@ -147,12 +151,12 @@ def _euler(_: _Path, interval: _Interval) -> Tensor:
 
 
 def _heun(path: _Path, interval: _Interval) -> Tensor:
-    ahead = path.move(interval.x, interval.width * interval.v, interval.phase)
-    return (interval.v + path.at(interval.stop, ahead, interval.phase)) / 2
+    ahead = path.move(interval.x, interval.width, interval.v, interval.span)
+    return (interval.v + path.at(interval.stop, ahead, interval.span)) / 2
 
 
 class _AdamsBashforth:
-    """Adams-Bashforth 2 with steps of any width: v + (h / 2 h') (v - v'), where ' is the previous interval.
+    """Adams-Bashforth 2 with steps of any width: v + (h / 2 h') (v - v'), where ' is the previous interval and h local time.
 
     A latent that starts to change has no previous velocity and takes one Euler step. A latent that continues to change keeps
     its history across a phase boundary, where its velocity has a kink. Both cause one second-order error at one point, so the
@@ -169,16 +173,18 @@ class _AdamsBashforth:
         before, self.before = self.before, interval
         if before is None:
             return interval.v
-        known = path.moving(before.phase, interval.x.shape[1])
         mean = interval.v.clone()
-        mean[:, known] += interval.width / (2 * before.width) * (interval.v - before.v)[:, known]
+        for part, rate, rate_before in zip(path.parts, interval.span.rates, before.span.rates, strict=True):
+            if rate_before > 0:
+                ratio = rate * interval.width / (2 * rate_before * before.width)
+                mean[:, part] += ratio * (interval.v - before.v)[:, part]
         return mean
 
 
 def _integrate_adaptive(path: _Path, x: Tensor, grid: list[float], observe: ObserveFn | None) -> Tensor:
     if x.shape[0] != 1:
         raise ValueError(f"dopri5 got {x.shape[0]} images at once, which would share its steps; pass one at a time")
-    for span in path.schedule.phases():
+    for span in path.schedule.spans:
         points = [u for u in grid if span.start <= u <= span.stop] if observe else [span.start, span.stop]
         states = _dopri5(path, x, span, points)
         if observe is not None:
@@ -192,7 +198,8 @@ def _integrate_adaptive(path: _Path, x: Tensor, grid: list[float], observe: Obse
 
 def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> list[Tensor]:
     """Solve one phase for the channels that change; constant channels would lower the error estimate."""
-    part = path.moving(span.phase, x.shape[1])
+    acting = [part for part, rate in zip(path.parts, span.rates, strict=True) if rate > 0]
+    part = slice(acting[0].start, acting[-1].stop)
 
     def whole(moving: Tensor) -> Tensor:
         full = x.clone()
@@ -202,7 +209,7 @@ def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> lis
     def derivative(u: Tensor, moving: Tensor) -> Tensor:
         # torchdiffeq's choice of a first step may evaluate beyond the phase, where the other latent would change
         inside = min(max(float(u), span.start), span.stop)
-        return path.at(inside, whole(moving), span.phase)[:, part]
+        return path.move(torch.zeros_like(x), 1.0, path.at(inside, whole(moving), span), span)[:, part]
 
     states = _torchdiffeq_odeint()(
         derivative,

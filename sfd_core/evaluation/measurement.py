@@ -37,6 +37,8 @@ from sfd_core.sampling.pipeline import Pipeline
 IMAGES = "images"
 CLASS_BALANCED = "class-balanced"
 """How `class_balanced_labels` chooses classes, for protocols: against random labels it alone is worth 0.1 FID."""
+UNLABELLED = "none"
+"""The same for denoisers without labels."""
 SemanticsFn = Callable[[slice], Tensor]
 """Rows of the drawn images to their normalised semantic latents (n, C, g, g)."""
 Progress = Callable[[Iterable["Batch"], int], Iterable["Batch"]]
@@ -208,11 +210,12 @@ def _read(batch: Batch) -> tuple[dict[str, Tensor], int]:
 def class_balanced_labels(count: int, classes: int) -> list[int]:
     """Return `count` labels in [0, classes), each class equally often up to one, cycling so that every prefix is balanced too.
 
-    Label i depends on i alone (50 per class for 50,000 of ImageNet). Raises `ConfigError` if a number is not positive.
+    Label i depends on i alone (50 per class for 50,000 of ImageNet); without classes all are 0, the null class. Raises
+    `ConfigError` if `count` is not positive.
     """
-    if count < 1 or classes < 1:
-        raise ConfigError(f"{count} labels of {classes} classes cannot be drawn; both must be positive")
-    return [index % classes for index in range(count)]
+    if count < 1:
+        raise ConfigError(f"{count} images cannot be drawn; give a positive number")
+    return [index % max(1, classes) for index in range(count)]
 
 
 def semantic_latents(denoiser: Denoiser, latents: ShardReader, rows: NDArray[np.int64]) -> Tensor | None:
@@ -227,9 +230,11 @@ def semantic_latents(denoiser: Denoiser, latents: ShardReader, rows: NDArray[np.
 
 
 def oracle_order(denoiser: Denoiser, labels: Sequence[int], sampler: SamplerParams, latents: ShardReader) -> Order:
-    """Order images whose semantics are those of training images of the same classes: per class the first, the second, ..."""
+    """Order images whose semantics are those of training images of the same classes, in order."""
     classes = np.asarray(latents["label"][:])
-    rows = {label: cycle(np.flatnonzero(classes == label)) for label in set(labels)}
+    rows = {
+        label: cycle(np.flatnonzero(classes == label) if denoiser.classes else range(len(classes))) for label in set(labels)
+    }
     chosen = np.array([next(rows[label]) for label in labels])
     if semantic_latents(denoiser, latents, chosen[:1]) is None:
         raise ConfigError("a texture-only denoiser has no oracle: it draws no semantics; set evaluate.oracle to false")

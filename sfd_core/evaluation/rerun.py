@@ -12,6 +12,7 @@ from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.evaluator import Drawn, Evaluator, Number
 from sfd_core.evaluation.measurement import (
     CLASS_BALANCED,
+    UNLABELLED,
     Measured,
     Order,
     Progress,
@@ -19,11 +20,12 @@ from sfd_core.evaluation.measurement import (
     measure,
     oracle_order,
 )
-from sfd_core.experiment.params import SamplerParams, VariantParams, fingerprint
+from sfd_core.experiment.params import SamplerParams, fingerprint
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import file_digest
 from sfd_core.host.processes import Processes
 from sfd_core.host.resume import mixed_codes, resume_dir
+from sfd_core.sampling.artifact import Denoiser
 from sfd_core.sampling.pipeline import Pipeline
 
 GENERATED = "generated"
@@ -46,7 +48,7 @@ class Measurement:
         measured = measure(self.pipeline, self.evaluator, order, folder, self.processes, progress)
         if measured is None:
             return None
-        drawn = drawn_with(order.sampler, self.pipeline.denoiser.variant, measured.evaluations, by | mixed_codes(folder))
+        drawn = drawn_with(order.sampler, self.pipeline.denoiser, measured.evaluations, by | mixed_codes(folder))
         return self.evaluator.numbers(measured.features, drawn), measured
 
     def key(self, sampler: SamplerParams, samples: int) -> str:
@@ -91,13 +93,14 @@ class Recorded:
         """
         now = recipe(measurement.artifact, measurement.pipeline, self.sampler, self.oracle)
         for key, value in now.items():
-            if key != "artifact" and value != self.recipe.get(key):
+            # the sampler is the recorded one; an older file lacks what was added since
+            if key not in ("artifact", "sampler") and value != self.recipe.get(key):
                 raise IdentityError(
                     f"the numbers were measured with {key} {self.recipe.get(key)}, but it is {value} now; "
                     "restore what made them, for example with `git checkout` of their dvc.lock and `dvc checkout`"
                 )
         evaluations = next(iter(self.numbers.values()))["protocol"]["evaluations"]
-        drawn = drawn_with(self.sampler, measurement.pipeline.denoiser.variant, evaluations, {**self.recipe})
+        drawn = drawn_with(self.sampler, measurement.pipeline.denoiser, evaluations, {**self.recipe})
         protocols = measurement.evaluator.protocols(self.samples, drawn)
         for name, number in self.numbers.items():
             if name not in protocols:
@@ -134,7 +137,7 @@ def _recorded(numbers: Mapping[str, Mapping[str, Any]]) -> Recorded:
     by, samples = protocols[0]["recipe"], protocols[0]["samples"]
     if any(protocol["recipe"] != by or protocol["samples"] != samples for protocol in protocols):
         raise ValueError("numbers of one group are of different images")
-    if protocols[0]["labels"] != CLASS_BALANCED:
+    if protocols[0]["labels"] not in (CLASS_BALANCED, UNLABELLED):
         raise ValueError(f"labels {protocols[0]['labels']!r} are not {CLASS_BALANCED!r}")
     return Recorded(numbers, by, SamplerParams.model_validate(by["sampler"]), int(samples))
 
@@ -156,17 +159,18 @@ def recipe(artifact: Path, pipeline: Pipeline, sampler: SamplerParams, oracle: b
     }
 
 
-def drawn_with(sampler: SamplerParams, variant: VariantParams, evaluations: int, drawn_by: Mapping[str, Any]) -> Drawn:
-    """Return how class-balanced images of `variant` were drawn by the recipe `drawn_by`, for the protocol of their numbers."""
-    gaussian = variant.family == "gaussian"
+def drawn_with(sampler: SamplerParams, denoiser: Denoiser, evaluations: int, drawn_by: Mapping[str, Any]) -> Drawn:
+    """Return how images of `denoiser` were drawn by the recipe `drawn_by`, for the protocol of their numbers."""
+    gaussian = denoiser.variant.family == "gaussian"
     solver = sampler.gaussian_solver if gaussian else sampler.solver
     shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
+    offset = "" if sampler.delta_t is None else f", offset {sampler.delta_t}"
     generated = drawn_by["semantics"] == GENERATED
     return Drawn(
         images="samples" if generated else "samples whose semantic latents are those of training images",
-        labels=CLASS_BALANCED,
+        labels=CLASS_BALANCED if denoiser.classes else UNLABELLED,
         seed=sampler.seed,
-        sampler=f"{solver}{shift}",
+        sampler=f"{solver}{shift}{offset}",
         evaluations=evaluations,
         guidance=_guidance(sampler),
         recipe=drawn_by,
@@ -180,4 +184,5 @@ def _guidance(sampler: SamplerParams) -> str:
         f"{name} {part.scale} in {part.interval}"
         for name, part in (("texture", sampler.texture), ("semantic", sampler.semantic))
     )
-    return f"{sampler.guidance}: {parts}" + (f", guide {sampler.guide}" if sampler.guide else "")
+    step = f" at step {sampler.guide_step}" if sampler.guide_step else ""
+    return f"{sampler.guidance}: {parts}" + (f", guide {sampler.guide}{step}" if sampler.guide else "")

@@ -20,9 +20,16 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Offset = Annotated[float, Field(ge=-1, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 
-LABELS = {"twemoji": ("category", "subcategory"), "folder": ("folder",), "tar": ("folder", "stored"), "parquet": ("stored",)}
+LABELS = {
+    "twemoji": ("category", "subcategory"),
+    "avatars": ("style",),
+    "folder": ("folder",),
+    "tar": ("folder", "stored"),
+    "parquet": ("stored",),
+}
 """Possible labels of each image source."""
 ExtractorName = Literal["inception", "dinov2", "efficientnet_lite2", "efficientnet_lite0"]
 
@@ -69,15 +76,19 @@ class Optimisation(Group):
 class PrepareParams(Group):
     """Images: source, size, classes and held-out split."""
 
-    source: Literal["twemoji", "folder", "tar", "parquet"]
+    source: Literal["twemoji", "avatars", "folder", "tar", "parquet"]
     path: str | None
     """Root of the class folders for `folder`; for `tar` and `parquet` one file, a folder of files, or a pattern such as
-    `data/train-*.parquet`; null for twemoji."""
+    `data/train-*.parquet`; null for twemoji and avatars, which are drawn."""
+    styles: Annotated[list[str], Field(min_length=1)] | None = None
+    """Styles of the avatars, which are their classes; only for avatars, may be left out otherwise."""
+    per_style: Positive | None = None
+    """Avatars drawn of each style, of which equal ones are dropped; like `styles`."""
     held_out_path: str | None
     """Held-out images with the same classes as `path` (ImageNet's validation set); null holds out a fraction of `path`."""
-    labels: Literal["category", "subcategory", "folder", "stored"]
-    """What a class is: the emoji's category or subcategory, the image's folder (folder, tar), or the number stored with the
-    image (WebDataset shards in tar files, parquet)."""
+    labels: Literal["category", "subcategory", "style", "folder", "stored"]
+    """What a class is: the emoji's category or subcategory, the avatar's style, the image's folder (folder, tar), or the number
+    stored with the image (WebDataset shards in tar files, parquet)."""
     resolution: Positive
     """Side of the square images, in pixels."""
     copies: Positive
@@ -90,16 +101,24 @@ class PrepareParams(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.source == "twemoji") != (self.path is None):
+        drawn = self.source in ("twemoji", "avatars")
+        if drawn != (self.path is None):
             raise ValueError(
-                f"source {self.source!r} with path {self.path!r}: files need a path, twemoji must have none (null)"
+                f"source {self.source!r} with path {self.path!r}: files need a path, twemoji and avatars have none (null)"
             )
+        if (self.source == "avatars") != (self.styles is not None) or (self.styles is None) != (self.per_style is None):
+            raise ValueError(
+                f"source {self.source!r} with styles {self.styles} and per_style {self.per_style}: avatars need both, other "
+                "sources take neither"
+            )
+        if self.styles is not None and len(set(self.styles)) != len(self.styles):
+            raise ValueError(f"styles names a style twice: {', '.join(self.styles)}")
         if self.labels not in LABELS[self.source]:
             raise ValueError(
                 f"labels {self.labels!r} do not exist for source {self.source!r}; use {' or '.join(LABELS[self.source])}"
             )
-        if self.source == "twemoji" and self.held_out_path is not None:
-            raise ValueError(f"held_out_path is {self.held_out_path!r}, but twemoji has no held-out set; set it to null")
+        if drawn and self.held_out_path is not None:
+            raise ValueError(f"held_out_path is {self.held_out_path!r}, but {self.source} has no held-out set; set it to null")
         if (self.held_out is None) == (self.held_out_path is None):
             raise ValueError(
                 f"held_out {self.held_out} with held_out_path {self.held_out_path!r}: give the fraction of path that is held "
@@ -167,7 +186,10 @@ class DiffusersVAEParams(PublishedVAEParams):
 TextureVAEParams = TrainedVAEParams | LDMVAEParams | DiffusersVAEParams
 """The image VAE: pixels to the texture latent and back."""
 
-KINDS: Mapping[str, tuple[str, ...]] = {"texture_vae": ("trained", "ldm", "diffusers")}
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "texture_vae": ("trained", "ldm", "diffusers"),
+    "times": ("global", "own", "independent"),
+}
 """Groups with several variants, selected by their key `kind`."""
 
 
@@ -230,6 +252,9 @@ class EncodeParams(Group):
     """`sample` (the paper) stores one sample of each VAE's posterior. `moments` stores its mean and standard deviation, twice
     the bytes, and every training step draws a new sample. PCA has no posterior; its coordinates are stored."""
     dtype: Literal["float16", "float32"]
+    texture_energy_power: Fraction = 0.0
+    """Normalised texture channels have a deviation proportional to (share of the pixel energy that they decode to)^power: 0,
+    which may be left out, whitens them; with 0.5 they differ as much as the pixels that they stand for."""
     batch_size: Positive
     seed: Seed
     """Seed of the stored posterior sample; with `moments`, of the sample that is used everywhere except in training."""
@@ -245,6 +270,8 @@ class TrainParams(Group):
     ema_decay: Fraction
     ema_warmup: bool
     """Decay min(ema_decay, (1 + step) / (10 + step)) instead of ema_decay from the start."""
+    conditional: bool = True
+    """Whether denoisers see the labels; may be left out. Without, every image has the null class in training and sampling."""
     class_dropout: Fraction
     """Fraction of labels replaced by the null class."""
     flips: bool
@@ -296,6 +323,36 @@ class RepaParams(Group):
     """Hidden width of the three-layer projector."""
 
 
+class GlobalTimes(Group):
+    """Training times of the paper: one global time on the path."""
+
+    kind: Literal["global"]
+
+
+class IndependentTimes(Group):
+    """Training times of any order: texture and semantics have independent times."""
+
+    kind: Literal["independent"]
+    absent: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the images whose semantics are pure noise, which semantic guidance needs."""
+
+
+class OwnTimes(Group):
+    """Training times of Latent Forcing (arXiv 2602.11401): each image trains one part, at a time of that part's own."""
+
+    kind: Literal["own"]
+    semantic_share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the images that train semantics."""
+    handover_noise: Fraction
+    """h: texture is trained with semantics at U(1 - h, 1) of their time on the path."""
+    absent: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the images that train texture whose semantics are pure noise, which semantic guidance needs."""
+
+
+TimesParams = GlobalTimes | OwnTimes | IndependentTimes
+"""How training draws the local times of texture and semantics."""
+
+
 class VariantParams(Group):
     """One denoiser and how it is trained and sampled."""
 
@@ -305,8 +362,10 @@ class VariantParams(Group):
     """Latent positions per token along one side."""
     semantic: Literal["none", "vae", "pca"]
     """The semantic latent generated beside the texture latent: none, the Semantic VAE's, or PCA (ReDi)."""
-    delta_t: Fraction
-    """Offset in global time by which semantics lead texture."""
+    delta_t: Offset
+    """Offset in global time by which semantics lead texture; 1 finishes them first, a negative one lets texture lead."""
+    times: Annotated[TimesParams, Field(discriminator="kind")] = GlobalTimes(kind="global")
+    """May be left out, as in parameter files and models from before there was a choice."""
     semantic_weight: NonNegative
     """beta: weight of the semantic channels in the mse term."""
     cosine_weight: NonNegative
@@ -323,10 +382,13 @@ class VariantParams(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.semantic == "none" and self.delta_t > 0:
+        if self.semantic == "none" and (self.delta_t != 0 or self.times.kind != "global"):
             raise ValueError(
-                f"delta_t is {self.delta_t} but no semantic latent can lead; set semantic to vae or pca, or delta_t to 0"
+                f"delta_t is {self.delta_t} and times {self.times.kind}, but there is no semantic latent; set semantic to vae "
+                "or pca, or delta_t to 0 and times to {kind: global}"
             )
+        if self.mask_clamped and self.times.kind != "global":
+            raise ValueError(f"mask_clamped has no meaning with times of kind {self.times.kind}; set it to false")
         if self.model == "dit" and (self.semantic != "none" or self.repa.weight > 0):
             raise ValueError("model dit is the texture-only DiT baseline: set semantic to none and repa.weight to 0")
         depth = MODEL_SIZES[self.size].depth
@@ -366,9 +428,14 @@ class SamplerParams(Group):
     """Network evaluations per image (dopri5 chooses and reports its own number)."""
     shift: PositiveFloat
     """Timestep shift s: t' = s t / (1 + (s - 1) t); 1 means no shift."""
-    guidance: Literal["none", "cfg", "autoguidance"]
+    delta_t: Offset | None = None
+    """Offset to sample along; null is the variant's own. May be left out, as in older files."""
+    guidance: Literal["none", "cfg", "autoguidance", "semantic"]
+    """`semantic`: extrapolate texture from its velocity without semantics."""
     guide: str | None
     """Folder of the weak model's training output, for AutoGuidance."""
+    guide_step: Positive | None = None
+    """Snapshot of the weak model; null is its last. May be left out."""
     texture: GuidanceParams
     semantic: GuidanceParams
     batch_size: Positive
@@ -379,6 +446,12 @@ class SamplerParams(Group):
         if (self.guidance == "autoguidance") != (self.guide is not None):
             raise ValueError(
                 f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide; other kinds take none"
+            )
+        if self.guide_step is not None and self.guide is None:
+            raise ValueError(f"guide_step is {self.guide_step}, but there is no guide; set it to null")
+        if self.guidance == "semantic" and self.semantic.scale != 1:
+            raise ValueError(
+                f"semantic.scale is {self.semantic.scale}, but semantic guidance acts on texture alone; set it to 1"
             )
         if self.solver == "heun" and self.evaluations < 2:
             raise ValueError(f"evaluations is {self.evaluations}, but heun needs two per step; set it to 2 or more")
@@ -495,7 +568,8 @@ class Params(Group):
     def _check_budget(self, name: str, variant: VariantParams) -> None:
         """Require one interval per phase of the schedule, as sampling will after the training."""
         sampler = self.evaluate.sampler
-        phases = 3 if 0 < variant.delta_t < 1 else 1 + int(variant.delta_t)
+        lead = abs(variant.delta_t)
+        phases = 3 if 0 < lead < 1 else 1 + int(lead)
         least, reason = (2 * phases, "two per phase with heun") if sampler.solver == "heun" else (phases, "one per phase")
         if sampler.evaluations < least:
             raise ValueError(
@@ -540,7 +614,8 @@ def _explain(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{where}: missing; every value of an experiment must be given"
     if detail["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        return f"{where}.kind: must be one of {', '.join(KINDS[where])} (given: {detail['input'].get('kind')!r})"
+        kinds = ", ".join(KINDS[where.rpartition(".")[2]])
+        return f"{where}.kind: must be one of {kinds} (given: {detail['input'].get('kind')!r})"
     message = detail["msg"].removeprefix("Value error, ")
     given = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
     return f"{where}: {message}{given}"

@@ -34,8 +34,12 @@ class ChannelStatistics:
                 "normalised; train their VAE again, or with fewer channels"
             )
 
+    def scaled(self, deviations: Tensor) -> Self:
+        """Return the statistics that normalise to these `deviations` (C,), divided by their root mean square, instead of 1."""
+        return type(self)(self.mean, self.std * deviations.square().mean().sqrt() / deviations)
+
     def normalise(self, z: Tensor) -> Tensor:
-        """Return z (N, C, H, W) with mean 0 and deviation 1 in every channel."""
+        """Return z (N, C, H, W) with mean 0 and deviation 1 in every channel, unless `scaled`."""
         return (z - _per_channel(self.mean, z)) / _per_channel(self.std, z)
 
     def denormalise(self, x: Tensor) -> Tensor:

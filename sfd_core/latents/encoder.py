@@ -72,6 +72,22 @@ class LatentEncoder:
         )
 
 
+@torch.no_grad()
+def pixel_energy(vae: ImageVAE, z: Tensor, statistics: ChannelStatistics) -> Tensor:
+    """Return the share of each texture channel in the energy of the pixels (C,), float32, over latents z (N, C, g, g).
+
+    The energy of a channel is the mean square of how much the decoded image changes when the channel is replaced by its mean.
+    """
+    decoded = vae.decode(z)
+    energies = []
+    for channel, mean in enumerate(statistics.mean.to(z)):
+        without = z.clone()
+        without[:, channel] = mean
+        energies.append((vae.decode(without) - decoded).square().mean())
+    shares = torch.stack(energies).cpu()
+    return shares / shares.sum()
+
+
 def require_resolved(statistics: Mapping[str, ChannelStatistics], params: EncodeParams) -> None:
     """Raise `NumericsError` for channels whose values vary too little for the resolution of float16."""
     if params.dtype == "float32":

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.charts import INK, MUTED, line_look, quiet, save_figure
@@ -86,7 +86,7 @@ def denoising_figure(variant: VariantOutputs) -> Figure:
 
     A latent that does not change in a phase is faded.
     """
-    run, schedule = variant.trajectory, AsyncSchedule(variant.params.delta_t)
+    run, schedule = variant.trajectory, Schedule.offset(variant.params.delta_t)
     if run is None or run.semantics is None:
         raise ValueError(f"variant {variant.name} has no denoising run with semantics")
     frames = [int(np.abs(run.u - time).argmin()) for time in np.linspace(0, schedule.end, STRIP_FRAMES)]
@@ -97,7 +97,7 @@ def denoising_figure(variant: VariantOutputs) -> Figure:
     axes = figure.add_subplot()
     before = None
     for column, frame in enumerate(frames):
-        phase = schedule.phase(float(run.u[frame]))
+        phase = schedule.span(float(run.u[frame])).phase
         colour = PHASE_COLOURS[phase.value]
         for row in range(2 * samples):
             source, acts = ((run.semantics, phase.semantic_acts), (run.textures, phase.texture_acts))[row % 2]

@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 import yaml
 
-from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import Params
 from sfd_core.host.paths import atomic_dir, write_json
@@ -137,12 +137,12 @@ def _samples(params: Params, outputs: Outputs) -> dict[str, Any] | None:
 
 
 def _phases(delta_t: float) -> list[dict[str, Any]]:
-    schedule = AsyncSchedule(delta_t)
+    schedule = Schedule.offset(delta_t)
     shares = schedule.phase_shares()
     return [
         phase_words(span.phase, True, delta_t)
         | {"key": span.phase.value, "start": span.start, "stop": span.stop, "share": shares[span.phase]}
-        for span in schedule.phases()
+        for span in schedule.spans
     ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import VariantStyle
@@ -120,32 +120,31 @@ def _grid(variant: VariantOutputs, grids: Grids, count: int, params: Params) -> 
 
 
 def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) -> dict[str, Any]:
-    schedule = AsyncSchedule(variant.params.delta_t)
+    schedule = Schedule.offset(variant.params.delta_t)
     textures = thumbnails(run.textures)
     frames = thinned(len(run.u), textures.shape[-1])
     u = run.u[frames]
     local = schedule.local_times(torch.from_numpy(u))
     composite = variant.params.semantic != "none"
-    spans = schedule.phases()
     return {
         "u": _plain(u),
         "t_tex": _plain(local.t_tex.numpy()),
         "t_sem": _plain(local.t_sem.numpy()) if composite else None,
-        "phase": [schedule.phase(float(time)).value for time in u],
+        "phase": [schedule.span(float(time)).phase.value for time in u],
         "phases": [
             {
-                **phase_words(span.phase, composite, schedule.delta_t),
+                **phase_words(span.phase, composite, variant.params.delta_t),
                 "key": span.phase.value,
                 "from": span.start,
                 "to": span.stop,
                 "texture": span.phase.texture_acts,
                 "semantic": span.phase.semantic_acts,
             }
-            for span in spans
+            for span in schedule.spans
         ],
         "lanes": {
-            "texture": {"from": schedule.delta_t, "to": schedule.end},
-            "semantic": {"from": 0.0, "to": 1.0} if composite else None,
+            "texture": _lane(schedule, semantic=False),
+            "semantic": _lane(schedule, semantic=True) if composite else None,
         },
         "end": schedule.end,
         "count": textures.shape[1],
@@ -155,6 +154,11 @@ def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) ->
         "semantics": data_uri(sheet(run.semantics[frames]), "png") if run.semantics is not None else None,
         "labels": [] if run.labels is None else class_names(run.labels, classes),
     }
+
+
+def _lane(schedule: Schedule, semantic: bool) -> dict[str, float]:
+    start, stop = schedule.interval(semantic)
+    return {"from": start, "to": stop}
 
 
 def _plain(values: Any) -> list[float | None]:

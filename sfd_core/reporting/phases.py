@@ -1,8 +1,8 @@
-"""The three phases in words and as a diagram, both taken from `AsyncSchedule`."""
+"""The three phases in words and as a diagram, both taken from `Schedule`."""
 
 import torch
 
-from sfd_core.diffusion.schedule import AsyncSchedule, Phase
+from sfd_core.diffusion.schedule import Phase, Schedule
 from sfd_core.reporting.palette import PHASE_COLOURS
 
 MUTED = "#59626c"
@@ -34,8 +34,8 @@ def phase_words(phase: Phase, composite: bool, delta_t: float) -> dict[str, str]
 
 def phases_svg(delta_t: float, background: str | None = None) -> str:
     """Draw both local times over global time with the phases as bands, as an SVG document; it follows the page's colours."""
-    schedule = AsyncSchedule(delta_t)
-    said = "; ".join(f"{' '.join(BAND_NAMES[span.phase])} from {span.start:g} to {span.stop:g}" for span in schedule.phases())
+    schedule = Schedule.offset(delta_t)
+    said = "; ".join(f"{' '.join(BAND_NAMES[span.phase])} from {span.start:g} to {span.stop:g}" for span in schedule.spans)
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" font-size="12"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
@@ -49,9 +49,9 @@ def phases_svg(delta_t: float, background: str | None = None) -> str:
     return "".join(parts)
 
 
-def _bands(schedule: AsyncSchedule) -> list[str]:
+def _bands(schedule: Schedule) -> list[str]:
     shares, parts = schedule.phase_shares(), []
-    for span in schedule.phases():
+    for span in schedule.spans:
         start, width = _x(span.start, schedule), _x(span.stop, schedule) - _x(span.start, schedule)
         colour, place = _colour(span.phase), f'x="{start:.1f}" width="{width:.1f}"'
         parts.append(f'<rect {place} y="{TOP}" height="{BOTTOM - TOP}" fill="{colour}" opacity=".14"/>')
@@ -62,37 +62,31 @@ def _bands(schedule: AsyncSchedule) -> list[str]:
     return parts
 
 
-def _curves(schedule: AsyncSchedule) -> list[str]:
-    knots = torch.tensor([0.0, *(span.stop for span in schedule.phases())], dtype=torch.float64)
-    local = schedule.local_times(knots)
+def _curves(schedule: Schedule) -> list[str]:
+    half = torch.tensor(0.5, dtype=torch.float64)
     parts = []
-    for phase, name, times, dash in (
-        (Phase.SEMANTIC, "t_sem", local.t_sem, "none"),
-        (Phase.TEXTURE, "t_tex", local.t_tex, "7 4"),
-    ):
-        points = " ".join(f"{_x(float(u), schedule):.1f},{_y(float(t)):.1f}" for u, t in zip(knots, times, strict=True))
+    for phase, name, dash in ((Phase.SEMANTIC, "t_sem", "none"), (Phase.TEXTURE, "t_tex", "7 4")):
+        points = " ".join(f"{_x(knot.u, schedule):.1f},{_y(getattr(knot, name)):.1f}" for knot in schedule.knots)
         line = f'fill="none" stroke="{_colour(phase)}" stroke-width="3" stroke-dasharray="{dash}"'
         parts.append(f'<polyline points="{points}" {line}/>')
         # each name stands on the outer side of its line, half-way up
-        side, anchor, u = (-12, "end", 0.5) if phase is Phase.SEMANTIC else (24, "start", 0.5 + schedule.delta_t)
-        parts.append(_text(_x(u, schedule) + side, _y(0.5) + 4, name, anchor, _colour(phase), bold=True))
+        side, anchor = (-12, "end") if phase is Phase.SEMANTIC else (24, "start")
+        u = schedule.global_times(half, semantic=phase is Phase.SEMANTIC)
+        parts.append(_text(_x(float(u), schedule) + side, _y(0.5) + 4, name, anchor, _colour(phase), bold=True))
     return parts
 
 
-def _axes(schedule: AsyncSchedule) -> list[str]:
+def _axes(schedule: Schedule) -> list[str]:
     middle = (TOP + BOTTOM) / 2
     return [
-        *(
-            _text(_x(u, schedule), BOTTOM + 17, f"{u:g}", "middle")
-            for u in dict.fromkeys((0.0, schedule.delta_t, 1.0, schedule.end))
-        ),
+        *(_text(_x(knot.u, schedule), BOTTOM + 17, f"{knot.u:g}", "middle") for knot in schedule.knots),
         *(_text(LEFT - 8, _y(t) + 4, f"{t}", "end") for t in (0, 1)),
         _text((LEFT + RIGHT) / 2, BOTTOM + 38, "global time u; percentages: share of training samples", "middle"),
         f'<g transform="translate(16 {middle}) rotate(-90)">{_text(0, 0, "noise → data", "middle")}</g>',
     ]
 
 
-def _x(u: float, schedule: AsyncSchedule) -> float:
+def _x(u: float, schedule: Schedule) -> float:
     return LEFT + u / schedule.end * (RIGHT - LEFT)
 
 

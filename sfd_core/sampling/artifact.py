@@ -12,7 +12,7 @@ from typing import Self
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import VariantParams
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import write_json
@@ -47,15 +47,16 @@ class Denoiser:
     latent: LatentSpec
     composite: Composite
     classes: Sequence[str]
+    """Empty if it was trained without labels."""
     identity: LatentIdentity
     snapshot: SnapshotRecord
     flops_per_image: int
     """Of one forward pass."""
 
     @property
-    def schedule(self) -> AsyncSchedule:
-        """The asynchronous schedule of its training."""
-        return AsyncSchedule(self.variant.delta_t)
+    def schedule(self) -> Schedule:
+        """The path along which it is sampled unless the sampler has another one."""
+        return Schedule.offset(self.variant.delta_t)
 
     @property
     def null_class(self) -> int:

@@ -15,9 +15,9 @@ from torchvision.utils import make_grid, save_image
 from sfd_core.diffusion import guidance
 from sfd_core.diffusion.gaussian_sampler import DenoiseFn, guide_denoiser, sample_gaussian
 from sfd_core.diffusion.guidance import VelocityFn
-from sfd_core.diffusion.schedule import SharedTimes
+from sfd_core.diffusion.schedule import Schedule, SharedTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
-from sfd_core.experiment.params import GuidanceParams, SamplerParams
+from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError, IdentityError
 from sfd_core.host.paths import atomic_path
 from sfd_core.host.seeding import generator, sample_noise
@@ -36,8 +36,10 @@ DEFAULT_SAMPLER = SamplerParams(
     shift=1.0,
     guidance="none",
     guide=None,
-    texture=GuidanceParams(scale=1.0, interval=[0.0, 1.0]),
-    semantic=GuidanceParams(scale=1.0, interval=[0.0, 1.0]),
+    guide_step=None,
+    delta_t=None,
+    texture=guidance.NO_GUIDANCE,
+    semantic=guidance.NO_GUIDANCE,
     batch_size=64,
     seed=0,
 )
@@ -91,6 +93,7 @@ class Pipeline:
         step: int | None = None,
         guide: str | Path | None = None,
         compiled: bool = False,
+        guide_step: int | None = None,
     ) -> Self:
         """Load the denoiser in `folder` (the snapshot of `step`, by default the last) and its texture VAE.
 
@@ -104,7 +107,7 @@ class Pipeline:
                 f"{folder} was trained on latents of texture VAE {denoiser.identity.texture_vae['weights'][:12]}, but "
                 f"{texture_vae} holds {identity['weights'][:12]}; give the right VAE or train again with `dvc repro`"
             )
-        return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide)), compiled)
+        return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide), guide_step), compiled)
 
     def __call__(
         self, labels: Sequence[int], seed: int = 0, sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any
@@ -164,11 +167,12 @@ class Pipeline:
         labels = labels.to(self.device)
         if self.denoiser.variant.family == "gaussian":
             return self._solve_gaussian(noise, labels, indices, sampler, observe)
-        velocity = self._velocity(labels, sampler)
+        velocity = self._velocity(labels, sampler, noise)
         if semantics is not None:
             velocity = guidance.oracle(velocity, noise, semantics.to(self.device), self.denoiser.composite.n_texture)
         settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
-        return integrate(velocity, noise, self.denoiser.schedule, self.denoiser.composite.n_texture, settings, observe)
+        schedule = self.denoiser.schedule if sampler.delta_t is None else Schedule.offset(sampler.delta_t)
+        return integrate(velocity, noise, schedule, self.denoiser.composite.n_texture, settings, observe)
 
     @torch.no_grad()
     def decode(self, parts: Split) -> Tensor:
@@ -178,15 +182,34 @@ class Pipeline:
 
     def _check(self, labels: Sequence[int], sampler: SamplerParams) -> None:
         classes = len(self.denoiser.classes)
+        if sampler.guidance == "cfg" and classes == 0:
+            raise ConfigError(
+                "guidance is cfg, but this denoiser was trained without labels; choose autoguidance, semantic or none"
+            )
         wrong = [label for label in labels if not 0 <= label <= classes]
         if wrong or not len(labels):
             raise ConfigError(
-                f"labels {wrong[:5]} do not exist; give at least one label from 0 to {classes - 1}, or {classes} for no class"
+                f"labels {wrong[:5]} do not exist; give at least one label: "
+                + (
+                    f"0 to {classes - 1}, or {classes} for no class"
+                    if classes
+                    else "0, as this denoiser was trained without labels"
+                )
             )
         if (sampler.guidance == "autoguidance") != (self.guide is not None):
             raise ConfigError(f"guidance is {sampler.guidance!r}, but {'no' if self.guide is None else 'a'} guide was given")
+        variant = self.denoiser.variant
+        if sampler.guidance == "semantic" and not getattr(variant.times, "absent", 0):
+            raise ConfigError(
+                f"guidance is semantic, but this denoiser was trained with times of kind {variant.times.kind} and no absent "
+                "semantics; train it with times.absent above 0"
+            )
+        if sampler.delta_t and variant.semantic == "none":
+            raise ConfigError(
+                f"delta_t is {sampler.delta_t}, but this denoiser has no semantics that could lead; set it to null"
+            )
 
-    def _velocity(self, labels: Tensor, sampler: SamplerParams) -> VelocityFn:
+    def _velocity(self, labels: Tensor, sampler: SamplerParams, noise: Tensor) -> VelocityFn:
         main = _velocity_of(self.denoiser, labels)
         if sampler.guidance == "none":
             return main
@@ -198,6 +221,9 @@ class Pipeline:
                 return _halves(stacked(torch.cat([x, x]), times.twice()))
 
             return guidance.cfg(main, both, sampler.texture, sampler.semantic, n_texture)
+        if sampler.guidance == "semantic":
+            stacked = _velocity_of(self.denoiser, torch.cat([labels, labels]))
+            return guidance.semantic_guidance(main, stacked, noise, sampler.texture, n_texture)
         weak = _velocity_of(cast(Denoiser, self.guide), labels)
         return guidance.autoguidance(main, weak, sampler.texture, sampler.semantic, n_texture)
 

@@ -23,7 +23,7 @@ def record_trajectory(pipeline: Pipeline, sampler: SamplerParams, semantics: Ten
     is the current semantic latent: its first three principal components over `semantics` (M, C, g, g, normalised latents of
     training images) as red, green and blue.
     """
-    labels = torch.arange(IMAGES) % len(pipeline.denoiser.classes)
+    labels = torch.arange(IMAGES) % max(1, len(pipeline.denoiser.classes))
     times: list[float] = []
     textures: list[Tensor] = []
     states: list[Tensor] = []

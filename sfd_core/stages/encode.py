@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shards import FieldSpec, ShardReader
@@ -25,11 +27,11 @@ from sfd_core.host.errors import IdentityError, exits_cleanly
 from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
-from sfd_core.latents.composite import StreamingMoments, save_statistics
+from sfd_core.latents.composite import ChannelStatistics, StreamingMoments, save_statistics
 from sfd_core.latents.compressors import SemanticCompressors
-from sfd_core.latents.encoder import LatentEncoder, require_resolved
+from sfd_core.latents.encoder import LatentEncoder, pixel_energy, require_resolved
 from sfd_core.latents.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
-from sfd_core.latents.stored import latent_fields, moments_of, posterior_meta
+from sfd_core.latents.stored import StoredLatent, latent_fields, moments_of, posterior_meta
 from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.stages.extraction import Extraction, Values, run_all
@@ -39,6 +41,8 @@ PARTS = ("train", "held_out")
 LATENTS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
 """Latent -> name of its statistics."""
 SPARE_BYTES = 1 << 20
+ENERGY_IMAGES = 256
+"""Training images over which the pixel energy of a texture channel is measured."""
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (N, 3, R, R) and labels (N,)."""
@@ -123,6 +127,13 @@ class Sources:
             for part, images in self.images.items()
         }
 
+    def texture_energy(self, train: Path, statistics: ChannelStatistics) -> Tensor:
+        """Return `pixel_energy` over images that are spread evenly over the encoded shard `train`."""
+        shard = ShardReader(train, verify=False)
+        rows = np.linspace(0, len(shard) - 1, min(len(shard), ENERGY_IMAGES)).astype(np.int64)
+        z = StoredLatent(shard, "z_tex").frozen(rows, torch.zeros(len(rows), dtype=torch.bool))
+        return pixel_energy(self.encoder.vae, z.to(self.encoder.device), statistics)
+
     def resume_key(self, params: EncodeParams, processes: Processes) -> str:
         """Return the hash of all that shapes the result."""
         digests = [source.digest for sources in (self.images, self.tokens) for source in sources.values()]
@@ -164,10 +175,13 @@ def _finish(
 ) -> None:
     statistics = {name: moments.statistics() for name, moments in parts["train"].counted().items()}
     require_resolved(statistics, params)
-    save_statistics(folder / STATISTICS_FILE, statistics)
     for part, images in sources.images.items():
         meta = {"encoder": sources.tokens[part].encoder, "classes": images.meta["classes"], "prepare": images.digest}
         parts[part].shard.join(meta | posterior_meta(params.posterior, part, params.seed) | codes)
+    if params.texture_energy_power > 0:
+        energy = sources.texture_energy(folder / "train", statistics["texture"])
+        statistics["texture"] = statistics["texture"].scaled(energy**params.texture_energy_power)
+    save_statistics(folder / STATISTICS_FILE, statistics)
     identity = LatentIdentity(
         texture_vae=sources.texture_identity,
         semantic_vae=sources.semantic_identity,

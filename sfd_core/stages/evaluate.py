@@ -77,11 +77,13 @@ class Evaluation:
         """Measure all snapshots; the first process writes everything to `out` in one atomic step."""
         images = self.params.final_samples + self.params.snapshot_samples * len(self.manifest.snapshots)
         require_disk(out, images * self.evaluator.row_bytes + SPARE_BYTES, f"stage evaluate, variant {self.name}")
-        vae, guide = stage_dir("texture_vae"), self.params.sampler.guide
+        vae, sampler = stage_dir("texture_vae"), self.params.sampler
         rows: list[dict[str, float]] = []
         grids: list[Tensor] = []
         for snapshot in self.manifest.snapshots:
-            pipeline = Pipeline.from_artifact(self.artifact, vae, snapshot.step, guide, self.compiled)
+            pipeline = Pipeline.from_artifact(
+                self.artifact, vae, snapshot.step, sampler.guide, self.compiled, sampler.guide_step
+            )
             measured = self._measure_snapshot(pipeline, snapshot)
             if measured is not None:
                 rows.append(self._row(snapshot, measured))
@@ -157,7 +159,7 @@ class Evaluation:
 
     def _numbers(self, pipeline: Pipeline, measured: Measured, samples: int, oracle: bool = False) -> dict[str, Number]:
         by = recipe(self.artifact, pipeline, self.params.sampler, oracle) | mixed_codes(self.batches)
-        drawn = drawn_with(self.params.sampler, self.manifest.variant, measured.evaluations, by)
+        drawn = drawn_with(self.params.sampler, pipeline.denoiser, measured.evaluations, by)
         return self.evaluator.numbers(head(measured.features, samples), drawn)
 
     def _neighbour_sheet(self, measured: Measured) -> NDArray[np.uint8]:

@@ -109,7 +109,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     processes: Processes = ALONE,
 ) -> None:
     """Train one variant; the first process writes its artifact to `out` in one atomic step."""
-    classes = inputs.latents.meta["classes"]
+    classes = inputs.latents.meta["classes"] if train.conditional else []
     model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
     parameters = parameter_count(model)
     require_disk(out, 4 * parameters * (SAVED_STATES + 2 * train.snapshots), f"stage train, variant {name}")

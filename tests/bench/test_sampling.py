@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes
+from sfd_core.diffusion.schedule import LocalTimes, Schedule
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import VariantParams, load_params
 from sfd_core.host.seeding import generator
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.bench
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CLASSES = 10
 LATENT = LatentSpec(PARAMS.texture_vae.channels, PARAMS.semantic_vae.channels, PARAMS.latent_grid, token_channels=112)
-SCHEDULE = AsyncSchedule(PARAMS.variants["sfd"].delta_t)
+SCHEDULE = Schedule.offset(PARAMS.variants["sfd"].delta_t)
 
 
 def variant(size: str) -> VariantParams:

@@ -20,7 +20,7 @@ DEPENDS: dict[str, set[str]] = {
     "data/store/shards.py:ShardReader": SHARDS,
     "data/store/verified.py:verify_files": set(),
     "diffusion/loss.py:flow_loss": {"train"},
-    "diffusion/schedule.py:AsyncSchedule": {"train", "evaluate", "report"},
+    "diffusion/schedule.py:Schedule": {"train", "evaluate", "report"},
     "diffusion/solver.py:integrate": {"evaluate"},
     "evaluation/convergence.py:speed_up": {"report"},
     "evaluation/measurement.py:measure": {"evaluate"},

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.metrics import number_name
 from sfd_core.experiment.params import Params, parse_params
 
@@ -144,11 +144,11 @@ def _write_evaluation(folder: Path, params: Params, name: str, final: float) -> 
 
 
 def _write_trajectory(path: Path, delta_t: float, composite: bool, labels: np.ndarray[Any, Any]) -> None:
-    schedule = AsyncSchedule(delta_t)
+    schedule = Schedule.offset(delta_t)
     u = schedule.grid(FRAMES - 1)
     local = schedule.local_times(u)
     arrays: dict[str, Any] = {"u": u.numpy(), "t_tex": local.t_tex.numpy(), "t_sem": local.t_sem.numpy(), "labels": labels}
-    arrays["phase"] = np.array([schedule.phase(float(time)).value for time in u])
+    arrays["phase"] = np.array([schedule.span(float(time)).phase.value for time in u])
     arrays["textures"] = np.stack([emblems(SAMPLES, float(t), k) for k, t in enumerate(local.t_tex)])
     if composite:
         small = torch.nn.functional.adaptive_avg_pool2d

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from sfd_core.data.sources import twemoji
+from sfd_core.data.sources.avatars import avatar_images
 from sfd_core.data.sources.crops import Pixels
 from sfd_core.data.sources.folder import folder_images
 from sfd_core.data.sources.image_set import ImageSet, Location
@@ -63,7 +64,7 @@ def load_parts(prepare: PrepareParams) -> Parts:
 
 
 def load_images(prepare: PrepareParams) -> ImageSet:
-    """List the images of `prepare.path`, or of Twemoji.
+    """List the images of `prepare.path`, or those that are drawn.
 
     Raises `DataError` for unsuitable files and folders, and `ResourceError` if a package is missing.
     """
@@ -101,6 +102,8 @@ def _score(name: str, seed: int) -> float:
 def _load(prepare: PrepareParams, location: Location) -> ImageSet:
     if prepare.source == "twemoji":
         return _twemoji_images(prepare)
+    if prepare.styles is not None and prepare.per_style is not None:
+        return avatar_images(prepare.styles, prepare.per_style, prepare.resolution)
     if prepare.source == "folder":
         return folder_images(location, prepare.resolution)
     if prepare.source == "tar":

@@ -11,7 +11,8 @@ from sfd_core.data.store.shards import ShardReader
 from sfd_core.diffusion.gaussian import GaussianProcess
 from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss
 from sfd_core.diffusion.path import sample_path
-from sfd_core.diffusion.schedule import AsyncSchedule
+from sfd_core.diffusion.schedule import Active, LocalTimes
+from sfd_core.diffusion.times import draw_times
 from sfd_core.experiment.params import TrainParams, VariantParams
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.seeding import batch_noise, derive_seed, generator
@@ -54,7 +55,8 @@ class LatentBatches:
         if self.semantic is not None:
             batch["z_sem"] = self.semantic.draw(rows, mirrored, partial(self.noise, "semantic posterior", step, part))
         labels = torch.from_numpy(self.labels.take(rows))
-        dropped = torch.rand(self.order.batch_size, generator=self.generator("dropout", step)) < self.train.class_dropout
+        dropout = self.train.class_dropout if self.train.conditional else 1.0
+        dropped = torch.rand(self.order.batch_size, generator=self.generator("dropout", step)) < dropout
         batch["labels"] = torch.where(dropped[part], self.null, labels)
         batch["noise"] = self.noise("noise", step, part, (self.composite.channels, *z_tex.shape[2:]))
         return batch
@@ -82,7 +84,6 @@ class FlowTask:
         self, model: LightningDiT, batches: LatentBatches, variant: VariantParams, tokens: TokenSource | None = None
     ) -> None:
         self.model, self.batches, self.variant, self.tokens = model, batches, variant, tokens
-        self.schedule = AsyncSchedule(variant.delta_t)
         self.weights = LossWeights(variant.semantic_weight, variant.cosine_weight, variant.repa.weight)
         self.n_texture = batches.composite.n_texture
         if variant.repa.weight > 0 and tokens is None:
@@ -93,22 +94,25 @@ class FlowTask:
         return self.batches.rows(step)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
-        """Return the batch of `LatentBatches` with global times `u` (n,) and what REPA needs."""
+        """Return the batch of `LatentBatches` with local times `t_tex`, `t_sem` (n,), which parts are in the loss (`in_loss`,
+        (n, 2) bool, texture first, unless always both are) and what REPA needs.
+        """
         batch = self.batches.batch(step, part)
-        times = self.schedule.sample(self.batches.order.batch_size, self.batches.generator("time", step))
-        batch["u"] = times.u[part]
+        times = draw_times(self.batches.order.batch_size, self.variant, self.batches.generator("time", step))
+        batch |= {"t_tex": times.t_tex[part], "t_sem": times.t_sem[part]}
+        if times.active is not None:
+            batch["in_loss"] = torch.stack([times.active.texture, times.active.semantic], dim=1)[part]
         if self.weights.repa > 0:
             batch |= fetch(cast(TokenSource, self.tokens), self.rows(step)[part], self.batches.mirrored(step)[part])
         return batch
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the terms of `flow_loss`."""
-        u, x1 = batch["u"], self.batches.latents(batch)
-        times = self.schedule.local_times(u)
+        x1, times = self.batches.latents(batch), LocalTimes(batch["t_tex"], batch["t_sem"])
         path = sample_path(batch["noise"], x1, times, self.n_texture)
         t_sem = times.t_sem if self.model.embedders == 2 else None
         output = self.model(path.x_t, times.t_tex, t_sem, batch["labels"])
-        active = self.schedule.active(u) if self.variant.mask_clamped else None
+        active = Active(*batch["in_loss"].unbind(1)) if "in_loss" in batch else None
         repa = None
         if self.weights.repa > 0:
             tokens = fetched(cast(TokenSource, self.tokens), batch, x1.device).float()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd_core.diffusion.guidance import VelocityFn, autoguidance, cfg, oracle
-from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes, Phase, SharedTimes
+from sfd_core.diffusion.guidance import VelocityFn, autoguidance, cfg, oracle, semantic_guidance
+from sfd_core.diffusion.schedule import LocalTimes, Phase, Schedule, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
 
@@ -108,7 +108,7 @@ def test_the_reference_is_asked_only_while_a_guided_part_moves_and_images_stay_e
     solver: Literal["euler", "heun", "ab2"], w_texture: float, w_semantic: float, asked: int
 ) -> None:
     calls: list[float] = []
-    schedule, settings = AsyncSchedule(0.3), SolverSettings(solver, 26 * (2 if solver == "heun" else 1))
+    schedule, settings = Schedule.offset(0.3), SolverSettings(solver, 26 * (2 if solver == "heun" else 1))
     sparing = cfg_of(field(0), counting(field(1), calls), guide(w_texture), guide(w_semantic), TEXTURE)
     always = guided_whatever_moves(field(0), field(1), w_texture, w_semantic)
     found = integrate(sparing, state(), schedule, TEXTURE, settings)
@@ -127,7 +127,7 @@ def test_a_part_that_stands_still_is_not_guided() -> None:
 def test_guidance_never_makes_the_host_wait_for_a_tensor() -> None:
     """On device `meta` tensors have no values: whoever decides from one fails."""
     x = state().to("meta")
-    schedule = AsyncSchedule(0.3)
+    schedule = Schedule.offset(0.3)
     guided = cfg_of(lambda x, t: x.sin(), lambda x, t: x.cos(), guide(3.0, 0.2, 0.5), guide(2.0), TEXTURE)
     for solver in ("euler", "heun", "ab2"):
         assert integrate(guided, x, schedule, TEXTURE, SolverSettings(solver, 12)).x.is_meta
@@ -142,7 +142,7 @@ def test_a_model_of_texture_alone_ignores_the_semantic_weight() -> None:
 
 @pytest.mark.parametrize("delta_t", [0.0, 0.3, 1.0])
 def test_guided_sampling_with_scale_one_equals_unguided_sampling(delta_t: float) -> None:
-    schedule, settings = AsyncSchedule(delta_t), SolverSettings("euler", 12)
+    schedule, settings = Schedule.offset(delta_t), SolverSettings("euler", 12)
     plain = integrate(field(0), state(), schedule, TEXTURE, settings)
     guided = integrate(cfg_of(field(0), field(1), OFF, OFF, TEXTURE), state(), schedule, TEXTURE, settings)
     assert torch.equal(plain.x, guided.x)
@@ -157,11 +157,11 @@ def test_the_oracle_brings_semantics_to_the_real_latent_and_leaves_texture_to_th
     seen = []
     settings = SolverSettings(solver, 40)
     solution = integrate(
-        oracle(field(0), x0, real, TEXTURE), x0, AsyncSchedule(0.3), TEXTURE, settings, lambda u, x, data: seen.append(data)
+        oracle(field(0), x0, real, TEXTURE), x0, Schedule.offset(0.3), TEXTURE, settings, lambda u, x, data: seen.append(data)
     )
     assert torch.allclose(solution.x[:, TEXTURE:], real, atol=1e-5)
     assert all(torch.allclose(data[:, TEXTURE:], real, atol=1e-5) for data in seen)
-    free = integrate(field(0), x0, AsyncSchedule(0.3), TEXTURE, settings)
+    free = integrate(field(0), x0, Schedule.offset(0.3), TEXTURE, settings)
     assert not torch.allclose(free.x[:, :TEXTURE], solution.x[:, :TEXTURE])
 
 
@@ -172,3 +172,28 @@ def test_autoguidance_moves_away_from_the_weak_network(scale: float) -> None:
     guided = autoguidance(main, weak, guide(scale), guide(2.0), TEXTURE)(x, t)
     assert torch.allclose(guided[:, :TEXTURE], (v_weak + scale * (v - v_weak))[:, :TEXTURE], atol=1e-6)
     assert torch.allclose(guided[:, TEXTURE:], (2 * v - v_weak)[:, TEXTURE:], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, 3.0])
+def test_semantic_guidance_extrapolates_texture_from_its_velocity_without_semantics(scale: float) -> None:
+    x, x0, t = state(), state() + 1, times(0.3, 0.6)
+
+    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
+        return field(0)(x, times) + 2 * times.t_sem[:, None, None, None]
+
+    found = semantic_guidance(velocity, velocity, x0, guide(scale), TEXTURE)(x, t)
+    alone = velocity(torch.cat([x[:, :TEXTURE], x0[:, TEXTURE:]], dim=1), times(0.3, 0.0))
+    v = velocity(x, t)
+    assert torch.allclose(found[:, :TEXTURE], (alone + scale * (v - alone))[:, :TEXTURE], atol=1e-6)
+    assert torch.equal(found[:, TEXTURE:], v[:, TEXTURE:])
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "t", "phase"),
+    [(1.0, (0.0, 1.0), 0.5, Phase.BOTH), (2.0, (0.6, 1.0), 0.5, Phase.BOTH), (2.0, (0.0, 1.0), 0.0, Phase.SEMANTIC)],
+)
+def test_semantic_guidance_costs_nothing_while_it_does_nothing(
+    scale: float, interval: tuple[float, float], t: float, phase: Phase
+) -> None:
+    guided = semantic_guidance(field(0), refuses, state(), guide(scale, *interval), TEXTURE)
+    assert torch.equal(guided(state(), times(t, 0.6, phase)), field(0)(state(), times(t, 0.6)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss
-from sfd_core.diffusion.schedule import Active, AsyncSchedule
+from sfd_core.diffusion.schedule import Active, Schedule
 
 N, TEXTURE, SEMANTIC, SIDE = 5, 3, 2, 4
 PLAIN = LossWeights(semantic=2.0, cosine=1.0)
@@ -70,7 +70,7 @@ def test_masking_leaves_out_the_clamped_part_and_nothing_else() -> None:
     prediction, target = pair()
     prediction.requires_grad_()
     u = torch.tensor([0.1, 0.5, 1.1, 0.29, 1.0])
-    terms = flow_loss(prediction, target, TEXTURE, PLAIN, active=AsyncSchedule(0.3).active(u))
+    terms = flow_loss(prediction, target, TEXTURE, PLAIN, active=Schedule.offset(0.3).active(u))
     (gradient,) = torch.autograd.grad(terms.total, prediction)
     texture, semantic = gradient[:, :TEXTURE].abs().amax((1, 2, 3)), gradient[:, TEXTURE:].abs().amax((1, 2, 3))
     assert (texture > 0).tolist() == [False, True, True, False, True]
@@ -85,7 +85,7 @@ def test_masking_leaves_out_the_clamped_part_and_nothing_else() -> None:
 
 def test_masking_nothing_is_no_masking() -> None:
     prediction, target = pair()
-    everything = AsyncSchedule(0.0).active(torch.linspace(0.1, 0.9, N))
+    everything = Schedule.offset(0.0).active(torch.linspace(0.1, 0.9, N))
     assert torch.equal(
         flow_loss(prediction, target, TEXTURE, PLAIN, active=everything).total,
         flow_loss(prediction, target, TEXTURE, PLAIN).total,

@@ -1,7 +1,7 @@
 import torch
 
 from sfd_core.diffusion.path import channel_times, interpolate, predict_data, sample_path, velocity
-from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes
+from sfd_core.diffusion.schedule import LocalTimes, Schedule
 
 N, TEXTURE, SEMANTIC = 6, 3, 2
 
@@ -42,9 +42,10 @@ def test_each_part_is_at_its_own_time() -> None:
 
 def test_without_an_offset_the_composite_path_is_plain_flow_matching() -> None:
     x0, x1 = ends()
-    times = AsyncSchedule(0.0).sample(N, torch.Generator().manual_seed(3))
+    u = torch.rand(N, generator=torch.Generator().manual_seed(3))
+    times = Schedule.offset(0.0).local_times(u)
     sample = sample_path(x0, x1, times, TEXTURE)
-    t = times.u[:, None, None, None]
+    t = u[:, None, None, None]
     assert torch.equal(sample.x_t, t * x1 + (1 - t) * x0)
     assert torch.equal(sample.velocity, x1 - x0)
     alone = sample_path(x0[:, :TEXTURE], x1[:, :TEXTURE], times, TEXTURE)

@@ -9,7 +9,7 @@ from torchdiffeq import odeint
 
 from sfd_core.diffusion import solver as solver_module
 from sfd_core.diffusion.path import channel_times, velocity
-from sfd_core.diffusion.schedule import AsyncSchedule, LocalTimes, Phase
+from sfd_core.diffusion.schedule import LocalTimes, Phase, Schedule
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.host.errors import ConfigError
 
@@ -46,7 +46,7 @@ def curved(x: Tensor, times: LocalTimes) -> Tensor:
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_true_velocity_leads_from_noise_to_data(delta_t: float, name: SolverName, shift: float) -> None:
     x0, x1 = ends(1)
-    solution = integrate(lambda x, t: velocity(x0, x1), x0, AsyncSchedule(delta_t), TEXTURE, settings(name, 13, shift))
+    solution = integrate(lambda x, t: velocity(x0, x1), x0, Schedule.offset(delta_t), TEXTURE, settings(name, 13, shift))
     assert torch.allclose(solution.x, x1, atol=2e-5)
 
 
@@ -54,11 +54,11 @@ def test_the_true_velocity_leads_from_noise_to_data(delta_t: float, name: Solver
 @pytest.mark.parametrize("name", SOLVERS)
 def test_idle_parts_stand_still_to_the_last_bit(delta_t: float, name: SolverName) -> None:
     x0, _ = ends(1)
-    schedule = AsyncSchedule(delta_t)
+    schedule = Schedule.offset(delta_t)
     trace: list[tuple[float, Tensor]] = []
     integrate(curved, x0, schedule, TEXTURE, settings(name, 30), lambda u, x, data: trace.append((u, x.clone())))
     for (u, x), (_, following) in pairwise(trace):
-        phase = schedule.phase(u)
+        phase = schedule.span(u).phase
         assert torch.equal(x[:, :TEXTURE], following[:, :TEXTURE]) == (phase is Phase.SEMANTIC)
         assert torch.equal(x[:, TEXTURE:], following[:, TEXTURE:]) == (phase is Phase.TEXTURE)
     assert torch.equal(trace[0][1], x0)
@@ -75,7 +75,7 @@ def test_in_the_first_phase_texture_is_pure_noise_and_in_the_last_semantics_are_
         calls.append((x.clone(), times))
         return curved(x, times)
 
-    final = integrate(recording, x0, AsyncSchedule(0.3), TEXTURE, settings(name, 20)).x
+    final = integrate(recording, x0, Schedule.offset(0.3), TEXTURE, settings(name, 20)).x
     assert sum(times.t_tex.item() == 0 for _, times in calls) > 1
     assert sum(times.t_tex.item() > 0.7001 for _, times in calls) > 1
     for x, times in calls:
@@ -96,7 +96,7 @@ def test_errors_fall_with_the_order_of_the_solver_at_any_offset(delta_t: float, 
     errors = []
     for intervals in (24, 48, 96):
         solution = integrate(
-            growth, x0, AsyncSchedule(delta_t), TEXTURE, settings(name, intervals * (2 if name == "heun" else 1))
+            growth, x0, Schedule.offset(delta_t), TEXTURE, settings(name, intervals * (2 if name == "heun" else 1))
         )
         errors.append((solution.x - math.e * x0).abs().max().item())
     for coarse, fine in pairwise(errors):
@@ -105,7 +105,7 @@ def test_errors_fall_with_the_order_of_the_solver_at_any_offset(delta_t: float, 
 
 @pytest.mark.parametrize("delta_t", OFFSETS)
 def test_dopri5_keeps_its_tolerance_across_phase_boundaries(delta_t: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    x0, schedule = ends(1)[0], AsyncSchedule(delta_t)
+    x0, schedule = ends(1)[0], Schedule.offset(delta_t)
     assert torch.allclose(integrate(growth, x0, schedule, TEXTURE, settings("dopri5")).x, math.e * x0, rtol=1e-4)
     fine = integrate(curved, x0.double(), schedule, TEXTURE, settings("heun", 800)).x.float()
     # local errors of 1e-3 add up to some 1e-2 here; asked for less, a solver that leaves no gap at a boundary gives less
@@ -116,7 +116,7 @@ def test_dopri5_keeps_its_tolerance_across_phase_boundaries(delta_t: float, monk
 
 def test_adams_bashforth_extrapolates_over_steps_of_any_width_and_starts_each_part_with_euler() -> None:
     """Against the scalar recurrence, each part with its own history: dx/dt = x + t, on the part's own time."""
-    schedule = AsyncSchedule(0.3)
+    schedule = Schedule.offset(0.3)
     grid = schedule.grid(17, 3.0).tolist()
     expected = []
     for begin, stop in ((0.3, 1.3), (0.0, 1.0)):
@@ -140,7 +140,7 @@ def test_adams_bashforth_extrapolates_over_steps_of_any_width_and_starts_each_pa
 
 @pytest.mark.parametrize("delta_t", [0.3, 0.5])
 def test_parts_that_drive_one_another_keep_second_order_across_boundaries(delta_t: float) -> None:
-    x0, schedule = ends()[0].double(), AsyncSchedule(delta_t)
+    x0, schedule = ends()[0].double(), Schedule.offset(delta_t)
     true = integrate(curved, x0, schedule, TEXTURE, settings("heun", 2 * round(1000 * schedule.end))).x
     # boundaries lie on an even grid, so that nothing but the width of the steps changes
     steps = [round(schedule.end * per_unit) for per_unit in (20, 40, 80)]
@@ -154,7 +154,7 @@ def test_parts_that_drive_one_another_keep_second_order_across_boundaries(delta_
 @pytest.mark.parametrize("name", SOLVERS)
 def test_without_an_offset_it_is_plain_flow_matching(name: SolverName) -> None:
     x0 = ends(1)[0]
-    solution = integrate(curved, x0, AsyncSchedule(0.0), TEXTURE, settings(name, 10))
+    solution = integrate(curved, x0, Schedule.offset(0.0), TEXTURE, settings(name, 10))
     if name == "dopri5":
         times = torch.tensor([0.0, 1.0], dtype=torch.float64)
         expected = odeint(
@@ -188,7 +188,9 @@ def test_evaluations_are_those_really_made(name: SolverName, budget: int, made: 
         calls += 1
         return x
 
-    solution = integrate(counting, ends()[0], AsyncSchedule(delta_t), TEXTURE, settings(name, budget), lambda u, x, data: None)
+    solution = integrate(
+        counting, ends()[0], Schedule.offset(delta_t), TEXTURE, settings(name, budget), lambda u, x, data: None
+    )
     assert solution.evaluations == made == calls
 
 
@@ -201,9 +203,9 @@ def test_dopri5_counts_its_own_evaluations_but_not_the_observers() -> None:
         return curved(x, times)
 
     x0 = ends(1)[0]
-    blind = integrate(counting, x0, AsyncSchedule(0.3), TEXTURE, settings("dopri5"))
+    blind = integrate(counting, x0, Schedule.offset(0.3), TEXTURE, settings("dopri5"))
     assert blind.evaluations == calls > 20
-    watched = integrate(counting, x0, AsyncSchedule(0.3), TEXTURE, settings("dopri5"), lambda u, x, data: None)
+    watched = integrate(counting, x0, Schedule.offset(0.3), TEXTURE, settings("dopri5"), lambda u, x, data: None)
     assert watched.evaluations == blind.evaluations
     assert torch.equal(watched.x, blind.x)
 
@@ -211,7 +213,7 @@ def test_dopri5_counts_its_own_evaluations_but_not_the_observers() -> None:
 @pytest.mark.parametrize("name", SOLVERS)
 def test_observers_see_every_grid_point_and_the_predicted_data(name: SolverName) -> None:
     x0, x1 = ends(1)
-    schedule, chosen = AsyncSchedule(0.3), settings(name, 14)
+    schedule, chosen = Schedule.offset(0.3), settings(name, 14)
     seen: list[tuple[float, Tensor]] = []
     solution = integrate(
         lambda x, t: velocity(x0, x1), x0, schedule, TEXTURE, chosen, lambda u, x, data: seen.append((u, data.clone()))
@@ -227,21 +229,21 @@ def test_a_row_does_not_depend_on_its_batch(name: SolverName) -> None:
         return (x + times.t_sem[:, None, None, None]).sin()
 
     x0 = ends(8)[0]
-    together = integrate(rowwise, x0, AsyncSchedule(0.3), TEXTURE, settings(name)).x
+    together = integrate(rowwise, x0, Schedule.offset(0.3), TEXTURE, settings(name)).x
     for row in range(8):
-        alone = integrate(rowwise, x0[row : row + 1], AsyncSchedule(0.3), TEXTURE, settings(name)).x
+        alone = integrate(rowwise, x0[row : row + 1], Schedule.offset(0.3), TEXTURE, settings(name)).x
         assert torch.equal(alone[0], together[row])
 
 
 def test_dopri5_refuses_a_batch_that_would_share_its_steps() -> None:
     with pytest.raises(ValueError, match="one at a time"):
-        integrate(growth, ends(2)[0], AsyncSchedule(0.3), TEXTURE, settings("dopri5"))
+        integrate(growth, ends(2)[0], Schedule.offset(0.3), TEXTURE, settings("dopri5"))
 
 
 @pytest.mark.parametrize(("name", "evaluations"), [("euler", 2), ("heun", 5), ("ab2", 2), ("dopri5", 1)])
 def test_a_budget_too_small_for_the_phases_is_refused(name: SolverName, evaluations: int) -> None:
     with pytest.raises(ConfigError, match="cannot cover"):
-        integrate(growth, ends(1)[0], AsyncSchedule(0.3), TEXTURE, settings(name, evaluations))
+        integrate(growth, ends(1)[0], Schedule.offset(0.3), TEXTURE, settings(name, evaluations))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -250,18 +252,18 @@ def test_texture_alone_is_integrated_like_any_flow_and_noise_is_left_as_it_was(
 ) -> None:
     x0, x1 = (end[:, :TEXTURE] for end in ends(1))
     before = x0.clone()
-    assert torch.allclose(integrate(lambda x, t: x1 - x0, x0, AsyncSchedule(0.0), TEXTURE, settings(name)).x, x1, atol=2e-5)
+    assert torch.allclose(integrate(lambda x, t: x1 - x0, x0, Schedule.offset(0.0), TEXTURE, settings(name)).x, x1, atol=2e-5)
     assert torch.equal(x0, before)
 
 
 def test_boundaries_on_the_grid_beat_a_plain_linspace() -> None:
     """The public code's 50 even steps over [0, 1.3] move texture by 0.982 and semantics by 1.008 of their way."""
     points = torch.linspace(0, 1.3, 51, dtype=torch.float64)
-    active = AsyncSchedule(0.3).active(points[:-1])
+    active = Schedule.offset(0.3).active(points[:-1])
     travelled = [(points.diff() * part).sum().item() for part in (active.texture, active.semantic)]
     assert all(abs(distance - 1) > 5e-3 for distance in travelled)
     x0, x1 = ends()
-    ours = integrate(lambda x, t: x1 - x0, x0, AsyncSchedule(0.3), TEXTURE, settings("euler", 50)).x
+    ours = integrate(lambda x, t: x1 - x0, x0, Schedule.offset(0.3), TEXTURE, settings("euler", 50)).x
     assert torch.allclose(ours, x1, atol=1e-5)
 
 
@@ -276,7 +278,7 @@ def test_dopri5_keeps_the_tolerances_of_the_published_numbers() -> None:
     expected = odeint(
         field, x0, times, rtol=1e-3, atol=1e-6, method="dopri5", options={"step_t": torch.ones(1, dtype=torch.float64)}
     )[-1]
-    found = integrate(curved, x0, AsyncSchedule(0.0), TEXTURE, settings("dopri5")).x
+    found = integrate(curved, x0, Schedule.offset(0.0), TEXTURE, settings("dopri5")).x
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
     other = odeint(field, x0, times, rtol=1e-3, atol=2e-6, method="dopri5")[-1]
     assert not torch.allclose(found, other, rtol=1e-6, atol=1e-9)
@@ -285,3 +287,36 @@ def test_dopri5_keeps_the_tolerances_of_the_published_numbers() -> None:
 def test_solver_settings_leave_the_grid_alone_by_default() -> None:
     assert SolverSettings("euler", 12).shift == 1.0
     assert [SolverSettings(name, 13).intervals for name in SOLVERS] == [13, 6, 13, 13]
+
+
+TABLES = [[(0, 0), (0.1, 0.8), (0.6, 0.8), (1, 1)], [(0, 0), (0.5, 0), (0.5, 0.9), (1, 1)]]
+
+
+@pytest.mark.parametrize("corners", TABLES)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_along_any_path_the_true_velocity_leads_from_noise_to_data(
+    corners: list[tuple[float, float]], name: SolverName
+) -> None:
+    x0, x1 = ends(1)
+    solution = integrate(lambda x, t: velocity(x0, x1), x0, Schedule.table(corners), TEXTURE, settings(name, 14))
+    assert torch.allclose(solution.x, x1, atol=2e-5)
+
+
+@pytest.mark.parametrize("corners", TABLES)
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("ab2", 2)])
+def test_along_any_path_each_method_has_its_order_in_local_time(
+    corners: list[tuple[float, float]], name: SolverName, order: int
+) -> None:
+    """dx/dt = x on each part's own time, so x(1) = e x(0) along every path."""
+    x0, schedule = ends(1)[0].double(), Schedule.table(corners)
+    errors = []
+    for intervals in (40, 80):
+        budget = intervals * (2 if name == "heun" else 1)
+        errors.append((integrate(growth, x0, schedule, TEXTURE, settings(name, budget)).x - math.e * x0).abs().max())
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
+
+
+def test_the_adaptive_solver_follows_the_rates_of_a_path() -> None:
+    x0 = ends(1)[0].double()
+    found = integrate(growth, x0, Schedule.table(TABLES[0]), TEXTURE, settings("dopri5")).x
+    assert torch.allclose(found, math.e * x0, rtol=2e-3)

@@ -177,5 +177,5 @@ def test_fifty_a_class_for_imagenet() -> None:
 
 
 def test_nothing_to_draw_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must be positive"):
+    with pytest.raises(ConfigError, match="0 images cannot be drawn"):
         class_balanced_labels(0, 3)

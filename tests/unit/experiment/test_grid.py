@@ -69,7 +69,7 @@ def test_no_variants_are_all_that_are_active() -> None:
         ({"grid": {"train.steps": [1]}}, "the parameter file has no value 'train.steps'"),
         ({"grid": {"seed": [1]}}, "seed is swept by the list of seeds"),
         ({"grid": {"size": ["huge"]}}, "sfd-size-huge"),
-        ({"variants": ("dit",), "grid": {"delta_t": [0.3]}}, "no semantic latent can lead"),
+        ({"variants": ("dit",), "grid": {"delta_t": [0.3]}}, "there is no semantic latent"),
         ({"variants": ("nobody",)}, "unknown variant 'nobody'"),
         ({"grid": {"delta_t": [0.1]}, "changes": {"delta_t": 0.2}}, "swept and also set"),
         ({"grid": {"delta_t": [n / 2000 for n in range(1001)]}}, "1,001 points"),

@@ -39,8 +39,22 @@ def test_the_committed_experiment_is_valid() -> None:
         ("train.lerning_rate", 1.0, r"train\.lerning_rate: unknown key"),
         ("prepare.resolution", "64", r"prepare\.resolution: Input should be a valid integer \(given: '64'\)"),
         ("variants.sfd.delta_t", 1.3, r"variants\.sfd\.delta_t: .*less than or equal to 1 \(given: 1.3\)"),
-        ("variants.sfd.delta_t", -0.1, r"variants\.sfd\.delta_t: .*greater than or equal to 0"),
-        ("variants.sfd.semantic", "none", "no semantic latent can lead"),
+        ("variants.sfd.delta_t", -1.1, r"variants\.sfd\.delta_t: .*greater than or equal to -1"),
+        ("variants.sfd.semantic", "none", "delta_t is 0.3 and times global, but there is no semantic latent"),
+        ("variants.sfd.times", {"kind": "any"}, r"times\.kind: must be one of global, own, independent \(given: 'any'\)"),
+        ("variants.sfd.times", {"kind": "independent"}, r"variants\.sfd\.times\.absent: missing"),
+        ("variants.sfd.times", {"kind": "independent", "absent": 1.0}, r"times\.absent: .*less than 1"),
+        (
+            "variants.sfd.times",
+            {"kind": "independent", "absent": 0.1},
+            "mask_clamped has no meaning with times",
+        ),
+        ("variants.dit.times", {"kind": "independent", "absent": 0.1}, "times independent, but there is no semantic latent"),
+        ("evaluate.sampler.delta_t", -2.0, r"sampler\.delta_t: .*greater than or equal to -1"),
+        ("evaluate.sampler.guide_step", 10, "guide_step is 10, but there is no guide"),
+        ("prepare.styles", ["thumbs"], "avatars need both, other sources take neither"),
+        ("prepare.per_style", 10, "avatars need both, other sources take neither"),
+        ("encode.texture_energy_power", 1.5, r"encode\.texture_energy_power: .*less than or equal to 1"),
         ("semantic_vae.channels", 0, r"semantic_vae\.channels: .*greater than or equal to 1"),
         ("features.grid", 16, "both latents must lie on one grid"),
         ("prepare.resolution", 60, "not a multiple of texture_vae.downsampling 8"),
@@ -73,7 +87,7 @@ def test_the_committed_experiment_is_valid() -> None:
         ("variants.dit.semantic", "vae", "texture-only DiT baseline"),
         ("train.optimisation.warmup_steps", 10**6, "exceed steps"),
         ("train.optimisation.betas", [0.9, 1.0], r"must lie in \[0, 1\)"),
-        ("prepare.path", "images", "files need a path, twemoji must have none"),
+        ("prepare.path", "images", "files need a path, twemoji and avatars have none"),
         ("prepare.labels", "stored", r"labels 'stored' do not exist for source 'twemoji'; use category or subcategory"),
         ("prepare.held_out", None, r"held_out None with held_out_path None: give the fraction of path .* or the path"),
         ("prepare.held_out_path", "val", r"held_out_path is 'val', but twemoji has no held-out set; set it to null"),
@@ -182,3 +196,35 @@ def test_equal_values_have_equal_fingerprints() -> None:
     again = parse_params(copy.deepcopy(yaml.safe_load(COMMITTED.read_text())))
     assert fingerprint(params) == fingerprint(again)
     assert fingerprint(params) != fingerprint(parse_params(changed("encode.seed", 1)))
+
+
+AVATARS = {"source": "avatars", "styles": ["thumbs", "sprouts"], "per_style": 4, "labels": "style"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"path": "images"}, "twemoji and avatars have none"),
+        ({"styles": None}, "avatars need both"),
+        ({"per_style": None}, "avatars need both"),
+        ({"styles": ["thumbs", "thumbs"]}, "names a style twice"),
+        ({"styles": []}, "at least 1 item"),
+        ({"labels": "folder"}, "labels 'folder' do not exist for source 'avatars'; use style"),
+        ({"copies": 2}, "only twemoji has several renderings"),
+    ],
+)
+def test_avatars_need_styles_and_a_number(changes: dict[str, Any], said: str) -> None:
+    values = changed("prepare.source", "avatars")
+    values["prepare"] |= AVATARS
+    parse_params(values)
+    values["prepare"] |= changes
+    with pytest.raises(ConfigError, match=said):
+        parse_params(values)
+
+
+def test_semantic_guidance_acts_on_texture_alone() -> None:
+    values = changed("evaluate.sampler.guidance", "semantic")
+    parse_params(values)
+    values["evaluate"]["sampler"]["semantic"] = {"scale": 1.5, "interval": [0.0, 1.0]}
+    with pytest.raises(ConfigError, match=r"semantic\.scale is 1\.5, but semantic guidance acts on texture alone"):
+        parse_params(values)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from denoisers import artifact, texture_vae, variant
 
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.latents.composite import LatentStatistics
 from sfd_core.models.vaes.loader import load_texture_vae
@@ -20,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_round_trip_keeps_everything(folder: Path) -> None:
     denoiser = load_denoiser(folder)
     assert denoiser.variant == variant()
-    assert denoiser.schedule.delta_t == 0.3
+    assert denoiser.schedule == Schedule.offset(0.3)
     assert denoiser.null_class == 3
     assert denoiser.snapshot.step == 7
     assert not denoiser.model.training
