@@ -22,7 +22,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A tiny project on which `dvc repro` ran once; a test that changes its parameters restores them."""
-    project = make_project(tmp_path_factory.mktemp("projects") / "tiny", ["dit", "sfd", "redi", "repa"])
+    project = make_project(tmp_path_factory.mktemp("projects") / "tiny", ["dit", "sfd", "repa"])
     project.run("dvc", "repro")
     yield project
     shutil.rmtree(project.path, ignore_errors=True)

@@ -40,7 +40,7 @@ def experiment(
             raise ConfigError(f"--vary {key} names no value; write them behind the key, such as --vary seed 0 1 2")
         axis = Axis(key, tuple(parse_value(value) for value in values))
     assigned = dict(parse_assignment(change) for change in changes or [])
-    plan = plan_experiment(load_params(PARAMS).model_dump(mode="json"), assigned, axis)
+    plan = plan_experiment(load_params(PARAMS).given(), assigned, axis)
     folder = experiment_dir(name)
     run_experiment(plan, folder)
     if table:

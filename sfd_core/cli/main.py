@@ -24,6 +24,7 @@ app = App(
 app.command(sampling.sample)
 app.command(evaluation.evaluate)
 app.command(studies.guidance_curve)
+app.command(studies.path_curve)
 app.command(studies.sweep_figure)
 app.command(studies.solvers)
 app.command(sampling.import_, name="import")

@@ -1,4 +1,4 @@
-"""Studies of one trained denoiser, `sfd guidance-curve` and `sfd solvers`; `sfd sweep-figure` draws the table of a sweep."""
+"""Studies of one trained denoiser: `sfd guidance-curve`, `path-curve`, `solvers`; `sfd sweep-figure` draws a sweep's table."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 INTERVALS = "Where guidance acts on each part's own time, each as FROM,TO (default: 0,1)."
+OFFSETS = "Offsets to sample along, -1 (texture finished first) to 1 (semantics finished first)."
 OVER = Parameter(help="Columns that were swept, the axis first (default: the seed).", consume_multiple=True)
 
 
@@ -47,6 +48,37 @@ def guidance_curve(
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
         print(f"\n{out / 'curve.csv'}, {out / 'curve.png'}")
+    measurement.processes.leave()
+
+
+def path_curve(
+    artifact: Annotated[str, ARTIFACT],
+    /,
+    *,
+    offsets: Annotated[list[float], Parameter(help=OFFSETS)],
+    samples: Annotated[int | None, SAMPLES] = None,
+    out: Annotated[Path, Parameter(help="Folder of offsets.csv, offsets.png and points/*.json.")],
+    evaluations: Annotated[int | None, EVALUATIONS] = None,
+    drawing: Drawing = UNCHANGED,
+) -> None:
+    """Measure a denoiser of any order over offsets, without training.
+
+    The denoiser needs independent times in training (`times: {kind: independent}`). Points that are measured already are kept.
+    """
+    from sfd_core.experiment.params import load_params
+
+    if drawing.delta_t is not None:
+        raise ConfigError("--delta-t is not for `sfd path-curve`, which compares several; name them with --offsets")
+    params = load_params(PARAMS)
+    base = drawing.sampler(params, evaluations)
+    from sfd_core.studies.offsets import plan_offsets, run_offsets
+
+    points = plan_offsets(base, offsets)
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
+    table = run_offsets(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
+    if table is not None:
+        _print(table, ["delta_t"], ("fid", "fd_", "sfid", "is"))
+        print(f"\n{out / 'offsets.csv'}, {out / 'offsets.png'}")
     measurement.processes.leave()
 
 

@@ -62,7 +62,7 @@ class Point:
 def base_values(preset: str, project: Path = Path()) -> dict[str, Any]:
     """Return the raw parameters of a preset or, for `CURRENT`, of the project. Raises `ConfigError`."""
     if preset == CURRENT:
-        return load_params(project / CURRENT).model_dump(mode="json")
+        return load_params(project / CURRENT).given()
     return dict(load_preset(preset, project / "presets").values)
 
 
@@ -109,7 +109,7 @@ def _point(values: Mapping[str, Any], variant: str, settings: dict[str, Any], sp
     settings = {**settings, "seed": own["variants"][variant]["seed"]}
     name = point_name(variant, settings)
     params = parse_params(own, source=f"point {name}")
-    plain = params.model_dump(mode="json")
+    plain = params.given()
     return Point(name, variant, settings, plain, fingerprint(plain, code), _shared_key(plain, code))
 
 

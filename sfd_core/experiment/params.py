@@ -41,7 +41,10 @@ class Group(BaseModel):
 
 
 class Optimisation(Group):
-    """How one network is optimised with AdamW."""
+    """How one network is optimised."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the matrices of transformer blocks, AdamW for the rest. May be left out."""
 
     steps: Positive
     """Optimiser steps."""
@@ -520,6 +523,10 @@ class Params(Group):
     active: Annotated[list[str], Field(min_length=1)]
     """The variants that are trained and compared."""
     variants: dict[str, VariantParams]
+
+    def given(self) -> dict[str, Any]:
+        """Return the values as the parameter file gives them, without those that it left out: DVC compares what is written."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     @property
     def latent_grid(self) -> int:

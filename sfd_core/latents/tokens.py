@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import EncoderParams
 from sfd_core.host.errors import DataError, IdentityError, NumericsError
 from sfd_core.host.paths import write_json
-from sfd_core.models.encoders.encoder import Encoder, load_encoder
+
+if TYPE_CHECKING:
+    from sfd_core.models.encoders.encoder import Encoder
 
 RECIPE = "tokens.json"
 Rows = NDArray[np.int64] | Sequence[int]
@@ -99,7 +101,7 @@ class ComputedTokens:
 
     stored = False
 
-    def __init__(self, encoder: Encoder, images: ShardReader, batch_size: int, digest: str) -> None:
+    def __init__(self, encoder: "Encoder", images: ShardReader, batch_size: int, digest: str) -> None:
         self._encoder, self._images, self._batch_size = encoder, images["image"], batch_size
         self.encoder: dict[str, Any] = encoder.identity
         self.prepare = images.digest
@@ -161,6 +163,9 @@ def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, 
     shard = ShardReader(images, verify) if isinstance(images, Path) else images
     if shard.digest != recipe.prepare:
         raise IdentityError(f"{path} belongs to other images than those in {shard.path}; run `dvc repro features`")
+    # imported on use: timm takes seconds, and most trainings need no encoder
+    from sfd_core.models.encoders.encoder import load_encoder  # noqa: PLC0415
+
     encoder = load_encoder(recipe.params)
     if encoder.identity != recipe.encoder:
         raise IdentityError(

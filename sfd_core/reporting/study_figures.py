@@ -1,4 +1,4 @@
-"""The figures of the studies of one denoiser: the leading distance over guidance, or over solvers and evaluations."""
+"""The figures of the studies of one denoiser: the leading distance over guidance, offsets, or solvers and evaluations."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -32,6 +32,25 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
     axes.set_title(f"{table['samples'].iloc[0]:,} samples, {table['sampler'].iloc[0]}", loc="left", fontsize=11, color=INK)
     quiet(axes)
     add_legend(axes)
+    return figure
+
+
+def offset_figure(table: pd.DataFrame) -> Figure:
+    """Draw the leading distance over the offset along which one denoiser is sampled; the lowest point is marked.
+
+    `table` is that of `studies.offsets.run_offsets`.
+    """
+    number = leading_distance(table)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    (style,) = line_styles(1)
+    axes.plot(table["delta_t"], table[number.name], **line_look(style))
+    best = table.iloc[int(table[number.name].to_numpy().argmin())]
+    lowest = float(best[number.name])
+    mark_lowest(axes, float(best["delta_t"]), lowest, f"{text.number(lowest)} at {best['delta_t']:g}")
+    axes.set(xlabel="offset by which semantics lead texture", ylabel=number.words)
+    axes.set_title(f"one training, {table['samples'].iloc[0]:,} samples a point", loc="left", fontsize=11, color=INK)
+    quiet(axes)
     return figure
 
 

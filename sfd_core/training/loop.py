@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import EngineParams, Optimisation
-from sfd_core.host.errors import Preempted, ResourceError
+from sfd_core.host.errors import ConfigError, Preempted, ResourceError
 from sfd_core.host.seeding import derive_seed
 from sfd_core.training.checkpoint import ResumeFolder, Snapshot, State
 from sfd_core.training.determinism import reproducible, seed_everything
 from sfd_core.training.guards import Guard, Incidents, StepNumbers
 from sfd_core.training.history import History, Record
-from sfd_core.training.optim import build_optimizer, learning_rate_at, optimizer_tensors
+from sfd_core.training.optim import WeightOptimizer, learning_rate_at
 from sfd_core.training.parallel import Parallel, training_device, whole
 from sfd_core.training.prefetch import Batch, Prefetcher
 from sfd_core.training.progress import Progress
@@ -144,7 +144,11 @@ class _Run:
         self.model = parallel.model
         self.named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.parameters = list(self.named.values())
-        self.optimizer = build_optimizer(self.parameters, plan.learning_rate, self.optimisation)
+        if parallel.sharded and self.optimisation.optimizer == "muon":
+            raise ConfigError(
+                "optimizer is muon, which needs whole matrices; set engine.sharding to none, or optimizer to adamw"
+            )
+        self.optimizer = WeightOptimizer(self.named, plan.learning_rate, self.optimisation)
         if ema is not None and parallel.sharded:
             ema.restart(self.model)
         self.history = History(resume.history_path)
@@ -198,10 +202,8 @@ class _Run:
     def _update(self, step: int) -> None:
         rank = () if self.parallel.first else ("process", self.parallel.rank)
         seed_everything(derive_seed(self.optimisation.seed, "step", step, *rank))
-        rate = learning_rate_at(step, self.plan.learning_rate, self.optimisation)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.learning_rate = learning_rate_at(step, self.plan.learning_rate, self.optimisation)
+        self.optimizer.zero_grad()
         terms = self.parallel.backward(self.batches.next())
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients)).float()
@@ -213,9 +215,7 @@ class _Run:
                 # a norm that is no number leaves gradients that no update uses
                 factor = torch.where(norm > self.optimisation.clip_norm, self.optimisation.clip_norm / norm, 1.0)
                 torch._foreach_mul_(gradients, factor)
-            # the fused kernel itself leaves everything as it is when told that something was not finite
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
+            self.optimizer.step(finite)
             if self.ema is not None:
                 self.ema.update(self.model)
         self.numbers.put(step, [*terms, "gradient_norm", "checkpoint", "stop"], means)
@@ -283,7 +283,7 @@ class _Run:
             seconds=at.seconds,
             gradient_norm=means.pop("gradient_norm"),
             terms=means,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.optimizer.learning_rate,
             images_per_second=(at.step - at.row_step) * self.optimisation.batch_size / max(at.seconds - at.row_seconds, 1e-9),
         )
         at.sums, at.summed, at.row_step, at.row_seconds = {}, 0, at.step, at.seconds
@@ -336,7 +336,7 @@ class _Run:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer, self.named).items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         return tensors

@@ -37,6 +37,7 @@ def resume_folders(project: Project) -> list[Path]:
     return list((project.path / ".sfd" / "resume").glob("*/*"))
 
 
+@pytest.mark.chaos
 def test_a_run_killed_in_a_training_continues_and_ends_in_the_weights_of_an_unbroken_one(
     reproduced: Project, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -11,13 +13,32 @@ from PIL import Image
 from projects import Project
 from safetensors.torch import load_file
 
+from sfd_core.cli.main import main
+
 pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
 
 
-def test_samples_are_a_picture_that_the_seed_decides(reproduced: Project) -> None:
+Command = Callable[..., tuple[str, str]]
+"""Runs `sfd` with these words and returns what it printed on stdout and stderr."""
+
+
+@pytest.fixture
+def sfd(reproduced: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`sfd` in the folder of the tiny project, in this process, which has imported everything already."""
+    monkeypatch.chdir(reproduced.path)
+
+    def run(*words: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["sfd", *words])
+        main()
+        return tuple(capsys.readouterr())
+
+    return run
+
+
+def test_samples_are_a_picture_that_the_seed_decides(reproduced: Project, sfd: Command) -> None:
     def drawn(seed: str) -> np.ndarray:
         out = f".sfd/samples-{seed}.png"
-        reproduced.run("sfd", "sample", "sfd", "--labels", "squares", "0", "--count", "2", "--seed", seed, "--out", out)
+        sfd("sample", "sfd", "--labels", "squares", "0", "--count", "2", "--seed", seed, "--out", out)
         return np.asarray(Image.open(reproduced.path / out))
 
     first = drawn("0")
@@ -26,19 +47,19 @@ def test_samples_are_a_picture_that_the_seed_decides(reproduced: Project) -> Non
     assert (drawn("1") != first).any()
 
 
-def test_an_imported_denoiser_is_sampled_and_judged_as_the_one_that_was_trained(reproduced: Project) -> None:
+def test_an_imported_denoiser_is_sampled_and_judged_as_the_one_that_was_trained(reproduced: Project, sfd: Command) -> None:
     weights = load_file(reproduced.path / "outputs" / "train" / "sfd" / "snapshots" / "step-00000004.safetensors")
     (reproduced.path / ".sfd" / "public").mkdir(parents=True, exist_ok=True)
     torch.save(
         {"ema": {f"module.{name}": value for name, value in weights.items()}},
         reproduced.path / ".sfd" / "public" / "0000004.pt",
     )
-    reproduced.run("sfd", "import", "sfd", ".sfd/public/0000004.pt", "--out", ".sfd/imported", "--batch-size", "8")
+    sfd("import", "sfd", ".sfd/public/0000004.pt", "--out", ".sfd/imported", "--batch-size", "8")
     images, numbers = [], []
     for artifact, folder in (("sfd", "outputs/train/sfd"), (".sfd/imported", ".sfd/imported")):
-        reproduced.run("sfd", "sample", artifact, "--out", ".sfd/drawn.png")
+        sfd("sample", artifact, "--out", ".sfd/drawn.png")
         images.append(np.asarray(Image.open(reproduced.path / ".sfd" / "drawn.png")))
-        reproduced.run("sfd", "evaluate", artifact, "--samples", "6", "--out", ".sfd/numbers.json")
+        sfd("evaluate", artifact, "--samples", "6", "--out", ".sfd/numbers.json")
         measured = json.loads((reproduced.path / ".sfd" / "numbers.json").read_text())["final"]
         assert {number["protocol"].pop("recipe")["artifact"] for number in measured.values()} == {folder}
         numbers.append(measured)
@@ -62,26 +83,28 @@ def test_an_imported_denoiser_is_sampled_and_judged_as_the_one_that_was_trained(
         (["guidance-curve", "sfd", "--scales", "2", "--out", ".sfd/no"], "choose --guidance"),
     ],
 )
-def test_a_user_s_mistake_is_one_message_and_exit_code_2(reproduced: Project, words: list[str], named: str) -> None:
-    ended = reproduced.run("sfd", *words, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: ")
-    assert named in ended.stderr
+def test_a_user_s_mistake_is_one_message_and_exit_code_2(
+    sfd: Command, words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        sfd(*words)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert named in printed
 
 
-def test_numbers_are_printed_and_written_with_their_protocols(reproduced: Project) -> None:
-    printed = reproduced.run(
-        "sfd", "evaluate", "sfd", "--samples", "6", "--evaluations", "4", "--out", ".sfd/numbers.json"
-    ).stdout
+def test_numbers_are_printed_and_written_with_their_protocols(reproduced: Project, sfd: Command) -> None:
+    printed, _ = sfd("evaluate", "sfd", "--samples", "6", "--evaluations", "4", "--out", ".sfd/numbers.json")
     numbers = json.loads((reproduced.path / ".sfd" / "numbers.json").read_text())
     protocol = numbers["final"]["fd_efficientnet_lite0"]["protocol"]
     assert (protocol["samples"], protocol["evaluations"]) == (6, 4)
     assert re.search(r"^fd_efficientnet_lite0 +\d", printed, re.MULTILINE)
 
 
-def test_every_number_of_a_variant_can_be_measured_again_from_its_protocol(reproduced: Project) -> None:
+def test_every_number_of_a_variant_can_be_measured_again_from_its_protocol(reproduced: Project, sfd: Command) -> None:
     recorded = "outputs/evaluate/sfd/numbers.json"
-    printed = reproduced.run("sfd", "evaluate", "--from", recorded, "--out", ".sfd/again.json").stdout
+    printed, _ = sfd("evaluate", "--from", recorded, "--out", ".sfd/again.json")
     old, new = (json.loads((reproduced.path / name).read_text()) for name in (recorded, ".sfd/again.json"))
     assert set(new) == {"final", "oracle"}
     assert new == old
@@ -89,8 +112,8 @@ def test_every_number_of_a_variant_can_be_measured_again_from_its_protocol(repro
     assert not list((reproduced.path / ".sfd" / "resume").glob("measure/*"))
 
 
-def test_the_judged_images_are_exported(reproduced: Project) -> None:
-    reproduced.run("sfd", "evaluate", "sfd", "--samples", "6", "--npz", ".sfd/samples.npz", "--png", ".sfd/png")
+def test_the_judged_images_are_exported(reproduced: Project, sfd: Command) -> None:
+    sfd("evaluate", "sfd", "--samples", "6", "--npz", ".sfd/samples.npz", "--png", ".sfd/png")
     with np.load(reproduced.path / ".sfd" / "samples.npz", allow_pickle=False) as saved:
         images, labels = saved["arr_0"], saved["arr_1"]
     assert images.shape == (6, 32, 32, 3)
@@ -100,15 +123,15 @@ def test_the_judged_images_are_exported(reproduced: Project) -> None:
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
 
 
-def test_a_guidance_curve_is_measured_point_by_point_and_only_once(reproduced: Project) -> None:
+def test_a_guidance_curve_is_measured_point_by_point_and_only_once(reproduced: Project, sfd: Command) -> None:
     words = ["guidance-curve", "sfd", "--guidance", "cfg", "--scales", "1", "2", "--intervals", "0,1", "0.3,1"]
     words += ["--evaluations", "3", "4", "--samples", "6", "--out", ".sfd/guidance"]
-    first = reproduced.run("sfd", *words)
+    first, _ = sfd(*words)
     table = pd.read_csv(reproduced.path / ".sfd" / "guidance" / "curve.csv")
     assert len(table) == 2 * (1 + 2)
-    again = reproduced.run("sfd", *words)
-    assert again.stderr.count("measured already") == len(table)
-    assert again.stdout == first.stdout
+    again, said = sfd(*words)
+    assert said.count("measured already") == len(table)
+    assert again == first
 
 
 def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Project) -> None:

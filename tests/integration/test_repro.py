@@ -12,7 +12,7 @@ from projects import Project
 
 pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
 
-VARIANTS = ("dit", "sfd", "redi", "repa")
+VARIANTS = ("dit", "sfd", "repa")
 
 
 def changed(project: Project) -> set[str]:

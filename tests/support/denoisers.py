@@ -1,5 +1,6 @@
 """Small denoisers with random weights, in memory and as artifacts on disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,11 +48,11 @@ def texture_vae(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def artifact(folder: Path, vae: Path, params: VariantParams, seed: int = 0) -> Path:
+def artifact(folder: Path, vae: Path, params: VariantParams, seed: int = 0, classes: Sequence[str] = CLASSES) -> Path:
     """Write a denoiser whose every weight is random, so that nothing is zero by initialisation."""
     _, identity = load_texture_vae(vae)
     spec = LatentSpec(SHAPE.channels, 0 if params.semantic == "none" else 2, GRID, 0)
-    model = build_denoiser(params, spec, len(CLASSES))
+    model = build_denoiser(params, spec, len(classes))
     source = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -64,7 +65,7 @@ def artifact(folder: Path, vae: Path, params: VariantParams, seed: int = 0) -> P
         variant_name="test",
         variant=params,
         latent=spec,
-        classes=CLASSES,
+        classes=classes,
         identity=LatentIdentity(dict(identity), {"name": "s"}, {"name": "e"}, "statistics", "latents"),
         parameters=parameter_count(model),
         flops_per_image=flops_per_image(model),

@@ -92,7 +92,7 @@ def values_of(stage: str) -> str:
     return '{"posterior": "moments", "dtype": "float16", "batch_size": 4, "seed": 0}'
 
 
-@pytest.mark.parametrize("stage", ["features", "encode"])
+@pytest.mark.parametrize("stage", [pytest.param("features", marks=pytest.mark.slow), "encode"])
 def test_two_processes_write_the_bytes_of_one(stage: str) -> None:
     values = values_of(stage)
     for count in (1, 2):
@@ -104,7 +104,7 @@ def test_two_processes_write_the_bytes_of_one(stage: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["features", "encode"])
+@pytest.mark.parametrize("stage", [pytest.param("features", marks=pytest.mark.slow), "encode"])
 def test_kills_at_random_moments_change_no_byte(stage: str) -> None:
     values, chance, kept = values_of(stage), random.Random(0), []
     finish(start(stage, "whole", values))

@@ -71,7 +71,7 @@ def test_every_way_to_compute_a_training_follows_the_plain_one(
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        ((1, "none"), (2, "none")),
+        pytest.param((1, "none"), (2, "none"), marks=pytest.mark.slow),
         pytest.param((2, "none"), (1, "none"), marks=pytest.mark.slow),
         ((2, "fsdp"), (1, "none")),
         pytest.param((1, "none"), (2, "fsdp"), marks=pytest.mark.slow),

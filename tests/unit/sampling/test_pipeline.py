@@ -12,7 +12,7 @@ from torch import Tensor
 from sfd_core.diffusion.schedule import SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
-from sfd_core.host.errors import ConfigError, IdentityError
+from sfd_core.host.errors import ConfigError, DataError, IdentityError
 from sfd_core.host.seeding import sample_noise
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
 
@@ -158,3 +158,61 @@ def test_a_grid_is_a_readable_picture(tmp_path: Path) -> None:
     assert picture.shape == (20, 3 * 18 + 2, 3)
     assert (picture[2:18, 2:18] == samples.images[0].permute(1, 2, 0).numpy()).all()
     assert len(CLASSES) == 3
+
+
+def test_semantic_guidance_moves_texture_away_from_what_it_is_without_semantics(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    params = variant(times={"kind": "independent", "absent": 0.1})
+    pipe = Pipeline.from_artifact(artifact(tmp_path / "train", vae, params), vae)
+    denoiser, labels = pipe.denoiser, torch.tensor([0, 1])
+    noise = sample_noise(0, [0, 1], (denoiser.latent.channels, denoiser.latent.grid, denoiser.latent.grid))
+    n = denoiser.composite.n_texture
+
+    @torch.no_grad()
+    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
+        present = denoiser.model(x, times.t_tex, times.t_sem, labels).prediction
+        alone = torch.cat([x[:, :n], noise[:, n:]], dim=1)
+        absent = denoiser.model(alone, times.t_tex, torch.zeros_like(times.t_sem), labels).prediction
+        return torch.cat([(absent + 2 * (present - absent))[:, :n], present[:, n:]], dim=1)
+
+    expected = integrate(velocity, noise, denoiser.schedule, n, SolverSettings("euler", 6)).x
+    guided = SAMPLER.model_copy(update={"guidance": "semantic", "texture": GuidanceParams(scale=2.0, interval=[0.0, 1.0])})
+    torch.testing.assert_close(pipe.solve([0, 1], labels, guided).x, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_semantic_guidance_needs_a_training_with_absent_semantics(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="times of kind global and no absent semantics"):
+        pipeline(tmp_path)([0], sampler=SAMPLER, guidance="semantic")
+
+
+def test_a_sampler_can_take_another_offset_than_the_training(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    plain = pipe([0, 1], sampler=SAMPLER).images
+    assert torch.equal(pipe([0, 1], sampler=SAMPLER, delta_t=0.3).images, plain)
+    assert not torch.equal(pipe([0, 1], sampler=SAMPLER, delta_t=-0.5).images, plain)
+    texture_only = Pipeline.from_artifact(
+        artifact(tmp_path / "plain", tmp_path / "vae", variant(semantic="none", delta_t=0.0)), tmp_path / "vae"
+    )
+    with pytest.raises(ConfigError, match="no semantics that could lead"):
+        texture_only([0], sampler=SAMPLER, delta_t=0.3)
+
+
+def test_a_denoiser_without_labels_draws_without_them(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    pipe = Pipeline.from_artifact(artifact(tmp_path / "train", vae, variant(), classes=[]), vae)
+    images = pipe([0, 0], sampler=SAMPLER).images
+    assert not torch.equal(images[0], images[1])
+    with pytest.raises(ConfigError, match="0, as this denoiser was trained without labels"):
+        pipe([1], sampler=SAMPLER)
+    with pytest.raises(ConfigError, match="guidance is cfg, but this denoiser was trained without labels"):
+        pipe([0], sampler=SAMPLER, guidance="cfg")
+
+
+def test_a_snapshot_of_the_guide_can_be_chosen(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    folder = artifact(tmp_path / "train", vae, variant())
+    guide = Pipeline.from_artifact(folder, vae, guide=folder, guide_step=7).guide
+    assert guide is not None
+    assert guide.snapshot.step == 7
+    with pytest.raises(DataError, match="no snapshot of step 8"):
+        Pipeline.from_artifact(folder, vae, guide=folder, guide_step=8)

@@ -1,0 +1,46 @@
+"""The study of offsets: numbers of one denoiser sampled along several paths, without any training."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sfd_core.evaluation.measurement import Progress
+from sfd_core.evaluation.rerun import Measurement
+from sfd_core.experiment.params import SamplerParams
+from sfd_core.host.errors import ConfigError
+from sfd_core.reporting.study_figures import offset_figure
+from sfd_core.studies.study import Point, Study
+
+
+def plan_offsets(base: SamplerParams, offsets: Sequence[float]) -> list[Point]:
+    """Return every offset once, in rising order, sampled as `base`. Raises `ConfigError` for an impossible one."""
+    return [
+        Point.of(f"offset {offset:g}", {"delta_t": float(offset)}, base, {"delta_t": float(offset)})
+        for offset in sorted(set(offsets))
+    ]
+
+
+def run_offsets(
+    measurement: Measurement,
+    points: Sequence[Point],
+    samples: int,
+    out: Path,
+    progress: Callable[[str, int], Progress],
+    report: Callable[[str], None] = lambda _: None,
+) -> pd.DataFrame | None:
+    """Measure all points, write `points/*.json`, `offsets.csv` and `offsets.png` to `out`, and return the table.
+
+    Only a denoiser whose texture and semantics had independent times in training (`times: independent`) knows every path. All
+    processes but the first return None. Raises `ConfigError` for another denoiser, `DataError` for a damaged file of a point.
+    """
+    times = measurement.pipeline.denoiser.variant.times.kind
+    if times != "independent":
+        raise ConfigError(
+            f"this denoiser was trained with times of kind {times}, which know one path; choose one of kind independent"
+        )
+    study = Study("offsets", offset_figure, measurement, samples, out, progress, report)
+    table = None
+    for table in study.measure(points):
+        study.write(table)
+    return table

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+from denoisers import artifact, texture_vae, variant
+from evaluators import small_evaluator
+from measured_together import SAMPLER, lay_out, measurement
+from PIL import Image
+
+from sfd_core.evaluation.measurement import UNLABELLED, Order
+from sfd_core.evaluation.rerun import Measurement
+from sfd_core.host.errors import ConfigError
+from sfd_core.host.processes import Processes
+from sfd_core.sampling.pipeline import Pipeline
+from sfd_core.studies.offsets import plan_offsets, run_offsets
+
+ANY_ORDER = variant(times={"kind": "independent", "absent": 0.1})
+POINTS = plan_offsets(SAMPLER, [1, 0.3, -1, 0.3])
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("offsets")
+    artifact(path / "train", texture_vae(path / "vae"), ANY_ORDER)
+    small_evaluator(path)
+    return path
+
+
+@pytest.fixture
+def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
+    monkeypatch.chdir(tmp_path)
+    return measurement(laid_out, Processes(0, 1))
+
+
+def test_every_offset_is_a_point_once_in_rising_order() -> None:
+    assert [point.sampler.delta_t for point in POINTS] == [-1, 0.3, 1]
+    with pytest.raises(ConfigError, match="offset 2 cannot be drawn"):
+        plan_offsets(SAMPLER, [2])
+
+
+def test_each_offset_is_sampled_along_its_path_and_kept(measuring: Measurement, tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def progress(_what: str, _size: int):
+        def counting(batches, total):
+            drawn.append(total)
+            return batches
+
+        return counting
+
+    table = run_offsets(measuring, POINTS, 6, tmp_path / "out", progress)
+    assert table is not None
+    assert table["delta_t"].tolist() == [-1, 0.3, 1]
+    distance = next(name for name in table.columns if name.startswith("fd_"))
+    assert table[distance].nunique() == 3
+    assert table["sampler"].tolist() == [f"euler, offset {offset}" for offset in (-1.0, 0.3, 1.0)]
+    # along the offset of its training it draws what it draws anyway
+    numbers, _ = measuring.run(Order([0, 1, 2] * 2, SAMPLER), lambda batches, _: batches) or ({}, None)
+    assert numbers[distance].value == table[distance].iloc[1]
+    with Image.open(tmp_path / "out" / "offsets.png") as picture:
+        assert min(picture.size) > 300
+    assert drawn == [6] * 3
+    run_offsets(measuring, POINTS, 6, tmp_path / "out", progress)
+    assert drawn == [6] * 3
+
+
+def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    measuring = measurement(tmp_path, Processes(0, 1))
+    with pytest.raises(ConfigError, match="trained with times of kind global, which know one path"):
+        run_offsets(measuring, POINTS, 6, tmp_path / "out", lambda *_: lambda batches, _: batches)
+
+
+def test_numbers_of_a_denoiser_without_labels_say_so(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = artifact(tmp_path / "train", laid_out / "vae", ANY_ORDER, classes=[])
+    evaluator, alone = measurement(laid_out, Processes(0, 1)).evaluator, Processes(0, 1)
+    unlabelled = Measurement(folder, Pipeline.from_artifact(folder, laid_out / "vae"), evaluator, alone)
+    result = unlabelled.run(Order([0] * 6, SAMPLER), lambda batches, _: batches)
+    assert result is not None
+    assert {number.protocol["labels"] for number in result[0].values()} == {UNLABELLED}
