@@ -23,6 +23,7 @@ RATE_STEPS ?= 600
 LONG_STEPS ?= 6000
 MLFLOW_PORT ?= 5000
 PYTEST ?=
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 .PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu accept chaos bench check format lock up down status serve-mlflow dashboard clean
 
@@ -48,9 +49,9 @@ learning-rates: setup  ## train every active variant for RATE_STEPS steps at eac
 		--set train.optimisation.steps=$(RATE_STEPS) --set train.optimisation.decay_steps=$$(( $(RATE_STEPS) / 3 )) \
 		--set train.snapshots=1 --set evaluate.snapshot_samples=500 --set evaluate.final_samples=500 --set evaluate.oracle=false
 
-# Tests run in one process per core, with one thread each
+# Tests run in one process per core and one more, because many wait for a server; each has one thread
 test: setup  ## run all quick tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 test-slow: setup  ## run the tests that take minutes: long trainings
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow $(PYTEST)

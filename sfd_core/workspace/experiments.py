@@ -45,11 +45,13 @@ class Plan:
 def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis: Axis | None = None) -> Plan:
     """Return the raw parameters `values` with `changes` (by dotted key) and every active variant at all values of `axis`.
 
-    A variant that has the value already keeps its name, so its results are reused. Raises `ConfigError` for an unknown key.
+    A variant that has the value already keeps its name, so its results are reused. Raises `ConfigError` for an unknown key or
+    value.
     """
     changed = copy.deepcopy(dict(values))
     for key, value in changes.items():
         set_value(changed, key, value)
+    parse_params(changed, source="the experiment")
     if axis is None:
         return Plan(changed, {name: name for name in changed["active"]})
     origins: dict[str, str] = {}

@@ -116,6 +116,7 @@ def test_changed_code_runs_what_depends_on_its_result_and_nothing_where_that_sta
     assert (texture_vae / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_offset_trains_and_judges_one_variant_and_the_old_one_comes_back_from_the_cache(project: Project) -> None:
     project.run("dvc", "repro")
     before = (project.path / "dvc.lock").read_text()

@@ -22,6 +22,8 @@ STAGES = (
     "code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train@sfd", "train@repa", "train@dit",
     "evaluate@sfd", "report",
 )  # fmt: skip
+QUICK = ("code", "encode", "train@sfd", "evaluate@sfd", "report")
+"""Run in the quick tests; the others with the slow ones."""
 CHECKED_WITH = {"sfd_core.experiment.sizes"}
 """Counts where a network is built; every stage imports it because the checks of all parameters do."""
 READ_FOR_REPA = ("outputs/prepare", "outputs/features", "outputs/semantic_vae")
@@ -34,7 +36,7 @@ def locked(project: Project, stage: str) -> dict[str, Any]:
     return entry
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=[] if stage in QUICK else [pytest.mark.slow]) for stage in STAGES])
 def test_a_stage_repeats_its_result_from_its_declared_inputs_alone(reproduced: Project, tmp_path: Path, stage: str) -> None:
     fresh = copy_pipeline(tmp_path / "fresh")
     shutil.copy2(reproduced.path / "params.yaml", fresh.path)

@@ -74,7 +74,7 @@ def test_a_mistake_is_told_once_and_ends_all_with_its_exit_code(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("sent", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)])
 def test_no_process_outlives_the_one_that_started_all(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     process = start(tmp_path, "2", "--wait")
     assert process.stdout is not None

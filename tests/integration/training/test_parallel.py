@@ -55,7 +55,7 @@ def assert_same(found: tuple[list[float], dict[str, torch.Tensor]], expected: tu
     ("processes", "engine"),
     [
         (1, {"micro_batch": 3, "activation_checkpointing": True}),
-        (2, {}),
+        pytest.param(2, {}, marks=pytest.mark.slow),
         (2, {"sharding": "fsdp", "micro_batch": 2, "activation_checkpointing": True}),
         pytest.param(4, {}, marks=pytest.mark.slow),
         pytest.param(2, {"micro_batch": 2}, marks=pytest.mark.slow),
@@ -91,6 +91,7 @@ def test_a_training_asked_to_stop_goes_on_in_another_number_of_processes(
     assert_same(result(tmp_path), alone)
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_is_one_file_a_process(tmp_path: Path) -> None:
     train(tmp_path, 2, "7", sharding="fsdp")
     newest = max(tmp_path.glob("step-*"))

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from sfd_core.experiment.params import load_params, parse_params
 from sfd_core.host.errors import ConfigError
@@ -42,11 +41,14 @@ def test_names_of_variants_hold_no_dot_since_dvc_would_take_it_for_nesting() -> 
 
 
 def test_an_impossible_experiment_writes_nothing(tmp_path: Path) -> None:
-    plan = plan_experiment(VALUES, {"prepare.resolution": 63})
+    before = (ROOT / "params.yaml").read_text()
     with pytest.raises(ConfigError, match="63"):
+        plan_experiment(VALUES, {"prepare.resolution": 63})
+    plan = plan_experiment(VALUES, {}, Axis("learning_rate", (-1.0,)))
+    with pytest.raises(ConfigError, match="learning_rate"):
         run_experiment(plan, tmp_path / "experiment", ROOT)
     assert not (tmp_path / "experiment").exists()
-    assert yaml.safe_load((ROOT / "params.yaml").read_text())["prepare"]["resolution"] != 63
+    assert (ROOT / "params.yaml").read_text() == before
 
 
 def test_images_and_weights_of_the_project_are_those_of_its_experiments(
