@@ -6,9 +6,16 @@ from collections.abc import Iterator
 import pytest
 from projects import Project, make_project
 
+SHARED = {"reproduced": "pipeline", "empty_store": "mlflow", "alone": "parallel", "endpoint": "s3"}
+"""Fixtures that take seconds to set up -> the group whose tests share one, in one process."""
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start groups that stay on one worker first: the single tests then keep all workers busy to the end."""
+    """Group tests by what they share, and start groups first: single tests then keep all processes busy to the end."""
+    for item in items:
+        for fixture in SHARED.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(SHARED[fixture]))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
