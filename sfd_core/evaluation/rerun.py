@@ -22,10 +22,9 @@ from sfd_core.evaluation.measurement import (
 )
 from sfd_core.experiment.params import SamplerParams, fingerprint
 from sfd_core.host.errors import DataError, IdentityError
-from sfd_core.host.paths import file_digest
 from sfd_core.host.processes import Processes
 from sfd_core.host.resume import mixed_codes, resume_dir
-from sfd_core.sampling.artifact import Denoiser
+from sfd_core.sampling.artifact import Denoiser, snapshot_digest
 from sfd_core.sampling.pipeline import Pipeline
 
 GENERATED = "generated"
@@ -147,12 +146,13 @@ def recipe(artifact: Path, pipeline: Pipeline, sampler: SamplerParams, oracle: b
 
     `artifact` is the folder of the pipeline's denoiser; weights are named by their sha256.
     """
-    guide = None if sampler.guide is None or pipeline.guide is None else Path(sampler.guide) / pipeline.guide.snapshot.file
     return {
         "artifact": str(artifact),
         "step": pipeline.denoiser.snapshot.step,
-        "weights": file_digest(artifact / pipeline.denoiser.snapshot.file),
-        "guide_weights": None if guide is None else file_digest(guide),
+        "weights": snapshot_digest(artifact, pipeline.denoiser.snapshot),
+        "guide_weights": None
+        if sampler.guide is None or pipeline.guide is None
+        else snapshot_digest(Path(sampler.guide), pipeline.guide.snapshot),
         "texture_vae": pipeline.denoiser.identity.texture_vae["weights"],
         "semantics": "training images" if oracle else GENERATED,
         "sampler": sampler.model_dump(mode="json"),

@@ -43,9 +43,10 @@ def read_latent_identity(encode_dir: Path) -> LatentIdentity:
     path = encode_dir / IDENTITY_FILE
     try:
         identity = LatentIdentity(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is missing or damaged ({error}); run `dvc repro encode`") from error
-    if file_digest(encode_dir / STATISTICS_FILE) != identity.statistics:
+        statistics = file_digest(encode_dir / STATISTICS_FILE)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{encode_dir} holds no identity of latents ({error}); run `dvc repro encode`") from error
+    if statistics != identity.statistics:
         raise DataError(f"{encode_dir / STATISTICS_FILE} does not match its recorded hash; run `dvc repro encode`")
     return identity
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import VariantParams
 from sfd_core.host.errors import DataError, IdentityError
-from sfd_core.host.paths import write_json
+from sfd_core.host.paths import file_digest, write_json
 from sfd_core.latents.composite import Composite, LatentStatistics
 from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.models.denoisers.dit import DiT
@@ -109,6 +109,14 @@ class DenoiserManifest:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / MODEL_FILE} is damaged ({error}); restore it with `dvc checkout`") from error
+
+
+def snapshot_digest(folder: Path, snapshot: SnapshotRecord) -> str:
+    """Return the sha256 of a snapshot of the artifact in `folder`. Raises `DataError` if its file cannot be read."""
+    try:
+        return file_digest(folder / snapshot.file)
+    except OSError as error:
+        raise DataError(f"{folder} lacks snapshot {snapshot.step} ({error}); restore it with `dvc checkout`") from error
 
 
 def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:

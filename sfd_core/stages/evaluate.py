@@ -36,12 +36,12 @@ from sfd_core.evaluation.rerun import drawn_with, recipe
 from sfd_core.experiment.code import require_recorded_code
 from sfd_core.experiment.params import Params, fingerprint, load_params
 from sfd_core.host.errors import exits_cleanly
-from sfd_core.host.paths import atomic_dir, file_digest, require_disk, stage_dir, write_json
+from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.progress import with_progress
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.identity import read_latent_identity
-from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
+from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord, snapshot_digest
 from sfd_core.sampling.pipeline import Pipeline, Samples
 from sfd_core.sampling.trajectory import record_trajectory
 
@@ -69,7 +69,7 @@ class Evaluation:
         )
         reference, subset = stage_dir("reference"), self.params.kid_subset_size
         self.evaluator = Evaluator.load(reference, params.reference, subset, self.images.digest)
-        weights = [file_digest(self.artifact / snapshot.file) for snapshot in self.manifest.snapshots]
+        weights = [snapshot_digest(self.artifact, snapshot) for snapshot in self.manifest.snapshots]
         key = fingerprint(name, self.params, [*weights, identity.statistics, *self.evaluator.keys])
         self.batches = resume_dir("evaluate", key)
 

@@ -59,7 +59,4 @@ def run_curve(
     damaged file of a point.
     """
     study = Study("curve", guidance_figure, measurement, samples, out, progress, report)
-    table = None
-    for table in study.measure(points, dict.fromkeys(("evaluations", "guidance", *COLUMNS))):
-        study.write(table)
-    return table
+    return study.run(points, dict.fromkeys(("evaluations", "guidance", *COLUMNS)))

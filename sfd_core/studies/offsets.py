@@ -39,8 +39,4 @@ def run_offsets(
         raise ConfigError(
             f"this denoiser was trained with times of kind {times}, which know one path; choose one of kind independent"
         )
-    study = Study("offsets", offset_figure, measurement, samples, out, progress, report)
-    table = None
-    for table in study.measure(points):
-        study.write(table)
-    return table
+    return Study("offsets", offset_figure, measurement, samples, out, progress, report).run(points)

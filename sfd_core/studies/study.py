@@ -114,6 +114,13 @@ class Study:
                 rows.append({**point.settings, **_read_row(file, columns)})
                 yield pd.DataFrame(rows)
 
+    def run(self, points: Sequence[Point], columns: Iterable[str] = COLUMNS) -> pd.DataFrame | None:
+        """Measure every point, renew table and figure after each, and return the table; None in all processes but the first."""
+        table = None
+        for table in self.measure(points, columns):
+            self.write(table)
+        return table
+
     def write(self, table: pd.DataFrame) -> None:
         """Write the table and its figure."""
         with atomic_path(self.out / f"{self.name}.csv") as temporary:

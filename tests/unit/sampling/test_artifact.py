@@ -10,7 +10,7 @@ from sfd_core.diffusion.schedule import Schedule
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.latents.composite import LatentStatistics
 from sfd_core.models.vaes.loader import load_texture_vae
-from sfd_core.sampling.artifact import load_denoiser
+from sfd_core.sampling.artifact import load_denoiser, snapshot_digest
 
 
 @pytest.fixture
@@ -65,3 +65,11 @@ def test_changed_weights_of_the_texture_vae_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "other" / "model.safetensors").replace(vae / "model.safetensors")
     with pytest.raises(DataError, match="recorded hash"):
         load_texture_vae(vae)
+
+
+def test_a_lost_snapshot_is_named_before_anything_is_drawn(folder: Path) -> None:
+    snapshot = load_denoiser(folder).snapshot
+    assert len(snapshot_digest(folder, snapshot)) == 64
+    (folder / snapshot.file).unlink()
+    with pytest.raises(DataError, match=r"lacks snapshot 7 .*; restore it with `dvc checkout`"):
+        snapshot_digest(folder, snapshot)
