@@ -67,6 +67,7 @@ def test_a_program_spreads_over_the_processes_asked_for(tmp_path: Path, count: i
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once_and_ends_all_with_its_exit_code(tmp_path: Path) -> None:
     ended = run(tmp_path, "2", "--wrong")
     assert ended.returncode == 2

@@ -92,7 +92,8 @@ def values_of(stage: str) -> str:
     return '{"posterior": "moments", "dtype": "float16", "batch_size": 4, "seed": 0}'
 
 
-@pytest.mark.parametrize("stage", [pytest.param("features", marks=pytest.mark.slow), "encode"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["features", "encode"])
 def test_two_processes_write_the_bytes_of_one(stage: str) -> None:
     values = values_of(stage)
     for count in (1, 2):
