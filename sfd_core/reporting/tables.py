@@ -152,7 +152,11 @@ def describe(variant: VariantParams) -> str:
     latents = {"none": "texture only, velocity", "vae": "texture and semantics", "pca": "texture and PCA of encoder tokens"}
     words = latents[variant.semantic]
     if variant.semantic != "none":
-        words += f", semantics lead by {variant.delta_t:g}" if variant.delta_t > 0 else ", denoised at the same time"
+        leader = "semantics lead" if variant.delta_t > 0 else "texture leads"
+        words += f", {leader} by {abs(variant.delta_t):g}" if variant.delta_t else ", denoised at the same time"
+        words += {"global": "", "own": ", trained one part at a time", "independent": ", trained in any order"}[
+            variant.times.kind
+        ]
     return words + (f", REPA {variant.repa.weight:g}" if variant.repa.weight > 0 else "")
 
 

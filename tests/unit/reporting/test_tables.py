@@ -1,8 +1,10 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from denoisers import variant
 from synthetic_outputs import FINAL
 
 from sfd_core.evaluation.convergence import Reach
@@ -117,3 +119,26 @@ def test_seed_table_shows_mean_and_spread() -> None:
     assert (row.mean, row.spread, row.values) == ("200", "20.0", ["200", "210", "190"])
     assert min(row.places) >= 0
     assert max(row.places) <= 100
+
+
+ANY_ORDER = {"kind": "independent", "absent": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "texture and semantics, semantics lead by 0.3"),
+        ({"delta_t": 0.0}, "texture and semantics, denoised at the same time"),
+        ({"delta_t": -0.5}, "texture and semantics, texture leads by 0.5"),
+        (
+            {"delta_t": 1.0, "times": {"kind": "own", "semantic_share": 0.4, "handover_noise": 0.25, "absent": 0.1}},
+            "texture and semantics, semantics lead by 1, trained one part at a time",
+        ),
+        (
+            {"times": {"kind": "independent", "absent": 0.1}},
+            "texture and semantics, semantics lead by 0.3, trained in any order",
+        ),
+    ],
+)
+def test_a_variant_is_described_by_its_order(changes: dict[str, Any], words: str) -> None:
+    assert tables.describe(variant(**changes)) == words
