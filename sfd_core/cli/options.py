@@ -70,7 +70,7 @@ class Drawing:
                 sampler[part][key] = value
             elif name != "snapshot" and value is not None:
                 sampler[name] = value
-        if self.guidance in {"none", "cfg", "semantic"}:
+        if self.guidance not in {None, "autoguidance"}:
             sampler["guide"] = sampler["guide_step"] = None
         return parse_params(values, source="what the options ask for").evaluate.sampler
 

@@ -25,9 +25,7 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
         ordered = pd.concat([unguided, points]).drop_duplicates("scale").sort_values("scale")
         label = f"{evaluations:.0f} evaluations, guided in [{low:g}, {high:g}]"
         axes.plot(ordered["scale"], ordered[number.name], label=label, **line_look(style))
-    best = table.iloc[int(table[number.name].to_numpy().argmin())]
-    lowest = float(best[number.name])
-    mark_lowest(axes, float(best["scale"]), lowest, f"{text.number(lowest)} at {best['scale']:g}")
+    _mark_best(axes, table, "scale", number.name)
     axes.set(xlabel="guidance scale", ylabel=number.words)
     axes.set_title(f"{table['samples'].iloc[0]:,} samples, {table['sampler'].iloc[0]}", loc="left", fontsize=11, color=INK)
     quiet(axes)
@@ -45,9 +43,7 @@ def offset_figure(table: pd.DataFrame) -> Figure:
     axes = figure.add_subplot()
     (style,) = line_styles(1)
     axes.plot(table["delta_t"], table[number.name], **line_look(style))
-    best = table.iloc[int(table[number.name].to_numpy().argmin())]
-    lowest = float(best[number.name])
-    mark_lowest(axes, float(best["delta_t"]), lowest, f"{text.number(lowest)} at {best['delta_t']:g}")
+    _mark_best(axes, table, "delta_t", number.name)
     axes.set(xlabel="offset by which semantics lead texture", ylabel=number.words)
     axes.set_title(f"one training, {table['samples'].iloc[0]:,} samples a point", loc="left", fontsize=11, color=INK)
     quiet(axes)
@@ -69,6 +65,12 @@ def solver_figure(table: pd.DataFrame) -> Figure:
     right.set_title("to the exact solution from the same noise", loc="left", fontsize=11, color=INK)
     add_legend(left)
     return figure
+
+
+def _mark_best(axes: Axes, table: pd.DataFrame, over: str, column: str) -> None:
+    best = table.iloc[int(table[column].to_numpy().argmin())]
+    lowest = float(best[column])
+    mark_lowest(axes, float(best[over]), lowest, f"{text.number(lowest)} at {best[over]:g}")
 
 
 def _draw_solvers(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None:

@@ -6,13 +6,14 @@ reads what `lay_out` wrote to FOLDER, and writes numbers.json and the names of t
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from denoisers import artifact, texture_vae, variant
 from evaluators import PARAMS, SUBSET, small_evaluator
 
 from sfd_core.evaluation.evaluator import Evaluator
-from sfd_core.evaluation.measurement import Order
+from sfd_core.evaluation.measurement import Batch, Order, Progress
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
@@ -20,6 +21,19 @@ from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
 
 SAMPLER = DEFAULT_SAMPLER.model_copy(update={"evaluations": 4, "batch_size": 3})
 LABELS = [index % 3 for index in range(10)]
+
+
+def counting(drawn: list[int]) -> Callable[[str, int], Progress]:
+    """Return a progress that notes how many images are drawn for each point."""
+
+    def progress(_what: str, _size: int) -> Progress:
+        def noting(batches: Iterable[Batch], total: int) -> Iterable[Batch]:
+            drawn.append(total)
+            return batches
+
+        return noting
+
+    return progress
 
 
 def lay_out(folder: Path) -> None:

@@ -39,8 +39,7 @@ def avatar_images(styles: Sequence[str], per_style: int, resolution: int) -> Ima
     All pixels are kept in memory, 3 resolution^2 bytes an image. Raises `ConfigError` for a style that does not exist or whose
     licence does not allow its use.
     """
-    for style in styles:
-        _require_free(style)
+    _require_free(styles)
     wanted = [(style, number) for style in styles for number in range(per_style)]
     names: list[str] = []
     labels: list[int] = []
@@ -91,13 +90,14 @@ def _drawn(wanted: Sequence[tuple[str, int]], side: int) -> Iterator[Pixels]:
         yield from pool.map(partial(draw, side=side), wanted, chunksize=DRAWN_AT_ONCE)
 
 
-def _require_free(style: str) -> None:
+def _require_free(styles: Sequence[str]) -> None:
     usable = list_styles()
-    if style not in usable:
-        raise ConfigError(
-            f"prepare.styles names {style!r}, but dicebear-styles has no style of that name under {' or '.join(FREE)}; "
-            f"choose from {', '.join(usable)}"
-        )
+    for style in styles:
+        if style not in usable:
+            raise ConfigError(
+                f"prepare.styles names {style!r}, but dicebear-styles has no style of that name under {' or '.join(FREE)}; "
+                f"choose from {', '.join(usable)}"
+            )
 
 
 def _licence(style: str) -> str:

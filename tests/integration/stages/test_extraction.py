@@ -105,7 +105,7 @@ def test_two_processes_write_the_bytes_of_one(stage: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [pytest.param("features", marks=pytest.mark.slow), "encode"])
+@pytest.mark.parametrize("stage", ["features", "encode"])
 def test_kills_at_random_moments_change_no_byte(stage: str) -> None:
     values, chance, kept = values_of(stage), random.Random(0), []
     finish(start(stage, "whole", values))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from measured_together import SAMPLER, lay_out, measurement
+from measured_together import SAMPLER, counting, lay_out, measurement
 from PIL import Image
 
 from sfd_core.cli.studies import parse_interval
@@ -37,14 +37,7 @@ def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.Data
     """Return the table and, by point that was drawn, how many images."""
     drawn: list[int] = []
 
-    def progress(_what: str, _size: int):
-        def counting(batches, total):
-            drawn.append(total)
-            return batches
-
-        return counting
-
-    table = run_curve(measuring, points, 6, out, progress)
+    table = run_curve(measuring, points, 6, out, counting(drawn))
     assert table is not None
     return table, drawn
 

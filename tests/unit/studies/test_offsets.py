@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from denoisers import artifact, texture_vae, variant
 from evaluators import small_evaluator
-from measured_together import SAMPLER, lay_out, measurement
+from measured_together import SAMPLER, counting, lay_out, measurement
 from PIL import Image
 
 from sfd_core.evaluation.measurement import UNLABELLED, Order
@@ -39,15 +39,7 @@ def test_every_offset_is_a_point_once_in_rising_order() -> None:
 
 def test_each_offset_is_sampled_along_its_path_and_kept(measuring: Measurement, tmp_path: Path) -> None:
     drawn: list[int] = []
-
-    def progress(_what: str, _size: int):
-        def counting(batches, total):
-            drawn.append(total)
-            return batches
-
-        return counting
-
-    table = run_offsets(measuring, POINTS, 6, tmp_path / "out", progress)
+    table = run_offsets(measuring, POINTS, 6, tmp_path / "out", counting(drawn))
     assert table is not None
     assert table["delta_t"].tolist() == [-1, 0.3, 1]
     distance = next(name for name in table.columns if name.startswith("fd_"))
@@ -59,7 +51,7 @@ def test_each_offset_is_sampled_along_its_path_and_kept(measuring: Measurement, 
     with Image.open(tmp_path / "out" / "offsets.png") as picture:
         assert min(picture.size) > 300
     assert drawn == [6] * 3
-    run_offsets(measuring, POINTS, 6, tmp_path / "out", progress)
+    run_offsets(measuring, POINTS, 6, tmp_path / "out", counting(drawn))
     assert drawn == [6] * 3
 
 
