@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sfd_core.cli.main import main
 
-pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 Command = Callable[..., tuple[str, str]]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from projects import Project
 
-pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 VARIANTS = ("dit", "sfd", "repa")
 

@@ -15,7 +15,7 @@ from stage_results import files, results
 
 from sfd_core.experiment.code import stage_code
 
-pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 PROGRAM = Path(__file__).parents[1] / "support" / "imported_modules.py"
 STAGES = (
