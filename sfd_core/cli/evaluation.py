@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sfd_core.evaluation.evaluator import Number
-    from sfd_core.evaluation.measurement import Measured, Progress
+    from sfd_core.evaluation.measurement import Measured
     from sfd_core.evaluation.rerun import Measurement
     from sfd_core.experiment.params import Params, SamplerParams
 
@@ -84,7 +83,7 @@ def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int,
     for path in exported:
         require_disk(path, samples * image, f"writing {path}")
     order = Order(labels, sampler, keep_images=bool(exported))
-    result = measurement.run(order, progress=showing("samples", sampler.batch_size))
+    result = measurement.run(order, "samples")
     if result is not None:
         numbers, measured = result
         for name, number in numbers.items():
@@ -108,7 +107,7 @@ def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -
         measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler)
         old.require_same(measurement)
         order = old.order(measurement.pipeline, stage_dir("encode") / "train")
-        result = measurement.run(order, showing(group, old.sampler.batch_size))
+        result = measurement.run(order, group)
         if result is not None:
             groups[group], measured = result
             _print_both(group, old.numbers, groups[group])
@@ -119,24 +118,11 @@ def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -
 
 
 def load_measurement(params: "Params", artifact: Path, step: int | None, sampler: "SamplerParams") -> "Measurement":
-    """Join the other processes, and load a denoiser, the guide of `sampler` and the evaluator of the experiment."""
-    from sfd_core.evaluation.evaluator import Evaluator
+    """Join the other processes, and load what measures a denoiser."""
     from sfd_core.evaluation.rerun import Measurement
     from sfd_core.host.processes import Processes
-    from sfd_core.sampling.pipeline import Pipeline
 
-    processes = Processes.join()
-    vae, compiled = stage_dir("texture_vae"), params.engine.compile
-    pipeline = Pipeline.from_artifact(artifact, vae, step, sampler.guide, compiled, sampler.guide_step)
-    evaluator = Evaluator.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
-    return Measurement(artifact, pipeline, evaluator, processes)
-
-
-def showing(what: str, batch_size: int) -> "Progress":
-    """Return what shows how far drawing is."""
-    from sfd_core.host.progress import with_progress
-
-    return partial(with_progress, what=what, step=batch_size)
+    return Measurement.load(params, artifact, step, sampler, Processes.join())
 
 
 def _arrays(measured: "Measured") -> "Iterator[np.ndarray[Any, np.dtype[np.uint8]]]":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from sfd_core.cli.options import PARAMS
-from sfd_core.cli.results import results, write_curves, write_table
+from sfd_core.cli.results import results, write_curves, write_studies, write_table
 from sfd_core.host.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,16 +21,18 @@ def experiment(
     name: Annotated[str, Parameter(help="Its folder is .sfd/experiments/NAME.")],
     /,
     *,
+    preset: Annotated[str, Parameter(help="Start from this preset instead of from the project's params.yaml.")] = str(PARAMS),
     changes: Annotated[list[str] | None, SET] = None,
     vary: Annotated[list[str] | None, VARY] = None,
     table: Annotated[Path | None, Parameter(help="Also write the final numbers as CSV, one row a variant and value.")] = None,
     curves: Annotated[Path | None, Parameter(help="Also write the convergence as CSV, one row a variant and snapshot.")] = None,
+    studies: Annotated[Path | None, Parameter(help="Also write the points of all studies as CSV.")] = None,
 ) -> None:
     """Run the pipeline beside the project with other values.
 
     What the project computed already is reused.
     """
-    from sfd_core.experiment.params import load_params
+    from sfd_core.experiment.grid import base_values
     from sfd_core.workspace.experiments import Axis, experiment_dir, plan_experiment, run_experiment
 
     axis = None
@@ -40,13 +42,15 @@ def experiment(
             raise ConfigError(f"--vary {key} names no value; write them behind the key, such as --vary seed 0 1 2")
         axis = Axis(key, tuple(parse_value(value) for value in values))
     assigned = dict(parse_assignment(change) for change in changes or [])
-    plan = plan_experiment(load_params(PARAMS).given(), assigned, axis)
+    plan = plan_experiment(base_values(preset), assigned, axis)
     folder = experiment_dir(name)
     run_experiment(plan, folder)
     if table:
         write_table(plan, folder, table)
     if curves:
         write_curves(folder, curves)
+    if studies:
+        write_studies(plan, folder, studies)
     results(project=folder)
 
 

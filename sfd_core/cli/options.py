@@ -44,7 +44,7 @@ class Drawing:
     gaussian_solver: Annotated[Literal["ddpm", "ddim"] | None, Parameter(help="Of DiT.")] = None
     shift: Annotated[float | None, Parameter(help="Timestep shift; 1 is none.")] = None
     guidance: Literal["none", "cfg", "autoguidance", "semantic"] | None = None
-    guide: Annotated[str | None, Parameter(help="Folder of the weak model of autoguidance.")] = None
+    guide: Annotated[str | None, Parameter(help="Folder of the weak model of autoguidance, or of semantic guidance.")] = None
     guide_step: Annotated[int | None, whole("Snapshot of the weak model (default: the last).")] = None
     delta_t: Annotated[float | None, Parameter(help="Offset to sample along (default: that of the training).")] = None
     texture_scale: Annotated[float | None, Parameter(help="Guidance of the texture velocity; 1 is none.")] = None
@@ -70,7 +70,7 @@ class Drawing:
                 sampler[part][key] = value
             elif name != "snapshot" and value is not None:
                 sampler[name] = value
-        if self.guidance not in {None, "autoguidance"}:
+        if self.guidance is not None and self.guide is None and self.guidance != "autoguidance":
             sampler["guide"] = sampler["guide_step"] = None
         return parse_params(values, source="what the options ask for").evaluate.sampler
 

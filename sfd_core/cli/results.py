@@ -56,6 +56,16 @@ def write_table(plan: "Plan", folder: Path, path: Path) -> None:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
+def write_studies(plan: "Plan", folder: Path, path: Path) -> None:
+    """Write the points of all studies of the experiment in `folder` to the CSV file `path`."""
+    from sfd_core.experiment.params import load_params
+    from sfd_core.reporting.sources import read_outputs
+
+    points = read_outputs(load_params(folder / PARAMS), folder / OUTPUTS, folder / STUDIES).curves
+    with atomic_path(path) as temporary:
+        points.assign(variant=points["variant"].map(plan.origins)).to_csv(temporary, index=False)
+
+
 def write_curves(folder: Path, path: Path) -> None:
     """Write the convergence curves of the experiment in `folder` to the CSV file `path`, one row a variant and snapshot."""
     from sfd_core.evaluation.convergence import read_curves

@@ -1,12 +1,11 @@
 """Studies of one trained denoiser: `sfd guidance-curve`, `path-curve`, `solvers`; `sfd sweep-figure` draws a sweep's table."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sfd_core.cli.evaluation import load_measurement, showing
+from sfd_core.cli.evaluation import load_measurement
 from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, SAMPLES, UNCHANGED, Drawing, Solver, artifact_folder, whole
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_path
@@ -44,7 +43,7 @@ def guidance_curve(
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
+    table = run_curve(measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
         print(f"\n{out / 'curve.csv'}, {out / 'curve.png'}")
@@ -75,7 +74,7 @@ def path_curve(
 
     points = plan_offsets(base, offsets)
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    table = run_offsets(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
+    table = run_offsets(measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, ["delta_t"], ("fid", "fd_", "sfid", "is"))
         print(f"\n{out / 'offsets.csv'}, {out / 'offsets.png'}")
@@ -108,7 +107,7 @@ def solvers(
 
     points = plan_solvers(base, solvers or ["euler", "heun", "ab2"], evaluations or [base.evaluations], target)
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    table = run_solvers(measurement, points, samples or params.evaluate.final_samples, out, showing, _report)
+    table = run_solvers(measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, ["solver", "evaluations"], ("fid", "fd_", "difference", "error"))
         print(f"\nAs near to the real images as euler with {target} evaluations, to half a percent:")
@@ -150,10 +149,6 @@ def parse_interval(words: str) -> tuple[float, float]:
     except ValueError as error:
         raise ConfigError(f"--intervals {words!r} is no interval; write two times with a comma, such as 0.1,1") from error
     return low, high
-
-
-def _report(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 def _print(table: "pd.DataFrame", axes: list[str], numbers: tuple[str, ...]) -> None:

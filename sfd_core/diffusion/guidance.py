@@ -39,21 +39,22 @@ def autoguidance(
     return _extrapolate(main, lambda x, times: (main(x, times), weak(x, times)), texture, semantic, n_texture)
 
 
-def semantic_guidance(main: VelocityFn, stacked: VelocityFn, x0: Tensor, texture: GuidanceParams, n_texture: int) -> VelocityFn:
-    """Return v = v_a + w (v - v_a) for texture, where v_a is the velocity without semantics; weight and interval as in `cfg`.
+def semantic_guidance(
+    main: VelocityFn, reference: VelocityFn, x0: Tensor, texture: GuidanceParams, n_texture: int
+) -> VelocityFn:
+    """Return v = v_a + w (v - v_a) for texture, where v_a is what `reference` says without semantics; weights as in `cfg`.
 
-    Without means: replaced by their noise in x0 (N, C, H, W), at time 0; `stacked` is `main` for 2N images. It needs no label
-    and no second network, but a training with absent semantics. The semantic velocity stays as it is.
+    Without means: replaced by their noise in x0 (N, C, H, W), at time 0. `reference` is `main` itself, or a weaker network as
+    in `autoguidance`, which is then pushed away from in both respects. Either needs no label, but a training with absent
+    semantics. The semantic velocity stays as it is.
     Source: representation guidance of ReDi (arXiv 2504.16064).
     """
 
-    def both(x: Tensor, times: SharedTimes) -> tuple[Tensor, Tensor]:
-        absent = torch.cat([x[:, :n_texture], x0[:, n_texture:]], dim=1)
-        twice = replace(times.twice(), t_sem=torch.cat([times.t_sem, torch.zeros_like(times.t_sem)]))
-        present, alone = stacked(torch.cat([x, absent]), twice).chunk(2)
-        return present, alone
+    def absent(x: Tensor, times: SharedTimes) -> Tensor:
+        x = torch.cat([x[:, :n_texture], x0[:, n_texture:]], dim=1)
+        return reference(x, replace(times, t_sem=torch.zeros_like(times.t_sem)))
 
-    return _extrapolate(main, both, texture, NO_GUIDANCE, n_texture)
+    return autoguidance(main, absent, texture, NO_GUIDANCE, n_texture)
 
 
 def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -> VelocityFn:

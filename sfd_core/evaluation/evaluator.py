@@ -1,14 +1,18 @@
 """The extractors of an experiment with their reference: images to features, features to numbers with their protocol."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
+import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfd_core.evaluation import metrics
+from sfd_core.evaluation.classes import class_table
 from sfd_core.evaluation.extractors import FEATURES, DinoV2, EfficientNetLite0, EfficientNetLite2, Extractor
 from sfd_core.evaluation.inception import Inception
 from sfd_core.evaluation.neighbours import Nearest, nearest_images
@@ -170,6 +174,11 @@ class Evaluator:
             for name, reference in self.references.items()
             for kind in metrics.kinds(self.extractors[name].layers)
         }
+
+    def classes(self, features: Features, labels: NDArray[np.int64], names: Sequence[str]) -> pd.DataFrame:
+        """Return how the samples spread over classes, by the main extractor; `labels` are those of the train shard's rows."""
+        reference = self.references[self.main]
+        return class_table(features[f"{self.main}/{FEATURES}"], reference.features, labels[reference.rows], names)
 
     def nearest(self, features: Features, k: int) -> Nearest:
         """Return the k nearest training images in the feature space of the main extractor."""

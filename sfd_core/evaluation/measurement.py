@@ -8,7 +8,7 @@ Legend: N images, D values of a layer, R side of an image.
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -28,7 +28,8 @@ from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import SamplerParams, fingerprint
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_path
-from sfd_core.host.processes import Processes
+from sfd_core.host.processes import ALONE, Processes
+from sfd_core.host.progress import with_progress
 from sfd_core.host.resume import LOCK, RECORD, held, settle
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.sampling.artifact import Denoiser
@@ -41,8 +42,6 @@ UNLABELLED = "none"
 """The same for denoisers without labels."""
 SemanticsFn = Callable[[slice], Tensor]
 """Rows of the drawn images to their normalised semantic latents (n, C, g, g)."""
-Progress = Callable[[Iterable["Batch"], int], Iterable["Batch"]]
-"""Given the batches of the first process and how many images they hold, yields the batches."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +109,15 @@ def measure(
     evaluator: Evaluator,
     order: Order,
     folder: Path,
-    processes: Processes | None = None,
-    progress: Progress = lambda batches, _: batches,
+    processes: Processes = ALONE,
+    what: str = "samples",
 ) -> Measured | None:
     """Draw this process's share of `order` and extract features; the first process waits for the others and returns all.
 
-    The other processes return None. Files lie in `folder`, to be deleted by the caller once the numbers are safe. A damaged
-    file of an earlier run is reported, deleted and made again. Raises `DataError` for one that is damaged meanwhile,
-    `BusyError` if another process measures in `folder`, and what `settle` raises.
+    The other processes return None. Shows progress, of `what`. Files lie in `folder`, to be deleted by the caller once the
+    numbers are safe. A damaged file of an earlier run is reported, deleted and made again. Raises `DataError` for one that is
+    damaged meanwhile, `BusyError` if another process measures in `folder`, and what `settle` raises.
     """
-    processes = processes or Processes(0, 1)
     batches = _plan(pipeline, evaluator, order, folder)
     mine = processes.share(batches)
     with held(folder, "measuring") if processes.first else nullcontext():
@@ -127,8 +125,8 @@ def measure(
             settle(folder, stage_code("evaluate"))
         processes.wait()
         _drop_damaged(mine)
-        shown = progress(mine, sum(len(batch.labels) for batch in mine)) if processes.first else mine
-        for batch in shown:
+        images = sum(len(batch.labels) for batch in mine)
+        for batch in with_progress(mine, images, what, step=order.sampler.batch_size) if processes.first else mine:
             if not batch.file.exists():
                 _measure_batch(pipeline, evaluator, order, batch)
         processes.wait()
@@ -230,12 +228,13 @@ def semantic_latents(denoiser: Denoiser, latents: ShardReader, rows: NDArray[np.
 
 
 def oracle_order(denoiser: Denoiser, labels: Sequence[int], sampler: SamplerParams, latents: ShardReader) -> Order:
-    """Order images whose semantics are those of training images of the same classes, in order."""
-    classes = np.asarray(latents["label"][:])
-    rows = {
-        label: cycle(np.flatnonzero(classes == label) if denoiser.classes else range(len(classes))) for label in set(labels)
-    }
-    chosen = np.array([next(rows[label]) for label in labels])
+    """Order images whose semantics are those of training images, of the same classes or, without labels, evenly spaced."""
+    if denoiser.classes:
+        classes = np.asarray(latents["label"][:])
+        rows = {label: cycle(np.flatnonzero(classes == label)) for label in set(labels)}
+        chosen = np.array([next(rows[label]) for label in labels])
+    else:
+        chosen = np.arange(len(labels)) * len(latents) // len(labels)
     if semantic_latents(denoiser, latents, chosen[:1]) is None:
         raise ConfigError("a texture-only denoiser has no oracle: it draws no semantics; set evaluate.oracle to false")
 

@@ -3,7 +3,7 @@
 Definitions are those of ADM's evaluator (Dhariwal and Nichol 2021, guided-diffusion `evaluations/evaluator.py`), so that
 numbers compare with published ones: unbiased covariances; the Inception score of consecutive images, not of shuffled ones;
 precision and recall with k = 3 over all drawn and all reference images. One thing differs: ADM rounds squared distances of
-precision and recall to float16, here they are float32. All but the Fréchet distance is torch-fidelity's.
+precision and recall to float16, here they are float32. KID and the Inception score are torch-fidelity's.
 
 A number is called `fid`, `sfid` or `is` only if Inception with the standard weights made it; otherwise its name says the
 extractor: `fd_efficientnet_lite2`. Shapes: N drawn images, M reference images, D features, r <= D rank of the reference.
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL
 from sfd_core.host.errors import DataError, NumericsError
@@ -28,10 +27,8 @@ SUBSET_SEED = 2020
 """torch-fidelity's default; the same subsets for every set of one size."""
 IS_SPLIT = 5000
 """Images of one split of the Inception score; the last may be smaller, and counts as much."""
-LARGEST_DENSE = 10_000
-"""Above so many images precision and recall take their distances in parts."""
 DISTANCE_ROWS = 2000
-"""Images on each side of such a part; the largest matrix is this by the number of images."""
+"""Images whose distances to all others are held at a time."""
 BLOCK = 8192
 """Images whose features are held in float64 at a time."""
 TITLES = {"inception": {"fd": "fid", "sfd": "sfid", "is": "is"}}
@@ -136,6 +133,8 @@ class Reference:
 
     features: Tensor
     """(M, D) of the images that KID, precision and recall see."""
+    radii: Tensor
+    """(M,) their `neighbour_radii`, which take longer than all other numbers."""
     frechet: FrechetReference
     """Of all reference images."""
     spatial: FrechetReference | None
@@ -182,7 +181,7 @@ def score(layers: Mapping[str, Tensor], reference: Reference, kid_subset_size: i
             "raise evaluate.snapshot_samples and evaluate.final_samples"
         )
     values = {"fd": reference.frechet.distance(features), "kid": _kid(features, reference.features, kid_subset_size)}
-    values |= _precision_recall(features, reference.features)
+    values |= _precision_recall(features, reference)
     if LOGITS in layers:
         values["is"] = inception_score(layers[LOGITS])
     if SPATIAL in layers and reference.spatial is not None:
@@ -213,20 +212,30 @@ def _kid(features: Tensor, reference: Tensor, subset_size: int) -> float:
     return float(metric[KEY_METRIC_KID_MEAN])
 
 
-def _precision_recall(features: Tensor, reference: Tensor) -> dict[str, float]:
-    # Distances do not change with the origin, but float32 keeps more of them near it.
-    origin = reference.mean(dim=0)
+def neighbour_radii(features: Tensor) -> Tensor:
+    """Return the distance (N,) of every image to its k-th nearest other one; features (N, D), k = 3."""
+    centred = features - features.mean(dim=0)
+    parts = (_distances(part, centred) for part in centred.split(DISTANCE_ROWS))
+    return torch.cat([part.topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1] for part in parts])
+
+
+def _precision_recall(features: Tensor, reference: Reference) -> dict[str, float]:
+    """Return the shares of drawn images within the radius of some real one, and of real ones within that of a drawn one."""
+    # distances do not change with the origin, but float32 keeps more of them near it
+    origin = reference.features.mean(dim=0)
+    radii, drawn = neighbour_radii(features), features - origin
+    precise, recalled = torch.zeros(len(drawn), dtype=torch.bool), 0
+    for part, reach in zip(reference.features.split(DISTANCE_ROWS), reference.radii.split(DISTANCE_ROWS), strict=True):
+        distances = _distances(part - origin, drawn)
+        precise |= (distances <= reach[:, None]).any(dim=0)
+        recalled += int((distances <= radii).any(dim=1).sum())
+    return {"precision": float(precise.double().mean()), "recall": recalled / len(reference.features)}
+
+
+def _distances(some: Tensor, others: Tensor) -> Tensor:
+    """Return Euclidean distances (N, M) of features (N, D) to others (M, D), on the CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    in_parts = max(len(features), len(reference)) > LARGEST_DENSE
-    metric = prc_features_to_metric(
-        (features - origin).to(device),
-        (reference - origin).to(device),
-        prc_neighborhood=NEIGHBOURHOOD,
-        prc_batch_size=DISTANCE_ROWS if in_parts else LARGEST_DENSE,
-        save_cpu_ram=in_parts,
-        verbose=False,
-    )
-    return {"precision": float(metric[KEY_METRIC_PRECISION]), "recall": float(metric[KEY_METRIC_RECALL])}
+    return torch.cdist(some.to(device), others.to(device)).cpu()
 
 
 def require_finite(features: Tensor) -> None:

@@ -1,13 +1,15 @@
 """Features and statistics of the real images, computed once per extractor and kept on disk.
 
 Layout: `<folder>/<extractor>/statistics.safetensors` (mean, factor of the covariance; the same of the spatial layer) over all
-training images and their mirror images, and `<folder>/<extractor>/features/`, a shard of `features` float32 (2, D) (image,
-mirror image) and `row`, of all training images, or of evenly spaced ones where there are very many. With an ADM reference
-file the statistics are the file's, and `<folder>/<extractor>/compared/` holds `features` (D,) of the file's images.
+training images and their mirror images, with the radii that precision needs, and `<folder>/<extractor>/features/`, a shard of
+`features` float32 (2, D) (image, mirror image) and `row`, of all training images, or of evenly spaced ones where there are very
+many. With an ADM reference file the statistics are the file's, and `<folder>/<extractor>/compared/` holds `features` (D,) of the
+file's images.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +24,7 @@ from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation.adm import AdmIdentity, AdmReference
 from sfd_core.evaluation.extractors import FEATURES, SPATIAL, Extractor, ExtractorIdentity
-from sfd_core.evaluation.metrics import FeatureMoments, FrechetReference, Reference
+from sfd_core.evaluation.metrics import FeatureMoments, FrechetReference, Reference, neighbour_radii
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import atomic_dir
 from sfd_core.host.seeding import derive_seed
@@ -52,6 +54,8 @@ class ReferenceSet:
     spatial: FrechetReference | None
     compared: Tensor | None
     """(M, D) of the images of an ADM reference."""
+    radii: Tensor
+    """(M,) of the images that precision and recall see."""
 
     @property
     def description(self) -> str:
@@ -70,16 +74,11 @@ class ReferenceSet:
         """Hash of what the images are compared with: the train shard, or the ADM reference file."""
         return self.digest if self.adm is None else self.adm.sha256
 
-    @property
+    @cached_property
     def reference(self) -> Reference:
-        """Every kept image once, mirrored or not by a fixed coin; with an ADM reference its images as they are.
-
-        Mirror images of symmetric drawings would be duplicates, which nearest-neighbour radii take for density.
-        """
-        if self.compared is not None:
-            return Reference(self.compared, self.frechet, self.spatial)
-        coins = np.random.default_rng(derive_seed("reference orientation")).integers(0, 2, len(self.features))
-        return Reference(self.features[torch.arange(len(coins)), torch.from_numpy(coins)], self.frechet, self.spatial)
+        """What drawn images are compared with: every kept image once, with an ADM reference its images."""
+        features = _one_orientation(self.features) if self.compared is None else self.compared
+        return Reference(features, self.radii, self.frechet, self.spatial)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -89,6 +88,7 @@ class ReferenceSet:
         try:
             statistics = load_file(path)
             frechet = FrechetReference(statistics["mean"], statistics["factor"])
+            radii = statistics["radii"]
             spatial = (
                 FrechetReference(statistics["spatial_mean"], statistics["spatial_factor"])
                 if "spatial_mean" in statistics
@@ -106,6 +106,7 @@ class ReferenceSet:
             frechet=frechet,
             spatial=spatial,
             compared=_features(ShardReader(folder / "compared")) if shard.meta["adm"] else None,
+            radii=radii,
         )
 
     def require(self, identity: ExtractorIdentity, adm_npz: str | None) -> None:
@@ -170,7 +171,9 @@ def write_reference(
             with ShardWriter(temporary / "compared", {FEATURES: FieldSpec("float32", (width,))}, meta) as writer:
                 for block in progress(adm.blocks(batch_size), adm.images):
                     writer.append(features=extractor.extract(torch.from_numpy(block), batch_size)[FEATURES].numpy())
-        tensors = {"mean": fitted[FEATURES].mean, "factor": fitted[FEATURES].factor.contiguous()}
+        kept_features = _features(ShardReader(temporary / ("features" if adm is None else "compared")))
+        radii = neighbour_radii(_one_orientation(kept_features) if adm is None else kept_features)
+        tensors = {"radii": radii, "mean": fitted[FEATURES].mean, "factor": fitted[FEATURES].factor.contiguous()}
         if SPATIAL in fitted:
             tensors |= {"spatial_mean": fitted[SPATIAL].mean, "spatial_factor": fitted[SPATIAL].factor.contiguous()}
         save_file(tensors, temporary / "statistics.safetensors")
@@ -178,6 +181,15 @@ def write_reference(
 
 def _features(shard: ShardReader) -> Tensor:
     return torch.from_numpy(np.array(shard[FEATURES].array))
+
+
+def _one_orientation(pairs: Tensor) -> Tensor:
+    """Return of features (M, 2, D) those of the image or of its mirror image, by a fixed coin.
+
+    Mirror images of symmetric drawings would be duplicates, which nearest-neighbour radii take for density.
+    """
+    coins = np.random.default_rng(derive_seed("reference orientation")).integers(0, 2, len(pairs))
+    return pairs[torch.arange(len(coins)), torch.from_numpy(coins)]
 
 
 def _both_orientations(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:

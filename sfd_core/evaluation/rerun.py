@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -15,13 +15,13 @@ from sfd_core.evaluation.measurement import (
     UNLABELLED,
     Measured,
     Order,
-    Progress,
     class_balanced_labels,
     measure,
     oracle_order,
 )
-from sfd_core.experiment.params import SamplerParams, fingerprint
+from sfd_core.experiment.params import Params, SamplerParams, fingerprint
 from sfd_core.host.errors import DataError, IdentityError
+from sfd_core.host.paths import stage_dir
 from sfd_core.host.processes import Processes
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.sampling.artifact import Denoiser, snapshot_digest
@@ -40,11 +40,19 @@ class Measurement:
     evaluator: Evaluator
     processes: Processes
 
-    def run(self, order: Order, progress: Progress) -> tuple[dict[str, Number], Measured] | None:
-        """Draw and evaluate; None in every process but the first. Resumes an interrupted run."""
+    @classmethod
+    def load(cls, params: Params, artifact: Path, step: int | None, sampler: SamplerParams, processes: Processes) -> Self:
+        """Load a denoiser (None: its last snapshot), the guide of `sampler` and the evaluator of the experiment."""
+        vae, compiled = stage_dir("texture_vae"), params.engine.compile
+        pipeline = Pipeline.from_artifact(artifact, vae, step, sampler.guide, compiled, sampler.guide_step)
+        evaluator = Evaluator.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
+        return cls(artifact, pipeline, evaluator, processes)
+
+    def run(self, order: Order, what: str) -> tuple[dict[str, Number], Measured] | None:
+        """Draw and evaluate; None in every process but the first. Shows progress, of `what`, and resumes an interrupted run."""
         by = recipe(self.artifact, self.pipeline, order.sampler, order.oracle)
         folder = resume_dir("measure", fingerprint(by, self.evaluator.keys))
-        measured = measure(self.pipeline, self.evaluator, order, folder, self.processes, progress)
+        measured = measure(self.pipeline, self.evaluator, order, folder, self.processes, what)
         if measured is None:
             return None
         drawn = drawn_with(order.sampler, self.pipeline.denoiser, measured.evaluations, by | mixed_codes(folder))

@@ -101,7 +101,7 @@ def shared_groups(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _point(values: Mapping[str, Any], variant: str, settings: dict[str, Any], space: Space, code: str) -> Point:
-    own = copy.deepcopy(dict(values)) | {"active": [variant]}
+    own = copy.deepcopy(dict(values)) | {"active": [variant], "studies": {}}
     own["variants"] = {variant: own["variants"][variant]}
     own["report"] = own["report"] | {"baseline": variant}
     for key, value in {**{key: value for key, value in space.changes.items() if _is_of_variant(key)}, **settings}.items():

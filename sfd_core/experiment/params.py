@@ -192,6 +192,7 @@ TextureVAEParams = TrainedVAEParams | LDMVAEParams | DiffusersVAEParams
 KINDS: Mapping[str, tuple[str, ...]] = {
     "texture_vae": ("trained", "ldm", "diffusers"),
     "times": ("global", "own", "independent"),
+    "studies": ("offsets", "guidance"),
 }
 """Groups with several variants, selected by their key `kind`."""
 
@@ -434,9 +435,9 @@ class SamplerParams(Group):
     delta_t: Offset | None = None
     """Offset to sample along; null is the variant's own. May be left out, as in older files."""
     guidance: Literal["none", "cfg", "autoguidance", "semantic"]
-    """`semantic`: extrapolate texture from its velocity without semantics."""
+    """`semantic`: extrapolate texture from its velocity without semantics, that of the guide if there is one."""
     guide: str | None
-    """Folder of the weak model's training output, for AutoGuidance."""
+    """Folder of the weak model's training output, for AutoGuidance and, if wanted, semantic guidance."""
     guide_step: Positive | None = None
     """Snapshot of the weak model; null is its last. May be left out."""
     texture: GuidanceParams
@@ -446,9 +447,11 @@ class SamplerParams(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.guidance == "autoguidance") != (self.guide is not None):
+        kinds = ("autoguidance", "semantic") if self.guide is not None else ("none", "cfg", "semantic")
+        if self.guidance not in kinds:
             raise ValueError(
-                f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide; other kinds take none"
+                f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide, semantic may have one, "
+                "other kinds take none"
             )
         if self.guide_step is not None and self.guide is None:
             raise ValueError(f"guide_step is {self.guide_step}, but there is no guide; set it to null")
@@ -497,6 +500,32 @@ class EvaluateParams(Group):
     sampler: SamplerParams
 
 
+class OffsetStudy(Group):
+    """The distance of one denoiser over the offset along which it is sampled."""
+
+    kind: Literal["offsets"]
+    variant: str
+    """One with independent times: it alone knows every path."""
+    offsets: Annotated[list[Offset], Field(min_length=1)]
+
+
+class GuidanceStudy(Group):
+    """The distance of one denoiser over the guidance scale."""
+
+    kind: Literal["guidance"]
+    variant: str
+    guidance: Literal["cfg", "autoguidance", "semantic"]
+    guide_step: Positive | None
+    """The guide is this snapshot of the same training; null for kinds without a guide."""
+    parts: Literal["both", "texture", "semantic"]
+    """What is guided."""
+    scales: Annotated[list[NonNegative], Field(min_length=1)]
+
+
+StudyParams = OffsetStudy | GuidanceStudy
+"""A curve of one trained denoiser: every point is `evaluate.final_samples` samples of its last snapshot."""
+
+
 class ReportParams(Group):
     """What the report shows."""
 
@@ -518,6 +547,8 @@ class Params(Group):
     train: TrainParams
     reference: ReferenceParams
     evaluate: EvaluateParams
+    studies: dict[str, Annotated[StudyParams, Field(discriminator="kind")]]
+    """Curves of trained denoisers, by name; those of variants that are not active are not measured."""
     report: ReportParams
     engine: EngineParams
     active: Annotated[list[str], Field(min_length=1)]
@@ -527,6 +558,10 @@ class Params(Group):
     def given(self) -> dict[str, Any]:
         """Return the values as the parameter file gives them, without those that it left out: DVC compares what is written."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    def active_studies(self) -> dict[str, StudyParams]:
+        """Return the studies of active variants."""
+        return {name: study for name, study in self.studies.items() if study.variant in self.active}
 
     @property
     def latent_grid(self) -> int:
@@ -570,17 +605,22 @@ class Params(Group):
             if self.latent_grid % variant.patch:
                 raise ValueError(f"variants.{name}.patch {variant.patch} does not divide the latent grid {self.latent_grid}")
         for name in self.active:
-            self._check_budget(name, self.variants[name])
+            self._check_budget(f"variants.{name}.delta_t", self.variants[name].delta_t)
+        for name, study in self.active_studies().items():
+            for offset in study.offsets if isinstance(study, OffsetStudy) else []:
+                self._check_budget(f"studies.{name}.offsets", offset)
+            if isinstance(study, OffsetStudy) and self.variants[study.variant].times.kind != "independent":
+                raise ValueError(f"studies.{name}.variant {study.variant} has one path; name a variant with independent times")
 
-    def _check_budget(self, name: str, variant: VariantParams) -> None:
+    def _check_budget(self, key: str, delta_t: float) -> None:
         """Require one interval per phase of the schedule, as sampling will after the training."""
         sampler = self.evaluate.sampler
-        lead = abs(variant.delta_t)
+        lead = abs(delta_t)
         phases = 3 if 0 < lead < 1 else 1 + int(lead)
         least, reason = (2 * phases, "two per phase with heun") if sampler.solver == "heun" else (phases, "one per phase")
         if sampler.evaluations < least:
             raise ValueError(
-                f"evaluate.sampler.evaluations is {sampler.evaluations}, but variants.{name}.delta_t {variant.delta_t} needs "
+                f"evaluate.sampler.evaluations is {sampler.evaluations}, but {key} {delta_t} needs "
                 f"at least {least} ({reason}). Set it to {least} or more."
             )
 
@@ -621,7 +661,7 @@ def _explain(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{where}: missing; every value of an experiment must be given"
     if detail["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        kinds = ", ".join(KINDS[where.rpartition(".")[2]])
+        kinds = ", ".join(KINDS[where.split(".")[0] if where.startswith("studies.") else where.rpartition(".")[2]])
         return f"{where}.kind: must be one of {kinds} (given: {detail['input'].get('kind')!r})"
     message = detail["msg"].removeprefix("Value error, ")
     given = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
@@ -631,4 +671,6 @@ def _explain(detail: Any) -> str:
 def _keys(location: tuple[str | int, ...]) -> list[str]:
     """Return the nested keys of a value without the `kind` that pydantic inserts."""
     parts = [str(part) for part in location]
+    if parts[:1] == ["studies"]:
+        return [*parts[:2], *parts[3:]]
     return [part for before, part in pairwise(["", *parts]) if part not in KINDS.get(before, ())]

@@ -16,6 +16,7 @@ from sfd_core.reporting.palette import PHASE_COLOURS, VariantStyle
 from sfd_core.reporting.phases import BAND_NAMES, phases_svg
 from sfd_core.reporting.pictures import Pixels, sheet
 from sfd_core.reporting.sources import REFERENCES, Outputs, VariantOutputs
+from sfd_core.reporting.study_figures import guided_figure, offset_figure
 from sfd_core.reporting.tables import primary_number
 
 STRIP_FRAMES = 11
@@ -26,9 +27,13 @@ CROWDED = 300
 
 
 def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantStyle], folder: Path) -> None:
-    """Write convergence.png and phases.svg, and, where their data exist, samples.png and denoising.png."""
+    """Write convergence.png and phases.svg, and, where their data exist, {offsets,guidance,samples,denoising}.png."""
     save_figure(convergence_figure(params, outputs, styles), folder / "convergence.png")
     (folder / "phases.svg").write_text(phases_svg(outputs.largest_offset, background="#ffffff"), encoding="utf-8")
+    for kind, draw in (("offsets", offset_figure), ("guidance", guided_figure)):
+        points = outputs.curves[outputs.curves["kind"] == kind].dropna(axis="columns", how="all")
+        if len(points):
+            save_figure(draw(points), folder / f"{kind}.png")
     if any(variant.grids is not None for variant in outputs.variants.values()):
         save_figure(samples_figure(outputs, styles, params.report.grid_images), folder / "samples.png")
     runs = [variant for variant in outputs.variants.values() if variant.trajectory and variant.trajectory.semantics is not None]

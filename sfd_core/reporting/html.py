@@ -21,6 +21,7 @@ from sfd_core.reporting.payload import NO_TERMS, build_payload
 from sfd_core.reporting.phases import phase_words, phases_svg
 from sfd_core.reporting.pictures import file_uri
 from sfd_core.reporting.sources import REFERENCES, Number, Outputs, class_names, values_of
+from sfd_core.reporting.tables import Table
 from sfd_core.reporting.text import number_name
 
 PAGE = files("sfd_core.reporting") / "page"
@@ -51,7 +52,7 @@ def write_report(params: Params, outputs: Outputs, reaches: Sequence[Reach], out
         figures.write_figures(params, outputs, styles, folder)
         write_json(folder / "metrics.json", tables.flat_numbers(outputs))
         results_table(outputs).to_csv(folder / "results.csv", index=False)
-        (folder / "index.html").write_text(render_page(params, outputs, reaches, styles), encoding="utf-8")
+        (folder / "index.html").write_text(render_page(params, outputs, reaches, styles, folder), encoding="utf-8")
     return out / "index.html"
 
 
@@ -64,8 +65,10 @@ def results_table(outputs: Outputs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def render_page(params: Params, outputs: Outputs, reaches: Sequence[Reach], styles: dict[str, VariantStyle]) -> str:
-    """Render the page as one HTML document with styles, scripts, data and pictures inside."""
+def render_page(
+    params: Params, outputs: Outputs, reaches: Sequence[Reach], styles: dict[str, VariantStyle], folder: Path
+) -> str:
+    """Render the page as one HTML document with styles, scripts, data and pictures inside, those of `folder` too."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((PAGE / "index.html.jinja").read_text(encoding="utf-8"))
     encoder = params.features.encoder
@@ -96,6 +99,8 @@ def render_page(params: Params, outputs: Outputs, reaches: Sequence[Reach], styl
         phases_figure=phases_svg(outputs.largest_offset),
         terms=_terms(outputs),
         studies=_studies(outputs),
+        curves=_curves(outputs, primary.name, folder),
+        classes=studies.class_shares(outputs),
         published=published_numbers.published_tables() if published_numbers.comparable(params, outputs) else [],
         protocols=_protocols(outputs),
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -170,6 +175,16 @@ def _studies(outputs: Outputs) -> dict[str, Any]:
         "rates": by_distance("learning_rates", studies.learning_rate_table),
         "seeds": by_distance("seeds", studies.seed_table),
         "long": by_distance("long", studies.final_values),
+        "guided": by_distance("guided", studies.guided_table),
+    }
+
+
+def _curves(outputs: Outputs, primary: str, folder: Path) -> dict[str, tuple[str, Table]]:
+    """Return the figure and the table of offsets and of guidance, where there are any."""
+    layouts = {"offsets": studies.offset_table, "guidance": studies.guided_table}
+    tables = {kind: outputs.curves[outputs.curves["kind"] == kind].dropna(axis="columns", how="all") for kind in layouts}
+    return {
+        kind: (file_uri(folder / f"{kind}.png"), layouts[kind](table, primary)) for kind, table in tables.items() if len(table)
     }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sfd_core.evaluation.classes import COLUMNS as CLASSES
 from sfd_core.evaluation.convergence import read_curve
 from sfd_core.experiment.params import Params, VariantParams
 from sfd_core.host.errors import DataError
@@ -30,8 +31,14 @@ STUDIES = {
     "learning_rates": ("make learning-rates", ("variant", "learning_rate", "seed")),
     "seeds": ("make seeds", ("variant", "learning_rate", "seed")),
     "long": ("make repro-long", ("variant", *COSTS, "samples")),
+    "guided": ("make guided", ("study", "variant", "scale")),
 }
 """Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
+
+TABLES = {"offsets": "offsets.csv", "guidance": "curve.csv"}
+VARIED = {"offsets": "delta_t", "guidance": "scale"}
+"""File of a study's table and the column that it varies, by kind."""
+KEPT = frozenset({*VARIED.values(), "evaluations", "samples"})
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class VariantOutputs:
     grids: Grids | None
     trajectory: Trajectory | None
     neighbours: Path | None
+    classes: pd.DataFrame | None
+    """`evaluation.classes.COLUMNS`, one row per class."""
 
     @property
     def cost(self) -> Mapping[str, float]:
@@ -113,6 +122,8 @@ class Outputs:
     reconstructions: Path | None
     studies: Mapping[str, pd.DataFrame]
     """Those of `STUDIES` that are there."""
+    curves: pd.DataFrame
+    """The points of all studies of this run: `study`, `variant`, `seed`, what was varied, and the numbers."""
     missing: Mapping[str, str]
     """Absent optional part -> which file is missing and how to get it."""
 
@@ -167,6 +178,7 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
         },
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
         studies=_studies(results, missing),
+        curves=_curves(params, outputs, missing),
         missing=missing,
     )
 
@@ -181,6 +193,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
     numbers = _numbers(measured.get("final"), folder / "numbers.json")
     if not numbers:
         raise DataError(f"{folder} holds no final number; delete the folder and run `{remedy}`")
+    classes = _optional(folder / "classes.csv", f"classes.{name}", remedy, missing)
     history = _optional(outputs / "train" / name / "history.csv", f"history.{name}", f"dvc repro train@{name}", missing)
     grids = _optional(folder / "samples.npz", f"grids.{name}", remedy, missing)
     trajectory = _optional(folder / "trajectory.npz", f"trajectory.{name}", remedy, missing)
@@ -194,6 +207,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
         grids=_read_grids(grids) if grids else None,
         trajectory=_read_trajectory(trajectory) if trajectory else None,
         neighbours=_optional(folder / "neighbours.png", f"neighbours.{name}", remedy, missing),
+        classes=_read_table(classes, list(CLASSES)) if classes else None,
     )
 
 
@@ -278,6 +292,20 @@ def _studies(results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
         for study, (remedy, columns) in STUDIES.items()
         if (path := _optional(results / f"{study}.csv", study, remedy, missing))
     }
+
+
+def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFrame:
+    """Return the points of all studies as one table, each with the study that it belongs to."""
+    tables = []
+    for name, study in params.active_studies().items():
+        path = outputs / "studies" / name / TABLES[study.kind]
+        if _optional(path, f"studies.{name}", "dvc repro studies", missing):
+            table = _read_table(path, [VARIED[study.kind], "samples"])
+            kept = [column for column in table if column in KEPT or number_name(str(column)) is not None]
+            about = {"study": name, "variant": study.variant, "seed": params.variants[study.variant].seed}
+            about |= study.model_dump(exclude={"variant", "offsets", "scales"})
+            tables.append(pd.DataFrame(about, index=table.index).join(table[kept]))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["study", "kind"])
 
 
 def _optional(path: Path, part: str, remedy: str, missing: dict[str, str]) -> Path | None:

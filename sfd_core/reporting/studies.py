@@ -1,10 +1,16 @@
-"""The tables of longer studies: the learning-rate grid, the seeds and the longer training."""
+"""The tables of studies: offsets, guidance, classes, and the longer ones: learning-rate grid, seeds, longer training."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
 from sfd_core.reporting import text
+from sfd_core.reporting.sources import Outputs
+from sfd_core.reporting.tables import Cell, Row, Table
+from sfd_core.reporting.text import number_name
+
+MOST_CLASSES = 12
+"""Columns of the table of classes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,67 @@ def seed_spread(table: pd.DataFrame, number: str) -> float:
         return 0.0
     by_variant = table.groupby("variant")[number]
     return float((by_variant.max() - by_variant.min()).max())
+
+
+def offset_table(table: pd.DataFrame, number: str) -> Table:
+    """Lay out the means over seeds of every number by offset; the lowest of `number` is marked."""
+    means = table.groupby("delta_t")[_numbers(table)].mean()
+    rows = [Row(f"{offset:g}", _cells(row, best=offset == means[number].idxmin())) for offset, row in means.iterrows()]
+    return _points_table("Sampled along every offset", "The same training at every offset.", table, [], rows, "Offset")
+
+
+def guided_table(table: pd.DataFrame, number: str) -> Table:
+    """Lay out every study of guidance at its best scale by `number`, best first."""
+    best = table.loc[table.groupby("study")[number].idxmin()].sort_values(number)
+    rows = [
+        Row(study, [Cell(f"{point['scale']:g}"), *_cells(point[_numbers(table)], best=rank == 0)])
+        for rank, (study, (_, point)) in enumerate(zip(best["study"], best.iterrows(), strict=True))
+    ]
+    return _points_table(
+        "Guided, each at its best scale", "Not comparable with unguided numbers.", table, ["Scale"], rows, "Study"
+    )
+
+
+def class_shares(outputs: Outputs) -> Table | None:
+    """Lay out which share of each variant's samples is of which class; the classes that differ most where there are many."""
+    found = {name: v.classes.set_index("class") for name, v in outputs.variants.items() if v.classes is not None}
+    shares = pd.DataFrame({name: table["samples"] for name, table in found.items()})
+    if shares.empty:
+        return None
+    first = next(iter(found.values()))
+    real, told = first["real"], float((first["real"] * first["recognised"]).sum())
+    differing = set(shares.sub(real, axis=0).abs().max(axis=1).nlargest(MOST_CLASSES).index)
+    shown = [name for name in shares.index if name in differing]
+    rows = [Row(name, [Cell(f"{shares.loc[label, name]:.1%}") for label in shown], name) for name in found]
+    rows.append(Row("training images", [Cell(f"{real[label]:.1%}") for label in shown], reference=True))
+    return Table(
+        "Classes of the samples",
+        f"By a linear classifier on the first evaluator's features, which is right for {told:.1%} of mirrored training images.",
+        groups=[],
+        columns=[str(label) for label in shown],
+        rows=rows,
+    )
+
+
+def _points_table(caption: str, note: str, table: pd.DataFrame, columns: list[str], rows: list[Row], head: str) -> Table:
+    names = [name for name in map(number_name, _numbers(table)) if name is not None]
+    extractors = list(dict.fromkeys(name.extractor for name in names))
+    groups = [(text.extractor_title(one), sum(name.extractor == one for name in names)) for one in extractors]
+    titles = [name.title + (" ↑" if name.higher_is_better else " ↓") for name in names]
+    samples = f"{table['samples'].iloc[0]:,} samples a point."
+    blank = [("", len(columns))] if columns else []
+    return Table(caption, f"{note} {samples}", [*blank, *groups], [*columns, *titles], rows, head)
+
+
+def _numbers(table: pd.DataFrame) -> list[str]:
+    """Return the columns that are numbers, in the order of the result table."""
+    names = [name for name in map(number_name, map(str, table.columns)) if name is not None]
+    extractors = list(dict.fromkeys(name.extractor for name in names))
+    return [n.name for n in sorted(names, key=lambda n: (extractors.index(n.extractor), list(text.KINDS).index(n.kind)))]
+
+
+def _cells(values: pd.Series, best: bool) -> list[Cell]:
+    return [Cell(text.number(float(value)), best=best and place == 0) for place, value in enumerate(values)]
 
 
 def final_values(table: pd.DataFrame, number: str) -> str:

@@ -8,6 +8,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from sfd_core.reporting import text
 from sfd_core.reporting.charts import INK, MUTED, add_legend, leading_distance, line_look, mark_lowest, quiet
 from sfd_core.reporting.palette import line_styles
+from sfd_core.reporting.published_numbers import offset_curve
 
 
 def guidance_figure(table: pd.DataFrame) -> Figure:
@@ -34,19 +35,53 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
 
 
 def offset_figure(table: pd.DataFrame) -> Figure:
-    """Draw the leading distance over the offset along which one denoiser is sampled; the lowest point is marked.
+    """Draw the leading distance over the offset along which a denoiser is sampled, and the published FID on an axis of its own.
 
-    `table` is that of `studies.offsets.run_offsets`.
+    `table` is that of `studies.offsets.run_offsets`, or several of them told apart by a column `study`. The lowest mean is
+    marked.
     """
     number = leading_distance(table)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    (style,) = line_styles(1)
-    axes.plot(table["delta_t"], table[number.name], **line_look(style))
-    _mark_best(axes, table, "delta_t", number.name)
+    published = offset_curve()
+    right = axes.twinx()
+    right.plot(published["delta_t"], published["fid"], color=MUTED, linewidth=1, linestyle="dashed")
+    right.set_ylabel("published FID, ImageNet 256, a training an offset (dashed)", color=MUTED)
+    right.spines[["top", "left", "bottom"]].set_visible(False)
+    right.tick_params(colors=MUTED, length=0)
+    lines = [points for _, points in table.groupby("study", sort=False)] if "study" in table else [table]
+    for points, style in zip(lines, line_styles(len(lines)), strict=True):
+        ordered = points.sort_values("delta_t")
+        label = f"seed {points['seed'].iloc[0]}" if len(lines) > 1 else None
+        axes.plot(ordered["delta_t"], ordered[number.name], label=label, **line_look(style))
+    means = table.groupby("delta_t")[[number.name]].mean().reset_index()
+    if len(lines) > 1:
+        axes.plot(means["delta_t"], means[number.name], color=INK, linewidth=3, label="mean")
+        add_legend(axes)
+    _mark_best(axes, means, "delta_t", number.name)
     axes.set(xlabel="offset by which semantics lead texture", ylabel=number.words)
     axes.set_title(f"one training, {table['samples'].iloc[0]:,} samples a point", loc="left", fontsize=11, color=INK)
     quiet(axes)
+    return figure
+
+
+def guided_figure(table: pd.DataFrame) -> Figure:
+    """Draw the leading distance over the guidance scale, one line a study; the lowest point is marked.
+
+    `table` holds the tables of several studies of guidance, told apart by a column `study`.
+    """
+    number = leading_distance(table)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    lines = list(table.groupby("study", sort=False))
+    for (study, points), style in zip(lines, line_styles(len(lines)), strict=True):
+        ordered = points.sort_values("scale")
+        axes.plot(ordered["scale"], ordered[number.name], label=str(study), **line_look(style))
+    _mark_best(axes, table, "scale", number.name)
+    axes.set(xlabel="guidance scale", ylabel=number.words)
+    axes.set_title(f"{table['samples'].iloc[0]:,} samples a point", loc="left", fontsize=11, color=INK)
+    quiet(axes)
+    add_legend(axes)
     return figure
 
 

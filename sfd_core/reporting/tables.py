@@ -42,6 +42,8 @@ class Table:
     groups: list[tuple[str, int]]
     columns: list[str]
     rows: list[Row] = field(default_factory=list)
+    head: str = "Variant"
+    """Title of the first column, which names the rows."""
 
 
 def primary_number(outputs: Outputs, encoder: str) -> NumberName:

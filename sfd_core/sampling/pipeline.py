@@ -196,14 +196,15 @@ class Pipeline:
                     else "0, as this denoiser was trained without labels"
                 )
             )
-        if (sampler.guidance == "autoguidance") != (self.guide is not None):
+        if (sampler.guide is not None) != (self.guide is not None):
             raise ConfigError(f"guidance is {sampler.guidance!r}, but {'no' if self.guide is None else 'a'} guide was given")
         variant = self.denoiser.variant
-        if sampler.guidance == "semantic" and not getattr(variant.times, "absent", 0):
-            raise ConfigError(
-                f"guidance is semantic, but this denoiser was trained with times of kind {variant.times.kind} and no absent "
-                "semantics; train it with times.absent above 0"
-            )
+        for name, network in (("this denoiser", self.denoiser), ("its guide", self.guide)):
+            if sampler.guidance == "semantic" and network is not None and not getattr(network.variant.times, "absent", 0):
+                raise ConfigError(
+                    f"guidance is semantic, but {name} was trained with times of kind {network.variant.times.kind} and no "
+                    "absent semantics; train it with times.absent above 0"
+                )
         if sampler.delta_t and variant.semantic == "none":
             raise ConfigError(
                 f"delta_t is {sampler.delta_t}, but this denoiser has no semantics that could lead; set it to null"
@@ -221,10 +222,9 @@ class Pipeline:
                 return _halves(stacked(torch.cat([x, x]), times.twice()))
 
             return guidance.cfg(main, both, sampler.texture, sampler.semantic, n_texture)
+        weak = _velocity_of(self.guide or self.denoiser, labels)
         if sampler.guidance == "semantic":
-            stacked = _velocity_of(self.denoiser, torch.cat([labels, labels]))
-            return guidance.semantic_guidance(main, stacked, noise, sampler.texture, n_texture)
-        weak = _velocity_of(cast(Denoiser, self.guide), labels)
+            return guidance.semantic_guidance(main, weak, noise, sampler.texture, n_texture)
         return guidance.autoguidance(main, weak, sampler.texture, sampler.semantic, n_texture)
 
     def _solve_gaussian(

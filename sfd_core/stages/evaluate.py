@@ -4,14 +4,13 @@
 
 writes `outputs/evaluate/<variant>/`: `curve.csv` (every snapshot, `snapshot_samples` images), `numbers.json` (the last one,
 `final_samples` images, and the oracle, each number with its protocol), `metrics.json` (their values alone), `samples.npz`,
-`trajectory.npz`, `neighbours.png`, `grids/`. Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the
-work; the numbers are the same.
+`trajectory.npz`, `neighbours.png`, `classes.csv` (how samples spread over the classes), `grids/`. Every GPU, or as many
+processes as `SFD_PROCESSES` says, takes its share of the work; the numbers are the same.
 """
 
 import argparse
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,6 @@ from sfd_core.experiment.params import Params, fingerprint, load_params
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
-from sfd_core.host.progress import with_progress
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.identity import read_latent_identity
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord, snapshot_digest
@@ -110,8 +108,7 @@ class Evaluation:
         return self._measure(pipeline, oracle_order(pipeline.denoiser, labels, self.params.sampler, self.latents), "oracle")
 
     def _measure(self, pipeline: Pipeline, order: Order, what: str) -> Measured | None:
-        progress = partial(with_progress, what=f"{self.name}, {what}", step=order.sampler.batch_size)
-        return measure(pipeline, self.evaluator, order, self.batches, self.processes, progress)
+        return measure(pipeline, self.evaluator, order, self.batches, self.processes, f"{self.name}, {what}")
 
     def _row(self, snapshot: SnapshotRecord, measured: Measured) -> dict[str, float]:
         """Return and log a row of the curve."""
@@ -145,6 +142,9 @@ class Evaluation:
         with atomic_dir(out) as folder:
             pd.DataFrame(rows).to_csv(folder / "curve.csv", index=False)
             write_json(folder / "numbers.json", numbers)
+            samples = head(measured.features, self.params.final_samples)
+            classes = self.evaluator.classes(samples, self.images["label"].array, self.images.meta["classes"])
+            classes.to_csv(folder / "classes.csv", index=False)
             # a flat object of plain values, which `dvc metrics show` prints as one row
             named = [(kind, name, number) for kind, found in numbers.items() for name, number in found.items()]
             values = {name if kind == "final" else f"{kind}_{name}": number.value for kind, name, number in named}

@@ -1,13 +1,12 @@
 """The study of guidance: numbers over scale, interval and evaluations, without any training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from sfd_core.evaluation.measurement import Progress
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError
@@ -16,6 +15,13 @@ from sfd_core.studies.study import COLUMNS, Point, Study
 
 Parts = Literal["both", "texture", "semantic"]
 WHOLE = (0.0, 1.0)
+
+
+def guided_by(base: SamplerParams, kind: str, guide: Path | None, guide_step: int | None) -> SamplerParams:
+    """Return `base` with guidance of this kind, at scale 1."""
+    changes = {"guidance": kind, "guide": guide and str(guide), "guide_step": guide_step}
+    off = {part: {"scale": 1.0, "interval": list(WHOLE)} for part in ("texture", "semantic")}
+    return Point.of(f"guidance {kind}", {}, base, changes | off).sampler
 
 
 def plan_points(
@@ -50,13 +56,11 @@ def run_curve(
     points: Sequence[Point],
     samples: int,
     out: Path,
-    progress: Callable[[str, int], Progress],
-    report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame | None:
     """Measure all points, write `points/*.json`, `curve.csv` and `curve.png` to `out`, and return the table.
 
     The table and the figure are renewed after every point. All processes but the first return None. Raises `DataError` for a
     damaged file of a point.
     """
-    study = Study("curve", guidance_figure, measurement, samples, out, progress, report)
+    study = Study("curve", guidance_figure, measurement, samples, out)
     return study.run(points, dict.fromkeys(("evaluations", "guidance", *COLUMNS)))

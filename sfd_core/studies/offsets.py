@@ -1,11 +1,10 @@
 """The study of offsets: numbers of one denoiser sampled along several paths, without any training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from sfd_core.evaluation.measurement import Progress
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError
@@ -26,8 +25,6 @@ def run_offsets(
     points: Sequence[Point],
     samples: int,
     out: Path,
-    progress: Callable[[str, int], Progress],
-    report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame | None:
     """Measure all points, write `points/*.json`, `offsets.csv` and `offsets.png` to `out`, and return the table.
 
@@ -39,4 +36,4 @@ def run_offsets(
         raise ConfigError(
             f"this denoiser was trained with times of kind {times}, which know one path; choose one of kind independent"
         )
-    return Study("offsets", offset_figure, measurement, samples, out, progress, report).run(points)
+    return Study("offsets", offset_figure, measurement, samples, out).run(points)

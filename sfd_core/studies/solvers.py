@@ -1,6 +1,7 @@
 """The study of solvers: distance and error over network evaluations of each solver, from the same noise."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from torch import Tensor
 from sfd_core.diffusion.solver import SolverSettings
 from sfd_core.evaluation.bootstrap import resampled_distances, resampled_rows
 from sfd_core.evaluation.extractors import FEATURES
-from sfd_core.evaluation.measurement import Measured, Progress
+from sfd_core.evaluation.measurement import Measured
 from sfd_core.evaluation.metrics import number_name
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
@@ -53,8 +54,6 @@ def run_solvers(
     points: Sequence[Point],
     samples: int,
     out: Path,
-    progress: Callable[[str, int], Progress],
-    report: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame | None:
     """Measure all points, write `points/*`, `solvers.csv` and `solvers.png` to `out`, and return the table.
 
@@ -64,7 +63,7 @@ def run_solvers(
     Raises `ConfigError`, before anything is drawn, for a budget too small for the phases, `DataError` for a damaged file.
     """
     _require_possible(measurement, points)
-    study = Study("solvers", solver_figure, measurement, samples, out, progress, report)
+    study = Study("solvers", solver_figure, measurement, samples, out)
 
     def keep(point: Point, file: Path, measured: Measured) -> None:
         features = measured.features[f"{measurement.evaluator.main}/{FEATURES}"]
@@ -116,7 +115,7 @@ def _exact(study: Study, base: SamplerParams) -> Tensor:
     point = _point(base, EXACT_SOLVER, EXACT_EVALUATIONS)
     file = study.points / f"{study.measurement.key(point.sampler, study.samples)}-exact.json"
     if not file.with_suffix(".safetensors").is_file():
-        study.report(f"{point.name}, for the exact solution")
+        print(f"{point.name}, for the exact solution", file=sys.stderr, flush=True)
         _write_tensors(file, {LATENTS: _some_latents(study, point.sampler)})
     return _read(file, LATENTS)
 

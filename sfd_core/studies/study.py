@@ -4,6 +4,7 @@ A point whose file is there is not drawn again, and an interrupted one resumes.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from sfd_core.evaluation.measurement import Measured, Order, Progress, class_balanced_labels
+from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError, DataError
@@ -67,10 +68,6 @@ class Study:
     samples: int
     """Images a point."""
     out: Path
-    progress: Callable[[str, int], Progress]
-    """What is drawn and its batch size -> how progress is shown."""
-    report: Callable[[str], None]
-    """Takes a line for every point."""
 
     @property
     def points(self) -> Path:
@@ -102,9 +99,9 @@ class Study:
             known = file.is_file()
             self.measurement.processes.wait()
             if first:
-                self.report(f"{what}: measured already" if known else what)
+                print(f"{what}: measured already" if known else what, file=sys.stderr, flush=True)
             if not known:
-                result = self.measurement.run(Order(labels, point.sampler), self.progress(what, point.sampler.batch_size))
+                result = self.measurement.run(Order(labels, point.sampler), what)
                 if result is not None:
                     numbers, measured = result
                     keep(point, file, measured)

@@ -43,7 +43,8 @@ class Plan:
 
 
 def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis: Axis | None = None) -> Plan:
-    """Return the raw parameters `values` with `changes` (by dotted key) and every active variant at all values of `axis`.
+    """Return the raw parameters `values` with `changes` (by dotted key) and all active variants and their studies at all values
+    of `axis`.
 
     A variant that has the value already keeps its name, so its results are reused. Raises `ConfigError` for an unknown key or
     value.
@@ -63,6 +64,12 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
             changed["variants"][name] = variant
             origins[name] = origin
     changed["active"] = list(origins)
+    changed["studies"] = {
+        study + name.removeprefix(origin): {**values, "variant": name}
+        for name, origin in origins.items()
+        for study, values in changed["studies"].items()
+        if values["variant"] == origin
+    }
     return Plan(changed, origins)
 
 

@@ -6,14 +6,15 @@ reads what `lay_out` wrote to FOLDER, and writes numbers.json and the names of t
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 from denoisers import artifact, texture_vae, variant
 from evaluators import PARAMS, SUBSET, small_evaluator
 
 from sfd_core.evaluation.evaluator import Evaluator
-from sfd_core.evaluation.measurement import Batch, Order, Progress
+from sfd_core.evaluation.measurement import Order
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
@@ -23,17 +24,16 @@ SAMPLER = DEFAULT_SAMPLER.model_copy(update={"evaluations": 4, "batch_size": 3})
 LABELS = [index % 3 for index in range(10)]
 
 
-def counting(drawn: list[int]) -> Callable[[str, int], Progress]:
-    """Return a progress that notes how many images are drawn for each point."""
+def points_drawn(out: Path, study: Callable[[], pd.DataFrame | None]) -> tuple[pd.DataFrame, int]:
+    """Run a study that writes to `out`; return its table and how many points it drew."""
 
-    def progress(_what: str, _size: int) -> Progress:
-        def noting(batches: Iterable[Batch], total: int) -> Iterable[Batch]:
-            drawn.append(total)
-            return batches
+    def written() -> set[tuple[str, int]]:
+        return {(file.name, file.stat().st_mtime_ns) for file in (out / "points").glob("*.json")}
 
-        return noting
-
-    return progress
+    before = written()
+    table = study()
+    assert table is not None
+    return table, len(written() - before)
 
 
 def lay_out(folder: Path) -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         return whole(first, labels, *arguments)
 
     measuring.pipeline.draw = draw  # type: ignore[method-assign]
-    result = measuring.run(Order(LABELS, SAMPLER), progress=lambda batches, _: batches)
+    result = measuring.run(Order(LABELS, SAMPLER), "samples")
     (folder / f"drawn-{processes.rank}.txt").write_text(" ".join(drawn))
     if result is not None:
         write_json(folder / "numbers.json", {"final": result[0]})

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.metrics import number_name
-from sfd_core.experiment.params import Params, parse_params
+from sfd_core.experiment.params import OffsetStudy, Params, StudyParams, parse_params
 
 RESOLUTION, GRID = 32, 8
 FRAMES, SAMPLES = 27, 6
@@ -27,7 +27,7 @@ CLASSES = [
     "Symbols",
     "Travel",
 ]
-FINAL = {"dit": 3098.0, "lightningdit": 2274.0, "sync": 2255.0, "sfd": 2156.0}
+FINAL = {"dit": 3098.0, "lightningdit": 2274.0, "sync": 2255.0, "sfd": 2156.0, "cascade": 2200.0, "any_order": 2300.0}
 PROTOCOL = {
     "extractor": "efficientnet_lite2",
     "weights": "ab12cd34",
@@ -62,6 +62,8 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
         final = FINAL.get(name, 2400.0)
         _write_training(root / "train" / name, index, classes)
         _write_evaluation(root / "evaluate" / name, params, name, final)
+    for name, study in params.active_studies().items():
+        _write_study(root / "studies" / name, study, params)
     real = {"floor": 216.0, "ceiling": 480.0, "train_subset": 72.0}
     reference = {kind: _numbers(params, distance) for kind, distance in real.items()}
     snapshot = {kind: _numbers(params, 1.1 * distance) for kind, distance in real.items()}
@@ -85,6 +87,13 @@ def write_studies(folder: Path) -> Path:
     steps = np.array([1500, 3000, 6000])
     long = [pd.DataFrame({"variant": name, **_costs(steps), **_fd(FINAL[name] * (1500 / steps) ** 0.3)}) for name in FINAL]
     pd.concat(long).to_csv(folder / "long.csv", index=False)
+    guided = [
+        {"study": f"{name} {kind}", "variant": name, "scale": scale, "samples": 1500} | _fd(FINAL[name] * (1 - 0.1 * k))
+        for name in ("lightningdit", "sfd")
+        for kind in ("autoguidance", "semantic")
+        for k, scale in enumerate((1.5, 2.0))
+    ]
+    pd.DataFrame(guided).to_csv(folder / "guided.csv", index=False)
     return folder
 
 
@@ -136,11 +145,28 @@ def _write_evaluation(folder: Path, params: Params, name: str, final: float) -> 
     if variant.semantic != "none":
         numbers["oracle"] = _numbers(params, 0.95 * final, samples=500)
     _write_json(folder / "numbers.json", numbers)
+    shares = np.full(len(CLASSES), 1 / len(CLASSES))
+    drawn = np.roll(np.linspace(0.5, 1.5, len(CLASSES)), int(final)) / len(CLASSES)
+    classes = {"class": CLASSES, "real": shares, "samples": drawn, "recognised": 0.98 + 0 * shares}
+    pd.DataFrame(classes).to_csv(folder / "classes.csv", index=False)
     labels = np.arange(params.report.grid_images) % len(CLASSES)
     images = np.stack([emblems(len(labels), 0.25 + 0.75 * k / (SNAPSHOTS - 1) * 2156 / final, k) for k in range(SNAPSHOTS)])
     np.savez_compressed(folder / "samples.npz", images=images, steps=steps, labels=labels)
     _write_trajectory(folder / "trajectory.npz", variant.delta_t, variant.semantic != "none", labels[:SAMPLES])
     _write_picture(folder / "neighbours.png", 8, 4)
+
+
+def _write_study(folder: Path, study: StudyParams, params: Params) -> None:
+    folder.mkdir(parents=True)
+    offsets = isinstance(study, OffsetStudy)
+    points = study.offsets if offsets else study.scales
+    distances = [FINAL[study.variant] * (1 + 0.2 * abs(point - (0.3 if offsets else 2.0))) for point in points]
+    rows = [
+        {"delta_t" if offsets else "scale": point, "evaluations": 20, "samples": 1500, "sampler": "euler"}
+        | {name: _value(name, distance) for name in number_names(params)}
+        for point, distance in zip(points, distances, strict=True)
+    ]
+    pd.DataFrame(rows).to_csv(folder / ("offsets.csv" if offsets else "curve.csv"), index=False)
 
 
 def _write_trajectory(path: Path, delta_t: float, composite: bool, labels: np.ndarray[Any, Any]) -> None:

@@ -63,7 +63,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_measure_what_one_does(measuring: Measurement, folder: Path) -> None:
     together, drawn = measured_by_two(folder)
-    alone = measuring.run(Order(LABELS, SAMPLER), progress=lambda batches, _: batches)
+    alone = measuring.run(Order(LABELS, SAMPLER), "samples")
     assert alone is not None
     assert together == {"final": {name: asdict(number) for name, number in alone[0].items()}}
     assert drawn == ["0 6", "3 9"]

@@ -174,16 +174,17 @@ def test_autoguidance_moves_away_from_the_weak_network(scale: float) -> None:
     assert torch.allclose(guided[:, TEXTURE:], (2 * v - v_weak)[:, TEXTURE:], atol=1e-6)
 
 
+@pytest.mark.parametrize("weak", [0, 1])
 @pytest.mark.parametrize("scale", [0.0, 1.5, 3.0])
-def test_semantic_guidance_extrapolates_texture_from_its_velocity_without_semantics(scale: float) -> None:
+def test_semantic_guidance_extrapolates_texture_from_a_velocity_without_semantics(scale: float, weak: int) -> None:
     x, x0, t = state(), state() + 1, times(0.3, 0.6)
 
-    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
-        return field(0)(x, times) + 2 * times.t_sem[:, None, None, None]
+    def velocity(seed: int) -> VelocityFn:
+        return lambda x, times: field(seed)(x, times) + 2 * times.t_sem[:, None, None, None]
 
-    found = semantic_guidance(velocity, velocity, x0, guide(scale), TEXTURE)(x, t)
-    alone = velocity(torch.cat([x[:, :TEXTURE], x0[:, TEXTURE:]], dim=1), times(0.3, 0.0))
-    v = velocity(x, t)
+    found = semantic_guidance(velocity(0), velocity(weak), x0, guide(scale), TEXTURE)(x, t)
+    alone = velocity(weak)(torch.cat([x[:, :TEXTURE], x0[:, TEXTURE:]], dim=1), times(0.3, 0.0))
+    v = velocity(0)(x, t)
     assert torch.allclose(found[:, :TEXTURE], (alone + scale * (v - alone))[:, :TEXTURE], atol=1e-6)
     assert torch.equal(found[:, TEXTURE:], v[:, TEXTURE:])
 

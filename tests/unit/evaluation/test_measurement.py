@@ -17,7 +17,7 @@ from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded
 from sfd_core.host.errors import ConfigError, DataError, IdentityError
 from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
-from sfd_core.sampling.pipeline import Pipeline
+from sfd_core.sampling.pipeline import Pipeline, Samples
 
 ALONE = Processes(0, 1)
 
@@ -64,18 +64,21 @@ def test_images_that_nobody_asked_for_are_not_kept(measuring: Measurement, tmp_p
     assert sum(len(images) for images in result.images()) == 4
 
 
-def test_a_run_that_was_broken_off_continues_with_the_same_features(measuring: Measurement, tmp_path: Path) -> None:
+def test_a_run_that_was_broken_off_continues_with_the_same_features(
+    measuring: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = measured(measuring, tmp_path / "whole")
+    draw, order = measuring.pipeline.draw, Order(LABELS, SAMPLER)
 
-    def stop(batches, _):
-        for number, batch in enumerate(batches):
-            if number == 2:
-                raise KeyboardInterrupt
-            yield batch
+    def breaks_off(first: int, *arguments: Any) -> Samples:
+        if first == 2 * SAMPLER.batch_size:
+            raise KeyboardInterrupt
+        return draw(first, *arguments)
 
-    order = Order(LABELS, SAMPLER)
-    with pytest.raises(KeyboardInterrupt):
-        measure(measuring.pipeline, measuring.evaluator, order, tmp_path / "broken", progress=stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring.pipeline, "draw", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            measure(measuring.pipeline, measuring.evaluator, order, tmp_path / "broken")
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "broken").glob("*.safetensors")}
     continued = measured(measuring, tmp_path / "broken")
     assert len(kept) == 2
@@ -127,7 +130,7 @@ def test_what_is_forgotten_is_gone(measuring: Measurement, tmp_path: Path) -> No
 
 
 def recorded(measuring: Measurement, file: Path) -> Recorded:
-    result = measuring.run(Order(LABELS, SAMPLER), progress=lambda batches, _: batches)
+    result = measuring.run(Order(LABELS, SAMPLER), "samples")
     assert result is not None
     write_json(file, {"final": result[0]})
     result[1].forget()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfd_core.evaluation.bootstrap import resampled_distances
-from sfd_core.evaluation.metrics import FrechetReference, Reference, inception_score, kinds, score, settings
+from sfd_core.evaluation.metrics import FrechetReference, Reference, inception_score, kinds, neighbour_radii, score, settings
 from sfd_core.evaluation.neighbours import Nearest, nearest_images, neighbour_sheet
 from sfd_core.host.errors import DataError, NumericsError
 
@@ -54,13 +54,13 @@ def test_kid_is_the_mean_over_100_subsets_drawn_with_seed_2020() -> None:
         a, b = x[rng.choice(30, 10, replace=False)], y[rng.choice(40, 10, replace=False)]
         k_aa, k_bb, k_ab = ((p @ q.T / 6 + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
         estimates.append((k_aa.sum() - np.trace(k_aa) + k_bb.sum() - np.trace(k_bb)) / 90 - 2 * k_ab.mean())
-    reference = Reference(real, reference_of(real.double()), None)
+    reference = Reference(real, neighbour_radii(real), reference_of(real.double()), None)
     assert score({"features": drawn}, reference, 10)["kid"] == pytest.approx(np.mean(estimates), rel=1e-5)
 
 
 def test_five_images_are_the_fewest_that_are_judged() -> None:
     real = cloud(40, 0).float()
-    reference = Reference(real, reference_of(real.double()), None)
+    reference = Reference(real, neighbour_radii(real), reference_of(real.double()), None)
     values = score({"features": cloud(5, 1).float()}, reference, 20)
     assert set(values) == {"fd", "kid", "precision", "recall"}
     assert 0 <= values["precision"] <= 1

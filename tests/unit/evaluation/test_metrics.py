@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from sfd_core.evaluation import metrics
 from sfd_core.evaluation.metrics import (
@@ -11,6 +12,7 @@ from sfd_core.evaluation.metrics import (
     FrechetReference,
     Reference,
     inception_score,
+    neighbour_radii,
     number_name,
     score,
     settings,
@@ -28,7 +30,7 @@ def reference_of(features: Tensor, spatial: Tensor | None = None) -> Reference:
         moments.update(values)
         return FrechetReference.of(moments)
 
-    return Reference(features, fitted(features), None if spatial is None else fitted(spatial))
+    return Reference(features, neighbour_radii(features), fitted(features), None if spatial is None else fitted(spatial))
 
 
 def numpy_kid(x: np.ndarray, y: np.ndarray, size: int) -> float:
@@ -124,10 +126,18 @@ def test_inception_score_depends_on_the_order_of_the_classes(monkeypatch: pytest
 def test_precision_and_recall_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     real, drawn = cloud(80, 0, width=3), cloud(130, 1, width=3, offset=0.7)
     whole = score({"features": drawn}, reference_of(real), kid_subset_size=20)
-    monkeypatch.setattr(metrics, "LARGEST_DENSE", 20)
     monkeypatch.setattr(metrics, "DISTANCE_ROWS", 32)
     parts = score({"features": drawn}, reference_of(real), kid_subset_size=20)
     assert (parts["precision"], parts["recall"]) == (whole["precision"], whole["recall"])
+
+
+@pytest.mark.parametrize(("count", "offset"), [(130, 0.0), (130, 0.7), (60, 3.0)])
+def test_precision_and_recall_are_those_of_torch_fidelity(count: int, offset: float) -> None:
+    real, drawn = cloud(80, 0, width=3), cloud(count, 1, width=3, offset=offset)
+    values = score({"features": drawn}, reference_of(real), kid_subset_size=20)
+    settings = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": False, "verbose": False}
+    known = prc_features_to_metric(drawn, real, **settings)
+    assert (values["precision"], values["recall"]) == pytest.approx((known["precision"], known["recall"]), abs=1e-7)
 
 
 def test_spatial_distance_is_scored_where_there_is_a_spatial_layer() -> None:

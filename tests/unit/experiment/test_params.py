@@ -74,7 +74,7 @@ def test_the_committed_experiment_is_valid() -> None:
         ("reference.extractors", ["vgg"], r"reference\.extractors\.0: Input should be 'inception'"),
         ("reference.adm_npz", "VIRTUAL_imagenet256_labeled.npz", "add inception to them or set adm_npz to null"),
         ("evaluate.sampler.solver", "rk4", r"evaluate\.sampler\.solver: Input should be 'euler', 'heun', 'ab2' or 'dopri5'"),
-        ("evaluate.sampler.guide", "outputs/train/weak", "autoguidance needs a guide; other kinds take none"),
+        ("evaluate.sampler.guide", "outputs/train/weak", "autoguidance needs a guide, semantic may have one"),
         ("evaluate.sampler.texture.interval", [0.8, 0.2], "0 <= first < second <= 1"),
         ("variants.repa.repa.block", 5, "beyond the 4 blocks of size tiny"),
         ("encode.posterior", "mean", r"encode\.posterior: Input should be 'sample' or 'moments'"),

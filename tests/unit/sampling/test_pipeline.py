@@ -160,10 +160,12 @@ def test_a_grid_is_a_readable_picture(tmp_path: Path) -> None:
     assert len(CLASSES) == 3
 
 
-def test_semantic_guidance_moves_texture_away_from_what_it_is_without_semantics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("guided_by", ["itself", "a weaker network"])
+def test_semantic_guidance_moves_texture_away_from_what_it_is_without_semantics(guided_by: str, tmp_path: Path) -> None:
     vae = texture_vae(tmp_path / "vae")
     params = variant(times={"kind": "independent", "absent": 0.1})
-    pipe = Pipeline.from_artifact(artifact(tmp_path / "train", vae, params), vae)
+    guide = None if guided_by == "itself" else artifact(tmp_path / "guide", vae, params, seed=1)
+    pipe = Pipeline.from_artifact(artifact(tmp_path / "train", vae, params), vae, guide=guide)
     denoiser, labels = pipe.denoiser, torch.tensor([0, 1])
     noise = sample_noise(0, [0, 1], (denoiser.latent.channels, denoiser.latent.grid, denoiser.latent.grid))
     n = denoiser.composite.n_texture
@@ -172,17 +174,24 @@ def test_semantic_guidance_moves_texture_away_from_what_it_is_without_semantics(
     def velocity(x: Tensor, times: SharedTimes) -> Tensor:
         present = denoiser.model(x, times.t_tex, times.t_sem, labels).prediction
         alone = torch.cat([x[:, :n], noise[:, n:]], dim=1)
-        absent = denoiser.model(alone, times.t_tex, torch.zeros_like(times.t_sem), labels).prediction
+        reference = (pipe.guide or denoiser).model
+        absent = reference(alone, times.t_tex, torch.zeros_like(times.t_sem), labels).prediction
         return torch.cat([(absent + 2 * (present - absent))[:, :n], present[:, n:]], dim=1)
 
     expected = integrate(velocity, noise, denoiser.schedule, n, SolverSettings("euler", 6)).x
-    guided = SAMPLER.model_copy(update={"guidance": "semantic", "texture": GuidanceParams(scale=2.0, interval=[0.0, 1.0])})
-    torch.testing.assert_close(pipe.solve([0, 1], labels, guided).x, expected, rtol=1e-4, atol=1e-4)
+    changes = {"guidance": "semantic", "guide": guide and str(guide), "texture": GuidanceParams(scale=2.0, interval=[0.0, 1.0])}
+    found = pipe.solve([0, 1], labels, SAMPLER.model_copy(update=changes)).x
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_semantic_guidance_needs_a_training_with_absent_semantics(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="times of kind global and no absent semantics"):
-        pipeline(tmp_path)([0], sampler=SAMPLER, guidance="semantic")
+def test_semantic_guidance_needs_trainings_with_absent_semantics(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    plain = artifact(tmp_path / "plain", vae, variant())
+    able = artifact(tmp_path / "able", vae, variant(times={"kind": "independent", "absent": 0.1}))
+    with pytest.raises(ConfigError, match="this denoiser was trained with times of kind global and no absent semantics"):
+        Pipeline.from_artifact(plain, vae)([0], sampler=SAMPLER, guidance="semantic")
+    with pytest.raises(ConfigError, match="its guide was trained with times of kind global and no absent semantics"):
+        Pipeline.from_artifact(able, vae, guide=plain)([0], sampler=SAMPLER, guidance="semantic", guide=str(plain))
 
 
 def test_a_sampler_can_take_another_offset_than_the_training(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from measured_together import SAMPLER, counting, lay_out, measurement
+from measured_together import SAMPLER, lay_out, measurement, points_drawn
 from PIL import Image
 
 from sfd_core.cli.studies import parse_interval
@@ -33,13 +33,9 @@ def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return measurement(laid_out, Processes(0, 1))
 
 
-def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, list[int]]:
-    """Return the table and, by point that was drawn, how many images."""
-    drawn: list[int] = []
-
-    table = run_curve(measuring, points, 6, out, counting(drawn))
-    assert table is not None
-    return table, drawn
+def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, int]:
+    """Return the table and how many points were drawn."""
+    return points_drawn(out, lambda: run_curve(measuring, points, 6, out))
 
 
 def test_every_combination_is_a_point_and_scale_one_only_once() -> None:
@@ -71,10 +67,10 @@ def test_a_curve_is_resumable_point_by_point_and_draws_nothing_twice(measuring: 
     _, first = run(measuring, POINTS[:1], tmp_path / "curve")
     before = (tmp_path / "curve" / "points").iterdir().__next__().stat().st_mtime_ns
     table, then = run(measuring, POINTS, tmp_path / "curve")
-    assert (first, then) == ([6], [6, 6])
+    assert (first, then) == (1, 2)
     assert any(file.stat().st_mtime_ns == before for file in (tmp_path / "curve" / "points").iterdir())
     again, none = run(measuring, POINTS, tmp_path / "curve")
-    assert none == []
+    assert none == 0
     pd.testing.assert_frame_equal(again, table)
 
 

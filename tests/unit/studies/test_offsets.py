@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from denoisers import artifact, texture_vae, variant
 from evaluators import small_evaluator
-from measured_together import SAMPLER, counting, lay_out, measurement
+from measured_together import SAMPLER, lay_out, measurement, points_drawn
 from PIL import Image
 
 from sfd_core.evaluation.measurement import UNLABELLED, Order
@@ -38,28 +39,28 @@ def test_every_offset_is_a_point_once_in_rising_order() -> None:
 
 
 def test_each_offset_is_sampled_along_its_path_and_kept(measuring: Measurement, tmp_path: Path) -> None:
-    drawn: list[int] = []
-    table = run_offsets(measuring, POINTS, 6, tmp_path / "out", counting(drawn))
-    assert table is not None
+    out = tmp_path / "out"
+    table, drawn = points_drawn(out, lambda: run_offsets(measuring, POINTS, 6, out))
+    assert drawn == 3
     assert table["delta_t"].tolist() == [-1, 0.3, 1]
     distance = next(name for name in table.columns if name.startswith("fd_"))
     assert table[distance].nunique() == 3
     assert table["sampler"].tolist() == [f"euler, offset {offset}" for offset in (-1.0, 0.3, 1.0)]
     # along the offset of its training it draws what it draws anyway
-    numbers, _ = measuring.run(Order([0, 1, 2] * 2, SAMPLER), lambda batches, _: batches) or ({}, None)
+    numbers, _ = measuring.run(Order([0, 1, 2] * 2, SAMPLER), "samples") or ({}, None)
     assert numbers[distance].value == table[distance].iloc[1]
-    with Image.open(tmp_path / "out" / "offsets.png") as picture:
+    with Image.open(out / "offsets.png") as picture:
         assert min(picture.size) > 300
-    assert drawn == [6] * 3
-    run_offsets(measuring, POINTS, 6, tmp_path / "out", counting(drawn))
-    assert drawn == [6] * 3
+    again, drawn = points_drawn(out, lambda: run_offsets(measuring, POINTS, 6, out))
+    assert drawn == 0
+    pd.testing.assert_frame_equal(again, table)
 
 
 def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
     lay_out(tmp_path)
     measuring = measurement(tmp_path, Processes(0, 1))
     with pytest.raises(ConfigError, match="trained with times of kind global, which know one path"):
-        run_offsets(measuring, POINTS, 6, tmp_path / "out", lambda *_: lambda batches, _: batches)
+        run_offsets(measuring, POINTS, 6, tmp_path / "out")
 
 
 def test_numbers_of_a_denoiser_without_labels_say_so(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,6 @@ def test_numbers_of_a_denoiser_without_labels_say_so(laid_out: Path, tmp_path: P
     folder = artifact(tmp_path / "train", laid_out / "vae", ANY_ORDER, classes=[])
     evaluator, alone = measurement(laid_out, Processes(0, 1)).evaluator, Processes(0, 1)
     unlabelled = Measurement(folder, Pipeline.from_artifact(folder, laid_out / "vae"), evaluator, alone)
-    result = unlabelled.run(Order([0] * 6, SAMPLER), lambda batches, _: batches)
+    result = unlabelled.run(Order([0] * 6, SAMPLER), "samples")
     assert result is not None
     assert {number.protocol["labels"] for number in result[0].values()} == {UNLABELLED}

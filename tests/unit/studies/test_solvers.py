@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from measured_together import SAMPLER, lay_out, measurement
+from measured_together import SAMPLER, lay_out, measurement, points_drawn
 from PIL import Image
 
 from sfd_core.evaluation.rerun import Measurement
@@ -33,15 +33,7 @@ def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, int]:
     """Return the table and how many points were drawn."""
-    drawn: list[str] = []
-
-    def progress(what: str, _size: int):
-        drawn.append(what)
-        return lambda batches, total: batches
-
-    table = run_solvers(measuring, points, SAMPLES, out, progress)
-    assert table is not None
-    return table, len(drawn)
+    return points_drawn(out, lambda: run_solvers(measuring, points, SAMPLES, out))
 
 
 def test_the_target_comes_first_and_no_combination_twice() -> None:
