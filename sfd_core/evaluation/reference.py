@@ -2,9 +2,9 @@
 
 Layout: `<folder>/<extractor>/statistics.safetensors` (mean, factor of the covariance; the same of the spatial layer) over all
 training images and their mirror images, with the radii that precision needs, and `<folder>/<extractor>/features/`, a shard of
-`features` float32 (2, D) (image, mirror image) and `row`, of all training images, or of evenly spaced ones where there are very
-many. With an ADM reference file the statistics are the file's, and `<folder>/<extractor>/compared/` holds `features` (D,) of the
-file's images.
+`features` float32 (2, D) (image, mirror image) and `row`, of all training images, or of evenly spaced ones if there are very
+many. With an ADM reference file the statistics are the file's, and `<folder>/<extractor>/compared/` holds `features` (D,) of
+the file's images.
 """
 
 from collections.abc import Callable, Iterable
