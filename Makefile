@@ -33,7 +33,7 @@ help:  ## list the targets
 setup: $(SET_UP)  ## create .venv from requirements.lock with checked hashes, and install this project into it
 
 repro: setup  ## run the pipeline of params.yaml from data to report/index.html; skips stages that are up to date
-	$(BIN)/dvc repro
+	$(BIN)/sfd reproduce
 	$(BIN)/sfd track
 	$(BIN)/sfd results
 

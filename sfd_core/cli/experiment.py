@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sfd_core.cli.options import PARAMS
+from sfd_core.cli.options import PARAMS, whole
 from sfd_core.cli.results import results, write_curves, write_studies, write_table
 from sfd_core.host.errors import ConfigError
+from sfd_core.host.machine import stages_at_once
 
 if TYPE_CHECKING:
     from sfd_core.experiment.params import Params
 
+AT_ONCE = whole("Stages that run at a time (default: 1 with GPUs, else one a core, up to 4).")
 SET = Parameter(name="set", help="A value as nested in params.yaml; repeatable.", consume_multiple=False, metavar="KEY=VALUE")
 VARY = Parameter(help="A value of the variants, such as seed, and all it shall take.", metavar="KEY VALUE")
 
@@ -27,6 +29,7 @@ def experiment(
     table: Annotated[Path | None, Parameter(help="Also write the final numbers as CSV, one row a variant and value.")] = None,
     curves: Annotated[Path | None, Parameter(help="Also write the convergence as CSV, one row a variant and snapshot.")] = None,
     studies: Annotated[Path | None, Parameter(help="Also write the points of all studies as CSV.")] = None,
+    at_once: Annotated[int | None, AT_ONCE] = None,
 ) -> None:
     """Run the pipeline beside the project with other values.
 
@@ -44,7 +47,7 @@ def experiment(
     assigned = dict(parse_assignment(change) for change in changes or [])
     plan = plan_experiment(base_values(preset), assigned, axis)
     folder = experiment_dir(name)
-    run_experiment(plan, folder)
+    run_experiment(plan, folder, at_once or stages_at_once())
     if table:
         write_table(plan, folder, table)
     if curves:
@@ -52,6 +55,16 @@ def experiment(
     if studies:
         write_studies(plan, folder, studies)
     results(project=folder)
+
+
+def reproduce(*, at_once: Annotated[int | None, AT_ONCE] = None) -> None:
+    """Run the pipeline of params.yaml, several stages at a time.
+
+    Like `dvc repro`, which runs one stage after another.
+    """
+    from sfd_core.workspace.dvc import Place, environment
+
+    Place(Path(), environment(Path())).reproduce(at_once or stages_at_once())
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -215,7 +215,7 @@ def _kid(features: Tensor, reference: Tensor, subset_size: int) -> float:
 def neighbour_radii(features: Tensor) -> Tensor:
     """Return the distance (N,) of every image to its k-th nearest other one; features (N, D), k = 3."""
     centred = features - features.mean(dim=0)
-    parts = (_distances(part, centred) for part in centred.split(DISTANCE_ROWS))
+    parts = (_distances(part, centred) for part in torch.split(centred, DISTANCE_ROWS))
     return torch.cat([part.topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1] for part in parts])
 
 
@@ -225,7 +225,7 @@ def _precision_recall(features: Tensor, reference: Reference) -> dict[str, float
     origin = reference.features.mean(dim=0)
     radii, drawn = neighbour_radii(features), features - origin
     precise, recalled = torch.zeros(len(drawn), dtype=torch.bool), 0
-    for part, reach in zip(reference.features.split(DISTANCE_ROWS), reference.radii.split(DISTANCE_ROWS), strict=True):
+    for part, reach in zip(*(torch.split(of, DISTANCE_ROWS) for of in (reference.features, reference.radii)), strict=True):
         distances = _distances(part - origin, drawn)
         precise |= (distances <= reach[:, None]).any(dim=0)
         recalled += int((distances <= radii).any(dim=1).sum())

@@ -596,7 +596,7 @@ class Params(Group):
             )
 
     def _check_variants(self) -> None:
-        for name in [*self.active, self.report.baseline]:
+        for name in [*self.active, self.report.baseline, *(study.variant for study in self.studies.values())]:
             if name not in self.variants:
                 raise ValueError(f"unknown variant {name!r}; variants defines {', '.join(self.variants)}")
         if len(set(self.active)) != len(self.active):

@@ -59,6 +59,16 @@ def slot_count() -> int:
     return len(gpus()) // count
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stages_at_once() -> int:
+    """Return how many stages share this machine: one with GPUs, of which each uses all, else one a core, up to 4."""
+    return 1 if gpus() else min(4, cores())
+
+
 @contextmanager
 def slot(limit: Callable[[], int], report: Callable[[str], None]) -> Iterator[Slot]:
     """Wait for a free slot among the first `limit()` and hold it; the kernel frees it however its holders end."""

@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sfd_core.host.errors import ConfigError
+from sfd_core.host.machine import cores
 from sfd_core.host.resume import UNKNOWN_CODE, Code, resumable_dir
 from sfd_core.host.settings import Settings
 
@@ -128,7 +129,7 @@ def spread(preempted: int | None = None) -> None:
     count = Settings.read().processes or max(1, torch.cuda.device_count())
     if count == 1 or "WORLD_SIZE" in os.environ:
         return
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     os.environ[Settings.variable("launcher")] = str(os.getpid())
     # the failing process reports the reason; the launcher's log would only hide it
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -7,7 +7,6 @@ of it or nothing. Rows of train come copy by copy: first every image plain, then
 """
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter, deque
@@ -28,6 +27,7 @@ from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.code import require_recorded_code, stage_code
 from sfd_core.experiment.params import PrepareParams, fingerprint, load_params
 from sfd_core.host.errors import DataError, exits_cleanly
+from sfd_core.host.machine import cores
 from sfd_core.host.paths import stage_dir, write_json
 from sfd_core.host.processes import Processes
 from sfd_core.host.progress import with_progress
@@ -152,7 +152,7 @@ def _write_piece(
 
 def _rendered(plan: Plan, rows: Iterable[int]) -> Iterator[Pixels | DataError]:
     """Yield the pixels of rows in order, or the error of a file; only a few images are in memory."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     pending: deque[Future[Pixels | DataError]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:

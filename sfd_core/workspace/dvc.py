@@ -9,14 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Self, TextIO
 
 from sfd_core.host import supervisor
 from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
-from sfd_core.host.machine import Slot
+from sfd_core.host.machine import Slot, cores
 from sfd_core.host.paths import STATE
 
 LOGS = STATE / "logs"
@@ -90,12 +92,44 @@ class Place:
                 raise BusyError(str(error)) from error
             raise
 
+    def reproduce(self, at_once: int) -> None:
+        """Bring every stage up to date, up to `at_once` of them at a time, each with its share of the cores.
+
+        After a failure no further stage starts, and those that run are ended; they resume when they are started again.
+        """
+        if self._is_up_to_date():
+            return
+        threads = max(1, cores() // at_once)
+        place = replace(self, environment={**self.environment, "OMP_NUM_THREADS": str(threads)})
+        # what DVC prints is known only where it goes to a log
+        order = TopologicalSorter(replace(self, log=self.folder / LOGS / "graph.log", report=lambda _: None).stage_graph())
+        order.prepare()
+        with ThreadPoolExecutor(at_once) as workers:
+            running: dict[Future[str], str] = {}
+            try:
+                while order.is_active():
+                    running |= {workers.submit(place.dvc, "repro", "--single-item", name): name for name in order.get_ready()}
+                    for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                        ended.result()
+                        order.done(running.pop(ended))
+            except BaseException:
+                place.stop.set()
+                workers.shutdown(cancel_futures=True)
+                raise
+
+    def _is_up_to_date(self) -> bool:
+        try:
+            self.dvc("status", "--quiet")
+        except ProgramError:
+            return False
+        return True
+
     def pull_run_cache(self) -> None:
         """Fetch from the remote the list of results that it has, without their bytes."""
         self.run(sys.executable, "-c", _PULL_RUN_CACHE)
 
     def stage_graph(self) -> dict[str, set[str]]:
-        """Return, for every stage with its variants, the stages whose outputs it reads."""
+        """Return, for every stage with its variants, the stages whose outputs it reads; this place has a log."""
         graph: dict[str, set[str]] = {}
         for line in self.dvc("dag", "--dot").splitlines():
             match re.findall(r'"(.+?)"', line if line.startswith('"') else ""):

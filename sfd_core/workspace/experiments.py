@@ -73,8 +73,10 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
     return Plan(changed, origins)
 
 
-def run_experiment(plan: Plan, folder: Path, project: Path = Path()) -> None:
+def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path()) -> None:
     """Run the whole pipeline of `project` with the parameters of `plan` in `folder`; continues an interrupted run.
+
+    `at_once`: see `Place.reproduce`.
 
     Raises `ConfigError` for invalid parameters, `DataError` for missing inputs and if a stage fails.
     """
@@ -84,7 +86,7 @@ def run_experiment(plan: Plan, folder: Path, project: Path = Path()) -> None:
     _copy_code(folder, project)
     _write_values(plan.values, params, folder, project, scm=False)
     try:
-        Place(folder, environment(project)).dvc("repro")
+        Place(folder, environment(project)).reproduce(at_once)
     except ProgramError as error:
         raise DataError(f"the pipeline stopped in {folder}; see the error above; the same command continues it") from error
 

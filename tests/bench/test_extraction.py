@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from emoji import emoji
 from latent_diffusion import LatentDiffusionVAE
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.params import EncodeParams, FeaturesParams, LDMVAEParams, Params, TrainedVAEParams, load_params
+from sfd_core.experiment.params import EncodeParams, FeaturesParams, LDMVAEParams, Params, TrainedVAEParams
 from sfd_core.experiment.presets import load_preset
 from sfd_core.host.processes import Processes
 from sfd_core.latents.composite import ChannelStatistics
@@ -69,7 +70,7 @@ class Laboratory:
 
 def embedded() -> Laboratory:
     """The embedded experiment: EfficientNet-Lite0 and the VAEs that it trains."""
-    params = load_params(ROOT / "params.yaml")
+    params = emoji()
     vae = cast(TrainedVAEParams, params.texture_vae)
     shape = TextureVAEShape(vae.channels, vae.downsampling, vae.width, vae.depth)
     return Laboratory.lay_out(params, params.features, TextureVAE(shape), images=512)

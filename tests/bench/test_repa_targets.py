@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emoji import emoji
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec
-from sfd_core.experiment.params import VariantParams, load_params
+from sfd_core.experiment.params import VariantParams
 from sfd_core.latents.composite import Composite
 from sfd_core.models.denoisers.factory import build_denoiser
 from sfd_core.models.denoisers.lightningdit import LightningDiT
@@ -28,7 +29,7 @@ from sfd_core.training.tasks.denoising import FlowTask, LatentBatches
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
-PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+PARAMS = emoji()
 IMAGES = {"train": 2 * PARAMS.train.optimisation.batch_size, "held_out": 8}
 WAYS = {"stored": ("encoder", True), "computed": ("encoder", False), "semantic": ("semantic", False)}
 """Name -> `repa.targets` and `features.store`."""

@@ -1,21 +1,21 @@
 """Images a second of sampling, by size, on composite latents as the embedded preset has them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from emoji import emoji
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sfd_core.diffusion.schedule import LocalTimes, Schedule
 from sfd_core.diffusion.solver import SolverSettings, integrate
-from sfd_core.experiment.params import VariantParams, load_params
+from sfd_core.experiment.params import VariantParams
 from sfd_core.host.seeding import generator
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
 
 pytestmark = pytest.mark.bench
 
-PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+PARAMS = emoji()
 CLASSES = 10
 LATENT = LatentSpec(PARAMS.texture_vae.channels, PARAMS.semantic_vae.channels, PARAMS.latent_grid, token_channels=112)
 SCHEDULE = Schedule.offset(PARAMS.variants["sfd"].delta_t)

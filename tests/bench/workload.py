@@ -12,12 +12,13 @@ import pytest
 import torch
 from bench import eager_baseline
 from bench.operations import Profiler, Work, WorkCounter, averaging
+from emoji import emoji
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.params import TrainParams, VariantParams, load_params
+from sfd_core.experiment.params import TrainParams, VariantParams
 from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.host.seeding import generator
 from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
@@ -29,7 +30,7 @@ from sfd_core.training.ema import EMA
 from sfd_core.training.loop import TrainingPlan, run, training_device
 from sfd_core.training.tasks.denoising import FlowTask, LatentBatches
 
-PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+PARAMS = emoji()
 CLASSES = 10
 STEPS_AT_MOST = 1_000_000
 

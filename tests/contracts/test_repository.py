@@ -119,9 +119,9 @@ def test_the_command_and_the_module_are_one() -> None:
         assert ended.stdout.startswith("params.yaml is a valid experiment")
 
 
-def test_emoji_preset_is_the_committed_experiment() -> None:
+def test_preset_avatars_is_the_committed_experiment() -> None:
     shown = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
-    preset = (ROOT / "presets" / "emoji.yaml").read_text()
+    preset = (ROOT / "presets" / "avatars.yaml").read_text()
     if shown.stdout.splitlines()[0] != preset.splitlines()[0]:
         pytest.skip("another experiment is committed")
     assert shown.stdout == preset

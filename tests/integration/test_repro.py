@@ -41,7 +41,7 @@ def project(reproduced: Project) -> Iterator[Project]:
 def test_every_declared_output_is_written(project: Project) -> None:
     lock = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
     assert set(lock) == {
-        *("code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "report"),
+        *("code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "studies", "report"),
         *(f"{stage}@{variant}" for stage in ("train", "evaluate") for variant in VARIANTS),
     }
     for stage, entry in lock.items():
@@ -79,8 +79,9 @@ EVALUATIONS = {f"evaluate@{variant}" for variant in VARIANTS}
         ({"train.ema_decay": 0.9}, TRAININGS),
         ({"variants.sfd.delta_t": 0.5}, {"train@sfd"}),
         ({"variants.lightningdit.seed": 7}, set()),
-        ({"reference.batch_size": 4}, {"reference", *EVALUATIONS}),
-        ({"evaluate.sampler.evaluations": 5}, EVALUATIONS),
+        ({"reference.batch_size": 4}, {"reference", *EVALUATIONS, "studies"}),
+        ({"evaluate.sampler.evaluations": 5}, {*EVALUATIONS, "studies"}),
+        ({"studies.guided.scales": [1.5]}, {"studies"}),
         ({"report.title": "Another"}, set()),
         ({"engine.checkpoint_seconds": 9.0}, None),
     ],

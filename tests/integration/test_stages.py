@@ -20,9 +20,9 @@ pytestmark = pytest.mark.timeout(900)
 PROGRAM = Path(__file__).parents[1] / "support" / "imported_modules.py"
 STAGES = (
     "code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train@sfd", "train@repa", "train@dit",
-    "evaluate@sfd", "report",
+    "evaluate@sfd", "studies", "report",
 )  # fmt: skip
-QUICK = ("code", "encode", "train@sfd", "evaluate@sfd", "report")
+QUICK = ("code", "encode", "train@sfd", "evaluate@sfd", "studies", "report")
 """Run in the quick tests; the others with the slow ones."""
 CHECKED_WITH = {"sfd_core.experiment.sizes"}
 """Counts where a network is built; every stage imports it because the checks of all parameters do."""

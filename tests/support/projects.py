@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from emoji import emoji_values
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,16 @@ TINY: dict[str, Any] = {
         "kid_subset_size": 4,
         "neighbours": 2,
         "sampler": {"evaluations": 3, "batch_size": 4},
+    },
+    "studies": {
+        "guided": {
+            "kind": "guidance",
+            "variant": "sfd",
+            "guidance": "autoguidance",
+            "guide_step": 2,
+            "parts": "both",
+            "scales": [1.0, 2.0],
+        }
     },
     "report": {"grid_images": 3},
 }
@@ -100,13 +111,13 @@ class Project:
 
 def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return values | {
-        key: _merged(values[key], change) if isinstance(change, Mapping) else change for key, change in changes.items()
+        key: _merged(values.get(key, {}), change) if isinstance(change, Mapping) else change for key, change in changes.items()
     }
 
 
 def tiny_values(active: list[str], root: Path = ROOT) -> dict[str, Any]:
-    """Return the parameters of the project in `root`, shrunk until the whole pipeline takes a minute."""
-    values = _merged(yaml.safe_load((root / "params.yaml").read_text()), TINY)
+    """Return preset emoji of the project in `root`, shrunk until the whole pipeline takes a minute."""
+    values = _merged(emoji_values(root), TINY)
     for stage in ("texture_vae", "semantic_vae", "train"):
         values[stage]["optimisation"] |= TINY_OPTIMISATION
     return values | {"active": active}

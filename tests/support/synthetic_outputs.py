@@ -45,6 +45,7 @@ def imagenet_like(params: Params) -> Params:
     """Return the experiment at 256 pixels, evaluated by Inception first."""
     values = params.model_dump(mode="json")
     values["prepare"] |= {"source": "folder", "path": "images", "labels": "folder", "resolution": 256}
+    values["prepare"] |= {"styles": None, "per_style": None}
     values["features"]["grid"] = 256 // values["texture_vae"]["downsampling"]
     values["reference"]["extractors"] = ["inception", "dinov2"]
     return parse_params(values)

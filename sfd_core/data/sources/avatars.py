@@ -7,7 +7,6 @@ seed gives the same drawing. Only styles under CC0 1.0 or CC BY 4.0 are used.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
@@ -23,6 +22,7 @@ from PIL import Image
 from sfd_core.data.sources.crops import Pixels, on_white
 from sfd_core.data.sources.image_set import ImageSet, require_plain
 from sfd_core.host.errors import ConfigError
+from sfd_core.host.machine import cores
 from sfd_core.host.progress import with_progress
 
 FREE = ("CC0 1.0", "CC BY 4.0")
@@ -86,7 +86,7 @@ def versions() -> str:
 
 def _drawn(wanted: Sequence[tuple[str, int]], side: int) -> Iterator[Pixels]:
     # processes, because drawing is Python's own work; started afresh, because torch's threads do not survive a fork
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         yield from pool.map(partial(draw, side=side), wanted, chunksize=DRAWN_AT_ONCE)
 
 

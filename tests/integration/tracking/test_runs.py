@@ -3,10 +3,11 @@
 import subprocess
 from pathlib import Path
 
-from sfd_core.experiment.params import load_params
+from emoji import emoji
+
 from sfd_core.tracking import vae_run
 
-PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+PARAMS = emoji()
 
 
 def test_the_commit_is_named_and_marked_when_files_differ(project: Path) -> None:

@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import pytest
+from emoji import emoji
 
 from sfd_core.cli.main import app
 from sfd_core.cli.options import UNCHANGED
 from sfd_core.cli.sampling import find_labels
-from sfd_core.experiment.params import SamplerParams, load_params
+from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError
 
-PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+PARAMS = emoji()
 CLASSES = ["Flags", "Food & Drink", "Symbols"]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from emoji import emoji_values
 
 from sfd_core.experiment.estimates import WEIGHTS_A_BLOCK, outlook, project_rates
 from sfd_core.experiment.grid import CURRENT, Space, base_values, plan_points, shared_groups
@@ -13,7 +14,7 @@ from sfd_core.experiment.params import parse_params
 from sfd_core.host.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
-VALUES: dict[str, Any] = yaml.safe_load((ROOT / "presets" / "emoji.yaml").read_text())
+VALUES: dict[str, Any] = emoji_values()
 
 
 def plan(variants: tuple[str, ...] = ("sfd",), grid: Any = None, seeds: tuple[int, ...] = (), changes: Any = None) -> Any:

@@ -1,23 +1,22 @@
 """Bad parameters are named with the reason and the remedy, before any compute."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from emoji import emoji, emoji_values
 
 from sfd_core.experiment.params import fingerprint, load_params, parse_params
 from sfd_core.host.errors import ConfigError
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
 from sfd_core.training.optim import learning_rate_at
 
-COMMITTED = Path(__file__).parents[3] / "params.yaml"
+OFFSETS = {"kind": "offsets", "variant": "dit", "offsets": [0.0, 0.3]}
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load(COMMITTED.read_text())
+    values: dict[str, Any] = emoji_values()
     place: Any = values
     *parents, last = key.split(".")
     for parent in parents:
@@ -27,7 +26,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def test_the_committed_experiment_is_valid() -> None:
-    params = load_params(COMMITTED)
+    params = emoji()
     assert params.active == ["dit", "lightningdit", "sync", "sfd"]
     assert params.latent_grid == params.features.grid == 8
     assert params.semantic_channels(params.variants["lightningdit"]) == 0
@@ -93,6 +92,14 @@ def test_the_committed_experiment_is_valid() -> None:
         ("prepare.held_out_path", "val", r"held_out_path is 'val', but twemoji has no held-out set; set it to null"),
         ("texture_vae.learning_rate", float("nan"), r"texture_vae\.learning_rate"),
         ("texture_vae.kind", "vqgan", r"texture_vae\.kind: must be one of trained, ldm, diffusers \(given: 'vqgan'\)"),
+        (
+            "studies",
+            {"curve": {"kind": "offset"}},
+            r"studies\.curve\.kind: must be one of offsets, guidance",
+        ),
+        ("studies", {"curve": OFFSETS | {"offsets": [2]}}, r"studies\.curve\.offsets\.0: .*less than or equal to 1"),
+        ("studies", {"curve": OFFSETS | {"variant": "sdf"}}, "unknown variant 'sdf'"),
+        ("studies", {"curve": OFFSETS | {"variant": "sfd"}}, r"studies\.curve\.variant sfd has one path"),
         ("semantic_vae.weights", "semvae.pt", r"semantic_vae: standardise is true, but published weights take raw tokens"),
     ],
 )
@@ -164,7 +171,7 @@ def test_the_paper_s_semantic_vae_is_expressible() -> None:
 
 
 def test_a_missing_value_is_named() -> None:
-    values = yaml.safe_load(COMMITTED.read_text())
+    values = emoji_values()
     del values["encode"]["dtype"]
     with pytest.raises(ConfigError, match=r"encode\.dtype: missing"):
         parse_params(values)
@@ -192,8 +199,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_equal_values_have_equal_fingerprints() -> None:
-    params = load_params(COMMITTED)
-    again = parse_params(copy.deepcopy(yaml.safe_load(COMMITTED.read_text())))
+    params = emoji()
+    again = parse_params(emoji_values())
     assert fingerprint(params) == fingerprint(again)
     assert fingerprint(params) != fingerprint(parse_params(changed("encode.seed", 1)))
 

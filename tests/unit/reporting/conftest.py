@@ -3,12 +3,16 @@ from pathlib import Path
 import pytest
 from synthetic_outputs import write_outputs
 
-from sfd_core.experiment.params import Params, load_params
+from sfd_core.experiment.params import Params, load_params, parse_params
 
 
 @pytest.fixture(scope="session")
 def params() -> Params:
-    return load_params(Path(__file__).parents[3] / "params.yaml")
+    """The project's, with a study of guidance."""
+    values = load_params(Path(__file__).parents[3] / "params.yaml").model_dump(mode="json")
+    guided = {"kind": "guidance", "variant": "sfd", "guidance": "autoguidance", "guide_step": 600, "parts": "both"}
+    values["studies"]["sfd guided"] = guided | {"scales": [1.5, 2.0, 3.0]}
+    return parse_params(values)
 
 
 @pytest.fixture(scope="session")

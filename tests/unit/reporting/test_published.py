@@ -76,7 +76,7 @@ def test_imagenet_with_fid_shows_them_dashed_and_named(page: str) -> None:
     published = payload(page)["published"]
     assert set(published["curves"]) == {"fid"}
     assert "published: LightningDiT-XL/1 + SFD" in published["curves"]["fid"]
-    assert set(published["own_offsets"]) == {"sync", "sfd"}
+    assert set(published["own_offsets"]) == {"sync", "sfd", "cascade", "any_order"}
     assert 'id="published"' in page
     assert "Published: unguided, by training step" in page
 

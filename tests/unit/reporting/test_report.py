@@ -60,7 +60,7 @@ def test_every_section_has_content(page: Path) -> None:
     html = page.read_text()
     assert 'class="missing"' not in html.replace('<noscript><p class="missing">', "")
     assert "2512.04926" in html
-    assert "CC-BY 4.0" in html
+    assert "CC BY 4.0" in html
     pictures = re.findall(r"<img\b[^>]*>", html)
     assert pictures
     assert [picture[:100] for picture in pictures if " alt=" not in picture] == []
@@ -93,7 +93,7 @@ def test_metrics_and_results_hold_the_final_table(params: Params, page: Path) ->
 
 
 def test_figures_are_pictures(page: Path) -> None:
-    for name in ("convergence", "samples", "denoising"):
+    for name in ("convergence", "offsets", "guidance", "samples", "denoising"):
         with Image.open(page.parent / f"{name}.png") as picture:
             assert min(picture.size) > 200
     assert (page.parent / "phases.svg").read_text().startswith("<svg")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic_outputs import write_studies
 
-from sfd_core.experiment.params import Params
+from sfd_core.experiment.params import OffsetStudy, Params
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.sources import read_outputs
 
@@ -19,7 +19,7 @@ def tree(written: Path, tmp_path: Path) -> Path:
 
 
 def test_complete_tree_misses_only_the_studies(params: Params, tree: Path, tmp_path: Path) -> None:
-    assert set(read_outputs(params, tree, tmp_path / "none").missing) == {"learning_rates", "seeds", "long"}
+    assert set(read_outputs(params, tree, tmp_path / "none").missing) == {"learning_rates", "seeds", "long", "guided"}
     assert read_outputs(params, tree, write_studies(tmp_path / "results")).missing == {}
 
 
@@ -36,6 +36,8 @@ def test_variant_that_was_not_evaluated_is_an_error_that_names_it(params: Params
         ("evaluate/sfd/samples.npz", "grids.sfd"),
         ("evaluate/sfd/trajectory.npz", "trajectory.sfd"),
         ("evaluate/sfd/neighbours.png", "neighbours.sfd"),
+        ("evaluate/sfd/classes.csv", "classes.sfd"),
+        ("studies/offsets/offsets.csv", "studies.offsets"),
         ("train/sfd/history.csv", "history.sfd"),
         ("texture_vae/reconstructions.png", "reconstructions"),
         ("semantic_vae/history.csv", "history.semantic_vae"),
@@ -68,3 +70,14 @@ def test_samples_of_another_shape_are_refused(params: Params, tree: Path) -> Non
     np.savez(path, images=np.zeros((2, 3, 3, 8, 8), np.uint8), steps=np.arange(2), labels=np.arange(5))
     with pytest.raises(DataError, match=r"samples\.npz"):
         read_outputs(params, tree, tree)
+
+
+def test_points_of_all_studies_are_one_table(params: Params, tree: Path) -> None:
+    points = read_outputs(params, tree, tree).curves
+    curves = points[points["study"] == "offsets"]
+    study = params.studies["offsets"]
+    assert isinstance(study, OffsetStudy)
+    assert set(points["study"]) == set(params.studies)
+    assert set(curves["variant"]) == {study.variant}
+    assert curves["delta_t"].tolist() == study.offsets
+    assert curves["fd_efficientnet_lite2"].notna().all()

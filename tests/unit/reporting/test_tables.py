@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from denoisers import variant
-from synthetic_outputs import FINAL
+from synthetic_outputs import CLASSES, FINAL
 
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import Params
@@ -45,7 +45,8 @@ def test_result_table_marks_the_best_of_every_column(outputs: Outputs) -> None:
 def test_every_flat_number_is_in_the_table(params: Params, outputs: Outputs) -> None:
     flat = tables.flat_numbers(outputs)
     assert flat["sfd"]["fd_efficientnet_lite2"] == FINAL["sfd"]
-    assert set(flat) == {*params.active, "sync_oracle", "sfd_oracle", "floor", "ceiling", "train_subset"}
+    oracles = {f"{name}_oracle" for name in params.active if params.variants[name].semantic != "none"}
+    assert set(flat) == {*params.active, *oracles, "floor", "ceiling", "train_subset"}
 
 
 def test_speed_table_says_when_a_target_was_not_reached(outputs: Outputs) -> None:
@@ -142,3 +143,40 @@ ANY_ORDER = {"kind": "independent", "absent": 0.1}
 )
 def test_a_variant_is_described_by_its_order(changes: dict[str, Any], words: str) -> None:
     assert tables.describe(variant(**changes)) == words
+
+
+def test_offsets_are_rows_with_the_lowest_mean_marked(outputs: Outputs) -> None:
+    points = outputs.curves[outputs.curves["kind"] == "offsets"]
+    table = studies.offset_table(points, "fd_efficientnet_lite2")
+    assert table.columns[0] == "Fréchet distance ↓"
+    assert [row.title for row in table.rows if row.cells[0].best] == ["0.3"]
+    assert len(table.rows) == points["delta_t"].nunique()
+
+
+def test_every_study_of_guidance_is_a_row_at_its_best_scale() -> None:
+    points = pd.DataFrame(
+        {
+            "study": ["a", "a", "b", "b"],
+            "scale": [1.5, 2.0, 1.5, 2.0],
+            "samples": 100,
+            "fd_efficientnet_lite2": [30.0, 20.0, 25.0, 10.0],
+            "precision_efficientnet_lite2": [0.1, 0.2, 0.3, 0.4],
+        }
+    )
+    table = studies.guided_table(points, "fd_efficientnet_lite2")
+    assert [(row.title, row.cells[0].text, row.cells[1].text) for row in table.rows] == [("b", "2", "10.0"), ("a", "2", "20.0")]
+    assert table.columns == ["Scale", "Fréchet distance ↓", "Precision ↑"]
+    assert sum(span for _, span in table.groups) == len(table.columns)
+
+
+def test_shares_of_classes_show_those_that_differ_most(outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = studies.class_shares(outputs)
+    assert table is not None
+    assert [row.title for row in table.rows] == [*outputs.variants, "training images"]
+    assert len(table.columns) == len(CLASSES)
+    monkeypatch.setattr(studies, "MOST_CLASSES", 2)
+    few = studies.class_shares(outputs)
+    assert few is not None
+    assert len(few.columns) == 2
+    unlabelled = {name: replace(found, classes=None) for name, found in outputs.variants.items()}
+    assert studies.class_shares(replace(outputs, variants=unlabelled)) is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from emoji import emoji_values
 from image_folder import draw_images
 from PIL import Image
 
@@ -170,7 +171,7 @@ def test_a_nearly_full_disk_is_told_before_any_work(folder: Path, tmp_path: Path
 def test_the_command_ends_with_code_2_and_one_line_for_bad_input(
     folder: Path, tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values = emoji_values()
     values["prepare"] |= {"source": "folder", "path": missing, "labels": "folder", "copies": 1}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emoji import emoji
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec
 from sfd_core.evaluation.evaluator import Evaluator
-from sfd_core.experiment.params import Params, load_params, parse_params
+from sfd_core.experiment.params import Params, parse_params
 from sfd_core.host.errors import DataError
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.reference import random_rows, reference
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    values = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    values = emoji().model_dump(mode="json")
     values["reference"] |= {"extractors": ["efficientnet_lite0"], "batch_size": 8}
     values["evaluate"] |= {"snapshot_samples": 6, "final_samples": 20, "kid_subset_size": 5}
     return parse_params(values)

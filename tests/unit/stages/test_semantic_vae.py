@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+from emoji import emoji_values
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec
@@ -25,7 +25,7 @@ SIZES = {"channels": 3, "width": 16, "depth": 2, "heads": 4, "pca_channels": 2}
 
 
 def params(**changes: Any) -> SemanticVAEParams:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())["semantic_vae"]
+    values = emoji_values()["semantic_vae"]
     optimisation = values["optimisation"] | {"steps": 2, "batch_size": 4, "warmup_steps": 1, "decay_steps": 0}
     return SemanticVAEParams.model_validate(values | SIZES | {"optimisation": optimisation} | changes)
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from emoji import emoji_values
 
 from sfd_core.experiment.grid import Space, plan_points
 from sfd_core.tracking.comparison import Comparison, Row
 
 ROOT = Path(__file__).parents[3]
-VALUES: dict[str, Any] = yaml.safe_load((ROOT / "presets" / "emoji.yaml").read_text())
+VALUES: dict[str, Any] = emoji_values()
 
 
 def comparison() -> Comparison:

@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
+from emoji import emoji
 from synthetic_outputs import write_outputs
 
-from sfd_core.experiment.params import Params, load_params
+from sfd_core.experiment.params import Params
 from sfd_core.host.paths import OUTPUTS, write_json
 from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.project import _model
@@ -18,7 +19,7 @@ ALL = {"texture_vae", "semantic_vae", "dit", "lightningdit", "sync", "sfd"}
 
 @pytest.fixture
 def params() -> Params:
-    return load_params(Path(__file__).parents[3] / "params.yaml")
+    return emoji()
 
 
 def test_every_finished_vae_and_variant_gets_one_run(embedded: Path, params: Params) -> None:

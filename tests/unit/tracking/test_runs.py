@@ -1,12 +1,10 @@
-from pathlib import Path
-
 import pytest
+from emoji import emoji
 
-from sfd_core.experiment.params import load_params
 from sfd_core.tracking import vae_run, variant_run
 from sfd_core.tracking.runs import training_run
 
-PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+PARAMS = emoji()
 
 
 def test_every_parameter_that_shapes_a_variant_is_there_under_its_own_name() -> None:

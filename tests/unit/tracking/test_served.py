@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from emoji import emoji
 from safetensors.torch import save_file
 
-from sfd_core.experiment.params import load_params
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import OUTPUTS, file_digest
 from sfd_core.latents.composite import ChannelStatistics, LatentStatistics
@@ -20,7 +20,7 @@ from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.served import _load_pyfunc
 
-PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+PARAMS = emoji()
 CLASSES = ("a", "b", "c")
 LATENT = LatentSpec(texture_channels=4, semantic_channels=2, grid=4, token_channels=0)
 

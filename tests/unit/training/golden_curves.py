@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from emoji import emoji
 from torch import Tensor
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.params import VariantParams, load_params
+from sfd_core.experiment.params import VariantParams
 from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
 from sfd_core.latents.tokens import Rows
 from sfd_core.models.denoisers.dit import DiT
@@ -25,7 +26,7 @@ from sfd_core.training.history import read_history
 from sfd_core.training.loop import TrainingPlan, run
 from sfd_core.training.tasks.denoising import FlowTask, GaussianTask, LatentBatches
 
-PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+PARAMS = emoji()
 FOLDER = Path(__file__).parent / "golden"
 STEPS, BATCH, IMAGES, GRID, TOKEN_CHANNELS, CLASSES = 8, 16, 40, 4, 6, 3
 CHANNELS = {"z_tex": 4, "z_sem": 2, "z_pca": 2}

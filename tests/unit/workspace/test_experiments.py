@@ -1,21 +1,22 @@
 from pathlib import Path
 
 import pytest
+from emoji import emoji
 
-from sfd_core.experiment.params import load_params, parse_params
+from sfd_core.experiment.params import parse_params
 from sfd_core.host.errors import ConfigError
 from sfd_core.workspace.dvc import Place
 from sfd_core.workspace.experiments import Axis, origin_values, plan_experiment, run_experiment
 
 ROOT = Path(__file__).parents[3]
-VALUES = load_params(ROOT / "params.yaml").model_dump(mode="json")
+VALUES = emoji().model_dump(mode="json")
 
 
 def test_changes_are_set_and_the_given_values_stay_as_they_are() -> None:
     plan = plan_experiment(VALUES, {"train.optimisation.steps": 7_000, "prepare.seed": 3})
     params = parse_params(plan.values)
     assert (params.train.optimisation.steps, params.prepare.seed) == (7_000, 3)
-    assert load_params(ROOT / "params.yaml").model_dump(mode="json") == VALUES
+    assert emoji().model_dump(mode="json") == VALUES
     assert plan.origins == {name: name for name in VALUES["active"]}
 
 
@@ -29,9 +30,17 @@ def test_every_active_variant_takes_every_value_and_keeps_its_name_where_it_has_
     plan = plan_experiment(VALUES | {"active": ["sync", "sfd"]}, {}, Axis("seed", (0, 1, 2)))
     params = parse_params(plan.values)
     assert params.active == ["sync", "sync-seed-1", "sync-seed-2", "sfd", "sfd-seed-1", "sfd-seed-2"]
-    assert params.variants["sfd"] == load_params(ROOT / "params.yaml").variants["sfd"]
+    assert params.variants["sfd"] == emoji().variants["sfd"]
     assert params.variants["sfd-seed-2"].model_copy(update={"seed": 0}) == params.variants["sfd"]
     assert origin_values(plan, ["seed"])["sync-seed-1"] == {"variant": "sync", "seed": 1}
+
+
+def test_studies_of_a_variant_come_along_with_every_value_of_it() -> None:
+    study = {"kind": "guidance", "variant": "sfd", "guidance": "cfg", "guide_step": None, "parts": "both", "scales": [1.5]}
+    studies = {"curve": study, "other": study | {"variant": "redi"}}
+    plan = plan_experiment(VALUES | {"active": ["sfd"], "studies": studies}, {}, Axis("seed", (0, 1)))
+    assert plan.values["studies"] == {"curve": study, "curve-seed-1": study | {"variant": "sfd-seed-1"}}
+    assert list(parse_params(plan.values).active_studies()) == ["curve", "curve-seed-1"]
 
 
 def test_names_of_variants_hold_no_dot_since_dvc_would_take_it_for_nesting() -> None:
@@ -46,7 +55,7 @@ def test_an_impossible_experiment_writes_nothing(tmp_path: Path) -> None:
         plan_experiment(VALUES, {"prepare.resolution": 63})
     plan = plan_experiment(VALUES, {}, Axis("learning_rate", (-1.0,)))
     with pytest.raises(ConfigError, match="learning_rate"):
-        run_experiment(plan, tmp_path / "experiment", ROOT)
+        run_experiment(plan, tmp_path / "experiment", 2, ROOT)
     assert not (tmp_path / "experiment").exists()
     assert (ROOT / "params.yaml").read_text() == before
 
@@ -70,7 +79,7 @@ def test_images_and_weights_of_the_project_are_those_of_its_experiments(
     monkeypatch.setattr(Place, "dvc", lambda *_: "")
     changes = {"source": "parquet", "labels": "stored", "path": "data/train-*.parquet", "held_out_path": "data/val.parquet"}
     changes |= {"held_out": None, "copies": 1}
-    run_experiment(plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()}), folder, project)
+    run_experiment(plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()}), folder, 2, project)
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["train-0.parquet", "train-1.parquet", "val.parquet"]
 
 
@@ -79,5 +88,5 @@ def test_an_input_in_the_outputs_is_refused(tmp_path: Path) -> None:
         VALUES, {"evaluate.sampler.guidance": "autoguidance", "evaluate.sampler.guide": "outputs/train/weak"}
     )
     with pytest.raises(ConfigError, match=r"guide outputs/train/weak lies in outputs, .* such as weights/weak"):
-        run_experiment(plan, tmp_path / "experiment", ROOT)
+        run_experiment(plan, tmp_path / "experiment", 2, ROOT)
     assert not (tmp_path / "experiment").exists()
