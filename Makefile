@@ -25,7 +25,7 @@ MLFLOW_PORT ?= 5000
 PYTEST ?=
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
-.PHONY: help setup repro repro-long seeds learning-rates test test-slow test-browser test-gpu accept chaos bench check format lock up down status serve-mlflow dashboard clean
+.PHONY: help setup repro repro-long seeds guided learning-rates test test-slow test-browser test-gpu accept chaos bench check format lock up down status serve-mlflow dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,7 +42,10 @@ repro-long: setup  ## the same with LONG_STEPS training steps per variant, in .s
 		--set train.optimisation.decay_steps=$$(( $(LONG_STEPS) / 3 )) --set train.snapshots=6
 
 seeds: setup  ## train and evaluate every active variant with each of SEEDS, in .sfd/experiments/seeds
-	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table docs/results/seeds.csv
+	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table docs/results/seeds.csv --studies docs/results/offsets.csv
+
+guided: setup  ## sample every variant with every kind of guidance (preset avatars+guided), in .sfd/experiments/guided
+	$(BIN)/sfd experiment guided --preset avatars+guided --studies docs/results/guided.csv
 
 learning-rates: setup  ## train every active variant for RATE_STEPS steps at each of RATES, in .sfd/experiments/learning-rates
 	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table docs/results/learning_rates.csv \

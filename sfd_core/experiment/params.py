@@ -22,6 +22,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Offset = Annotated[float, Field(ge=-1, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
+StudyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-]+$")]
+"""Also a folder's name."""
 
 LABELS = {
     "twemoji": ("category", "subcategory"),
@@ -547,7 +549,7 @@ class Params(Group):
     train: TrainParams
     reference: ReferenceParams
     evaluate: EvaluateParams
-    studies: dict[str, Annotated[StudyParams, Field(discriminator="kind")]]
+    studies: dict[StudyName, Annotated[StudyParams, Field(discriminator="kind")]]
     """Curves of trained denoisers, by name; those of variants that are not active are not measured."""
     report: ReportParams
     engine: EngineParams

@@ -99,8 +99,6 @@ class Place:
         """
         if self._is_up_to_date():
             return
-        threads = max(1, cores() // at_once)
-        place = replace(self, environment={**self.environment, "OMP_NUM_THREADS": str(threads)})
         # what DVC prints is known only where it goes to a log
         order = TopologicalSorter(replace(self, log=self.folder / LOGS / "graph.log", report=lambda _: None).stage_graph())
         order.prepare()
@@ -108,12 +106,15 @@ class Place:
             running: dict[Future[str], str] = {}
             try:
                 while order.is_active():
-                    running |= {workers.submit(place.dvc, "repro", "--single-item", name): name for name in order.get_ready()}
+                    ready = order.get_ready()
+                    threads = max(1, cores() // min(at_once, len(running) + len(ready))) if ready else 1
+                    place = replace(self, environment={**self.environment, "OMP_NUM_THREADS": str(threads)})
+                    running |= {workers.submit(place.dvc, "repro", "--single-item", name): name for name in ready}
                     for ended in wait(running, return_when=FIRST_COMPLETED).done:
                         ended.result()
                         order.done(running.pop(ended))
             except BaseException:
-                place.stop.set()
+                self.stop.set()
                 workers.shutdown(cancel_futures=True)
                 raise
 

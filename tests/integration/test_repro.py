@@ -4,11 +4,12 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from projects import Project
+from projects import Project, make_project
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -159,3 +160,21 @@ def test_the_command_line_reads_the_project(project: Project) -> None:
     for variant in VARIANTS:
         assert re.search(rf"^{variant} .*\d", printed, re.MULTILINE)
     assert printed.rstrip().endswith("report/index.html")
+
+
+def test_stages_side_by_side_restore_what_is_known_and_then_run_nothing(reproduced: Project, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "side-by-side", list(VARIANTS), cache_of=reproduced)
+    first = project.run("sfd", "reproduce", "--at-once", "3")
+    assert ran(first.stdout) == []
+    assert (project.path / "dvc.lock").read_text() == (reproduced.path / "dvc.lock").read_text()
+    assert (project.path / "report" / "index.html").is_file()
+    assert "Stage" not in project.run("sfd", "reproduce").stdout
+
+
+def test_a_stage_that_fails_ends_those_beside_it_and_is_named(reproduced: Project, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "failing", ["sfd"], cache_of=reproduced)
+    project.set({"prepare.path": "nowhere"})
+    ended = project.run("sfd", "reproduce", check=False)
+    assert ended.returncode == 2
+    assert "prepare" in ended.stderr
+    assert "Traceback" not in ended.stderr

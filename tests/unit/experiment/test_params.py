@@ -97,6 +97,7 @@ def test_the_committed_experiment_is_valid() -> None:
             {"curve": {"kind": "offset"}},
             r"studies\.curve\.kind: must be one of offsets, guidance",
         ),
+        ("studies", {"a/b": OFFSETS}, r"studies\.a/b.*should match pattern"),
         ("studies", {"curve": OFFSETS | {"offsets": [2]}}, r"studies\.curve\.offsets\.0: .*less than or equal to 1"),
         ("studies", {"curve": OFFSETS | {"variant": "sdf"}}, "unknown variant 'sdf'"),
         ("studies", {"curve": OFFSETS | {"variant": "sfd"}}, r"studies\.curve\.variant sfd has one path"),

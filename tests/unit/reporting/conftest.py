@@ -11,7 +11,7 @@ def params() -> Params:
     """The project's, with a study of guidance."""
     values = load_params(Path(__file__).parents[3] / "params.yaml").model_dump(mode="json")
     guided = {"kind": "guidance", "variant": "sfd", "guidance": "autoguidance", "guide_step": 600, "parts": "both"}
-    values["studies"]["sfd guided"] = guided | {"scales": [1.5, 2.0, 3.0]}
+    values["studies"]["sfd-guided"] = guided | {"scales": [1.5, 2.0, 3.0]}
     return parse_params(values)
 
 
