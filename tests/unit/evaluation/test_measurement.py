@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from denoisers import artifact, variant
+from denoisers import artifact, texture_vae, variant
 from measured_together import LABELS, SAMPLER, lay_out, measurement
 
-from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.evaluation import measurement as measurement_module
+from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure, oracle_order
 from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded
 from sfd_core.host.errors import ConfigError, DataError, IdentityError
 from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
+from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.sampling.pipeline import Pipeline, Samples
 
 ALONE = Processes(0, 1)
@@ -182,3 +186,18 @@ def test_fifty_a_class_for_imagenet() -> None:
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 images cannot be drawn"):
         class_balanced_labels(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "rows"), [([], [0] * 4, [0, 3, 6, 9]), (["a", "b", "c"], [2, 0, 2, 1, 2], [8, 0, 9, 4, 10])]
+)
+def test_an_oracle_takes_semantics_of_all_styles_or_of_the_classes_it_draws(
+    classes: list[str], labels: list[int], rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ShardWriter(tmp_path / "latents", {"label": FieldSpec("int64", ())}, {}) as writer:
+        writer.append(label=np.repeat(np.arange(3), 4))
+    monkeypatch.setattr(measurement_module, "semantic_latents", lambda _denoiser, _latents, chosen: torch.from_numpy(chosen))
+    denoiser = load_denoiser(artifact(tmp_path / "train", texture_vae(tmp_path / "vae"), variant(), classes=classes))
+    order = oracle_order(denoiser, labels, SAMPLER, ShardReader(tmp_path / "latents"))
+    assert order.semantics is not None
+    assert order.semantics(slice(None)).tolist() == rows
