@@ -127,10 +127,11 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
         if (train / "history.csv").is_file():
             training = _read_json(train / "metrics.json").get("training")
             key = history_key(train / "history.csv")
-            yield _Finished(variant_run(params, name), key, _variant_evidence(train, evaluate), training)
+            studies = [outputs / "studies" / title for title, study in params.active_studies().items() if study.variant == name]
+            yield _Finished(variant_run(params, name), key, _variant_evidence(train, evaluate, studies), training)
 
 
-def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
+def _variant_evidence(train: Path, evaluate: Path, studies: list[Path]) -> Evidence:
     results = _read_json(evaluate / "numbers.json")
     finals = _numbers(_read_json(train / "metrics.json"), "final")
     for kind in ("final", "oracle"):
@@ -145,7 +146,11 @@ def _variant_evidence(train: Path, evaluate: Path) -> Evidence:
         finals=finals,
         files={
             "figures": sorted(evaluate.glob("*.png")),
-            "records": [*_present(train, "history.csv", "model.json"), *_present(evaluate, "curve.csv", "numbers.json")],
+            "records": [
+                *_present(train, "history.csv", "model.json"),
+                *_present(evaluate, "curve.csv", "numbers.json", "classes.csv"),
+            ],
+            **{f"studies/{study.name}": sorted(file for file in study.glob("*.*") if file.is_file()) for study in studies},
         },
         step_images=grids,
         tags=tags,

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
-from emoji import emoji
+from emoji import emoji_values
 from synthetic_outputs import write_outputs
 
-from sfd_core.experiment.params import Params
+from sfd_core.experiment.params import Params, parse_params
 from sfd_core.host.paths import OUTPUTS, write_json
 from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.project import _model
@@ -19,7 +19,9 @@ ALL = {"texture_vae", "semantic_vae", "dit", "lightningdit", "sync", "sfd"}
 
 @pytest.fixture
 def params() -> Params:
-    return emoji()
+    values = emoji_values()
+    guided = {"kind": "guidance", "variant": "sfd", "guidance": "cfg", "guide_step": None, "parts": "both", "scales": [1.5]}
+    return parse_params(values | {"studies": {"guided": guided}})
 
 
 def test_every_finished_vae_and_variant_gets_one_run(embedded: Path, params: Params) -> None:
@@ -48,6 +50,7 @@ def test_curves_and_final_numbers_of_the_evaluation_are_in_the_run(embedded: Pat
     assert protocol["all"]["solver"] == "euler"
     assert set(protocol) == {"all", *(name.removeprefix("final/") for name in metrics if name.startswith("final/"))}
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/neighbours.png"]
+    assert [file.path for file in client.list_artifacts(run_id, "studies/guided")] == ["studies/guided/curve.csv"]
 
 
 def test_only_what_changed_is_sent_again(embedded: Path, params: Params) -> None:
