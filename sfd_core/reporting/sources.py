@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sfd_core.evaluation.classes import COLUMNS as CLASSES
 from sfd_core.evaluation.convergence import read_curve
 from sfd_core.experiment.params import Params, VariantParams
 from sfd_core.host.errors import DataError
@@ -35,6 +34,8 @@ STUDIES = {
 }
 """Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
 
+CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
+"""As `evaluation.classes` writes them; importing it would take seconds."""
 TABLES = {"offsets": "offsets.csv", "guidance": "curve.csv"}
 VARIED = {"offsets": "delta_t", "guidance": "scale"}
 """File of a study's table and the column that it varies, by kind."""
@@ -95,7 +96,7 @@ class VariantOutputs:
     trajectory: Trajectory | None
     neighbours: Path | None
     classes: pd.DataFrame | None
-    """`evaluation.classes.COLUMNS`, one row per class."""
+    """`CLASS_COLUMNS`, one row per class."""
 
     @property
     def cost(self) -> Mapping[str, float]:
@@ -152,7 +153,9 @@ def sample_count(numbers: Numbers) -> int | None:
 
 
 def class_names(labels: NDArray[np.int64], classes: list[str]) -> list[str]:
-    """Return the name of every class index."""
+    """Return the name of every class index; empty where the denoisers saw no labels."""
+    if not classes:
+        return [""] * len(labels)
     return [classes[label] if label < len(classes) else f"class {label}" for label in labels]
 
 
@@ -207,7 +210,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
         grids=_read_grids(grids) if grids else None,
         trajectory=_read_trajectory(trajectory) if trajectory else None,
         neighbours=_optional(folder / "neighbours.png", f"neighbours.{name}", remedy, missing),
-        classes=_read_table(classes, list(CLASSES)) if classes else None,
+        classes=_read_table(classes, CLASS_COLUMNS) if classes else None,
     )
 
 

@@ -47,7 +47,7 @@ def offset_figure(table: pd.DataFrame) -> Figure:
     right = axes.twinx()
     right.plot(published["delta_t"], published["fid"], color=MUTED, linewidth=1, linestyle="dashed")
     right.set_ylabel("published FID, ImageNet 256, a training an offset (dashed)", color=MUTED)
-    right.spines[["top", "left", "bottom"]].set_visible(False)
+    right.spines[:].set_visible(False)
     right.tick_params(colors=MUTED, length=0)
     lines = [points for _, points in table.groupby("study", sort=False)] if "study" in table else [table]
     for points, style in zip(lines, line_styles(len(lines)), strict=True):

@@ -76,7 +76,7 @@ async function scrubber() {
     document.querySelectorAll("#pairs figure").forEach((figure, i) => {
       const texture = figure.querySelector(".texture"), semantic = figure.querySelector(".semantic");
       texture.getContext("2d").drawImage(textures, i * run.size, k * run.size, run.size, run.size, 0, 0, run.size, run.size);
-      texture.setAttribute("aria-label", `Decoded texture of sample ${i + 1}, ${run.labels[i] || ""}, at global time ${run.u[k].toFixed(2)}`);
+      texture.setAttribute("aria-label", `Decoded texture of sample ${[i + 1, run.labels[i]].filter(Boolean).join(", ")}, at global time ${run.u[k].toFixed(2)}`);
       texture.classList.toggle("idle", !phase.texture);
       if (!semantic) return;
       semantic.getContext("2d").drawImage(semantics, i * run.grid, k * run.grid, run.grid, run.grid, 0, 0, run.grid, run.grid);
