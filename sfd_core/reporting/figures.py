@@ -1,5 +1,6 @@
 """Pictures for the README, drawn from the outputs: convergence, sample grid, film strip of a denoising run, phases."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantSty
     """Write convergence.png and phases.svg, and, where their data exist, {offsets,guidance,samples,denoising}.png."""
     save_figure(convergence_figure(params, outputs, styles), folder / "convergence.png")
     (folder / "phases.svg").write_text(phases_svg(outputs.largest_offset, background="#ffffff"), encoding="utf-8")
-    for kind, draw in (("offsets", offset_figure), ("guidance", guided_figure)):
+    beside_published = partial(offset_figure, published=published_numbers.offset_curve())
+    for kind, draw in (("offsets", beside_published), ("guidance", guided_figure)):
         points = outputs.curves[outputs.curves["kind"] == kind].dropna(axis="columns", how="all")
         if len(points):
             save_figure(draw(points), folder / f"{kind}.png")

@@ -8,7 +8,6 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from sfd_core.reporting import text
 from sfd_core.reporting.charts import INK, MUTED, add_legend, leading_distance, line_look, mark_lowest, quiet
 from sfd_core.reporting.palette import line_styles
-from sfd_core.reporting.published_numbers import offset_curve
 
 
 def guidance_figure(table: pd.DataFrame) -> Figure:
@@ -34,21 +33,21 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def offset_figure(table: pd.DataFrame) -> Figure:
-    """Draw the leading distance over the offset along which a denoiser is sampled, and the published FID on an axis of its own.
+def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+    """Draw the leading distance over the offset along which a denoiser is sampled; the lowest mean is marked.
 
-    `table` is that of `studies.offsets.run_offsets`, or several of them told apart by a column `study`. The lowest mean is
-    marked.
+    `table` is that of `studies.offsets.run_offsets`, or several of them told apart by a column `study`. `published`
+    (`delta_t`, `fid`) has an axis of its own.
     """
     number = leading_distance(table)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    published = offset_curve()
-    right = axes.twinx()
-    right.plot(published["delta_t"], published["fid"], color=MUTED, linewidth=1, linestyle="dashed")
-    right.set_ylabel("published FID, ImageNet 256, a training an offset (dashed)", color=MUTED)
-    right.spines[:].set_visible(False)
-    right.tick_params(colors=MUTED, length=0)
+    if published is not None:
+        right = axes.twinx()
+        right.plot(published["delta_t"], published["fid"], color=MUTED, linewidth=1, linestyle="dashed")
+        right.set_ylabel("published FID, ImageNet 256, a training an offset (dashed)", color=MUTED)
+        right.spines[:].set_visible(False)
+        right.tick_params(colors=MUTED, length=0)
     lines = [points for _, points in table.groupby("study", sort=False)] if "study" in table else [table]
     for points, style in zip(lines, line_styles(len(lines)), strict=True):
         ordered = points.sort_values("delta_t")

@@ -12,34 +12,35 @@ from sfd_core.experiment.code import _DATA as DATA
 from sfd_core.experiment.code import PACKAGE, SOURCES, stage_code, stage_names
 
 TRAININGS = {"texture_vae", "semantic_vae", "train"}
-LATENTS = {"features", "semantic_vae", "encode", "train", "evaluate"}
-SHARDS = {"prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train", "evaluate"}
+LATENTS = {"features", "semantic_vae", "encode", "train", "evaluate", "studies"}
+DRAWINGS = {"evaluate", "studies"}
+SHARDS = {"prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train", *DRAWINGS}
 DEPENDS: dict[str, set[str]] = {
     "cli/main.py:main": set(),
     "data/sources/tar.py:tar_images": {"prepare"},
     "data/store/shards.py:ShardReader": SHARDS,
     "data/store/verified.py:verify_files": set(),
     "diffusion/loss.py:flow_loss": {"train"},
-    "diffusion/schedule.py:Schedule": {"train", "evaluate", "report"},
-    "diffusion/solver.py:integrate": {"evaluate"},
+    "diffusion/schedule.py:Schedule": {"train", *DRAWINGS, "report"},
+    "diffusion/solver.py:integrate": DRAWINGS,
     "evaluation/convergence.py:speed_up": {"report"},
-    "evaluation/measurement.py:measure": {"evaluate"},
-    "evaluation/reference.py:write_reference": {"reference", "evaluate"},
+    "evaluation/measurement.py:measure": DRAWINGS,
+    "evaluation/reference.py:write_reference": {"reference", *DRAWINGS},
     "experiment/params.py:load_params": set(),
     "host/paths.py:file_digest": set(),
     "host/seeding.py:derive_seed": SHARDS - {"features"},
     "latents/composite.py:StreamingMoments": LATENTS,
     "latents/encoder.py:LatentEncoder": {"encode"},
-    "models/denoisers/lightningdit.py:LightningDiT": {"train", "evaluate"},
-    "models/encoders/encoder.py:load_encoder": {"features", "semantic_vae", "encode", "train", "reference", "evaluate"},
+    "models/denoisers/lightningdit.py:LightningDiT": {"train", *DRAWINGS},
+    "models/encoders/encoder.py:load_encoder": {"features", "semantic_vae", "encode", "train", "reference", *DRAWINGS},
     "models/public/ldm.py:to_diffusers": {"texture_vae"},
-    "models/vaes/texture_vae.py:TextureVAE": {"texture_vae", "encode", "reference", "evaluate"},
+    "models/vaes/texture_vae.py:TextureVAE": {"texture_vae", "encode", "reference", *DRAWINGS},
     "reporting/tables.py:result_table": {"report"},
-    "sampling/pipeline.py:Pipeline": {"evaluate"},
+    "sampling/pipeline.py:Pipeline": DRAWINGS,
     "stages/extraction.py:run_all": {"features", "encode"},
     "stages/training.py:run_training": TRAININGS,
     "storage/bucket.py:Storage": set(),
-    "studies/study.py:Study": set(),
+    "studies/study.py:Study": {"studies"},
     "tracking/store.py:sync_run": set(),
     "training/loop.py:run": TRAININGS,
     "training/progress.py:Progress": set(),
