@@ -78,7 +78,7 @@ def seed_spread(table: pd.DataFrame, number: str) -> float:
 def offset_table(table: pd.DataFrame, number: str) -> Table:
     """Lay out the means over seeds of every number by offset; the lowest of `number` is marked."""
     means = table.groupby("delta_t")[_numbers(table)].mean()
-    rows = [Row(f"{offset:g}", _cells(row, best=offset == means[number].idxmin())) for offset, row in means.iterrows()]
+    rows = [Row(f"{offset:g}", _cells(row, number, best=offset == means[number].idxmin())) for offset, row in means.iterrows()]
     return _points_table("Sampled along every offset", "The same training at every offset.", table, [], rows, "Offset")
 
 
@@ -86,7 +86,7 @@ def guided_table(table: pd.DataFrame, number: str) -> Table:
     """Lay out every study of guidance at its best scale by `number`, best first."""
     best = table.loc[table.groupby("study")[number].idxmin()].sort_values(number)
     rows = [
-        Row(study, [Cell(f"{point['scale']:g}"), *_cells(point[_numbers(table)], best=rank == 0)])
+        Row(study, [Cell(f"{point['scale']:g}"), *_cells(point[_numbers(table)], number, best=rank == 0)])
         for rank, (study, (_, point)) in enumerate(zip(best["study"], best.iterrows(), strict=True))
     ]
     return _points_table(
@@ -132,8 +132,8 @@ def _numbers(table: pd.DataFrame) -> list[str]:
     return [n.name for n in sorted(names, key=lambda n: (extractors.index(n.extractor), list(text.KINDS).index(n.kind)))]
 
 
-def _cells(values: pd.Series, best: bool) -> list[Cell]:
-    return [Cell(text.number(float(value)), best=best and place == 0) for place, value in enumerate(values)]
+def _cells(values: pd.Series, number: str, best: bool) -> list[Cell]:
+    return [Cell(text.number(float(value)), best=best and name == number) for name, value in values.items()]
 
 
 def final_values(table: pd.DataFrame, number: str) -> str:

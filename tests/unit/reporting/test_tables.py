@@ -166,6 +166,9 @@ def test_every_study_of_guidance_is_a_row_at_its_best_scale() -> None:
     table = studies.guided_table(points, "fd_efficientnet_lite2")
     assert [(row.title, row.cells[0].text, row.cells[1].text) for row in table.rows] == [("b", "2", "10.0"), ("a", "2", "20.0")]
     assert table.columns == ["Scale", "Fréchet distance ↓", "Precision ↑"]
+    assert [[cell.best for cell in row.cells] for row in table.rows] == [[False, True, False], [False] * 3]
+    by_lite0 = studies.guided_table(points.assign(fd_efficientnet_lite0=[9.0, 2.0, 1.0, 3.0]), "fd_efficientnet_lite0")
+    assert [[cell.best for cell in row.cells] for row in by_lite0.rows] == [[False, False, False, True], [False] * 4]
     assert sum(span for _, span in table.groups) == len(table.columns)
 
 
