@@ -15,20 +15,15 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
 
     `table` is that of `studies.guidance.run_curve`.
     """
-    number = leading_distance(table)
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes, number = _axes(table, "guidance scale", f"{table['samples'].iloc[0]:,} samples, {table['sampler'].iloc[0]}")
     lines = list(table.groupby(["interval_from", "interval_to", "evaluations"], sort=True))
     for ((low, high, evaluations), points), style in zip(lines, line_styles(len(lines)), strict=True):
         # at scale 1 guidance does nothing, so that point belongs to every interval
         unguided = table[(table["scale"] == 1) & (table["evaluations"] == evaluations)]
         ordered = pd.concat([unguided, points]).drop_duplicates("scale").sort_values("scale")
         label = f"{evaluations:.0f} evaluations, guided in [{low:g}, {high:g}]"
-        axes.plot(ordered["scale"], ordered[number.name], label=label, **line_look(style))
-    _mark_best(axes, table, "scale", number.name)
-    axes.set(xlabel="guidance scale", ylabel=number.words)
-    axes.set_title(f"{table['samples'].iloc[0]:,} samples, {table['sampler'].iloc[0]}", loc="left", fontsize=11, color=INK)
-    quiet(axes)
+        axes.plot(ordered["scale"], ordered[number], label=label, **line_look(style))
+    _mark_best(axes, table, "scale", number)
     add_legend(axes)
     return figure
 
@@ -39,9 +34,9 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
     `table` is that of `studies.offsets.run_offsets`, or several of them told apart by a column `study`. `published`
     (`delta_t`, `fid`) has an axis of its own.
     """
-    number = leading_distance(table)
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes, number = _axes(
+        table, "offset by which semantics lead texture", f"one training, {table['samples'].iloc[0]:,} samples a point"
+    )
     if published is not None:
         right = axes.twinx()
         right.plot(published["delta_t"], published["fid"], color=MUTED, linewidth=1, linestyle="dashed")
@@ -52,15 +47,12 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
     for points, style in zip(lines, line_styles(len(lines)), strict=True):
         ordered = points.sort_values("delta_t")
         label = f"seed {points['seed'].iloc[0]}" if len(lines) > 1 else None
-        axes.plot(ordered["delta_t"], ordered[number.name], label=label, **line_look(style))
-    means = table.groupby("delta_t")[[number.name]].mean().reset_index()
+        axes.plot(ordered["delta_t"], ordered[number], label=label, **line_look(style))
+    means = table.groupby("delta_t")[[number]].mean().reset_index()
     if len(lines) > 1:
-        axes.plot(means["delta_t"], means[number.name], color=INK, linewidth=3, label="mean")
+        axes.plot(means["delta_t"], means[number], color=INK, linewidth=3, label="mean")
         add_legend(axes)
-    _mark_best(axes, means, "delta_t", number.name)
-    axes.set(xlabel="offset by which semantics lead texture", ylabel=number.words)
-    axes.set_title(f"one training, {table['samples'].iloc[0]:,} samples a point", loc="left", fontsize=11, color=INK)
-    quiet(axes)
+    _mark_best(axes, means, "delta_t", number)
     return figure
 
 
@@ -69,17 +61,12 @@ def guided_figure(table: pd.DataFrame) -> Figure:
 
     `table` holds the tables of several studies of guidance, told apart by a column `study`.
     """
-    number = leading_distance(table)
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes, number = _axes(table, "guidance scale", f"{table['samples'].iloc[0]:,} samples a point")
     lines = list(table.groupby("study", sort=False))
     for (study, points), style in zip(lines, line_styles(len(lines)), strict=True):
         ordered = points.sort_values("scale")
-        axes.plot(ordered["scale"], ordered[number.name], label=str(study), **line_look(style))
-    _mark_best(axes, table, "scale", number.name)
-    axes.set(xlabel="guidance scale", ylabel=number.words)
-    axes.set_title(f"{table['samples'].iloc[0]:,} samples a point", loc="left", fontsize=11, color=INK)
-    quiet(axes)
+        axes.plot(ordered["scale"], ordered[number], label=str(study), **line_look(style))
+    _mark_best(axes, table, "scale", number)
     add_legend(axes)
     return figure
 
@@ -99,6 +86,17 @@ def solver_figure(table: pd.DataFrame) -> Figure:
     right.set_title("to the exact solution from the same noise", loc="left", fontsize=11, color=INK)
     add_legend(left)
     return figure
+
+
+def _axes(table: pd.DataFrame, over: str, title: str) -> tuple[Figure, Axes, str]:
+    """Return a figure, its axes of the leading distance over `over`, and the column of that distance."""
+    number = leading_distance(table)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=over, ylabel=number.words)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    quiet(axes)
+    return figure, axes, number.name
 
 
 def _mark_best(axes: Axes, table: pd.DataFrame, over: str, column: str) -> None:

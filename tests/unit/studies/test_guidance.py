@@ -5,32 +5,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from measured_together import SAMPLER, lay_out, measurement, points_drawn
+from measured_together import SAMPLER, points_drawn
 from PIL import Image
 
 from sfd_core.cli.studies import parse_interval
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.processes import Processes
 from sfd_core.studies.guidance import plan_points, run_curve
 from sfd_core.studies.study import Point
 
 GUIDED = SAMPLER.model_copy(update={"guidance": "cfg"})
 WHOLE, LATE = (0.0, 1.0), (0.3, 1.0)
 POINTS = plan_points(GUIDED, [1.0, 2.0], [WHOLE, LATE], [4])
-
-
-@pytest.fixture(scope="module")
-def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("guided")
-    lay_out(path)
-    return path
-
-
-@pytest.fixture
-def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
-    monkeypatch.chdir(tmp_path)
-    return measurement(laid_out, Processes(0, 1))
 
 
 def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, int]:

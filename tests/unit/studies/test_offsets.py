@@ -26,12 +26,6 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
-    monkeypatch.chdir(tmp_path)
-    return measurement(laid_out, Processes(0, 1))
-
-
 def test_every_offset_is_a_point_once_in_rising_order() -> None:
     assert [point.sampler.delta_t for point in POINTS] == [-1, 0.3, 1]
     with pytest.raises(ConfigError, match="offset 2 cannot be drawn"):

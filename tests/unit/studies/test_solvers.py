@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from measured_together import SAMPLER, lay_out, measurement, points_drawn
+from measured_together import SAMPLER, points_drawn
 from PIL import Image
 
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.processes import Processes
 from sfd_core.studies import solvers as solver_study
 from sfd_core.studies.solvers import plan_solvers, run_solvers, smallest_budgets
 from sfd_core.studies.study import Point
@@ -17,18 +16,9 @@ from sfd_core.studies.study import Point
 SAMPLES = 6
 
 
-@pytest.fixture(scope="module")
-def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("solvers")
-    lay_out(path)
-    return path
-
-
-@pytest.fixture
-def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def few_exact_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver_study, "EXACT_EVALUATIONS", 40)
-    return measurement(laid_out, Processes(0, 1))
 
 
 def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, int]:
