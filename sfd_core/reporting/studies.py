@@ -6,8 +6,7 @@ import pandas as pd
 
 from sfd_core.reporting import text
 from sfd_core.reporting.sources import Outputs
-from sfd_core.reporting.tables import Cell, Row, Table
-from sfd_core.reporting.text import number_name
+from sfd_core.reporting.tables import Cell, Row, Table, headings, number_columns
 
 MOST_CLASSES = 12
 """Columns of the table of classes."""
@@ -116,20 +115,14 @@ def class_shares(outputs: Outputs) -> Table | None:
 
 
 def _points_table(caption: str, note: str, table: pd.DataFrame, columns: list[str], rows: list[Row], head: str) -> Table:
-    names = [name for name in map(number_name, _numbers(table)) if name is not None]
-    extractors = list(dict.fromkeys(name.extractor for name in names))
-    groups = [(text.extractor_title(one), sum(name.extractor == one for name in names)) for one in extractors]
-    titles = [name.title + (" ↑" if name.higher_is_better else " ↓") for name in names]
+    groups, titles = headings(number_columns(table.columns))
     samples = f"{table['samples'].iloc[0]:,} samples a point."
     blank = [("", len(columns))] if columns else []
     return Table(caption, f"{note} {samples}", [*blank, *groups], [*columns, *titles], rows, head)
 
 
 def _numbers(table: pd.DataFrame) -> list[str]:
-    """Return the columns that are numbers, in the order of the result table."""
-    names = [name for name in map(number_name, map(str, table.columns)) if name is not None]
-    extractors = list(dict.fromkeys(name.extractor for name in names))
-    return [n.name for n in sorted(names, key=lambda n: (extractors.index(n.extractor), list(text.KINDS).index(n.kind)))]
+    return [column.name for column in number_columns(table.columns)]
 
 
 def _cells(values: pd.Series, number: str, best: bool) -> list[Cell]:

@@ -1,6 +1,7 @@
 """The tables of the report, as rows of text ready for the template, and the finding in one sentence."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sfd_core.evaluation.convergence import Reach
@@ -54,8 +55,8 @@ def primary_number(outputs: Outputs, encoder: str) -> NumberName:
 
 def result_table(outputs: Outputs) -> Table:
     """Lay out variants against extractors, with floor, ceiling and oracle rows beneath."""
-    extractors = list(dict.fromkeys(name.extractor for name in _names(outputs)))
-    columns = sorted(_names(outputs), key=lambda name: (extractors.index(name.extractor), list(KINDS).index(name.kind)))
+    columns = number_columns(outputs.number_names())
+    groups, titles = headings(columns)
     first = {name.extractor: name for name in reversed(columns)}
     best = {column: _best(column, outputs) for column in columns}
 
@@ -82,10 +83,24 @@ def result_table(outputs: Outputs) -> Table:
         caption="Distance to the training images at the last snapshot",
         note=f"{_listed(samples)} samples a variant after {_listed(images)} training images. "
         "Distances and KID: lower is better; precision and recall: higher.",
-        groups=[(text.extractor_title(name), sum(column.extractor == name for column in columns)) for name in extractors],
-        columns=[column.title + (" ↑" if column.higher_is_better else " ↓") for column in columns],
+        groups=groups,
+        columns=titles,
         rows=rows,
     )
+
+
+def number_columns(names: Iterable[str]) -> list[NumberName]:
+    """Return the numbers among `names`: extractor by extractor as they come, each in the order of `KINDS`."""
+    found = [name for name in map(number_name, names) if name is not None]
+    extractors = list(dict.fromkeys(name.extractor for name in found))
+    return sorted(found, key=lambda name: (extractors.index(name.extractor), list(KINDS).index(name.kind)))
+
+
+def headings(columns: Sequence[NumberName]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return the extractors above so many `number_columns` each, and the titles of these, with which way is better."""
+    counts = Counter(column.extractor for column in columns)
+    titles = [column.title + (" ↑" if column.higher_is_better else " ↓") for column in columns]
+    return [(text.extractor_title(name), count) for name, count in counts.items()], titles
 
 
 def oracle_title(variant: VariantOutputs) -> str:
