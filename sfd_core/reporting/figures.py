@@ -33,14 +33,14 @@ def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantSty
     (folder / "phases.svg").write_text(phases_svg(outputs.largest_offset, background="#ffffff"), encoding="utf-8")
     beside_published = partial(offset_figure, published=published_numbers.offset_curve())
     for kind, draw in (("offsets", beside_published), ("guidance", guided_figure)):
-        points = outputs.curves[outputs.curves["kind"] == kind].dropna(axis="columns", how="all")
+        points = outputs.points(kind)
         if len(points):
             save_figure(draw(points), folder / f"{kind}.png")
     if any(variant.grids is not None for variant in outputs.variants.values()):
         save_figure(samples_figure(outputs, styles, params.report.grid_images), folder / "samples.png")
     runs = [variant for variant in outputs.variants.values() if variant.trajectory and variant.trajectory.semantics is not None]
     if runs:
-        save_figure(denoising_figure(max(runs, key=lambda variant: variant.params.delta_t)), folder / "denoising.png")
+        save_figure(denoising_figure(max(runs, key=lambda variant: variant.lead)), folder / "denoising.png")
 
 
 def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, VariantStyle]) -> Figure:

@@ -182,7 +182,7 @@ def _studies(outputs: Outputs) -> dict[str, Any]:
 def _curves(outputs: Outputs, primary: str, folder: Path) -> dict[str, tuple[str, Table]]:
     """Return the figure and the table of offsets and of guidance, where there are any."""
     layouts = {"offsets": studies.offset_table, "guidance": studies.guided_table}
-    tables = {kind: outputs.curves[outputs.curves["kind"] == kind].dropna(axis="columns", how="all") for kind in layouts}
+    tables = {kind: outputs.points(kind) for kind in layouts}
     return {
         kind: (file_uri(folder / f"{kind}.png"), layouts[kind](table, primary)) for kind, table in tables.items() if len(table)
     }

@@ -104,6 +104,11 @@ class VariantOutputs:
         return {name: float(self.curve[name].iloc[-1]) for name in COSTS}
 
     @property
+    def lead(self) -> tuple[bool, float]:
+        """What orders variants by how well they show SFD's schedule: those trained on it first, then by the offset."""
+        return self.params.times.kind == "global", self.params.delta_t
+
+    @property
     def samples(self) -> int | None:
         """How many samples the final numbers are of, if their protocol says so."""
         return sample_count(self.numbers)
@@ -134,8 +139,12 @@ class Outputs:
 
     @property
     def largest_offset(self) -> float:
-        """By how much semantics lead in the variant where they lead most."""
-        return max(variant.params.delta_t for variant in self.variants.values())
+        """By how much semantics lead in the variant that shows the schedule best."""
+        return max(self.variants.values(), key=lambda variant: variant.lead).params.delta_t
+
+    def points(self, kind: str) -> pd.DataFrame:
+        """Return the points of all studies of this kind, with the columns that it has."""
+        return self.curves[self.curves["kind"] == kind].dropna(axis="columns", how="all")
 
     def number_names(self) -> list[str]:
         """Return every number that some variant has, in the order of the files."""

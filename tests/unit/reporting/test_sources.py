@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,11 @@ def test_points_of_all_studies_are_one_table(params: Params, tree: Path) -> None
     assert set(curves["variant"]) == {study.variant}
     assert curves["delta_t"].tolist() == study.offsets
     assert curves["fd_efficientnet_lite2"].notna().all()
+
+
+def test_the_schedule_shown_is_that_of_a_training_on_it(params: Params, tree: Path) -> None:
+    outputs = read_outputs(params, tree, tree)
+    assert {name: variant.params.delta_t for name, variant in outputs.variants.items()}["cascade"] == 1.0
+    assert outputs.largest_offset == 0.3
+    only = replace(outputs, variants={"cascade": outputs.variants["cascade"]})
+    assert only.largest_offset == 1.0
