@@ -6,7 +6,7 @@ from torch import nn
 
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.errors import ConfigError
-from sfd_core.training.optim import WeightOptimizer, learning_rate_at
+from sfd_core.training.optim import Muon, WeightOptimizer, learning_rate_at
 
 FINITE = torch.tensor(True)
 
@@ -144,6 +144,20 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
         assert values[2] / values[0] > 0.5
         assert values[2] / values[0] > 3 * raw[2] / raw[0]
     torch.testing.assert_close(moved["embed.weight"].abs(), torch.full((4, 3), 0.1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(384, 128), (128, 341), (128, 128)])
+def test_muon_is_torchs_in_higher_precision(shape: tuple[int, int]) -> None:
+    source = torch.Generator().manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    muon = Muon([ours], lr=0.01, weight_decay=0.1)
+    known = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = torch.randn(shape, generator=source)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        known.step()  # type: ignore[no-untyped-call]
+    assert (ours - theirs).norm() / theirs.norm() < 0.02
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
