@@ -2,20 +2,21 @@
 
     python -m sfd_core.stages.studies
 
-writes `outputs/studies/<name>/`: a table, a figure and the numbers of every point. Points that are measured already are kept.
-Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the work; the numbers are the same.
+writes `outputs/studies/<name>/`: a table, a figure and the numbers of every point. An interrupted stage keeps the points that it
+measured. Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the work; the numbers are the same.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from sfd_core.evaluation.rerun import Measurement
-from sfd_core.experiment.code import require_recorded_code
-from sfd_core.experiment.params import OffsetStudy, Params, StudyParams, load_params
+from sfd_core.experiment.code import require_recorded_code, stage_code
+from sfd_core.experiment.params import OffsetStudy, Params, StudyParams, fingerprint, load_params
 from sfd_core.host.errors import exits_cleanly
-from sfd_core.host.paths import stage_dir
+from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
+from sfd_core.host.resume import mixed_codes, resume_dir
+from sfd_core.sampling.artifact import DenoiserManifest, snapshot_digest
 from sfd_core.studies.guidance import guided_by, plan_points, run_curve
 from sfd_core.studies.offsets import plan_offsets, run_offsets
 
@@ -32,11 +33,27 @@ def measure_study(study: StudyParams, params: Params, out: Path, processes: Proc
     run_curve(Measurement.load(params, artifact, None, guided, processes), points, samples, out)
 
 
-def forget_others(out: Path, names: set[str]) -> None:
-    """Delete what is there of studies that no longer exist."""
-    for folder in out.iterdir():
-        if folder.name not in names:
-            shutil.rmtree(folder)
+def studies(params: Params, out: Path, processes: Processes) -> None:
+    """Measure the studies of active variants and write them to `out`; what an interrupted run measured is kept."""
+    chosen = params.active_studies()
+    work = resume_dir("studies", _resume_key(params, {study.variant for study in chosen.values()}))
+    with processes.resumable_dir(out, work, stage_code("studies")) as folder:
+        for name, study in chosen.items():
+            measure_study(study, params, folder / name, processes)
+        if processes.first and (codes := mixed_codes(work)):
+            write_json(folder / "codes.json", codes)
+
+
+def _resume_key(params: Params, variants: set[str]) -> str:
+    """Return the hash of all that shapes the result; points are named after the weights and references that made them."""
+    trained = {name: DenoiserManifest.read(stage_dir("train", name)) for name in sorted(variants)}
+    weights = {
+        name: [snapshot_digest(stage_dir("train", name), snapshot) for snapshot in manifest.snapshots]
+        for name, manifest in trained.items()
+    }
+    plain = {name: study.model_dump(mode="json") for name, study in params.active_studies().items()}
+    references = [file_digest(stage_dir("reference") / name / "statistics.safetensors") for name in params.reference.extractors]
+    return fingerprint(plain, params.evaluate, params.reference, weights, references)
 
 
 @exits_cleanly
@@ -47,12 +64,7 @@ def main() -> None:
     params = load_params()
     spread()
     processes = Processes.join()
-    out, studies = stage_dir("studies"), params.active_studies()
-    if processes.first:
-        out.mkdir(parents=True, exist_ok=True)
-        forget_others(out, set(studies))
-    for name, study in studies.items():
-        measure_study(study, params, out / name, processes)
+    studies(params, stage_dir("studies"), processes)
     processes.leave()
 
 

@@ -1,4 +1,4 @@
-"""Stage `studies`: each study by its kind, nothing measured twice, what no longer exists deleted."""
+"""Stage `studies`: each study by its kind, nothing measured twice, an interrupted stage goes on."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from evaluators import small_evaluator
 from measured_together import points_drawn
 
 from sfd_core.experiment.params import Params, StudyParams, parse_params
-from sfd_core.host.processes import ALONE
-from sfd_core.stages.studies import forget_others, measure_study
+from sfd_core.host.processes import ALONE, Processes
+from sfd_core.stages import studies as stage
+from sfd_core.stages.studies import measure_study
 
 GUIDED = {"kind": "guidance", "variant": "any_order", "parts": "texture", "scales": [1.0, 2.0]}
 STUDIES = {
@@ -81,8 +82,26 @@ def test_kinds_of_guidance_draw_different_images_but_the_same_without_any(
     assert found["both"][2.0] == found["semantic"][2.0] != pytest.approx(plain, rel=1e-3)
 
 
-def test_what_is_left_of_other_studies_is_deleted(tmp_path: Path) -> None:
-    for name in ("offsets", "old"):
-        (tmp_path / name).mkdir()
-    forget_others(tmp_path, {"offsets", "new"})
-    assert [path.name for path in tmp_path.iterdir()] == ["offsets"]
+def test_the_stage_goes_on_where_it_was_interrupted_and_leaves_nothing_else(
+    params: Params, laid_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(laid_out)
+    measure, seen = stage.measure_study, []
+
+    def breaks_off(study: StudyParams, params: Params, out: Path, processes: Processes) -> None:
+        seen.append(out.name)
+        if seen == ["offsets", "auto"]:
+            raise KeyboardInterrupt
+        measure(study, params, out, processes)
+
+    monkeypatch.setattr(stage, "measure_study", breaks_off)
+    (laid_out / "outputs" / "studies" / "old").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        stage.studies(params, laid_out / "outputs" / "studies", ALONE)
+    (kept,) = (laid_out / ".sfd" / "resume" / "studies").rglob("offsets.csv")
+    before = {file.name: file.stat().st_mtime_ns for file in kept.parent.glob("points/*.json")}
+    stage.studies(params, laid_out / "outputs" / "studies", ALONE)
+    assert {path.name for path in (laid_out / "outputs" / "studies").iterdir()} == set(STUDIES)
+    after = (laid_out / "outputs" / "studies" / "offsets" / "points").glob("*.json")
+    assert {file.name: file.stat().st_mtime_ns for file in after} == before
+    assert not list((laid_out / ".sfd" / "resume" / "studies").iterdir())
