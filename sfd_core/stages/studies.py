@@ -2,8 +2,8 @@
 
     python -m sfd_core.stages.studies
 
-writes `outputs/studies/<name>/`: a table, a figure and the numbers of every point. An interrupted stage keeps the points that it
-measured. Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the work; the numbers are the same.
+writes `outputs/studies/<name>/`: a table, a figure and the numbers of every point. An interrupted stage keeps what it measured.
+Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the work; the numbers are the same.
 """
 
 import argparse
