@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -95,21 +96,27 @@ class Place:
     def reproduce(self, at_once: int) -> None:
         """Bring every stage up to date, up to `at_once` of them at a time, each with its share of the cores.
 
+        Of the stages that can run, the one that most others wait for is the first, of equals the first in dvc.yaml.
         After a failure no further stage starts, and those that run are ended; they resume when they are started again.
         """
         if self._is_up_to_date():
             return
         # what DVC prints is known only where it goes to a log
-        order = TopologicalSorter(replace(self, log=self.folder / LOGS / "graph.log", report=lambda _: None).stage_graph())
+        graph = replace(self, log=self.folder / LOGS / "graph.log", report=lambda _: None).stage_graph()
+        waited_for = Counter(before for stages in graph.values() for before in stages)
+        order = TopologicalSorter(graph)
         order.prepare()
+        ready: list[str] = []
         with ThreadPoolExecutor(at_once) as workers:
             running: dict[Future[str], str] = {}
             try:
                 while order.is_active():
-                    ready = order.get_ready()
-                    threads = max(1, cores() // min(at_once, len(running) + len(ready))) if ready else 1
+                    ready = sorted([*ready, *order.get_ready()], key=lambda name: (-waited_for[name], list(graph).index(name)))
+                    threads = max(1, cores() // max(1, min(at_once, len(running) + len(ready))))
                     place = replace(self, environment={**self.environment, "OMP_NUM_THREADS": str(threads)})
-                    running |= {workers.submit(place.dvc, "repro", "--single-item", name): name for name in ready}
+                    while ready and len(running) < at_once:
+                        name = ready.pop(0)
+                        running[workers.submit(place.dvc, "repro", "--single-item", name)] = name
                     for ended in wait(running, return_when=FIRST_COMPLETED).done:
                         ended.result()
                         order.done(running.pop(ended))
