@@ -28,6 +28,8 @@ PACKAGE = "sfd_core"
 STAGES = f"{PACKAGE}.stages"
 SOURCES = Path(__file__).parents[1]
 """The package that is running."""
+NOT_INSTALLED = "not installed"
+"""Instead of the version of a library that this Python does not have."""
 _DECLARATION = "SHAPES_RESULTS"
 _ERRORS = re.compile(r"(Error|Warning|Exception|Preempted)$")
 _REPORTS = frozenset({"print", "warn", "debug", "info", "warning", "error", "log", "report"})
@@ -261,7 +263,7 @@ def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 @cache

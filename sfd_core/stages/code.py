@@ -7,20 +7,29 @@ versions of the libraries. All other stages depend on their file and on no file 
 """
 
 import argparse
+import sys
 from dataclasses import asdict
 
-from sfd_core.experiment.code import stage_code, stage_names
-from sfd_core.host.errors import exits_cleanly
+from sfd_core.experiment.code import NOT_INSTALLED, stage_code, stage_names
+from sfd_core.host.errors import ResourceError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, stage_dir, write_json
+from sfd_core.host.resume import MOST_NAMED
 
 
 @exits_cleanly
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Which code makes the result of each stage (outputs/code).").parse_args()
+    codes = {stage: stage_code(stage) for stage in stage_names()}
+    absent = sorted({name for code in codes.values() for name, version in code.libraries.items() if version == NOT_INSTALLED})
+    if absent:
+        raise ResourceError(
+            f"{sys.executable} has no {', '.join(absent[:MOST_NAMED])}, so it cannot run the stages; "
+            "put .venv/bin first in PATH, as `make` does, or install requirements.lock"
+        )
     with atomic_dir(stage_dir("code")) as folder:
-        for stage in stage_names():
-            write_json(folder / f"{stage}.json", asdict(stage_code(stage)))
+        for stage, code in codes.items():
+            write_json(folder / f"{stage}.json", asdict(code))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ import fcntl
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class Tracked:
 
 @dataclass(frozen=True)
 class _Finished:
-    spec: RunSpec
+    name: str
+    describe: Callable[[], RunSpec]
+    """Asks git, so only what is sent is described."""
     key: str
     evidence: Evidence
     training: str | None
@@ -64,14 +67,14 @@ def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
     with _locked():
         markers = _read_markers(uri)
         done = markers.get(uri, {})
-        pending = [run for run in finished if done.get(run.spec.name) != run.digest]
-        unchanged = tuple(run.spec.name for run in finished if run not in pending)
+        pending = [run for run in finished if done.get(run.name) != run.digest]
+        unchanged = tuple(run.name for run in finished if run not in pending)
         if not pending:
             return Tracked(public(uri), {}, {}, unchanged)
         if not is_reachable(uri):
-            return _told(Tracked(public(uri), {}, {run.spec.name: "the store does not answer" for run in pending}, unchanged))
+            return _told(Tracked(public(uri), {}, {run.name: "the store does not answer" for run in pending}, unchanged))
         completed, failed = _complete(uri, pending)
-        done |= {run.spec.name: run.digest for run in pending if run.spec.name in completed}
+        done |= {run.name: run.digest for run in pending if run.name in completed}
         write_json(MARKER, markers | {uri: done})
         return _told(Tracked(public(uri), completed, failed, unchanged))
 
@@ -83,9 +86,9 @@ def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[
     for run in pending:
         try:
             store = store or Store(uri)
-            completed[run.spec.name] = sync_run(store, run.spec, run.key, run.evidence, run.training).run_id
+            completed[run.name] = sync_run(store, run.describe(), run.key, run.evidence, run.training).run_id
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
-            failed[run.spec.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            failed[run.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
     return completed, failed
 
 
@@ -112,7 +115,8 @@ def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
                 "weights": sorted(folder.glob("*.safetensors")),
             },
         )
-        yield _Finished(vae_run(params, name), _vae_key(folder), evidence, metrics.get("training"))
+        describe = partial(vae_run, params, name, outputs)
+        yield _Finished(name, describe, _vae_key(folder), evidence, metrics.get("training"))
 
 
 def _vae_key(folder: Path) -> str:
@@ -128,7 +132,8 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
             training = _read_json(train / "metrics.json").get("training")
             key = history_key(train / "history.csv")
             studies = [outputs / "studies" / title for title, study in params.active_studies().items() if study.variant == name]
-            yield _Finished(variant_run(params, name), key, _variant_evidence(train, evaluate, studies), training)
+            describe = partial(variant_run, params, name, outputs)
+            yield _Finished(name, describe, key, _variant_evidence(train, evaluate, studies), training)
 
 
 def _variant_evidence(train: Path, evaluate: Path, studies: list[Path]) -> Evidence:

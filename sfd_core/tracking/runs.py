@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import Group, Params, fingerprint
-from sfd_core.host.paths import file_digest
+from sfd_core.host.paths import OUTPUTS, file_digest
 
 LOCK_FILE = Path("requirements.lock")
 COMPARED_TAG = "sfd.compared"
@@ -34,33 +34,41 @@ class RunSpec:
     tags: Mapping[str, str]
 
 
-def variant_run(params: Params, variant: str) -> RunSpec:
-    """Describe the run of a denoiser; its own parameters are flattened under `variant`."""
+def variant_run(params: Params, variant: str, outputs: Path = OUTPUTS) -> RunSpec:
+    """Describe the run of a denoiser in `outputs`; its own parameters are flattened under `variant`."""
     groups = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "train", "evaluate")
     values = {name: getattr(params, name).model_dump(mode="json") for name in groups}
     values["variant"] = params.variants[variant].model_dump(mode="json")
-    return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}", "train")
+    return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}", _recorded_code(outputs, "train"))
 
 
-def vae_run(params: Params, name: VAEName) -> RunSpec:
-    """Describe the run of a VAE."""
+def vae_run(params: Params, name: VAEName, outputs: Path = OUTPUTS) -> RunSpec:
+    """Describe the run of a VAE in `outputs`."""
     values = {group: getattr(params, group).model_dump(mode="json") for group in UPSTREAM[name]}
-    return _spec(name, "vae", values, f"dvc repro {name}", name)
+    return _spec(name, "vae", values, f"dvc repro {name}", _recorded_code(outputs, name))
 
 
 def training_run(name: str, group: Group) -> RunSpec:
     """Describe the run of a training in progress; the rest is added when it is complete."""
     stage = name if name in UPSTREAM else "train"
-    return _spec(name, "training", {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv]), stage)
+    return _spec(
+        name, "training", {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv]), stage_code(stage).hash
+    )
 
 
-def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, stage: str) -> RunSpec:
+def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, code: str) -> RunSpec:
     tags = {"sfd.kind": kind, COMPARED_TAG: "no" if kind == "vae" else "yes"}
     tags |= {"sfd.params": fingerprint(values), "sfd.command": command}
-    tags |= {"sfd.code": stage_code(stage).hash}
+    tags |= {"sfd.code": code} if code else {}
     tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
     tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
     return RunSpec(name, dict(_flatten(values)), tags)
+
+
+def _recorded_code(outputs: Path, stage: str) -> str:
+    """Return the hash of the code that made the outputs of a stage, empty if nothing tells it."""
+    path = outputs / "code" / f"{stage}.json"
+    return str(json.loads(path.read_text())["hash"]) if path.is_file() else ""
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.errors import ConfigError
 
-
 _HIDDEN = re.compile(r"blocks\.\d+\.(?!adaLN_)")
 
 

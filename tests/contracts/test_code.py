@@ -1,6 +1,7 @@
 """Which stages run again when a function of a package changes: the table of what depends on what."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from sfd_core.experiment.code import _DATA as DATA
 from sfd_core.experiment.code import PACKAGE, SOURCES, stage_code, stage_names
+from sfd_core.host.errors import USER_ERROR_EXIT_CODE
 
 TRAININGS = {"texture_vae", "semantic_vae", "train"}
 LATENTS = {"features", "semantic_vae", "encode", "train", "evaluate", "studies"}
@@ -77,6 +79,16 @@ def test_the_stage_imports_no_torch() -> None:
     program = "import sys, sfd_core.stages.code; print(sorted({'torch', 'pandas', 'mlflow', 'pydantic'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", program], cwd=SOURCES.parent, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_a_python_without_the_libraries_records_nothing(tmp_path: Path) -> None:
+    without_packages = [sys.executable, "-S", "-m", "sfd_core.stages.code"]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES.parent)}
+    ended = subprocess.run(without_packages, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "numpy" in ended.stderr
+    assert "put .venv/bin first in PATH" in ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_file_beside_code_is_of_a_kind_that_counts() -> None:
