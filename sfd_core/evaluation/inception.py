@@ -30,7 +30,8 @@ class Inception(Extractor):
     """Inception v3 of 2015: pooled 2048-d features, 1008 logits without bias, and sFID's 7 x 17 x 17 = 2023 spatial values.
 
     The spatial feature is what ADM's evaluator takes (TensorFlow's `mixed_6/conv:0`, first 7 channels, after ReLU; Nash et al.
-    2021): torch-fidelity's `Mixed_6d`, whose first channels come from that convolution. Weights: the file given, else
+    2021): torch-fidelity's `Mixed_6d`, whose first channels come from that convolution, flattened in TensorFlow's order: row,
+    column, channel. Weights: the file given, else
     torch-fidelity's, downloaded once to torch.hub's checkpoint folder.
     """
 
@@ -54,7 +55,7 @@ class Inception(Extractor):
             "inception" if standard else "inception_custom",
             digest,
             FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE,
-            "torch-fidelity's bilinear of TensorFlow 1, (x - 128) / 128",
+            "torch-fidelity's bilinear of TensorFlow 1, (x - 128) / 128; spatial values by row, column, channel",
         )
         self._spatial = torch.empty(0)
         self.network.Mixed_6d.register_forward_hook(self._keep_spatial)
@@ -64,7 +65,7 @@ class Inception(Extractor):
         return {FEATURES: pooled, LOGITS: logits, SPATIAL: self._spatial}
 
     def _keep_spatial(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._spatial = output[:, :SPATIAL_CHANNELS].flatten(1).float()
+        self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
 
 
 def _fetch_weights() -> Path:

@@ -43,6 +43,19 @@ def test_layers_are_torch_fidelitys_and_the_spatial_feature_has_2023_values(weig
     assert not torch.equal(spatial[0], spatial[1])
 
 
+def test_spatial_values_are_in_the_order_of_adms_files(weights: Path) -> None:
+    """Row, column, channel of the convolution: what `mixed_6/conv[..., :7].reshape(n, -1)` is in TensorFlow."""
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    convolutions: list[Tensor] = []
+    theirs.Mixed_6d.branch1x1.register_forward_hook(lambda _module, _inputs, output: convolutions.append(output))
+    theirs(images)
+    by_place = np.stack([convolutions[0][:, channel].numpy() for channel in range(7)], axis=-1)
+    spatial = load_extractor("inception", str(weights)).cpu().extract(images, 2)["spatial"]
+    np.testing.assert_allclose(spatial.numpy(), by_place.reshape(2, -1), rtol=1e-5, atol=1e-6)
+    assert spatial[0, 7] == pytest.approx(by_place[0, 0, 1, 0], rel=1e-5)
+
+
 def test_other_than_the_standard_weights_are_no_fid(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     custom = load_extractor("inception", str(weights)).identity
     assert custom.name == "inception_custom"
