@@ -17,6 +17,8 @@ from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.host.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
+Samples = Annotated[int, Field(ge=5)]
+"""Precision and recall with k = 3 cannot be told of fewer images."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -490,11 +492,12 @@ class ReferenceParams(Group):
 class EvaluateParams(Group):
     """How many samples are evaluated, and how they are drawn."""
 
-    snapshot_samples: Positive
+    snapshot_samples: Samples
     """Samples at every snapshot but the last."""
-    final_samples: Positive
+    final_samples: Samples
     """Samples at the last snapshot."""
-    kid_subset_size: Positive
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    """The unbiased kernel distance needs two images of either kind."""
     neighbours: Positive
     """Number of samples shown with their nearest training image. (k of precision and recall is always 3.)"""
     oracle: bool

@@ -4,8 +4,8 @@ Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +35,7 @@ class SnapshotRecord:
     """Relative to the artifact's folder."""
 
 
-SNAPSHOT_FIELDS = tuple(field.name for field in fields(SnapshotRecord))
+SNAPSHOT_FIELDS = tuple(column.name for column in fields(SnapshotRecord))
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,20 @@ class DenoiserManifest:
     parameters: int
     flops_per_image: int
     snapshots: Sequence[SnapshotRecord]
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The sha256 of the statistics and of every snapshot; artifacts of earlier versions have none."""
 
     def write(self, folder: Path) -> None:
-        """Write `model.json` into `folder`."""
+        """Write `model.json` into `folder`, with the hashes of the files that lie there."""
         plain = {name: getattr(self, name) for name in ("variant_name", "classes", "parameters", "flops_per_image")}
         plain |= {
             "variant": self.variant.model_dump(mode="json"),
             "latent": asdict(self.latent),
             "identity": asdict(self.identity),
             "snapshots": [asdict(snapshot) for snapshot in self.snapshots],
+            "files": {
+                name: file_digest(folder / name) for name in (STATISTICS_FILE, *(kept.file for kept in self.snapshots))
+            },
         }
         write_json(folder / MODEL_FILE, plain)
 
@@ -102,6 +107,7 @@ class DenoiserManifest:
                 parameters=plain["parameters"],
                 flops_per_image=plain["flops_per_image"],
                 snapshots=[SnapshotRecord(*(snapshot[name] for name in SNAPSHOT_FIELDS)) for snapshot in plain["snapshots"]],
+                files=plain.get("files", {}),
             )
         except FileNotFoundError as error:
             raise DataError(
@@ -122,12 +128,16 @@ def snapshot_digest(folder: Path, snapshot: SnapshotRecord) -> str:
 def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
     """Load the snapshot of `step`, by default the last, of the artifact in `folder`.
 
-    Raises `DataError` for missing or damaged files or a step without a snapshot, and `IdentityError` if the statistics do not
-    belong to the denoiser.
+    Raises `DataError` for missing, damaged or exchanged files or a step without a snapshot, and `IdentityError` if the
+    statistics have other channels than the denoiser.
     """
     manifest = DenoiserManifest.read(folder)
     snapshot = _snapshot(manifest, folder, step)
     statistics = folder / STATISTICS_FILE
+    for name in (STATISTICS_FILE, snapshot.file):
+        path, recorded = folder / name, manifest.files.get(name)
+        if recorded and path.is_file() and file_digest(path) != recorded:
+            raise DataError(f"{path} does not match its recorded hash; restore it with `dvc checkout`")
     composite = Composite(LatentStatistics.load(statistics))
     if composite.channels != manifest.latent.channels:
         raise IdentityError(f"{statistics} has {composite.channels} channels, but the denoiser {manifest.latent.channels}")

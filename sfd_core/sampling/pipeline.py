@@ -18,7 +18,7 @@ from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.schedule import Schedule, SharedTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
 from sfd_core.experiment.params import SamplerParams
-from sfd_core.host.errors import ConfigError, IdentityError
+from sfd_core.host.errors import ConfigError, IdentityError, NumericsError
 from sfd_core.host.paths import atomic_path
 from sfd_core.host.seeding import generator, sample_noise
 from sfd_core.latents.composite import Split
@@ -134,7 +134,7 @@ class Pipeline:
     def draw(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Samples:
         """Draw images `first`, `first + 1`, ... of the sampler's seed, one per label, as one batch."""
         solution = self.latents(first, labels, sampler, semantics)
-        images = self.decode(self.denoiser.composite.split(solution.x))
+        images = self.decode(self.denoiser.composite.split(solution.x), first)
         return Samples(images, torch.tensor(list(labels)), solution.evaluations)
 
     def latents(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Solution:
@@ -160,7 +160,30 @@ class Pipeline:
         semantics: Tensor | None = None,
         observe: ObserveFn | None = None,
     ) -> Solution:
-        """Integrate from the noise of images `indices` to normalised latents (N, C, g, g)."""
+        """Integrate from the noise of images `indices` to normalised latents (N, C, g, g).
+
+        Raises `NumericsError` with the first image whose latent is not finite, and the time at which it first was not.
+        """
+        solution = self._integrate(indices, labels, sampler, semantics, observe)
+        broken = _not_finite(solution.x)
+        if broken is None:
+            return solution
+        row = slice(broken, broken + 1)
+        begun: list[float] = []
+
+        def note(u: float, x: Tensor, _: Tensor) -> None:
+            if not begun and _not_finite(x) is not None:
+                begun.append(u)
+
+        self._integrate(indices[row], labels[row], sampler, None if semantics is None else semantics[row], note)
+        raise NumericsError(
+            f"the latent of image {indices[broken]} of seed {sampler.seed} is NaN or infinite from time "
+            f"{begun[0] if begun else 1:.3g} on; look at the guidance scale and at the weights of the denoiser"
+        )
+
+    def _integrate(
+        self, indices: list[int], labels: Tensor, sampler: SamplerParams, semantics: Tensor | None, observe: ObserveFn | None
+    ) -> Solution:
         latent = self.denoiser.latent
         shape = (latent.channels, latent.grid, latent.grid)
         noise = sample_noise(sampler.seed, indices, shape).to(self.device)
@@ -175,9 +198,17 @@ class Pipeline:
         return integrate(velocity, noise, schedule, self.denoiser.composite.n_texture, settings, observe)
 
     @torch.no_grad()
-    def decode(self, parts: Split) -> Tensor:
-        """Decode normalised latents to uint8 images (N, 3, R, R) on the CPU; the semantic latent is dropped."""
+    def decode(self, parts: Split, first: int = 0) -> Tensor:
+        """Decode normalised latents to uint8 images (N, 3, R, R) on the CPU; the semantic latent is dropped.
+
+        Raises `NumericsError` with the number of the first image that is not finite, counted from `first`.
+        """
         images = self.vae.decode(self.denoiser.composite.denormalise_texture(parts.texture))
+        broken = _not_finite(images)
+        if broken is not None:
+            raise NumericsError(
+                f"the texture VAE decodes image {first + broken} to NaN or infinity; look at its weights and at the guidance scale"
+            )
         return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     def _check(self, labels: Sequence[int], sampler: SamplerParams) -> None:
@@ -247,6 +278,12 @@ class Pipeline:
     def _with_null(self, labels: Tensor) -> Tensor:
         """Append the null class once per label, so that both halves of classifier-free guidance form one batch."""
         return torch.cat([labels, torch.full_like(labels, self.denoiser.null_class)])
+
+
+def _not_finite(values: Tensor) -> int | None:
+    """Return the first row that holds NaN or infinity."""
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
+    return None if bool(finite.all()) else int((~finite).nonzero()[0])
 
 
 def _halves(stacked: Tensor) -> tuple[Tensor, Tensor]:

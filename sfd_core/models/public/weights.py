@@ -41,7 +41,8 @@ class _Ignored:
 def read_public_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the weights of a published file by name, on the CPU; EMA weights if present, without prefixes of wrappers.
 
-    Raises `DataError` if the file is missing, damaged, or holds no weights or more than tensors and plain values.
+    Raises `DataError` if the file is missing, damaged, or holds no weights, more than tensors and plain values, or values that
+    are not finite.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist; download the checkpoint or correct the path")
@@ -51,6 +52,9 @@ def read_public_checkpoint(path: Path) -> dict[str, Tensor]:
     if not weights or len(weights) < len(found):
         kept = ", ".join(str(key) for key in list(loaded)[:LISTED_KEYS])
         raise DataError(f"{path} is no set of weights: it holds {kept}; expected tensors, or one of {', '.join(WEIGHT_KEYS)}")
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise DataError(f"{path} holds NaN or infinity in {_join_names(broken)}; give a checkpoint of a training that went well")
     return weights
 
 

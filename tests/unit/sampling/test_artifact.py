@@ -55,8 +55,29 @@ def test_truncated_weights_are_named(folder: Path) -> None:
 def test_statistics_of_other_channels_are_refused(folder: Path) -> None:
     statistics = LatentStatistics.load(folder / "statistics.safetensors")
     LatentStatistics(statistics.texture, None).save(folder / "statistics.safetensors")
+    manifest = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(manifest | {"files": {}}))
     with pytest.raises(IdentityError, match="4 channels"):
         load_denoiser(folder)
+
+
+@pytest.mark.parametrize("name", ["statistics.safetensors", "snapshots/step-00000007.safetensors"])
+def test_a_file_of_another_denoiser_is_noticed(tmp_path: Path, folder: Path, name: str) -> None:
+    other = artifact(tmp_path / "other", texture_vae(tmp_path / "other_vae", seed=1), variant(), seed=1)
+    statistics = LatentStatistics.load(other / "statistics.safetensors")
+    LatentStatistics(statistics.texture.scaled(2 * statistics.texture.std), statistics.semantic).save(
+        other / "statistics.safetensors"
+    )
+    (other / name).replace(folder / name)
+    with pytest.raises(DataError, match=f"{name} does not match its recorded hash"):
+        load_denoiser(folder)
+
+
+def test_an_artifact_of_an_earlier_version_without_hashes_is_read(folder: Path) -> None:
+    manifest = json.loads((folder / "model.json").read_text())
+    del manifest["files"]
+    (folder / "model.json").write_text(json.dumps(manifest))
+    assert load_denoiser(folder).snapshot.step == 7
 
 
 def test_changed_weights_of_the_texture_vae_are_noticed(tmp_path: Path) -> None:

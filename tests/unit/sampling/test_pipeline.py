@@ -12,7 +12,7 @@ from torch import Tensor
 from sfd_core.diffusion.schedule import SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
-from sfd_core.host.errors import ConfigError, DataError, IdentityError
+from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError
 from sfd_core.host.seeding import sample_noise
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
 
@@ -225,3 +225,26 @@ def test_a_snapshot_of_the_guide_can_be_chosen(tmp_path: Path) -> None:
     assert guide.snapshot.step == 7
     with pytest.raises(DataError, match="no snapshot of step 8"):
         Pipeline.from_artifact(folder, vae, guide=folder, guide_step=8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_latent_that_is_not_finite_is_never_an_image(kind: str, tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path, kind)
+    with torch.no_grad():
+        next(iter(pipe.denoiser.model.final_layer.linear.parameters()))[0] = torch.nan
+    with pytest.raises(NumericsError, match=r"image 0 of seed 3 is NaN or infinite from time 0\.\d+ on"):
+        pipe([0, 1], seed=3, sampler=SAMPLER)
+
+
+def test_guidance_beyond_all_numbers_stops(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    part = GuidanceParams(scale=1e38, interval=[0.0, 1.0])
+    with pytest.raises(NumericsError, match="guidance scale"):
+        pipe([0, 1], sampler=SAMPLER, guidance="cfg", texture=part, semantic=part)
+
+
+def test_the_image_that_breaks_is_named(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    pipe.vae.decode = lambda z: torch.stack([torch.full((3, 16, 16), torch.inf if row == 2 else 0.0) for row in range(len(z))])
+    with pytest.raises(NumericsError, match="decodes image 6 to NaN or infinity"):
+        pipe.draw(4, [0, 1, 2], SAMPLER)
