@@ -46,6 +46,7 @@ class Drawing:
     guidance: Literal["none", "cfg", "autoguidance", "semantic"] | None = None
     guide: Annotated[str | None, Parameter(help="Folder of the weak model of autoguidance, or of semantic guidance.")] = None
     guide_step: Annotated[int | None, whole("Snapshot of the weak model (default: the last).")] = None
+    precision: Annotated[Literal["float32", "bfloat16"] | None, Parameter(help="Of the networks.")] = None
     delta_t: Annotated[float | None, Parameter(help="Offset to sample along (default: that of the training).")] = None
     texture_scale: Annotated[float | None, Parameter(help="Guidance of the texture velocity; 1 is none.")] = None
     texture_interval: Annotated[Times | None, Parameter(help="From when to when it acts on the texture's own time.")] = None

@@ -62,6 +62,7 @@ class Measurement:
         """Name a point of a study by all that its numbers depend on but the code: a new version of this program keeps it."""
         by = recipe(self.artifact, self.pipeline, sampler)
         del by["artifact"]
+        by["sampler"] = sampler.model_dump(mode="json", exclude_defaults=True)  # a later setting renames no point
         references = [reference.source_digest for reference in self.evaluator.references.values()]
         return fingerprint(by, samples, self.evaluator.keys, references, self.evaluator.kid_subset_size)
 
@@ -173,12 +174,13 @@ def drawn_with(sampler: SamplerParams, denoiser: Denoiser, evaluations: int, dra
     solver = sampler.gaussian_solver if gaussian else sampler.solver
     shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
     offset = "" if sampler.delta_t is None else f", offset {sampler.delta_t}"
+    precision = "" if sampler.precision == "float32" else f", {sampler.precision}"
     generated = drawn_by["semantics"] == GENERATED
     return Drawn(
         images="samples" if generated else "samples whose semantic latents are those of training images",
         labels=CLASS_BALANCED if denoiser.classes else UNLABELLED,
         seed=sampler.seed,
-        sampler=f"{solver}{shift}{offset}",
+        sampler=f"{solver}{shift}{offset}{precision}",
         evaluations=evaluations,
         guidance=_guidance(sampler),
         recipe=drawn_by,

@@ -10,10 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
+from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -23,6 +23,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Offset = Annotated[float, Field(ge=-1, le=1)]
+Precision = Literal["float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 StudyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-]+$")]
 """Also a folder's name."""
@@ -64,7 +65,7 @@ class Optimisation(Group):
     weight_decay: NonNegative
     clip_norm: NonNegative
     """Largest gradient norm; 0 disables clipping."""
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     checkpoint_every: Positive
     """Steps between resumable checkpoints."""
     seed: Seed
@@ -212,7 +213,7 @@ class EncoderParams(Group):
     """Side in pixels that images are resized to before the encoder."""
     grid: Positive
     """Side of the token grid."""
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     """Precision of the encoder's layers; tokens are always stored as float16."""
 
 
@@ -444,6 +445,8 @@ class SamplerParams(Group):
     """Folder of the weak model's training output, for AutoGuidance and, if wanted, semantic guidance."""
     guide_step: Positive | None = None
     """Snapshot of the weak model; null is its last. May be left out."""
+    precision: Precision = "float32"
+    """Of the networks; solver, times and guidance are float32. May be left out."""
     texture: GuidanceParams
     semantic: GuidanceParams
     batch_size: Positive
@@ -636,12 +639,12 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     Raises `ConfigError` that lists every bad value with the reason and the fix.
     """
     try:
-        loaded = yaml.safe_load(path.read_text())
+        text = read_utf8(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; run this in the project folder or name a parameter file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    return parse_params(loaded, source=str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; name a parameter file") from error
+    return parse_params(parse_yaml(text, str(path)), source=str(path))
 
 
 def parse_params(values: Any, source: str = "params") -> Params:

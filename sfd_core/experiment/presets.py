@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sfd_core.experiment.params import Params, parse_params
+from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import atomic_path
 
@@ -90,16 +91,13 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def _read(name: str, folder: Path) -> str:
     try:
-        return (folder / f"{name}.yaml").read_text()
+        return read_utf8(folder / f"{name}.yaml")
     except FileNotFoundError as error:
         raise ConfigError(f"unknown preset {name!r}; {folder} holds {', '.join(preset_names(folder))}") from error
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"preset {name} is not valid YAML: {error}") from error
+    values = parse_yaml(text, f"preset {name}")
     if not isinstance(values, dict):
         raise ConfigError(f"preset {name} holds no groups of values; write it like params.yaml")
     return values

@@ -1,8 +1,34 @@
-"""Sets values of a parameter file by dotted keys."""
+"""Reads YAML as DVC does, and sets values of a parameter file by dotted keys."""
 
+from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
 from sfd_core.host.errors import ConfigError
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file. Raises `ConfigError` if it is not UTF-8, and `OSError`."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return the values of a YAML text by the rules of YAML 1.2: 1e-05 is a number, 0120 is 120, yes is a word.
+
+    Raises `ConfigError` with the line of what cannot be read, of a key that is there twice, and of tags.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise ConfigError(f"{source} is not valid YAML: {line}{error.problem}") from error
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {str(error).splitlines()[0]}") from error
 
 
 def set_value(values: Any, key: str, value: Any) -> None:

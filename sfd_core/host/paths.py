@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,13 @@ OUTPUTS = Path("outputs")
 REPORT = Path("report")
 STATE = Path(".sfd")
 """Local state that is not an output: resumable checkpoints, the embedded MLflow store, feature caches."""
+
+_CHECKS: list[Callable[[], None]] = []
+
+
+def check_before_outputs(check: Callable[[], None]) -> None:
+    """Call `check` from now on before outputs or the report are replaced; what it raises leaves them as they are."""
+    _CHECKS.append(check)
 
 
 def stage_dir(stage: str, variant: str | None = None) -> Path:
@@ -100,7 +107,10 @@ def fsync(path: Path) -> None:
 
 
 def replace_dir(temporary: Path, path: Path) -> None:
-    """Replace `path` with the finished folder `temporary` on the same disk."""
+    """Replace `path` with the finished folder `temporary` on the same disk. Raises what a check before outputs raises."""
+    if path == REPORT or OUTPUTS in path.parents:
+        for check in _CHECKS:
+            check()
     for file in temporary.rglob("*"):
         if file.is_file():
             fsync(file)

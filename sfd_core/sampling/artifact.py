@@ -87,9 +87,7 @@ class DenoiserManifest:
             "latent": asdict(self.latent),
             "identity": asdict(self.identity),
             "snapshots": [asdict(snapshot) for snapshot in self.snapshots],
-            "files": {
-                name: file_digest(folder / name) for name in (STATISTICS_FILE, *(kept.file for kept in self.snapshots))
-            },
+            "files": {name: file_digest(folder / name) for name in (STATISTICS_FILE, *(kept.file for kept in self.snapshots))},
         }
         write_json(folder / MODEL_FILE, plain)
 

@@ -207,7 +207,7 @@ class Pipeline:
         broken = _not_finite(images)
         if broken is not None:
             raise NumericsError(
-                f"the texture VAE decodes image {first + broken} to NaN or infinity; look at its weights and at the guidance scale"
+                f"the texture VAE decodes image {first + broken} to NaN or infinity; look at its weights and the guidance scale"
             )
         return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
@@ -242,18 +242,18 @@ class Pipeline:
             )
 
     def _velocity(self, labels: Tensor, sampler: SamplerParams, noise: Tensor) -> VelocityFn:
-        main = _velocity_of(self.denoiser, labels)
+        main = _velocity_of(self.denoiser, labels, sampler)
         if sampler.guidance == "none":
             return main
         n_texture = self.denoiser.composite.n_texture
         if sampler.guidance == "cfg":
-            stacked = _velocity_of(self.denoiser, self._with_null(labels))
+            stacked = _velocity_of(self.denoiser, self._with_null(labels), sampler)
 
             def both(x: Tensor, times: SharedTimes) -> tuple[Tensor, Tensor]:
                 return _halves(stacked(torch.cat([x, x]), times.twice()))
 
             return guidance.cfg(main, both, sampler.texture, sampler.semantic, n_texture)
-        weak = _velocity_of(self.guide or self.denoiser, labels)
+        weak = _velocity_of(self.guide or self.denoiser, labels, sampler)
         if sampler.guidance == "semantic":
             return guidance.semantic_guidance(main, weak, noise, sampler.texture, n_texture)
         return guidance.autoguidance(main, weak, sampler.texture, sampler.semantic, n_texture)
@@ -261,12 +261,12 @@ class Pipeline:
     def _solve_gaussian(
         self, noise: Tensor, labels: Tensor, indices: list[int], sampler: SamplerParams, observe: ObserveFn | None
     ) -> Solution:
-        denoise = main = _denoiser_of(self.denoiser, labels)
+        denoise = main = _denoiser_of(self.denoiser, labels, sampler)
         if sampler.guidance == "cfg":
-            stacked = _denoiser_of(self.denoiser, self._with_null(labels))
+            stacked = _denoiser_of(self.denoiser, self._with_null(labels), sampler)
             denoise = guide_denoiser(main, lambda x, level: _halves(stacked(torch.cat([x, x]), level)), sampler.texture)
         elif self.guide is not None:
-            weak = _denoiser_of(self.guide, labels)
+            weak = _denoiser_of(self.guide, labels, sampler)
             denoise = guide_denoiser(main, lambda x, level: (main(x, level), weak(x, level)), sampler.texture)
         sources = [generator(sampler.seed, "step noise", index) for index in indices]
 
@@ -291,21 +291,29 @@ def _halves(stacked: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _velocity_of(denoiser: Denoiser, labels: Tensor) -> VelocityFn:
+def _velocity_of(denoiser: Denoiser, labels: Tensor, sampler: SamplerParams) -> VelocityFn:
     model = cast(LightningDiT, denoiser.model)
 
     def velocity(x: Tensor, times: SharedTimes) -> Tensor:
-        prediction: Tensor = model(x, times.t_tex, times.t_sem if model.embedders == 2 else None, labels).prediction
+        with _in_precision(sampler, x):
+            output = model(x, times.t_tex, times.t_sem if model.embedders == 2 else None, labels)
+        prediction: Tensor = output.prediction.float()
         return prediction
 
     return velocity
 
 
-def _denoiser_of(denoiser: Denoiser, labels: Tensor) -> DenoiseFn:
+def _denoiser_of(denoiser: Denoiser, labels: Tensor, sampler: SamplerParams) -> DenoiseFn:
     model = cast(DiT, denoiser.model)
 
     def denoise(x: Tensor, level: int) -> Tensor:
-        output: Tensor = model(x, torch.full((len(x),), float(level), device=x.device), labels)
-        return output
+        with _in_precision(sampler, x):
+            output: Tensor = model(x, torch.full((len(x),), float(level), device=x.device), labels)
+        return output.float()
 
     return denoise
+
+
+def _in_precision(sampler: SamplerParams, x: Tensor) -> torch.autocast:
+    """Return the context in which a network runs; states of the solver, times and guidance stay float32."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=sampler.precision == "bfloat16")

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import require_recorded_code, stage_code
-from sfd_core.experiment.params import EncodeParams, fingerprint, load_params
+from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.params import EncodeParams, fingerprint
 from sfd_core.host.errors import IdentityError, exits_cleanly
 from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
@@ -36,6 +36,7 @@ from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.stages.extraction import Extraction, Values, run_all
 from sfd_core.stages.outlook import require_room, tell_of_forgotten
+from sfd_core.stages.start import begin_stage
 
 PARTS = ("train", "held_out")
 LATENTS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
@@ -197,8 +198,7 @@ def _finish(
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images and tokens to latents (outputs/encode).").parse_args()
-    require_recorded_code("encode", stage_dir("code") / "encode.json")
-    params = load_params().encode
+    params = begin_stage("encode").encode
     inputs = EncodeInputs(*(stage_dir(stage) for stage in ("prepare", "features", "texture_vae", "semantic_vae")))
     spread()
     processes = Processes.join()

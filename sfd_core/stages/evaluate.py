@@ -32,8 +32,7 @@ from sfd_core.evaluation.measurement import (
 )
 from sfd_core.evaluation.neighbours import neighbour_sheet
 from sfd_core.evaluation.rerun import drawn_with, recipe
-from sfd_core.experiment.code import require_recorded_code
-from sfd_core.experiment.params import Params, fingerprint, load_params
+from sfd_core.experiment.params import Params, fingerprint
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
@@ -42,6 +41,7 @@ from sfd_core.latents.identity import read_latent_identity
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord, snapshot_digest
 from sfd_core.sampling.pipeline import Pipeline, Samples
 from sfd_core.sampling.trajectory import record_trajectory
+from sfd_core.stages.start import begin_stage
 
 TRAINING_PASSES = 3
 """A training step costs a forward and, in the backward pass, twice its operations."""
@@ -175,8 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw and measure samples of one variant (outputs/evaluate/<variant>).")
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
-    require_recorded_code("evaluate", stage_dir("code") / "evaluate.json")
-    params = load_params()
+    params = begin_stage("evaluate", name)
     params.variant(name)  # an unknown one is reported before anything is read
     spread()
     processes = Processes.join()

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import require_recorded_code, stage_code
-from sfd_core.experiment.params import FeaturesParams, fingerprint, load_params
+from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.params import FeaturesParams, fingerprint
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import stage_dir
 from sfd_core.host.processes import Processes, spread
@@ -30,6 +30,7 @@ from sfd_core.latents.tokens import TokenRecipe, rounded
 from sfd_core.models.encoders.encoder import Encoder, load_encoder
 from sfd_core.stages.extraction import Extraction, Values, run_all
 from sfd_core.stages.outlook import require_room, tell_of_forgotten
+from sfd_core.stages.start import begin_stage
 
 PARTS = ("train", "held_out")
 SPARE_BYTES = 1 << 20
@@ -108,8 +109,7 @@ def _finish(
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images to patch tokens (outputs/features).").parse_args()
-    require_recorded_code("features", stage_dir("code") / "features.json")
-    params = load_params().features
+    params = begin_stage("features").features
     spread()
     processes = Processes.join()
     extract_features(params, stage_dir("prepare"), stage_dir("features"), processes)

@@ -24,8 +24,8 @@ from sfd_core.data.store.contact_sheet import write_contact_sheet
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.code import require_recorded_code, stage_code
-from sfd_core.experiment.params import PrepareParams, fingerprint, load_params
+from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.params import PrepareParams, fingerprint
 from sfd_core.host.errors import DataError, exits_cleanly
 from sfd_core.host.machine import cores
 from sfd_core.host.paths import stage_dir, write_json
@@ -33,6 +33,7 @@ from sfd_core.host.processes import Processes
 from sfd_core.host.progress import with_progress
 from sfd_core.host.resume import mixed_codes, resumable_dir, resume_dir
 from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
+from sfd_core.stages.start import begin_stage
 
 LOOK_AHEAD = 4
 """Images in work per thread: enough to keep threads busy, few enough to need no memory."""
@@ -203,8 +204,7 @@ def _metrics(train: ShardReader, held_out: ShardReader) -> dict[str, object]:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Images to uint8 shards (outputs/prepare).").parse_args()
-    require_recorded_code("prepare", stage_dir("code") / "prepare.json")
-    prepare(load_params().prepare, stage_dir("prepare"))
+    prepare(begin_stage("prepare").prepare, stage_dir("prepare"))
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ from sfd_core.evaluation.adm import AdmReference
 from sfd_core.evaluation.evaluator import Drawn, Evaluator, head, load_extractor
 from sfd_core.evaluation.extractors import FEATURES
 from sfd_core.evaluation.reference import MOST_FEATURES, write_reference
-from sfd_core.experiment.code import require_recorded_code
-from sfd_core.experiment.params import EvaluateParams, Params, ReferenceParams, load_params
+from sfd_core.experiment.params import EvaluateParams, Params, ReferenceParams
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.progress import with_progress
 from sfd_core.host.seeding import derive_seed, sample_noise
 from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.loader import load_texture_vae
+from sfd_core.stages.start import begin_stage
 
 SEED = 0
 """Of the choice of real images; results are compared across experiments, so it is no parameter."""
@@ -156,8 +156,7 @@ def _metrics(evaluator: Evaluator, sets: list[RealSet], params: EvaluateParams) 
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Reference statistics, floor and ceiling (outputs/reference).").parse_args()
-    require_recorded_code("reference", stage_dir("code") / "reference.json")
-    reference(load_params(), stage_dir("prepare"), stage_dir("texture_vae"), stage_dir("reference"))
+    reference(begin_stage("reference"), stage_dir("prepare"), stage_dir("texture_vae"), stage_dir("reference"))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import argparse
 from pathlib import Path
 
 from sfd_core.evaluation.convergence import distances, read_curves, speed_up
-from sfd_core.experiment.code import require_recorded_code
-from sfd_core.experiment.params import Params, load_params
+from sfd_core.experiment.params import Params
 from sfd_core.host.errors import exits_cleanly
-from sfd_core.host.paths import OUTPUTS, REPORT, stage_dir
+from sfd_core.host.paths import OUTPUTS, REPORT
 from sfd_core.reporting.html import write_report
 from sfd_core.reporting.sources import read_outputs
 from sfd_core.reporting.tables import primary_number
 from sfd_core.reporting.text import number_name
+from sfd_core.stages.start import begin_stage
 
 RESULTS = Path("docs/results")
 """Committed tables of longer studies, which no stage repeats."""
@@ -53,8 +53,7 @@ def _targets(params: Params) -> list[str]:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Everything that was measured, as one page (report/index.html).").parse_args()
-    require_recorded_code("report", stage_dir("code") / "report.json")
-    print(report(load_params(), OUTPUTS, RESULTS, REPORT))
+    print(report(begin_stage("report"), OUTPUTS, RESULTS, REPORT))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.experiment.code import require_recorded_code, stage_code
-from sfd_core.experiment.params import EngineParams, SemanticVAEParams, load_params
+from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.params import EngineParams, SemanticVAEParams
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, DataError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread
@@ -31,6 +31,7 @@ from sfd_core.models.public.semantic_vae import semantic_vae_from
 from sfd_core.models.public.weights import read_public_checkpoint
 from sfd_core.models.vaes.pca import PCA
 from sfd_core.models.vaes.semantic_vae import SemanticVAE, semantic_vae_loss
+from sfd_core.stages.start import begin_stage
 from sfd_core.stages.training import Origin, run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
@@ -199,8 +200,7 @@ def _plain(source: TokenSource, rows: range) -> torch.Tensor:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Train or read the Semantic VAE, fit the PCA (outputs/semantic_vae).").parse_args()
-    require_recorded_code("semantic_vae", stage_dir("code") / "semantic_vae.json")
-    params = load_params()
+    params = begin_stage("semantic_vae")
     spread(PREEMPTED_EXIT_CODE)
     processes = Processes.join()
     prepared, features, out = (stage_dir(stage) for stage in ("prepare", "features", "semantic_vae"))

@@ -10,13 +10,14 @@ import argparse
 from pathlib import Path
 
 from sfd_core.evaluation.rerun import Measurement
-from sfd_core.experiment.code import require_recorded_code, stage_code
-from sfd_core.experiment.params import OffsetStudy, Params, StudyParams, fingerprint, load_params
+from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.params import OffsetStudy, Params, StudyParams, fingerprint
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.sampling.artifact import DenoiserManifest, snapshot_digest
+from sfd_core.stages.start import begin_stage
 from sfd_core.studies.guidance import guided_by, plan_points, run_curve
 from sfd_core.studies.offsets import plan_offsets, run_offsets
 
@@ -60,8 +61,7 @@ def _resume_key(params: Params, variants: set[str]) -> str:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Measure the studies of params.yaml (outputs/studies).").parse_args()
-    require_recorded_code("studies", stage_dir("code") / "studies.json")
-    params = load_params()
+    params = begin_stage("studies")
     spread()
     processes = Processes.join()
     studies(params, stage_dir("studies"), processes)

@@ -14,14 +14,13 @@ import torch
 from torchvision.utils import save_image
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.experiment.code import require_recorded_code, stage_code
+from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import (
     DiffusersVAEParams,
     EngineParams,
     LDMVAEParams,
     TextureVAEParams,
     TrainedVAEParams,
-    load_params,
 )
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
@@ -31,6 +30,7 @@ from sfd_core.host.seeding import derive_seed, generator
 from sfd_core.models.public.image_vae import read_published_vae
 from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape, psnr
+from sfd_core.stages.start import begin_stage
 from sfd_core.stages.training import Origin, run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
@@ -131,8 +131,7 @@ def _reconstructed(vae: ImageVAE, images: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="Train or read the image VAE (outputs/texture_vae).").parse_args()
-    require_recorded_code("texture_vae", stage_dir("code") / "texture_vae.json")
-    params = load_params()
+    params = begin_stage("texture_vae")
     spread(PREEMPTED_EXIT_CODE)
     processes = Processes.join()
     make_texture_vae(params.texture_vae, stage_dir("prepare"), stage_dir("texture_vae"), params.engine, processes)

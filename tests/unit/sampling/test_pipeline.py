@@ -248,3 +248,18 @@ def test_the_image_that_breaks_is_named(tmp_path: Path) -> None:
     pipe.vae.decode = lambda z: torch.stack([torch.full((3, 16, 16), torch.inf if row == 2 else 0.0) for row in range(len(z))])
     with pytest.raises(NumericsError, match="decodes image 6 to NaN or infinity"):
         pipe.draw(4, [0, 1, 2], SAMPLER)
+
+
+@pytest.mark.parametrize("kind", ["sfd", "dit"])
+@pytest.mark.parametrize("guidance", ["none", "cfg"])
+def test_bfloat16_moves_latents_by_its_rounding_alone(kind: str, guidance: str, tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path, kind)
+    part = GuidanceParams(scale=2.0, interval=[0.0, 1.0])
+    sampler = SAMPLER.model_copy(update={"guidance": guidance, "texture": part, "semantic": part})
+    exact, rounded = (
+        pipe.solve([0, 1], torch.tensor([0, 1]), sampler.model_copy(update={"precision": precision})).x
+        for precision in ("float32", "bfloat16")
+    )
+    assert exact.dtype == rounded.dtype == torch.float32
+    difference = float((exact - rounded).norm() / exact.norm())
+    assert 0 < difference < 0.02
