@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from sfd_core.experiment.params import fingerprint
 from sfd_core.host import paths, resume
+from sfd_core.host.errors import DataError
 from sfd_core.host.resume import UNKNOWN_CODE, Code
 
 KEPT = 2
@@ -166,6 +167,24 @@ class ResumeFolder:
             else:
                 return _step(folder)
         return None
+
+    def require_all(self, step: int, snapshot_steps: Collection[int]) -> None:
+        """Bring back a lost curve from the checkpoint of `step`; curve, snapshots and checkpoint are one thing.
+
+        Raises `DataError` with what else of it is gone.
+        """
+        for lost in (self.history_path, self.incidents_path):
+            if not lost.exists() and (self._folder(step) / lost.name).exists():
+                shutil.copyfile(self._folder(step) / lost.name, lost)
+        taken = {snapshot.step for snapshot in self.snapshots()}
+        gone = [f"the snapshot of step {wanted}" for wanted in snapshot_steps if wanted <= step and wanted not in taken]
+        if self._position(step)["row_step"] > 0 and not self.history_path.exists():
+            gone.append(self.history_path.name)
+        if gone:
+            raise DataError(
+                f"{', '.join(gone)} of the training in {self.path} is gone, so its checkpoint of step {step} cannot be "
+                f"continued; put it back, or train anew: rm -r {self.path}"
+            )
 
     def read(self, step: int, into: Mapping[str, Tensor]) -> dict[str, Any]:
         """Fill tensors, of which a process may have a shard only, with those of a checkpoint, and return its plain values.

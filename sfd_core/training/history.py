@@ -69,6 +69,11 @@ class History:
         csv.writer(self._file, lineterminator="\n").writerow(row.values())
         self._file.flush()
 
+    def require_kept(self) -> None:
+        """Raise `OSError` if the file was deleted after rows were appended: they are lost."""
+        if self._file is not None and not self.path.exists():
+            raise OSError(f"{self.path.name} was deleted while the training ran")
+
     def sync(self) -> None:
         """Force what was appended onto the disk."""
         if self._file is not None:

@@ -118,7 +118,8 @@ def run(
     called before every checkpoint and may raise if this training is no longer ours. The first process alone writes and calls.
 
     Raises `NumericsError` after ten steps in a row without a finite loss and gradient, `ResourceError` if another
-    process is at the same training or the disk is full, and `Preempted` once a checkpoint is written after SIGTERM.
+    process is at the same training, the disk is full or the folder was deleted, `DataError` if a part of the folder is missing,
+    and `Preempted` once a checkpoint is written after SIGTERM.
     """
     with reproducible(training_device()):
         parallel = Parallel(plan.name, task, plan.optimisation, plan.engine)
@@ -265,6 +266,7 @@ class _Run:
             )
 
     def _write(self, log: bool, snapshot: bool, checkpoint: bool) -> None:
+        self.history.require_kept()
         if log:
             self._log()
         if snapshot:
@@ -331,7 +333,7 @@ class _Run:
     def _cannot_write(self, step: int, error: OSError) -> ResourceError:
         return ResourceError(
             f"{self.plan.name}: step {step} cannot be written under {self.resume.path} ({error}); free space there and "
-            "start again: the training continues from its last checkpoint"
+            "start again: the training continues from the last checkpoint that is there"
         )
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -344,6 +346,8 @@ class _Run:
     def _restore(self) -> bool:
         step = self.parallel.from_first(self.resume.newest() if self.parallel.first else None)
         if step is not None:
+            if self.parallel.first:
+                self.resume.require_all(step, self.plan.snapshot_steps)
             tensors = self._tensors()
             position = self.resume.read(step, tensors)
             if self.ema is not None:

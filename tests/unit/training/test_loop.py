@@ -1,5 +1,6 @@
 import math
 import resource
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
-from sfd_core.host.errors import NumericsError, ResourceError
+from sfd_core.host.errors import DataError, NumericsError, ResourceError
 from sfd_core.host.seeding import generator
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.ema import EMA
@@ -103,6 +104,45 @@ def test_a_run_broken_off_and_resumed_equals_the_unbroken_one(tmp_path: Path, ki
         first, second = load_file(one.path), load_file(other.path)
         assert first.keys() == second.keys() == weights.keys()
         assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def broken_off(folder: Path, killed_at: int = 22) -> ResumeFolder:
+    """Leave a training that was killed after its checkpoint of step 21."""
+    resume = ResumeFolder(folder)
+    with pytest.raises(Killed):
+        run(Denoise(killed_at=killed_at), plan(), resume)
+    return resume
+
+
+@pytest.mark.parametrize("lost", ["history.csv", "incidents.csv"])
+def test_a_lost_curve_comes_back_from_the_checkpoint(tmp_path: Path, lost: str) -> None:
+    resume, whole = broken_off(tmp_path / "resume"), ResumeFolder(tmp_path / "whole")
+    run(Denoise(), plan(), whole)
+    (resume.path / lost).unlink()
+    run(Denoise(), plan(), resume)
+    assert curve(resume) == curve(whole)
+    assert (resume.path / lost).exists()
+
+
+@pytest.mark.parametrize("lost", ["history.csv", "snapshots/step-00000010.safetensors"])
+def test_half_a_training_is_not_continued(tmp_path: Path, lost: str) -> None:
+    resume = broken_off(tmp_path / "resume")
+    for file in resume.path.rglob(Path(lost).name):
+        file.unlink()
+    said = "history.csv" if lost == "history.csv" else "the snapshot of step 10"
+    with pytest.raises(DataError, match=f"{said} of the training in .* is gone, so its checkpoint of step 21 cannot"):
+        run(Denoise(), plan(), resume)
+
+
+def test_a_training_whose_folder_is_deleted_ends_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    task = Denoise()
+    task.batch = lambda step, part: (shutil.rmtree(resume.path) if step == 18 else None, Denoise.batch(task, step, part))[1]
+    with pytest.raises(ResourceError, match=r"history\.csv was deleted while the training ran"):
+        run(task, plan(), resume)
+    run(Denoise(), plan(), resume)
+    assert [row["step"] for row in curve(resume)] == list(range(4, 41, 4))
+    assert [kept.step for kept in resume.snapshots()] == [10, 40]
 
 
 def test_a_finished_run_started_again_does_nothing_and_returns_the_same(tmp_path: Path) -> None:
