@@ -129,4 +129,5 @@ $(SET_UP): requirements.lock pyproject.toml
 	fi
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
+	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true  # a downloaded tree without its history
 	@touch $(SET_UP)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, SAMPLES, UNCHANGED, Drawing, artifact_folder
+from sfd_core.cli.options import (
+    ARTIFACT,
+    EVALUATIONS,
+    PARAMS,
+    SAMPLES,
+    UNCHANGED,
+    Drawing,
+    artifact_folder,
+    output,
+)
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir, write_json
 
@@ -36,9 +45,9 @@ def evaluate(
     /,
     *,
     samples: Annotated[int | None, SAMPLES] = None,
-    out: Annotated[Path | None, Parameter(help="Also write all numbers with their protocols as JSON.")] = None,
-    npz: Annotated[Path | None, Parameter(help="Also write the images as ADM's evaluator takes them.")] = None,
-    png: Annotated[Path | None, Parameter(help="Also write the images as PNG files into this folder.")] = None,
+    out: Annotated[Path | None, output("Also write all numbers with their protocols as JSON.")] = None,
+    npz: Annotated[Path | None, output("Also write the images as ADM's evaluator takes them.")] = None,
+    png: Annotated[Path | None, output("Also write the images as PNG files into this folder.", folder=True)] = None,
     recorded: Annotated[Path | None, Parameter(name="from", help=FROM)] = None,
     evaluations: Annotated[int | None, EVALUATIONS] = None,
     drawing: Drawing = UNCHANGED,
@@ -98,11 +107,11 @@ def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int,
     measurement.processes.leave()
 
 
-def _repeat(params: "Params", file: Path, moved: str | None, out: Path | None) -> None:
+def _repeat(params: "Params", recorded: Path, moved: str | None, out: Path | None) -> None:
     from sfd_core.evaluation.rerun import read_recorded
 
     groups: dict[str, Mapping[str, Number]] = {}
-    for group, old in read_recorded(file).items():
+    for group, old in read_recorded(recorded).items():
         artifact = artifact_folder(moved) if moved else old.artifact
         measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler)
         old.require_same(measurement)

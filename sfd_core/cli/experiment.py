@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sfd_core.cli.options import PARAMS, whole
+from sfd_core.cli.options import PARAMS, output, whole
 from sfd_core.cli.results import results, write_curves, write_studies, write_table
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.machine import stages_at_once
@@ -26,9 +26,9 @@ def experiment(
     preset: Annotated[str, Parameter(help="Start from this preset instead of from the project's params.yaml.")] = str(PARAMS),
     changes: Annotated[list[str] | None, SET] = None,
     vary: Annotated[list[str] | None, VARY] = None,
-    table: Annotated[Path | None, Parameter(help="Also write the final numbers as CSV, one row a variant and value.")] = None,
-    curves: Annotated[Path | None, Parameter(help="Also write the convergence as CSV, one row a variant and snapshot.")] = None,
-    studies: Annotated[Path | None, Parameter(help="Also write the points of all studies as CSV.")] = None,
+    table: Annotated[Path | None, output("Also write the final numbers as CSV, one row a variant and value.")] = None,
+    curves: Annotated[Path | None, output("Also write the convergence as CSV, one row a variant and snapshot.")] = None,
+    studies: Annotated[Path | None, output("Also write the points of all studies as CSV.")] = None,
     at_once: Annotated[int | None, AT_ONCE] = None,
 ) -> None:
     """Run the pipeline beside the project with other values.

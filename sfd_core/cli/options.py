@@ -1,12 +1,14 @@
 """Options that several commands share: the denoiser, how its images are drawn, and how many."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
-from sfd_core.host.paths import stage_dir
+from sfd_core.host.paths import existing_parent, stage_dir
 
 if TYPE_CHECKING:
     from sfd_core.experiment.params import Params, SamplerParams
@@ -18,18 +20,33 @@ Solver = Literal["euler", "heun", "ab2", "dopri5"]
 Times = tuple[float, float]
 
 
-def whole(text: str, **more: Any) -> Parameter:
-    """Return an option of whole numbers, described by `text`; cyclopts alone would round 2.5 to 2."""
+def whole(text: str, at_least: int = 1, **more: Any) -> Parameter:
+    """Return an option of whole numbers from `at_least` on, described by `text`; cyclopts alone would round 2.5 to 2."""
 
     def convert(type_: Any, tokens: Any) -> Any:
         numbers = [int(token.value) for token in tokens]
         return numbers if "list" in str(type_) else numbers[0]
 
-    return Parameter(help=text, converter=convert, **more)
+    return Parameter(help=text, converter=convert, validator=Number(gte=at_least), **more)
+
+
+def output(text: str, folder: bool = False) -> Parameter:
+    """Return an option of a file or folder to write, described by `text`; a place that cannot be one is refused at once."""
+
+    def check(_: Any, path: Path | None) -> None:
+        if path is None:
+            return
+        if path.exists() and path.is_dir() != folder:
+            raise ValueError(f"{path} is a {'file' if folder else 'folder'}; name another place.")
+        place = existing_parent(path)
+        if not (path.exists() or place.is_dir()) or not os.access(place, os.W_OK):
+            raise ValueError(f"{place} is no folder that can be written; name another place.")
+
+    return Parameter(help=text, validator=check)
 
 
 ARTIFACT = Parameter(help="A variant's name, or the folder of a trained denoiser.")
-SAMPLES = whole("Images to draw, at each point of a study (default: evaluate.final_samples).")
+SAMPLES = whole("Images to draw, at each point of a study (default: evaluate.final_samples).", at_least=5)
 EVALUATIONS = whole("Network evaluations an image.", group=SAMPLER)
 
 
@@ -39,7 +56,7 @@ class Drawing:
     """How images are drawn; None is as in `evaluate.sampler`, or the last snapshot."""
 
     snapshot: Annotated[int | None, whole("Take the weights of this training step (default: the last).")] = None
-    seed: Annotated[int | None, whole("Image i depends on the seed and on i alone.")] = None
+    seed: Annotated[int | None, whole("Image i depends on the seed and on i alone.", at_least=0)] = None
     solver: Annotated[Solver | None, Parameter(help="Of velocity models.")] = None
     gaussian_solver: Annotated[Literal["ddpm", "ddim"] | None, Parameter(help="Of DiT.")] = None
     shift: Annotated[float | None, Parameter(help="Timestep shift; 1 is none.")] = None
@@ -59,10 +76,9 @@ class Drawing:
 
     def sampler(self, params: "Params", evaluations: int | None = None) -> "SamplerParams":
         """Return `evaluate.sampler` with what the command line says. Raises `ConfigError` for values that do not fit."""
-        from sfd_core.experiment.params import parse_params
+        from sfd_core.experiment.params import parse_sampler
 
-        values = params.model_dump(mode="json")
-        sampler = values["evaluate"]["sampler"]
+        sampler = params.evaluate.sampler.model_dump(mode="json")
         for name, value in (self.given() | {"evaluations": evaluations}).items():
             part, _, key = name.partition("_")
             if key == "interval":
@@ -73,7 +89,9 @@ class Drawing:
                 sampler[name] = value
         if self.guidance is not None and self.guide is None and self.guidance != "autoguidance":
             sampler["guide"] = sampler["guide_step"] = None
-        return parse_params(values, source="what the options ask for").evaluate.sampler
+        if self.guidance == "none":
+            sampler["texture"]["scale"] = sampler["semantic"]["scale"] = 1.0
+        return parse_sampler(sampler, "what the options ask for")
 
 
 UNCHANGED = Drawing()

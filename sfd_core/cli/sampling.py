@@ -1,13 +1,12 @@
 """`sfd sample`: images of a trained denoiser, to look at; `sfd import`: a public denoiser to sample from."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
-from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, UNCHANGED, Drawing, artifact_folder, whole
+from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, UNCHANGED, Drawing, artifact_folder, output, whole
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import stage_dir
 
@@ -25,7 +24,7 @@ def sample(
     labels: Annotated[list[str] | None, Parameter(help="Names or indices of classes (default: every class once).")] = None,
     count: Annotated[int, whole("Images of each label.")] = 1,
     columns: Annotated[int, whole("Images in a row of the grid.")] = 8,
-    out: Annotated[Path, Parameter(help="The PNG file.")] = Path("samples.png"),
+    out: Annotated[Path, output("The PNG file.")] = Path("samples.png"),
     evaluations: Annotated[int | None, EVALUATIONS] = None,
     drawing: Drawing = UNCHANGED,
 ) -> None:
@@ -34,7 +33,7 @@ def sample(
 
     params = load_params(PARAMS)
     sampler = drawing.sampler(params, evaluations)
-    from sfd_core.sampling.pipeline import Pipeline
+    from sfd_core.sampling.pipeline import Pipeline, find_labels
 
     folder = artifact_folder(artifact)
     compiled = params.engine.compile
@@ -43,19 +42,8 @@ def sample(
     chosen = find_labels(labels, classes) if labels else list(range(max(1, len(classes))))
     samples = pipeline([label for label in chosen for _ in range(count)], seed=sampler.seed, sampler=sampler)
     samples.save_grid(out, columns)
-    names = ", ".join(classes[label] for label in chosen) if classes else "no class"
+    names = ", ".join([*classes, "no class"][label] for label in chosen)
     print(f"{out}: {len(chosen) * count} images of {names}; {samples.evaluations} evaluations each")
-
-
-def find_labels(wanted: Sequence[str], classes: list[str]) -> list[int]:
-    """Find classes by name, whatever their case, or by index. Raises `ConfigError` that lists the classes."""
-    indices = {name.casefold(): index for index, name in enumerate(classes)}
-    found = [indices.get(text.casefold(), int(text) if text.isdecimal() else -1) for text in wanted]
-    unknown = [text for text, index in zip(wanted, found, strict=True) if not 0 <= index < len(classes)]
-    if unknown:
-        listed = ", ".join(f"{index} {name}" for index, name in enumerate(classes))
-        raise ConfigError(f"unknown labels {', '.join(unknown)}; the classes are {listed}")
-    return found
 
 
 def import_(
@@ -63,13 +51,13 @@ def import_(
     file: Annotated[Path, Parameter(help="The public checkpoint, a torch file or safetensors.")],
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder of the artifact, such as weights/sfd-xl.")],
+    out: Annotated[Path, output("Folder of the artifact, such as weights/sfd-xl.", folder=True)],
     encode: Annotated[Path, Parameter(help="Output of encode.", group=LATENTS)] = ENCODE,
     statistics: Annotated[list[Path] | None, Parameter(help=STATISTICS, group=LATENTS)] = None,
     texture_vae: Annotated[Path, Parameter(help="With --statistics: the VAE that decodes the samples.")] = TEXTURE_VAE,
     num_classes: Annotated[int | None, whole("Name the classes 0 to N - 1 (default: as encoded).")] = None,
     delta_t: Annotated[float, Parameter(help="By how much semantics led in its training, in the paper 0.3.")] = 0.3,
-    step: Annotated[int | None, whole("Training steps (default: the number that names the file).")] = None,
+    step: Annotated[int | None, whole("Training steps (default: the number that names the file).", at_least=0)] = None,
     batch_size: Annotated[int, whole("Images a step, in the paper 256.")] = 256,
 ) -> None:
     """Make an artifact of a public denoiser.

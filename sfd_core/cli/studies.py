@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from sfd_core.cli.evaluation import load_measurement
-from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, SAMPLES, UNCHANGED, Drawing, Solver, artifact_folder, whole
+from sfd_core.cli.options import (
+    ARTIFACT,
+    EVALUATIONS,
+    PARAMS,
+    SAMPLES,
+    UNCHANGED,
+    Drawing,
+    Solver,
+    artifact_folder,
+    output,
+    whole,
+)
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_path
 
@@ -26,7 +37,7 @@ def guidance_curve(
     intervals: Annotated[list[str] | None, Parameter(help=INTERVALS)] = None,
     parts: Annotated[Literal["both", "texture", "semantic"], Parameter(help="What is varied.")] = "both",
     samples: Annotated[int | None, SAMPLES] = None,
-    out: Annotated[Path, Parameter(help="Folder of curve.csv, curve.png and points/*.json.")],
+    out: Annotated[Path, output("Folder of curve.csv, curve.png and points/*.json.", folder=True)],
     evaluations: Annotated[list[int] | None, EVALUATIONS] = None,
     drawing: Drawing = UNCHANGED,
 ) -> None:
@@ -56,7 +67,7 @@ def path_curve(
     *,
     offsets: Annotated[list[float], Parameter(help=OFFSETS)],
     samples: Annotated[int | None, SAMPLES] = None,
-    out: Annotated[Path, Parameter(help="Folder of offsets.csv, offsets.png and points/*.json.")],
+    out: Annotated[Path, output("Folder of offsets.csv, offsets.png and points/*.json.", folder=True)],
     evaluations: Annotated[int | None, EVALUATIONS] = None,
     drawing: Drawing = UNCHANGED,
 ) -> None:
@@ -88,7 +99,7 @@ def solvers(
     solvers: Annotated[list[Solver] | None, Parameter(help="Solvers to compare (default: euler heun ab2).")] = None,
     target: Annotated[int, whole("Evaluations of Euler that all are compared with.")] = 100,
     samples: Annotated[int | None, SAMPLES] = None,
-    out: Annotated[Path, Parameter(help="Folder of solvers.csv, solvers.png and points/*.")],
+    out: Annotated[Path, output("Folder of solvers.csv, solvers.png and points/*.", folder=True)],
     evaluations: Annotated[list[int] | None, EVALUATIONS] = None,
     drawing: Drawing = UNCHANGED,
 ) -> None:
@@ -122,7 +133,7 @@ def sweep_figure(
     /,
     *,
     over: Annotated[list[str] | None, OVER] = None,
-    out: Annotated[Path, Parameter(help="The PNG file.")],
+    out: Annotated[Path, output("The PNG file.")],
 ) -> None:
     """Draw the leading distance of a sweep, with error bars over seeds."""
     import pandas as pd

@@ -1,6 +1,5 @@
 """The Inception network of FID, with torch-fidelity's standard weights, and the spatial feature that sFID needs."""
 
-import hashlib
 import io
 import sys
 import textwrap
@@ -8,14 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from sfd_core.evaluation.extractors import FEATURES, LOGITS, SPATIAL, Extractor, ExtractorIdentity, weights_folder
 from sfd_core.host.errors import DataError, ResourceError
-from sfd_core.host.paths import atomic_path
+from sfd_core.host.paths import atomic_path, file_digest
+from sfd_core.models.public.weights import read_public_checkpoint
 
 WEIGHTS_URL: str = URL_INCEPTION_V3
 WEIGHTS_FILE = WEIGHTS_URL.rsplit("/", 1)[-1]
@@ -40,13 +38,10 @@ class Inception(Extractor):
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
         path = Path(weights) if weights else _fetch_weights()
-        content = _read(path)
-        digest = hashlib.sha256(content).hexdigest()
+        digest = _digest(path)
         try:
             # torch-fidelity unpickles what it is given; it is given tensors that were read without executing anything.
-            self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], _safe_copy(path, content)
-            )
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], _safe_copy(path))
         except RuntimeError as error:
             reason = textwrap.shorten(str(error), LONGEST_REASON)
             raise DataError(f"{path} holds weights of another network ({reason}); fetch {WEIGHTS_URL}") from error
@@ -83,9 +78,9 @@ def _fetch_weights() -> Path:
     return path
 
 
-def _read(path: Path) -> bytes:
+def _digest(path: Path) -> str:
     try:
-        return path.read_bytes()
+        return file_digest(path)
     except OSError as error:
         raise ResourceError(
             f"Inception weights {path} cannot be read ({error.strerror}); fetch {WEIGHTS_URL} and name it in "
@@ -93,17 +88,12 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _safe_copy(path: Path, content: bytes) -> io.BytesIO:
-    """Return a torch file of the tensors of `content`, safetensors or a torch file, read without executing anything in it."""
-    try:
-        state = load(content) if path.suffix == ".safetensors" else torch.load(io.BytesIO(content), "cpu", weights_only=True)
-    except Exception as error:
-        if not isinstance(error, SafetensorError | RuntimeError | ValueError | EOFError | KeyError | OSError) and (
-            type(error).__name__ != "UnpicklingError"
-        ):
-            raise
-        raise DataError(f"{path} is no plain file of weights ({error}); fetch {WEIGHTS_URL}") from error
+def _safe_copy(path: Path) -> io.BytesIO:
+    """Return a torch file of the tensors in a file, safetensors or a torch file, read without executing anything in it."""
     copy = io.BytesIO()
-    torch.save(state, copy)
+    try:
+        torch.save(read_public_checkpoint(path), copy)
+    except DataError as error:
+        raise DataError(f"{error}, from {WEIGHTS_URL}") from error
     copy.seek(0)
     return copy

@@ -58,6 +58,11 @@ class Measurement:
         drawn = drawn_with(order.sampler, self.pipeline.denoiser, measured.evaluations, by | mixed_codes(folder))
         return self.evaluator.numbers(measured.features, drawn), measured
 
+    @property
+    def weights(self) -> str:
+        """The sha256 of the denoiser's snapshot."""
+        return snapshot_digest(self.artifact, self.pipeline.denoiser.snapshot)
+
     def key(self, sampler: SamplerParams, samples: int) -> str:
         """Name a point of a study by all that its numbers depend on but the code: a new version of this program keeps it."""
         by = recipe(self.artifact, self.pipeline, sampler)
@@ -130,7 +135,9 @@ def read_recorded(path: Path) -> dict[str, Recorded]:
     """
     try:
         groups = json.loads(path.read_text())
-        return {group: _recorded(numbers) for group, numbers in groups.items() if numbers}
+        found = {group: _recorded(numbers) for group, numbers in groups.items() if numbers}
+        if not found:
+            raise ValueError("it is empty")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; name a file such as outputs/evaluate/sfd/numbers.json") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, ValidationError) as error:
@@ -138,6 +145,7 @@ def read_recorded(path: Path) -> dict[str, Recorded]:
             f"{path} holds no numbers that can be measured again ({error!r}); it needs groups of numbers with a value and a "
             "protocol that holds a recipe, as `sfd evaluate --out` writes them"
         ) from error
+    return found
 
 
 def _recorded(numbers: Mapping[str, Mapping[str, Any]]) -> Recorded:

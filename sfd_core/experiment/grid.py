@@ -120,7 +120,7 @@ def point_name(variant: str, settings: Mapping[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
     return re.sub(r"[^A-Za-z0-9_+]+", "_", text.replace(".", "p").replace("-", "m") if _is_number(value) else text).strip("_")
 
 

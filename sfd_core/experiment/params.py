@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
+from sfd_core.host.names import Name
 
 Positive = Annotated[int, Field(ge=1)]
 Samples = Annotated[int, Field(ge=5)]
@@ -25,7 +26,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Offset = Annotated[float, Field(ge=-1, le=1)]
 Precision = Literal["float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
-StudyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-]+$")]
 """Also a folder's name."""
 
 LABELS = {
@@ -466,6 +466,12 @@ class SamplerParams(Group):
             raise ValueError(
                 f"semantic.scale is {self.semantic.scale}, but semantic guidance acts on texture alone; set it to 1"
             )
+        for part in ("texture", "semantic"):
+            scale = getattr(self, part).scale
+            if self.guidance == "none" and scale != 1:
+                raise ValueError(
+                    f"{part}.scale is {scale}, but guidance is none, which would ignore it; choose a guidance or 1"
+                )
         if self.solver == "heun" and self.evaluations < 2:
             raise ValueError(f"evaluations is {self.evaluations}, but heun needs two per step; set it to 2 or more")
         return self
@@ -555,13 +561,13 @@ class Params(Group):
     train: TrainParams
     reference: ReferenceParams
     evaluate: EvaluateParams
-    studies: dict[StudyName, Annotated[StudyParams, Field(discriminator="kind")]]
+    studies: dict[Name, Annotated[StudyParams, Field(discriminator="kind")]]
     """Curves of trained denoisers, by name; those of variants that are not active are not measured."""
     report: ReportParams
     engine: EngineParams
     active: Annotated[list[str], Field(min_length=1)]
     """The variants that are trained and compared."""
-    variants: dict[str, VariantParams]
+    variants: dict[Name, VariantParams]
 
     def given(self) -> dict[str, Any]:
         """Return the values as the parameter file gives them, without those that it left out: DVC compares what is written."""
@@ -654,6 +660,14 @@ def parse_params(values: Any, source: str = "params") -> Params:
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
         raise ConfigError(f"{source} is not a valid experiment:\n{lines}") from error
+
+
+def parse_sampler(values: Mapping[str, Any], source: str) -> SamplerParams:
+    """Check the values of a sampler. Raises `ConfigError` that names those that are impossible."""
+    try:
+        return SamplerParams.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source} cannot be drawn: {'; '.join(_explain(detail) for detail in error.errors())}") from error
 
 
 def fingerprint(*values: Any) -> str:

@@ -1,5 +1,6 @@
-"""Reads YAML as DVC does, and sets values of a parameter file by dotted keys."""
+"""Reads YAML as DVC does, and reads and sets nested values by dotted keys."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source} is not valid YAML: {line}{error.problem}") from error
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{source} is not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key, in order."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat_values(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def set_value(values: Any, key: str, value: Any) -> None:

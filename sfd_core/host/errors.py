@@ -1,13 +1,20 @@
 """Errors a user can act on: what is wrong with which value, why, and what to do. Most exit with code 2."""
 
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
 
 USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+BROKEN_PIPE_EXIT_CODE = 141
+"""As a shell reports a program that SIGINT or SIGPIPE ended."""
+PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
+"""Errors of a place on the disk that a user can change."""
 BUSY_EXIT_CODE = 76
 """Another process is doing the same training: a sweep waits for it and takes its result from the cache."""
 PREEMPTED_EXIT_CODE = 85
@@ -49,18 +56,33 @@ class Preempted(Exception):  # noqa: N818 (nothing went wrong)
 def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
     """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2, or 76 for a `BusyError`.
 
-    `Preempted` becomes exit code 85.
+    So are a place that cannot be read or written, and a full disk. `Preempted` becomes exit code 85, Ctrl-C 130, and a reader
+    of the output that has enough, such as `| head`, 141 without a word.
     """
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             main(*args, **kwargs)
+            sys.stdout.flush()
         except SFDError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(BUSY_EXIT_CODE if isinstance(error, BusyError) else USER_ERROR_EXIT_CODE)
+            _exit(f"error: {error}", BUSY_EXIT_CODE if isinstance(error, BusyError) else USER_ERROR_EXIT_CODE)
         except Preempted as message:
-            print(message, file=sys.stderr)
-            sys.exit(PREEMPTED_EXIT_CODE)
+            _exit(str(message), PREEMPTED_EXIT_CODE)
+        except KeyboardInterrupt:
+            _exit("interrupted; the same command goes on with what is kept", INTERRUPTED_EXIT_CODE)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
+            sys.exit(BROKEN_PIPE_EXIT_CODE)
+        except OSError as error:
+            if error.errno not in PLACES:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            _exit(f"error: {place}{error.strerror}; make room there or choose another place", USER_ERROR_EXIT_CODE)
 
     return guarded
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)

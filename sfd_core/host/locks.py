@@ -1,6 +1,7 @@
 """Locks of this machine, which the kernel releases when their holders end, however they end."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +24,31 @@ def locked(path: Path, busy: str | None = None) -> Iterator[int]:
         yield file.fileno()
 
 
-def is_held(path: Path) -> bool:
-    """Whether some process holds the lock of a file; false for a file that does not exist."""
+@contextmanager
+def locked_folder(path: Path, busy: str) -> Iterator[None]:
+    """Lock a folder without a file in it. Raises `BusyError` with the message `busy` if another process holds it."""
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(busy) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock of a file or folder; false for one that does not exist."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
     return False

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sfd_core.host.errors import ResourceError
+from sfd_core.host.errors import BusyError, ResourceError
+from sfd_core.host.locks import is_held, locked_folder
 
 OUTPUTS = Path("outputs")
 REPORT = Path("report")
@@ -52,15 +53,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield an empty folder next to `path`; on success it replaces `path`, otherwise it is deleted.
 
-    Leftovers of an interrupted earlier write are deleted first.
+    Leftovers of an interrupted earlier write are deleted first. Raises `BusyError` if another process is writing `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"another process is writing {path}; wait for it or stop it"
     for leftover in path.parent.glob(f".{path.name}.*.partial"):
-        shutil.rmtree(leftover)
+        if leftover.name.count(".") == path.name.count(".") + 3:  # not one of `path.more`
+            if is_held(leftover):
+                raise BusyError(busy)
+            shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
-        yield temporary
-        replace_dir(temporary, path)
+        with locked_folder(temporary, busy):
+            yield temporary
+            replace_dir(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

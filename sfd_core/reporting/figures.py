@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
@@ -23,19 +24,23 @@ from sfd_core.reporting.tables import primary_number
 STRIP_FRAMES = 11
 STRIP_SAMPLES = 2
 STRIP_TILE = 128
+OFFSETS_OF_SEEDS = "offsets_seeds"
+"""Name of the figure of the committed table of offsets."""
 CROWDED = 300
 """An axis that spans more than this factor has room for powers of ten only."""
 
 
 def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantStyle], folder: Path) -> None:
-    """Write convergence.png and phases.svg, and, where their data exist, {offsets,guidance,samples,denoising}.png."""
+    """Write convergence.png, phases.svg and, where their data exist, {offsets,offsets_seeds,guidance,samples,denoising}.png."""
     save_figure(convergence_figure(params, outputs, styles), folder / "convergence.png")
     (folder / "phases.svg").write_text(phases_svg(outputs.largest_offset, background="#ffffff"), encoding="utf-8")
     beside_published = partial(offset_figure, published=published_numbers.offset_curve())
-    for kind, draw in (("offsets", beside_published), ("guidance", guided_figure)):
-        points = outputs.points(kind)
+    stored = outputs.studies.get("offsets", pd.DataFrame())
+    curves = {"offsets": outputs.points("offsets"), "guidance": outputs.points("guidance"), OFFSETS_OF_SEEDS: stored}
+    for name, points in curves.items():
         if len(points):
-            save_figure(draw(points), folder / f"{kind}.png")
+            draw = guided_figure if name == "guidance" else beside_published
+            save_figure(draw(points), folder / f"{name}.png")
     if any(variant.grids is not None for variant in outputs.variants.values()):
         save_figure(samples_figure(outputs, styles, params.report.grid_images), folder / "samples.png")
     runs = [variant for variant in outputs.variants.values() if variant.trajectory and variant.trajectory.semantics is not None]

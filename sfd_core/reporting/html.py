@@ -183,9 +183,14 @@ def _curves(outputs: Outputs, primary: str, folder: Path) -> dict[str, tuple[str
     """Return the figure and the table of offsets and of guidance, where there are any."""
     layouts = {"offsets": studies.offset_table, "guidance": studies.guided_table}
     tables = {kind: outputs.points(kind) for kind in layouts}
-    return {
+    found = {
         kind: (file_uri(folder / f"{kind}.png"), layouts[kind](table, primary)) for kind, table in tables.items() if len(table)
     }
+    stored = outputs.studies.get("offsets")
+    if stored is not None:
+        name = figures.OFFSETS_OF_SEEDS
+        found[name] = (file_uri(folder / f"{name}.png"), studies.offset_table(stored, primary))
+    return found
 
 
 def _protocols(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:

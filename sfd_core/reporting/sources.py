@@ -29,6 +29,7 @@ REFERENCES = {
 STUDIES = {
     "learning_rates": ("make learning-rates", ("variant", "learning_rate", "seed")),
     "seeds": ("make seeds", ("variant", "learning_rate", "seed")),
+    "offsets": ("make seeds", ("study", "variant", "seed", "delta_t")),
     "long": ("make repro-long", ("variant", *COSTS, "samples")),
     "guided": ("make guided", ("study", "variant", "scale")),
 }

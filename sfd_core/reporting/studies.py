@@ -42,28 +42,32 @@ class SeedRow:
 
     variant: str
     mean: str
-    spread: str
+    """With its standard error."""
+    behind: str
+    """Mean of the differences to the best variant, seed by seed, with its standard error; empty for the best."""
     values: list[str]
     places: list[float]
 
 
 def seed_table(table: pd.DataFrame, number: str) -> list[SeedRow]:
-    """Lay out the distance of every seed, its mean and its largest difference, by variant."""
+    """Lay out the distance of every seed, its mean, and by how much it is behind the best mean, by variant."""
     low, high = table[number].min(), table[number].max()
+    seeds = table.pivot_table(index="seed", columns="variant", values=number)
+    best = str(seeds.mean().idxmin())
     rows = []
     for variant in dict.fromkeys(table["variant"]):
-        values = table.loc[table["variant"] == variant].sort_values("seed")[number]
+        values = seeds[variant].dropna()
         places = [float((value - low) / ((high - low) or 1.0)) * 96 + 2 for value in values]
-        rows.append(
-            SeedRow(
-                str(variant),
-                text.number(values.mean()),
-                text.number(values.max() - values.min()),
-                [text.number(v) for v in values],
-                places,
-            )
-        )
+        behind = "" if variant == best else with_error(seeds[variant] - seeds[best])
+        rows.append(SeedRow(str(variant), with_error(values), behind, [text.number(value) for value in values], places))
     return rows
+
+
+def with_error(values: pd.Series) -> str:
+    """Write the mean of values, those that are missing left out, with its standard error, if there are several."""
+    known = values.dropna().to_numpy(float)
+    mean = text.number(float(known.mean()))
+    return f"{mean} ± {text.number(float(known.std(ddof=1) / len(known) ** 0.5))}" if len(known) > 1 else mean
 
 
 def seed_spread(table: pd.DataFrame, number: str) -> float:
@@ -78,7 +82,9 @@ def offset_table(table: pd.DataFrame, number: str) -> Table:
     """Lay out the means over seeds of every number by offset; the lowest of `number` is marked."""
     means = table.groupby("delta_t")[_numbers(table)].mean()
     rows = [Row(f"{offset:g}", _cells(row, number, best=offset == means[number].idxmin())) for offset, row in means.iterrows()]
-    return _points_table("Sampled along every offset", "The same training at every offset.", table, [], rows, "Offset")
+    seeds = table["seed"].nunique()
+    note = "The same training at every offset." if seeds == 1 else f"Means of {seeds} trainings, each at every offset."
+    return _points_table("Sampled along every offset", note, table, [], rows, "Offset")
 
 
 def guided_table(table: pd.DataFrame, number: str) -> Table:

@@ -34,8 +34,10 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
     `table` is that of `studies.offsets.run_offsets`, or several of them told apart by a column `study`. `published`
     (`delta_t`, `fid`) has an axis of its own.
     """
+    lines = [points for _, points in table.groupby("study", sort=False)] if "study" in table else [table]
+    trainings = "one training" if len(lines) == 1 else f"{len(lines)} trainings"
     figure, axes, number = _axes(
-        table, "offset by which semantics lead texture", f"one training, {table['samples'].iloc[0]:,} samples a point"
+        table, "offset by which semantics lead texture", f"{trainings}, {table['samples'].iloc[0]:,} samples a point"
     )
     if published is not None:
         right = axes.twinx()
@@ -43,7 +45,6 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         right.set_ylabel("published FID, ImageNet 256, a training an offset (dashed)", color=MUTED)
         right.spines[:].set_visible(False)
         right.tick_params(colors=MUTED, length=0)
-    lines = [points for _, points in table.groupby("study", sort=False)] if "study" in table else [table]
     for points, style in zip(lines, line_styles(len(lines)), strict=True):
         ordered = points.sort_values("delta_t")
         label = f"seed {points['seed'].iloc[0]}" if len(lines) > 1 else None

@@ -3,7 +3,7 @@
 Image i depends only on the seed and i, not on its batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -13,13 +13,15 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from sfd_core.diffusion import guidance
+from sfd_core.diffusion.gaussian import GaussianProcess
 from sfd_core.diffusion.gaussian_sampler import DenoiseFn, guide_denoiser, sample_gaussian
 from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.schedule import Schedule, SharedTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
-from sfd_core.experiment.params import SamplerParams
+from sfd_core.experiment.params import SamplerParams, parse_sampler
 from sfd_core.host.errors import ConfigError, IdentityError, NumericsError
 from sfd_core.host.paths import atomic_path
+from sfd_core.host.progress import with_progress
 from sfd_core.host.seeding import generator, sample_noise
 from sfd_core.latents.composite import Split
 from sfd_core.models.denoisers.blocks import compile_blocks
@@ -44,6 +46,8 @@ DEFAULT_SAMPLER = SamplerParams(
     seed=0,
 )
 """Default settings of `Pipeline`."""
+MOST_LISTED = 30
+"""Classes that an error lists by name."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +114,23 @@ class Pipeline:
         return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide), guide_step), compiled)
 
     def __call__(
-        self, labels: Sequence[int], seed: int = 0, sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any
+        self, labels: Sequence[int | str], seed: int = 0, sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any
     ) -> Samples:
         """Draw one image per label, image i from noise i of `seed`; `changes` replace fields of `sampler`.
 
-        For example `pipeline([0, 1], seed=3, evaluations=100)`. Raises `ConfigError` for unknown labels or settings.
+        For example `pipeline([0, "cat"], seed=3, evaluations=100)`; a label is an index, the null class included, or a name.
+        Shows progress of more than one batch. Raises `ConfigError` for unknown labels or settings.
         """
-        sampler = SamplerParams.model_validate({**sampler.model_dump(), **changes, "seed": seed})
-        self._check(labels, sampler)
-        chunks = list(self.batches(labels, sampler))
+        sampler = parse_sampler({**sampler.model_dump(), **changes, "seed": seed}, "these images")
+        indices = find_labels(labels, self.denoiser.classes)
+        self.require_possible(indices, sampler)
+        batches = self.batches(indices, sampler)
+        if len(indices) > sampler.batch_size:
+            batches = with_progress(batches, len(indices), "samples", step=sampler.batch_size)
+        chunks = list(batches)
         return Samples(
             torch.cat([chunk.images for chunk in chunks]),
-            torch.tensor(list(labels)),
+            torch.tensor(indices),
             max(chunk.evaluations for chunk in chunks),
         )
 
@@ -139,7 +148,7 @@ class Pipeline:
 
     def latents(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Solution:
         """Return the normalised latents (N, C, g, g) that `draw` decodes."""
-        self._check(labels, sampler)
+        self.require_possible(labels, sampler)
         # dopri5 chooses its steps from the error of the whole batch, but an image must not depend on its batch.
         size = 1 if sampler.solver == "dopri5" and self.denoiser.variant.family == "flow" else len(labels)
         solutions = []
@@ -194,8 +203,7 @@ class Pipeline:
         if semantics is not None:
             velocity = guidance.oracle(velocity, noise, semantics.to(self.device), self.denoiser.composite.n_texture)
         settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
-        schedule = self.denoiser.schedule if sampler.delta_t is None else Schedule.offset(sampler.delta_t)
-        return integrate(velocity, noise, schedule, self.denoiser.composite.n_texture, settings, observe)
+        return integrate(velocity, noise, self._schedule(sampler), self.denoiser.composite.n_texture, settings, observe)
 
     @torch.no_grad()
     def decode(self, parts: Split, first: int = 0) -> Tensor:
@@ -211,22 +219,14 @@ class Pipeline:
             )
         return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
-    def _check(self, labels: Sequence[int], sampler: SamplerParams) -> None:
+    def require_possible(self, labels: Sequence[int], sampler: SamplerParams) -> None:
+        """Raise `ConfigError` if this denoiser cannot be sampled so."""
         classes = len(self.denoiser.classes)
         if sampler.guidance == "cfg" and classes == 0:
             raise ConfigError(
                 "guidance is cfg, but this denoiser was trained without labels; choose autoguidance, semantic or none"
             )
-        wrong = [label for label in labels if not 0 <= label <= classes]
-        if wrong or not len(labels):
-            raise ConfigError(
-                f"labels {wrong[:5]} do not exist; give at least one label: "
-                + (
-                    f"0 to {classes - 1}, or {classes} for no class"
-                    if classes
-                    else "0, as this denoiser was trained without labels"
-                )
-            )
+        find_labels(labels, self.denoiser.classes)
         if (sampler.guide is not None) != (self.guide is not None):
             raise ConfigError(f"guidance is {sampler.guidance!r}, but {'no' if self.guide is None else 'a'} guide was given")
         variant = self.denoiser.variant
@@ -240,6 +240,14 @@ class Pipeline:
             raise ConfigError(
                 f"delta_t is {sampler.delta_t}, but this denoiser has no semantics that could lead; set it to null"
             )
+        if variant.family == "flow":
+            settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
+            self._schedule(sampler).grid(settings.intervals, settings.shift)
+        else:
+            GaussianProcess().respaced(sampler.evaluations)
+
+    def _schedule(self, sampler: SamplerParams) -> Schedule:
+        return self.denoiser.schedule if sampler.delta_t is None else Schedule.offset(sampler.delta_t)
 
     def _velocity(self, labels: Tensor, sampler: SamplerParams, noise: Tensor) -> VelocityFn:
         main = _velocity_of(self.denoiser, labels, sampler)
@@ -278,6 +286,30 @@ class Pipeline:
     def _with_null(self, labels: Tensor) -> Tensor:
         """Append the null class once per label, so that both halves of classifier-free guidance form one batch."""
         return torch.cat([labels, torch.full_like(labels, self.denoiser.null_class)])
+
+
+def find_labels(wanted: Iterable[int | str], classes: Sequence[str]) -> list[int]:
+    """Return indices of classes that are given by name, whatever its case, or by index; the index after the last is no class.
+
+    Raises `ConfigError` that names the unknown ones and the choice, and if none is given.
+    """
+    by_name = {name.casefold(): index for index, name in enumerate(classes)}
+    found, unknown = [], []
+    for label in wanted:
+        try:
+            index = by_name[label.casefold()] if isinstance(label, str) and label.casefold() in by_name else int(label)
+        except (TypeError, ValueError):
+            index = -1
+        found.append(index)
+        unknown += [] if 0 <= index <= len(classes) and (isinstance(label, str) or index == label) else [str(label)]
+    if unknown or not found:
+        listed = ", ".join(f"{index} {name}" for index, name in enumerate(classes))
+        choice = listed if len(classes) <= MOST_LISTED else f"0 to {len(classes) - 1}"
+        raise ConfigError(
+            f"labels {', '.join(unknown[:5]) or 'are missing'}: "
+            + (f"give {choice}, or {len(classes)} for no class" if classes else "this denoiser was trained without, give 0")
+        )
+    return found
 
 
 def _not_finite(values: Tensor) -> int | None:

@@ -7,6 +7,7 @@ of the training, which has no rows where nothing was trained.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,16 +171,19 @@ def _measure(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) 
         for name, value in found.items():
             totals[name] += value.item() * len(rows) / len(sets.held_out)
     named = {f"{name}_held_out": value for name, value in totals.items()}
-    return named | {"linear_probe_top1": _linear_probe(compressors, prepared, sets)}
+    return named | _linear_probe(compressors, prepared, sets)
 
 
-def _linear_probe(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> float:
-    """Return the held-out accuracy of a logistic regression from the flat latent to the class."""
+def _linear_probe(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
+    """Return the held-out accuracy of a logistic regression from the flat latent to the class; nothing for a single class."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=200))
     rows = slice(0, PROBE_IMAGES)
     labels = {part: np.asarray(ShardReader(prepared / part)["label"][rows]) for part in ("train", "held_out")}
+    if len(np.unique(labels["train"])) < 2:
+        print("semantic VAE: all images are of one class, so there is no linear probe", file=sys.stderr)
+        return {}
     probe.fit(_flat_latents(compressors, sets.train), labels["train"])
-    return float(probe.score(_flat_latents(compressors, sets.held_out), labels["held_out"]))
+    return {"linear_probe_top1": float(probe.score(_flat_latents(compressors, sets.held_out), labels["held_out"]))}
 
 
 def _flat_latents(compressors: SemanticCompressors, source: TokenSource) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

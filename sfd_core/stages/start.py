@@ -8,7 +8,7 @@ from sfd_core.experiment.code import require_recorded_code
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.paths import check_before_outputs, stage_dir
+from sfd_core.host.paths import OUTPUTS, check_before_outputs, stage_dir
 
 SHAPES_RESULTS = False
 PIPELINE = Path("dvc.yaml")
@@ -20,6 +20,10 @@ def begin_stage(stage: str, variant: str = "") -> Params:
     DVC records the parameters that it finds when a stage has ended. Where those of the stage are no longer what it ran with,
     its outputs are not written. Raises `ConfigError` for values that cannot be used, and for other code than is recorded.
     """
+    if OUTPUTS.is_symlink():
+        raise ConfigError(
+            f"{OUTPUTS} is a link, behind which DVC records nothing; make it a folder, or move the project to the other disk"
+        )
     require_recorded_code(stage, stage_dir("code") / f"{stage}.json")
     params = load_params()
     began = _values(stage, variant, params)

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfd_core.diffusion.solver import SolverSettings
 from sfd_core.evaluation.bootstrap import resampled_distances, resampled_rows
 from sfd_core.evaluation.extractors import FEATURES
 from sfd_core.evaluation.measurement import Measured
@@ -62,7 +61,9 @@ def run_solvers(
     of the first 64 images' normalised latents to those of Heun with 400 evaluations. All processes but the first return None.
     Raises `ConfigError`, before anything is drawn, for a budget too small for the phases, `DataError` for a damaged file.
     """
-    _require_possible(measurement, points)
+    variant = measurement.pipeline.denoiser.variant
+    if variant.family != "flow":
+        raise ConfigError(f"{variant.model} is no velocity model, so no solver integrates it; choose another variant")
     study = Study("solvers", solver_figure, measurement, samples, out)
 
     def keep(point: Point, file: Path, measured: Measured) -> None:
@@ -96,15 +97,6 @@ def smallest_budgets(table: pd.DataFrame) -> dict[str, int | None]:
 def _point(base: SamplerParams, solver: str, evaluations: int) -> Point:
     name = solver if solver == ADAPTIVE_SOLVER else f"{solver} with {evaluations} evaluations"
     return Point.of(name, {"solver": solver}, base, {"solver": solver, "evaluations": evaluations})
-
-
-def _require_possible(measurement: Measurement, points: Sequence[Point]) -> None:
-    denoiser = measurement.pipeline.denoiser
-    if denoiser.variant.family != "flow":
-        raise ConfigError(f"{denoiser.variant.model} is no velocity model, so no solver integrates it; choose another variant")
-    for sampler in (point.sampler for point in points):
-        settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
-        denoiser.schedule.grid(settings.intervals, settings.shift)
 
 
 def _some_latents(study: Study, sampler: SamplerParams) -> Tensor:

@@ -6,6 +6,7 @@ A point whose file is there is not drawn again, and an interrupted one resumes.
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any, Self
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import ValidationError
 
 from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels
 from sfd_core.evaluation.rerun import Measurement
-from sfd_core.experiment.params import SamplerParams
-from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.experiment.params import SamplerParams, parse_sampler
+from sfd_core.host.errors import DataError
+from sfd_core.host.locks import locked_folder
 from sfd_core.host.paths import atomic_path, write_json
 from sfd_core.reporting.charts import save_figure
 
@@ -51,15 +52,15 @@ class Point:
     @classmethod
     def of(cls, name: str, settings: Mapping[str, Any], base: SamplerParams, changes: Mapping[str, Any]) -> Self:
         """Return the point that samples as `base` with `changes`. Raises `ConfigError` if these values are impossible."""
-        try:
-            return cls(name, settings, SamplerParams.model_validate(base.model_dump(mode="json") | dict(changes)))
-        except ValidationError as error:
-            raise ConfigError(f"{name} cannot be drawn: {error.errors()[0]['msg']}") from error
+        return cls(name, settings, parse_sampler(base.model_dump(mode="json") | dict(changes), name))
 
 
 @dataclass(frozen=True)
 class Study:
-    """Points of one denoiser: `<out>/points/*` (one file each), `<out>/<name>.csv` and `<out>/<name>.png` (all of them)."""
+    """Points of one denoiser: `<out>/points/*` (one file each), `<out>/<name>.csv` and `<out>/<name>.png` (all of them).
+
+    A table that is there keeps the points of earlier calls that were measured like those of this one.
+    """
 
     name: str
     draw: Callable[[pd.DataFrame], Figure]
@@ -88,35 +89,66 @@ class Study:
         """Measure every point and yield the table of all so far, in the first process alone.
 
         A row holds a point's settings, `columns` of the protocol, all numbers and the name of the file. `keep` may write more
-        of what was drawn, beside the file and before it. Raises `DataError` for a file that holds no numbers of a point.
+        of what was drawn, beside the file and before it. Raises `ConfigError`, before anything is drawn, for a point that this
+        denoiser cannot be sampled at, `BusyError` if another process is at the study, and `DataError` for a file that holds no
+        numbers of a point.
         """
         labels, rows = self.labels, []
+        for point in points:
+            self.measurement.pipeline.require_possible(labels, point.sampler)
         first = self.measurement.processes.first
-        for number, point in enumerate(points, start=1):
-            file = self.points / f"{self.measurement.key(point.sampler, len(labels))}.json"
-            what = f"point {number} of {len(points)}: {point.name}"
-            # every process must come to the same answer before the first one writes the file
-            known = file.is_file()
-            self.measurement.processes.wait()
-            if first:
-                print(f"{what}: measured already" if known else what, file=sys.stderr, flush=True)
-            if not known:
-                result = self.measurement.run(Order(labels, point.sampler), what)
-                if result is not None:
-                    numbers, measured = result
-                    keep(point, file, measured)
-                    write_json(file, {"final": numbers})
-                    measured.forget()
-            if first:
-                rows.append({**point.settings, **_read_row(file, columns)})
-                yield pd.DataFrame(rows)
+        busy = f"another process is writing the study in {self.out}; wait for it or give another folder"
+        with locked_folder(self.out, busy) if first else nullcontext():
+            self._require_own_folder()
+            for number, point in enumerate(points, start=1):
+                file = self.points / f"{self.measurement.key(point.sampler, len(labels))}.json"
+                what = f"point {number} of {len(points)}: {point.name}"
+                # every process must come to the same answer before the first one writes the file
+                known = file.is_file()
+                self.measurement.processes.wait()
+                if first:
+                    print(f"{what}: measured already" if known else what, file=sys.stderr, flush=True)
+                if not known:
+                    result = self.measurement.run(Order(labels, point.sampler), what)
+                    if result is not None:
+                        numbers, measured = result
+                        keep(point, file, measured)
+                        write_json(file, {"final": numbers})
+                        measured.forget()
+                if first:
+                    rows.append({**point.settings, **_read_row(file, columns)})
+                    yield pd.DataFrame(rows)
 
     def run(self, points: Sequence[Point], columns: Iterable[str] = COLUMNS) -> pd.DataFrame | None:
         """Measure every point, renew table and figure after each, and return the table; None in all processes but the first."""
         table = None
-        for table in self.measure(points, columns):
+        for measured in self.measure(points, columns):
+            table = self._joined(measured, list(points[0].settings))
             self.write(table)
         return table
+
+    def _require_own_folder(self) -> None:
+        """Raise `DataError` if the folder holds points of another denoiser."""
+        own = self.measurement.weights
+        for file in self.points.glob("*.json"):
+            found = _recipe(file)["weights"]
+            if found != own:
+                raise DataError(
+                    f"{self.out} holds points of weights {found[:12]}, but this denoiser has {own[:12]}; give another folder"
+                )
+
+    def _joined(self, table: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
+        """Return `table` with the rows that only an earlier one has; then it is sorted by `axes`."""
+        path = self.out / f"{self.name}.csv"
+        if not path.is_file():
+            return table
+        before = pd.read_csv(path)
+        alike = [name for name in ("samples", "seed", "extractor", "weights", "reference_digest") if name in table.columns]
+        if list(before.columns) != list(table.columns) or before.empty:
+            return table
+        same = (before[alike].astype(str) == table[alike].iloc[0].astype(str)).all(axis=1)
+        others = before[same & ~before["file"].isin(table["file"])]
+        return table if others.empty else pd.concat([table, others]).sort_values(axes, ignore_index=True)
 
     def write(self, table: pd.DataFrame) -> None:
         """Write the table and its figure."""
@@ -124,6 +156,14 @@ class Study:
             table.to_csv(temporary, index=False)
         with atomic_path(self.out / f"{self.name}.png") as temporary:
             save_figure(self.draw(table), temporary)
+
+
+def _recipe(file: Path) -> Mapping[str, Any]:
+    try:
+        recipe: Mapping[str, Any] = next(iter(json.loads(file.read_text())["final"].values()))["protocol"]["recipe"]
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise DataError(f"{file} holds no numbers of a point ({error!r}); delete it and run the command again") from error
+    return recipe
 
 
 def _read_row(file: Path, columns: Iterable[str]) -> dict[str, Any]:

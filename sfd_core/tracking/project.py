@@ -66,7 +66,7 @@ def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
     finished = [*_finished_vaes(params, outputs), *_finished_variants(params, outputs)]
     with _locked():
         markers = _read_markers(uri)
-        done = markers.get(uri, {})
+        done = markers.get(public(uri), {})
         pending = [run for run in finished if done.get(run.name) != run.digest]
         unchanged = tuple(run.name for run in finished if run not in pending)
         if not pending:
@@ -75,7 +75,7 @@ def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
             return _told(Tracked(public(uri), {}, {run.name: "the store does not answer" for run in pending}, unchanged))
         completed, failed = _complete(uri, pending)
         done |= {run.name: run.digest for run in pending if run.name in completed}
-        write_json(MARKER, markers | {uri: done})
+        write_json(MARKER, markers | {public(uri): done})
         return _told(Tracked(public(uri), completed, failed, unchanged))
 
 

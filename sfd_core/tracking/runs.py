@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import Group, Params, fingerprint
+from sfd_core.experiment.values import flat_values
 from sfd_core.host.paths import OUTPUTS, file_digest
 
 LOCK_FILE = Path("requirements.lock")
@@ -62,21 +63,14 @@ def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, code: s
     tags |= {"sfd.code": code} if code else {}
     tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
     tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
-    return RunSpec(name, dict(_flatten(values)), tags)
+    flat = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat_values(values).items()}
+    return RunSpec(name, flat, tags)
 
 
 def _recorded_code(outputs: Path, stage: str) -> str:
     """Return the hash of the code that made the outputs of a stage, empty if nothing tells it."""
     path = outputs / "code" / f"{stage}.json"
     return str(json.loads(path.read_text())["hash"]) if path.is_file() else ""
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _commit() -> str:

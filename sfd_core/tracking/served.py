@@ -19,6 +19,8 @@ from sfd_core.host.errors import ConfigError
 
 PIPELINE = "sfd_core.sampling.pipeline:Pipeline"
 """By name, because tracking may not import sampling."""
+REQUIRED, OPTIONAL = {"label", "seed"}, {"guidance", "evaluations"}
+"""Columns of the table."""
 TRAIN_PART, TEXTURE_VAE_PART = "train", "texture_vae"
 
 
@@ -30,17 +32,21 @@ class SampledModel:
 
     def predict(self, model_input: pd.DataFrame) -> NDArray[np.uint8]:
         """Return images (N, 3, R, R); each depends only on its row."""
-        missing = {"label", "seed"} - set(model_input.columns)
+        missing, unknown = REQUIRED - set(model_input.columns), set(model_input.columns) - REQUIRED - OPTIONAL
         if missing:
             raise ConfigError(f"the table lacks the columns {', '.join(sorted(missing))}; give a label and a seed per image")
+        if unknown:
+            raise ConfigError(
+                f"the table has unknown columns {', '.join(sorted(unknown))}; the others are {', '.join(OPTIONAL)}"
+            )
         return np.concatenate([self._image(row) for row in model_input.to_dict("records")])
 
     def _image(self, row: Mapping[Any, Any]) -> NDArray[np.uint8]:
-        changes: dict[str, Any] = {"evaluations": int(row["evaluations"])} if "evaluations" in row else {}
+        changes: dict[str, Any] = {"evaluations": row["evaluations"]} if "evaluations" in row else {}
         if row.get("guidance", 1) != 1:
             part = {"scale": float(row["guidance"]), "interval": [0.0, 1.0]}
             changes |= {"guidance": "cfg", "texture": part, "semantic": part}
-        images: NDArray[np.uint8] = self.pipeline([int(row["label"])], seed=int(row["seed"]), **changes).images.cpu().numpy()
+        images: NDArray[np.uint8] = self.pipeline([row["label"]], seed=row["seed"], **changes).images.cpu().numpy()
         return images
 
 

@@ -7,7 +7,7 @@ worktree of one commit. Results that the project or an earlier run has are resto
 import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 import yaml
 
 from sfd_core.experiment.inputs import link_inputs, require_inputs, require_none_in_outputs
-from sfd_core.experiment.params import Params, parse_params
-from sfd_core.experiment.values import set_value
-from sfd_core.host.errors import DataError
-from sfd_core.host.paths import STATE
+from sfd_core.experiment.params import Params, load_params, parse_params
+from sfd_core.experiment.values import flat_values, set_value
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.names import require_name
+from sfd_core.host.paths import STATE, atomic_dir
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
 
+MOST_SHOWN = 5
 COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore", "requirements.lock")
 
 
@@ -78,13 +80,16 @@ def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path(
 
     `at_once`: see `Place.reproduce`.
 
-    Raises `ConfigError` for invalid parameters, `DataError` for missing inputs and if a stage fails.
+    Raises `ConfigError` for invalid parameters, or others than those of the experiment that is there, `DataError` for missing
+    inputs and if a stage fails.
     """
     params = parse_params(plan.values, source="the experiment")
     require_none_in_outputs(params, project)
     require_inputs(params, project)
-    _copy_code(folder, project)
-    _write_values(plan.values, params, folder, project, scm=False)
+    _require_same(params, folder)
+    with nullcontext(folder) if folder.exists() else atomic_dir(folder) as place:
+        _copy_code(place, project)
+        _write_values(plan.values, params, place, project, scm=False)
     try:
         Place(folder, environment(project)).reproduce(at_once)
     except ProgramError as error:
@@ -92,8 +97,8 @@ def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path(
 
 
 def experiment_dir(name: str) -> Path:
-    """Return the folder of an experiment."""
-    return STATE / "experiments" / name
+    """Return the folder of an experiment. Raises `ConfigError` if `name` cannot be one."""
+    return STATE / "experiments" / require_name(name, "an experiment")
 
 
 def origin_values(plan: Plan, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -118,6 +123,24 @@ def point_place(
         _write_values(values, params, folder, project, scm=True)
         yield Place(folder, environment(project), project / LOGS / f"{key}.log", (held,), report)
         git.forget_worktree(project, folder)
+
+
+def _require_same(params: Params, folder: Path) -> None:
+    """Raise `ConfigError` if the experiment in `folder` has other values."""
+    path = folder / "params.yaml"
+    if not path.exists():
+        return
+    before, now = (flat_values(of.model_dump(mode="json")) for of in (load_params(path), params))
+    changed = [
+        f"{key} {before.get(key)} instead of {now.get(key)}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"the experiment in {folder} has other values: {'; '.join(changed[:MOST_SHOWN])}; choose another name, or delete "
+            f"the folder (what it computed stays in DVC's cache): rm -r {folder}"
+        )
 
 
 def _copy_code(folder: Path, project: Path) -> None:

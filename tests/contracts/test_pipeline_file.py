@@ -44,7 +44,7 @@ def test_stages_are_named_like_their_groups_of_parameters_and_their_files() -> N
 def test_the_command_of_a_stage_is_its_file(stage: str) -> None:
     words = PIPELINE[stage]["cmd"].split()
     assert words[:3] == ["python", "-m", f"sfd_core.stages.{stage}"]
-    assert words[3:] == (["--variant", '"${item.variant}"'] if "matrix" in PIPELINE[stage] else [])
+    assert words[3:] == (["--variant", "'${item.variant}'"] if "matrix" in PIPELINE[stage] else [])
 
 
 @pytest.mark.parametrize("stage", PIPELINE)

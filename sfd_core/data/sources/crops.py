@@ -1,4 +1,9 @@
-"""Image files to square RGB arrays: decoding with clear errors, and the centre crop of ADM."""
+"""Image files to square RGB arrays: decoding with clear errors, and the centre crop of ADM.
+
+Of several frames the first counts. Images are turned upright by their EXIF orientation; colour profiles are not applied.
+Transparent areas are white. Values of 16 bits are scaled to 8; floating point and 32-bit integers, whose range is unknown, are
+refused.
+"""
 
 import io
 import warnings
@@ -6,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sfd_core.host.errors import DataError
 
 Pixels = NDArray[np.uint8]
 
+SIXTEEN_BITS = frozenset({"PNG", "PPM"})
+"""Formats whose images of Pillow's mode I have 16 bits."""
 REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to skip such files"
 
 
@@ -21,9 +28,9 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
-    """Return the image of a file, or of a file's bytes, as RGB with transparency on white.
+    """Return the image of a file, or of a file's bytes, upright, as RGB with transparency on white.
 
-    Raises `DataError` with `name` if it cannot be read, is truncated, or is no image.
+    Raises `DataError` with `name` if it cannot be read, is truncated, is no image, or has values of unknown range.
     """
     try:
         with warnings.catch_warnings():
@@ -32,7 +39,7 @@ def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
                 image.load()
-                return on_white(image)
+                return on_white(ImageOps.exif_transpose(_in_eight_bits(image)))
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image in a format that Pillow reads; {REMEDY}") from error
     except FileNotFoundError as error:
@@ -41,9 +48,20 @@ def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
         raise DataError(f"{name} cannot be read as an image ({error}); {REMEDY}") from error
 
 
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16-bit grey with 8 bits; any other as it is. Raises `ValueError` for values of unknown range."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        grey = Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
+        grey.info = image.info
+        return grey
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode} has no fixed range; save it with 8 or 16 bits")
+    return image
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """Return `image` as RGB with transparent areas in white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         coloured = image.convert("RGBA")
         white = Image.new("RGBA", coloured.size, "white")
         return Image.alpha_composite(white, coloured).convert("RGB")

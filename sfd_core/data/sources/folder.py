@@ -46,10 +46,27 @@ def _class_folders(root: Path, location: Location) -> list[str]:
     return folders
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Return all files of a class folder and its sub-folders, sorted; hidden files are skipped."""
+def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Return all files of a class folder and its sub-folders, sorted; hidden ones are skipped, links are followed.
+
+    Raises `DataError` for a folder that cannot be read, a link to a folder above it, and what is no file, such as a pipe.
+    """
+    real = folder.resolve()
+    if real in above:
+        raise DataError(f"{folder} is a link to a folder that holds it; remove the link")
     found: list[Path] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent) / name for name in files if not name.startswith(".")]
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); make it readable or remove it") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found += _files_below(Path(entry), (*above, real))
+        elif entry.is_file():
+            found.append(Path(entry))
+        else:
+            kind = "a broken link" if entry.is_symlink() else "a pipe, a socket or a device"
+            raise DataError(f"{entry.path} is {kind} instead of an image; remove it")
     return sorted(found)

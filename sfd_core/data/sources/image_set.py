@@ -1,6 +1,7 @@
 """What every image source provides: names, classes and labels, and the pixels of one image on request."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ from sfd_core.host.errors import DataError
 
 PARTS = frozenset({"train", "test", "val", "valid", "validation", "unlabeled"})
 """Usual folder names of the parts of a data set."""
+
+
+PACKED = frozenset({".tgz", ".tbz", ".txz"})
+"""Suffixes of compressed tar files beside `.tar.gz` and the like."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,15 @@ class ImageSet:
 def find_files(location: Location, suffix: str) -> list[Path]:
     """Return the files of a location, sorted: one file, all files of a folder with this suffix, or matches of a pattern.
 
-    Raises `DataError` if there are none.
+    Raises `DataError` if there are none, if compressed ones lie among them, and if two have one name, which names their images.
     """
     given = Path(location.path)
     if given.is_dir():
         found = sorted(file for file in given.iterdir() if file.suffix == suffix and not file.name.startswith("."))
         problem = f"holds no {suffix} file"
+        packed = sorted(file.name for file in given.iterdir() if f"{suffix}." in file.name or file.suffix in PACKED)
+        if packed:
+            raise DataError(f"{location} holds {packed[0]} ({len(packed)} compressed files); decompress or remove them")
     elif any(letter in location.path for letter in "*?["):
         found = sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
         problem = "matches no file"
@@ -66,6 +74,9 @@ def find_files(location: Location, suffix: str) -> list[Path]:
         raise DataError(
             f"{location} {problem}; give one {suffix} file, a folder of them, or a pattern such as 'train-*{suffix}' in quotes"
         )
+    name, count = Counter(file.name for file in found).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{location} holds {count} files named {name}, which would give their images equal names; rename them")
     return found
 
 
@@ -98,7 +109,10 @@ def numbered_classes(labels: Sequence[int], location: Location) -> list[str]:
 
 
 def require_classes(classes: Sequence[str], location: Location) -> None:
-    """Raise `DataError` if class folders are named like the parts of a data set."""
+    """Raise `DataError` if class folders are named like the parts of a data set, or two classes have one name."""
+    name, count = Counter(classes).most_common(1)[0] if classes else ("", 0)
+    if count > 1:
+        raise DataError(f"{location} has {count} classes named {name!r}; give every class a name of its own")
     if len(classes) > 1 and set(classes) <= PARTS:
         raise DataError(
             f"{location} holds {' and '.join(classes)}, which are parts of a data set, not classes; set "

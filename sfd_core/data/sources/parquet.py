@@ -20,7 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sfd_core.data.sources.crops import REMEDY, Pixels, centre_crop, decode_image
-from sfd_core.data.sources.image_set import ImageSet, Location, find_files, numbered_classes, require_plain, stamp_files
+from sfd_core.data.sources.image_set import (
+    ImageSet,
+    Location,
+    find_files,
+    numbered_classes,
+    require_classes,
+    require_plain,
+    stamp_files,
+)
 from sfd_core.host.errors import DataError
 
 IMAGES, LABEL = ("image", "img"), "label"
@@ -57,7 +65,8 @@ class _Images:
         data = value["bytes"] if isinstance(value, dict) else value
         where = f"row {row - group.first + group.first_in_file} of {group.file}"
         if data is None:
-            raise DataError(f"{where} has no image bytes; {REMEDY}")
+            path = value.get("path") if isinstance(value, dict) else None
+            raise DataError(f"{where} has no image bytes{f', only the path {path}' if path else ''}; {REMEDY}")
         return centre_crop(decode_image(io.BytesIO(data), where), resolution)
 
     def _column(self, place: int) -> Any:
@@ -88,6 +97,7 @@ def parquet_images(location: Location, resolution: int) -> ImageSet:
         with _open_parquet(path) as file:
             _require_columns(path, file.schema_arrow)
             named = _class_names(file.schema_arrow)
+            require_classes(named or [], location)
             if number and named != classes:
                 raise DataError(f"{path} has other class names than {files[0]}; all files of a data set need the same classes")
             classes = named

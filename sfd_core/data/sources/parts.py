@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 from sfd_core.data.sources import twemoji
@@ -58,6 +59,11 @@ def load_parts(prepare: PrepareParams) -> Parts:
     if prepare.held_out is not None:
         found = split(images, prepare.held_out, prepare.seed)
         return Parts(Part(images, found.train), Part(images, found.held_out))
+    if Path(str(prepare.path)).resolve() == Path(str(prepare.held_out_path)).resolve():
+        raise DataError(
+            f"prepare.held_out_path {prepare.held_out_path} is prepare.path too, so nothing would be held out; name another, "
+            "or set it to null and prepare.held_out to a share"
+        )
     held_out = _load(prepare, Location("prepare.held_out_path", str(prepare.held_out_path)))
     _require_same_classes(images.classes, held_out.classes)
     return Parts(*(Part(one, range(len(one.names))) for one in (images, held_out)))

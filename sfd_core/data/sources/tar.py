@@ -3,13 +3,14 @@
 Two layouts are supported. With `labels: folder`, members lie in class folders, below any common folders
 (`imagenet/train/<class>/...`), or each tar file is a class, also inside one tar file as in `ILSVRC2012_img_train.tar`. With
 `labels: stored`, files are WebDataset shards: the members of a sample share a key (their path up to the first dot of the file
-name). A sample is an image and its class number, as text in `<key>.cls` or under `label` or `cls` in `<key>.json`. Hidden
-files are skipped.
+name); an image is told by what follows its last dot. A sample is an image and its class number, as text in `<key>.cls` or under
+`label` or `cls` in `<key>.json`. Hidden files are skipped.
 """
 
 import io
 import json
 import os
+import sys
 import tarfile
 from array import array
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 """Suffixes of the image in a WebDataset sample; members other than image and label are ignored."""
 LABEL_KEYS = ("label", "cls")
 """Keys of the class number in a sample's `.json`."""
+DOTS = "keep one, or replace the dots in their names: a key ends at its first dot"
 BLOCK = 512
 
 
@@ -135,6 +137,9 @@ def _members(file: IO[bytes], start: int, folder: PurePosixPath) -> Iterator[Mem
         file.seek(archive.offset)
         if file.read(BLOCK) != bytes(BLOCK):
             raise tarfile.ReadError("its end is missing")
+        while block := file.read(1 << 20):
+            if any(block):
+                raise tarfile.ReadError("another archive follows its end, as `cat` leaves it; name the archives one by one")
 
 
 def _list_folders(images: _Images) -> list[str]:
@@ -175,8 +180,10 @@ def _list_samples(images: _Images) -> list[int]:
     """Add the image of every WebDataset sample and return the class numbers."""
     numbers: list[int] = []
     for file, path in enumerate(images.files):
+        passed: list[str] = []
         for key, sample in _samples(path).items():
             if sample.image is None and not sample.labels:
+                passed.append(f"{key}.{sample.suffixes[0]}")
                 continue
             if sample.image is None:
                 raise DataError(
@@ -185,6 +192,8 @@ def _list_samples(images: _Images) -> list[int]:
                 )
             numbers.append(_label(path, key, sample))
             images.add(file, sample.image)
+        if passed:
+            print(f"skipped: {len(passed)} keys of {path} without image and label, such as {passed[0]}", file=sys.stderr)
     return numbers
 
 
@@ -198,9 +207,9 @@ def _samples(path: Path) -> dict[str, _Sample]:
         sample.suffixes.append(suffix)
         if suffix in ("cls", "json"):
             sample.labels[suffix] = member
-        elif suffix.lower() in IMAGE_SUFFIXES:
+        elif suffix.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
             if sample.image is not None:
-                raise DataError(f"{path}: sample {key} has two images, {sample.image.name} and {member.name}; keep one")
+                raise DataError(f"{path}: sample {key} has two images, {sample.image.name} and {member.name}; {DOTS}")
             sample.image = member
     return samples
 

@@ -6,13 +6,14 @@ A file is a flat set of tensors (safetensors), or a torch file with a dict of te
 
 import argparse
 import pickle
+import re
+import string
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ TRAINER_PACKAGES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "om
 """Trainers that store their own objects next to the weights, such as the state of callbacks."""
 
 LISTED_KEYS = 8
+HEAD_BYTES, SHOWN_BYTES, LONGEST_REASON = 512, 40, 200
+TEXT = frozenset(string.printable.encode())
 
 
 class _Ignored:
@@ -63,17 +66,20 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
     Objects of known trainers are ignored. Raises `DataError` if the file is damaged, no dict, or holds other objects.
     """
+    _require_no_text(path)
     try:
         # Training scripts store their command line next to the weights, as a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace, *_trainer_objects(path)]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        # what torch says beside the name is advice to trust the file
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise DataError(
-            f"{path} holds more than tensors and plain values, or is damaged, and is not unpickled; "
-            f"ask its author for a safetensors file ({str(error).splitlines()[0]})"
+            f"{path} holds more than tensors and plain values{f' ({named[1]})' if named else ''}, or is damaged, and is not "
+            "unpickled; ask its author for a safetensors file"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is no complete torch file ({error}); download it again") from error
+    except Exception as error:
+        raise DataError(f"{path} is no complete torch file ({_in_words(error)}); download it again") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{path} holds a {type(loaded).__name__} instead of a dict of weights; give another file")
     return loaded
@@ -117,10 +123,28 @@ def _trainer_objects(path: Path) -> list[tuple[type[_Ignored], str]]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    _require_no_text(path)
     try:
         return dict(load_file(path))
-    except SafetensorError as error:
-        raise DataError(f"{path} is no complete safetensors file ({error}); download it again") from error
+    except Exception as error:
+        raise DataError(f"{path} is no complete safetensors file ({_in_words(error)}); download it again") from error
+
+
+def _require_no_text(path: Path) -> None:
+    """Raise `DataError` for what downloads leave in place of weights: a page, an answer in JSON, a pointer of Git LFS."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if head.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a pointer of Git LFS instead of the file; fetch it with `git lfs pull`")
+    if not head:
+        raise DataError(f"{path} is empty; download it again")
+    if all(byte in TEXT for byte in head):
+        start = head[:SHOWN_BYTES].decode().split("\n", 1)[0]
+        raise DataError(f"{path} is text instead of weights, beginning with {start!r}; download it again")
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:LONGEST_REASON]}" if str(error) else type(error).__name__
 
 
 def _strip_prefixes(name: str) -> str:

@@ -39,6 +39,19 @@ def test_a_user_and_a_password_in_the_address_are_neither_asked_for_nor_shown(pr
     assert public(uri) == proxy.endpoint
 
 
+def test_a_database_is_there_if_it_takes_connections(proxy: FaultyProxy) -> None:
+    port = proxy.endpoint.rpartition(":")[2]
+    assert is_reachable(f"postgresql+psycopg://user:secret@127.0.0.1:{port}/runs")
+    assert not is_reachable("postgresql://user:secret@127.0.0.1:9/runs")
+    assert not is_reachable("mysql://nobody.invalid/runs")
+    assert not is_reachable("postgresql://127.0.0.1:many/runs")
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////work/.sfd/mlflow.db", "http://host:5000/path", "s3://bucket/key@home", "./folder"])
+def test_an_address_without_a_password_is_shown_as_it_is(uri: str) -> None:
+    assert public(uri) == uri
+
+
 def test_the_embedded_store_is_always_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -2,13 +2,11 @@ import pytest
 from emoji import emoji
 
 from sfd_core.cli.main import app
-from sfd_core.cli.options import UNCHANGED
-from sfd_core.cli.sampling import find_labels
+from sfd_core.cli.options import UNCHANGED, Drawing
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError
 
 PARAMS = emoji()
-CLASSES = ["Flags", "Food & Drink", "Symbols"]
 
 
 def sampler_of(*words: str) -> SamplerParams:
@@ -44,11 +42,13 @@ def test_options_that_do_not_fit_are_errors_that_name_them(words: list[str], nam
         sampler_of(*words)
 
 
-def test_labels_are_found_by_name_in_any_case_and_by_index() -> None:
-    assert find_labels(["food & drink", "0", "SYMBOLS"], CLASSES) == [1, 0, 2]
+def test_a_budget_too_small_for_another_variant_is_no_matter() -> None:
+    assert sampler_of("--evaluations", "2").evaluations == 2
 
 
-@pytest.mark.parametrize("label", ["3", "-1", "Animals", ""])
-def test_an_unknown_label_is_an_error_that_lists_the_classes(label: str) -> None:
-    with pytest.raises(ConfigError, match="0 Flags, 1 Food & Drink, 2 Symbols"):
-        find_labels([label], CLASSES)
+def test_a_scale_without_guidance_is_refused_and_none_switches_scales_off() -> None:
+    with pytest.raises(ConfigError, match=r"texture.scale is 1.5, but guidance is none, which would ignore it"):
+        sampler_of("--texture-scale", "1.5")
+    guided = sampler_of("--guidance", "cfg", "--texture-scale", "1.5")
+    params = PARAMS.model_copy(update={"evaluate": PARAMS.evaluate.model_copy(update={"sampler": guided})})
+    assert Drawing(guidance="none").sampler(params).texture.scale == 1.0

@@ -79,7 +79,7 @@ class Payload:
 def test_a_file_that_would_execute_code_is_refused_unexecuted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"fc.weight": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(DataError, match="no plain file of weights"):
+    with pytest.raises(DataError, match=r"holds more than tensors and plain values .*6726825d"):
         load_extractor("inception", str(tmp_path / "bad.pth"))
     assert not (tmp_path / "executed").exists()
 

@@ -165,7 +165,9 @@ def test_other_weights_extractors_or_references_are_refused(measuring: Measureme
         read_recorded(tmp_path / "numbers.json")["final"].require_same(measuring)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"final": {"fid": 3.0}}', '{"final": {"fid": {"value": 1, "protocol": {}}}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"final": {}}', '{"final": {"fid": 3.0}}', '{"final": {"fid": {"value": 1, "protocol": {}}}}']
+)
 def test_a_file_without_recipes_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_text(content)
     with pytest.raises(DataError, match=r"numbers\.json holds no numbers that can be measured again"):

@@ -115,3 +115,8 @@ def test_without_finished_points_hours_come_from_trainings_of_the_project(tmp_pa
     told = outlook(plan(grid={"size": ["tiny", "S"]}), {}, project_rates(tmp_path))
     larger = 12 * 384**2 / (4 * 128**2)
     assert [row["hours"] for row in told.table] == pytest.approx([0.1, 0.1 * larger], abs=5e-3)
+
+
+def test_values_that_look_alike_are_points_of_different_names() -> None:
+    points = plan(grid={"delta_t": [0.3, 0.3000000001, 0.30]})
+    assert [point.name for point in points] == ["sfd-delta_t-0p3-seed-0", "sfd-delta_t-0p3000000001-seed-0"]

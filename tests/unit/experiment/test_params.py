@@ -236,3 +236,19 @@ def test_semantic_guidance_acts_on_texture_alone() -> None:
     values["evaluate"]["sampler"]["semantic"] = {"scale": 1.5, "interval": [0.0, 1.0]}
     with pytest.raises(ConfigError, match=r"semantic\.scale is 1\.5, but semantic guidance acts on texture alone"):
         parse_params(values)
+
+
+@pytest.mark.parametrize("name", ["a$(touch x)", "a`b`", "a;b", "a b", "a.b", "../a", "-a", "", "COM1", "x" * 65, "ü"])
+def test_names_that_a_shell_a_folder_or_dvc_would_read_otherwise_are_refused(name: str) -> None:
+    values = emoji_values()
+    values["variants"][name] = values["variants"]["sfd"]
+    with pytest.raises(ConfigError, match="variants"):
+        parse_params(values)
+
+
+@pytest.mark.parametrize("key", ["kid_subset_size", "snapshot_samples", "final_samples"])
+def test_counts_too_small_for_their_numbers_are_refused_with_the_smallest(key: str) -> None:
+    least = 2 if key == "kid_subset_size" else 5
+    assert parse_params(changed(f"evaluate.{key}", least))
+    with pytest.raises(ConfigError, match=rf"evaluate.{key}: Input should be greater than or equal to {least}"):
+        parse_params(changed(f"evaluate.{key}", least - 1))

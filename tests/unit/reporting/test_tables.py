@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,14 @@ def test_learning_rate_table_marks_the_best_of_each_variant() -> None:
     assert rows[1].cells[2][0] == "-"
 
 
-def test_seed_table_shows_mean_and_spread() -> None:
-    table = pd.DataFrame({"variant": "sfd", "learning_rate": 1e-3, "seed": [0, 1, 2], "fd_dinov2": [200.0, 210.0, 190.0]})
-    [row] = studies.seed_table(table, "fd_dinov2")
-    assert (row.mean, row.spread, row.values) == ("200", "20.0", ["200", "210", "190"])
-    assert min(row.places) >= 0
-    assert max(row.places) <= 100
+def test_seed_table_shows_means_with_their_errors_and_how_far_behind_the_best_seed_by_seed() -> None:
+    values = {"sfd": [200.0, 210.0, 190.0], "dit": [400.0, 416.0, 390.0], "sync": [205.0, 211.0, math.nan]}
+    rows = [{"variant": name, "seed": seed, "fd_dinov2": value} for name in values for seed, value in enumerate(values[name])]
+    sfd, dit, sync = studies.seed_table(pd.DataFrame(rows), "fd_dinov2")
+    assert (sfd.mean, sfd.behind, sfd.values) == ("200 ± 5.77", "", ["200", "210", "190"])
+    assert (dit.mean, dit.behind) == ("402 ± 7.57", "202 ± 2.00")
+    assert (sync.mean, sync.behind, sync.values) == ("208 ± 3.00", "3.00 ± 2.00", ["205", "211"])
+    assert all(0 <= place <= 100 for row in (sfd, dit, sync) for place in row.places)
 
 
 ANY_ORDER = {"kind": "independent", "absent": 0.1}

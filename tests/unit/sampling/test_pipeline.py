@@ -14,7 +14,7 @@ from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError
 from sfd_core.host.seeding import sample_noise
-from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
+from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline, find_labels
 
 KINDS = {
     "sfd": {},
@@ -263,3 +263,45 @@ def test_bfloat16_moves_latents_by_its_rounding_alone(kind: str, guidance: str, 
     assert exact.dtype == rounded.dtype == torch.float32
     difference = float((exact - rounded).norm() / exact.norm())
     assert 0 < difference < 0.02
+
+
+NAMES = ["Flags", "Food & Drink", "Symbols"]
+
+
+def test_labels_are_found_by_name_in_any_case_and_by_index_of_any_kind() -> None:
+    assert find_labels(["food & drink", "0", "SYMBOLS", 3], NAMES) == [1, 0, 2, 3]
+    assert find_labels([np.int64(2), torch.tensor(1), True], NAMES) == [2, 1, 1]
+    assert find_labels([0], []) == [0]
+
+
+@pytest.mark.parametrize("label", ["4", "-1", "Animals", "", 4, -1, 0.5, None])
+def test_an_unknown_label_is_an_error_that_lists_the_classes(label: object) -> None:
+    with pytest.raises(ConfigError, match="0 Flags, 1 Food & Drink, 2 Symbols, or 3 for no class"):
+        find_labels([label], NAMES)
+
+
+def test_a_thousand_classes_are_not_listed() -> None:
+    with pytest.raises(ConfigError, match=r"labels newt: give 0 to 999, or 1000 for no class$"):
+        find_labels(["newt"], [str(number) + " kind" for number in range(1000)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluations": 0}, "these images cannot be drawn: evaluations: Input should be greater than or equal to 1"),
+        ({"evaluations": 2}, "2 intervals cannot cover the 3 of the schedule"),
+        ({"solver": "rk4"}, "solver: Input should be 'euler'"),
+        ({"texture": {"scale": 2.0, "interval": [0.0, 1.0]}}, "texture.scale is 2.0, but guidance is none"),
+        ({"colour": 1}, "colour: unknown key"),
+    ],
+)
+def test_impossible_settings_are_errors_before_anything_is_drawn(changes: dict[str, object], said: str, tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    pipe.denoiser.model.forward = None
+    with pytest.raises(ConfigError, match=said):
+        pipe(["cat"], **changes)
+
+
+def test_more_levels_than_dit_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1001 sampling steps were requested"):
+        pipeline(tmp_path, "dit").require_possible([0], SAMPLER.model_copy(update={"evaluations": 1001}))

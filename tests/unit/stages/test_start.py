@@ -80,3 +80,10 @@ def test_a_file_that_is_being_edited_is_no_reason_to_record_anything(project: Pa
     with pytest.raises(ConfigError, match="not valid YAML: line 1"), atomic_dir(stage_dir("train", "sfd")):
         (project / "params.yaml").write_text("train: [")
     assert not (project / "outputs/train/sfd").exists()
+
+
+def test_outputs_behind_a_link_are_refused_before_anything_runs(project: Path) -> None:
+    (project / "elsewhere").mkdir()
+    (project / "outputs").symlink_to("elsewhere")
+    with pytest.raises(ConfigError, match="outputs is a link, behind which DVC records nothing"):
+        begin_stage("train", "sfd")

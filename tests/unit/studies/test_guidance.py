@@ -77,6 +77,25 @@ def test_the_table_says_how_each_point_was_measured(measuring: Measurement, tmp_
         assert min(picture.size) > 200
 
 
+def test_another_call_adds_to_the_table_what_was_measured_alike(measuring: Measurement, tmp_path: Path) -> None:
+    first, _ = run(measuring, plan_points(GUIDED, [1.0, 3.0], [WHOLE], [4]), tmp_path / "curve")
+    both, drawn = run(measuring, plan_points(GUIDED, [1.0, 2.0], [WHOLE], [4]), tmp_path / "curve")
+    assert drawn == 1
+    assert list(both["scale"]) == [1.0, 2.0, 3.0]
+    assert list(both["file"])[::2] == list(first["file"])
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "curve" / "curve.csv"), both, check_dtype=False)
+
+
+def test_a_folder_of_another_denoiser_is_left_alone(measuring: Measurement, tmp_path: Path) -> None:
+    run(measuring, POINTS[:1], tmp_path)
+    (file,) = (tmp_path / "points").glob("*.json")
+    file.write_text(file.read_text().replace(measuring.weights, "ab" * 32))
+    before = (tmp_path / "curve.csv").read_bytes()
+    with pytest.raises(DataError, match=r"holds points of weights abababababab, but this denoiser has .*; give another folder"):
+        run_curve(measuring, POINTS[1:2], 6, tmp_path)
+    assert (tmp_path / "curve.csv").read_bytes() == before
+
+
 def test_a_damaged_point_is_named(measuring: Measurement, tmp_path: Path) -> None:
     run(measuring, POINTS[:1], tmp_path / "curve")
     (file,) = (tmp_path / "curve" / "points").iterdir()

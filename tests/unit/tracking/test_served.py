@@ -66,6 +66,21 @@ def test_a_table_without_its_columns_is_told(project: Path) -> None:
         _load_pyfunc(str(as_model_folder(project))).predict(pd.DataFrame({"label": [0]}))
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"label": 0, "seed": 1, "guidnace": 2.0}, "unknown columns guidnace"),
+        ({"label": 1.7, "seed": 1}, "labels 1.7"),
+        ({"label": 0, "seed": 1.5}, "seed"),
+        ({"label": "unicorn", "seed": 1}, "labels unicorn"),
+    ],
+)
+def test_a_row_that_means_nothing_is_refused(project: Path, row: dict[str, object], said: str) -> None:
+    write_project(OUTPUTS)
+    with pytest.raises(ConfigError, match=said):
+        _load_pyfunc(str(as_model_folder(project))).predict(pd.DataFrame([row]))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::UserWarning"

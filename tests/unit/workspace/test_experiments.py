@@ -6,7 +6,7 @@ from emoji import emoji
 from sfd_core.experiment.params import parse_params
 from sfd_core.host.errors import ConfigError
 from sfd_core.workspace.dvc import Place
-from sfd_core.workspace.experiments import Axis, origin_values, plan_experiment, run_experiment
+from sfd_core.workspace.experiments import Axis, experiment_dir, origin_values, plan_experiment, run_experiment
 
 ROOT = Path(__file__).parents[3]
 VALUES = emoji().model_dump(mode="json")
@@ -81,6 +81,23 @@ def test_images_and_weights_of_the_project_are_those_of_its_experiments(
     changes |= {"held_out": None, "copies": 1}
     run_experiment(plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()}), folder, 2, project)
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["train-0.parquet", "train-1.parquet", "val.parquet"]
+    assert not list(tmp_path.glob(".*"))
+
+    written = (folder / "params.yaml").read_text()
+    other = plan_experiment(VALUES, {f"prepare.{key}": value for key, value in changes.items()} | {"train.snapshots": 9})
+    with pytest.raises(
+        ConfigError, match=rf"other values: train.snapshots {VALUES['train']['snapshots']} instead of 9; choose"
+    ):
+        run_experiment(other, folder, 2, project)
+    assert (folder / "params.yaml").read_text() == written
+
+
+@pytest.mark.parametrize(
+    "name", ["../..", "a/b", ".hidden", "-x", "a b", "a$(touch x)", "", "x" * 65, "NUL", "ü", "a.b", "a\n"]
+)
+def test_a_name_that_is_no_plain_word_names_no_experiment(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of an experiment"):
+        experiment_dir(name)
 
 
 def test_an_input_in_the_outputs_is_refused(tmp_path: Path) -> None:

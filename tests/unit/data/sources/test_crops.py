@@ -1,10 +1,13 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
 
-from sfd_core.data.sources.crops import centre_crop, on_white, read_image
+from sfd_core.data.sources.crops import Pixels, centre_crop, on_white, read_image
 from sfd_core.host.errors import DataError
 
 
@@ -72,6 +75,95 @@ def test_every_usual_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (5, 4)).save(tmp_path / f"image.{kind}")
     image = read_image(tmp_path / f"image.{kind}")
     assert (image.mode, image.size) == ("RGB", (5, 4))
+
+
+RAMP = np.linspace(0, 65535, 20).astype(np.uint16).reshape(4, 5)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "pgm"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(RAMP).save(tmp_path / f"deep.{kind}")
+    pixels = np.asarray(read_image(tmp_path / f"deep.{kind}"))
+    expected = np.rint(RAMP / 65535 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(pixels, np.stack([expected] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("values", [RAMP.astype(np.float32) / 65535, RAMP.astype(np.int32) * 9])
+def test_values_of_unknown_range_are_refused(tmp_path: Path, values: NDArray[Any]) -> None:
+    Image.fromarray(values).save(tmp_path / "deep.tiff")
+    with pytest.raises(DataError, match=r"deep\.tiff cannot be read as an image \(its mode [IF] has no fixed range"):
+        read_image(tmp_path / "deep.tiff")
+
+
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 60, 30]]], np.uint8)
+
+
+def save_palette(path: Path) -> Pixels:
+    image = Image.new("P", (2, 2))
+    image.putpalette(COLOURS.reshape(-1).tolist())
+    image.putdata([0, 1, 2, 3])
+    image.save(path, transparency=1)
+    expected = COLOURS.copy()
+    expected[0, 1] = 255
+    return expected
+
+
+def save_ink(path: Path) -> Pixels:
+    ink = np.zeros((2, 2, 4), np.uint8)
+    ink[0, 0], ink[1, 1] = (0, 255, 255, 0), (0, 0, 0, 255)
+    Image.fromarray(ink, "CMYK").save(path)
+    expected = np.full((2, 2, 3), 255, np.uint8)
+    expected[0, 0], expected[1, 1] = (255, 0, 0), 0
+    return expected
+
+
+def save_half_transparent(path: Path) -> Pixels:
+    Image.fromarray(np.array([[[100, 255], [100, 0]], [[100, 51], [0, 255]]], np.uint8), "LA").save(path)
+    grey = np.array([[100, 255], [round(100 * 0.2 + 255 * 0.8), 0]], np.uint8)
+    return np.stack([grey] * 3, axis=-1)
+
+
+def save_bits(path: Path) -> Pixels:
+    bits = np.array([[True, False], [False, True]])
+    Image.fromarray(bits).save(path)
+    return np.stack([bits.astype(np.uint8) * 255] * 3, axis=-1)
+
+
+def save_turned(path: Path) -> Pixels:
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(COLOURS).save(path, exif=exif)
+    return np.rot90(COLOURS, -1)
+
+
+def save_profiled(path: Path) -> Pixels:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    Image.fromarray(COLOURS).save(path, icc_profile=profile)
+    return COLOURS
+
+
+def save_two_frames(path: Path) -> Pixels:
+    first, second = Image.fromarray(COLOURS), Image.new("RGB", (2, 2))
+    first.save(path, save_all=True, append_images=[second])
+    return COLOURS
+
+
+@pytest.mark.parametrize(
+    ("save", "kind"),
+    [
+        (save_palette, "png"),
+        (save_ink, "tiff"),
+        (save_half_transparent, "png"),
+        (save_bits, "png"),
+        (save_turned, "png"),
+        (save_turned, "tiff"),
+        (save_profiled, "png"),
+        (save_two_frames, "png"),
+    ],
+)
+def test_every_kind_of_colour_has_its_rule(tmp_path: Path, save: Callable[[Path], Pixels], kind: str) -> None:
+    expected = save(tmp_path / f"image.{kind}")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"image.{kind}")), expected)
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ def test_labels_beyond_the_named_classes_and_other_names_are_refused(tmp_path: P
         load(tmp_path)
 
 
+def test_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has 2 classes named 'ant'; give every class a name of its own"):
+        load(write_parquet(tmp_path / "a.parquet", [0, 1], ["ant", "ant"]))
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [0, 0])
     content = path.read_bytes()

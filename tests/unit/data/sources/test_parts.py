@@ -1,3 +1,6 @@
+import errno
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +67,53 @@ def test_a_folder_is_listed_in_one_order_with_classes_by_folder(tmp_path: Path) 
     assert loaded.names == ["ant/0.png", "cat/0.png", "cat/1.png", "cat/deep/9.png"]
     assert loaded.labels == [0, 1, 1, 1]
     assert tuple(loaded.render(2, 0)[0, 0]) == (0, 1, 0)
+
+
+def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", {"cat": 1})
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "elsewhere" / "5.png")
+    (root / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert load_images(folder_params(root)).names == ["cat/0.png", "cat/linked/5.png"]
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "cat")
+    with pytest.raises(DataError, match=r"cat/linked/back is a link to a folder that holds it"):
+        load_images(folder_params(root))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "socket"])
+def test_what_is_no_file_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path / "data", {"cat": 1})
+    monkeypatch.chdir(root / "cat")
+    if kind == "link":
+        Path("odd.png").symlink_to("nowhere.png")
+    elif kind == "pipe":
+        os.mkfifo("odd.png")
+    else:
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind("odd.png")
+    said = "a broken link" if kind == "link" else "a pipe, a socket or a device"
+    with pytest.raises(DataError, match=rf"cat/odd\.png is {said} instead of an image"):
+        load_images(folder_params(root))
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path / "data", {"cat": 1, "dog": 1})
+    listed = os.scandir
+
+    def refusing(path: Path) -> object:
+        if path == root / "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may read everything
+    with pytest.raises(DataError, match=r"dog cannot be read \(Permission denied\)"):
+        load_images(folder_params(root))
+
+
+def test_what_is_trained_on_is_not_held_out(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", {"cat": 2})
+    with pytest.raises(DataError, match=r"prepare\.held_out_path .* is prepare\.path too, so nothing would be held out"):
+        load_parts(folder_params(root, held_out=None, held_out_path=f"{root}/../data"))
 
 
 def test_folders_of_parts_are_no_classes(tmp_path: Path) -> None:

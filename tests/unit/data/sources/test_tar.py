@@ -125,6 +125,43 @@ def test_bad_samples_are_named(tmp_path: Path, content: dict[str, bytes], messag
         load(write_tar(tmp_path / "a.tar", content), "stored")
 
 
+def test_keys_end_at_the_first_dot_and_no_image_is_dropped_for_it(tmp_path: Path) -> None:
+    images = load(write_tar(tmp_path / "a.tar", {"7.small.png": encoded(7), "7.cls": b"0"}), "stored")
+    assert (images.names, images.labels) == (["7.small.png"], [0])
+    content = {"cat.1.png": encoded(0), "cat.1.cls": b"0", "cat.2.png": encoded(1), "cat.2.cls": b"0"}
+    with pytest.raises(DataError, match=r"sample cat has two images, cat.1.png and cat.2.png; .* a key ends at its first dot"):
+        load(write_tar(tmp_path / "b.tar", content), "stored")
+
+
+def test_what_is_neither_image_nor_label_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"0.png": encoded(0), "0.cls": b"0", "notes.txt": b"", "more.md": b""}
+    assert load(write_tar(tmp_path / "a.tar", content), "stored").names == ["0.png"]
+    assert f"skipped: 2 keys of {tmp_path / 'a.tar'} without image and label, such as notes.txt" in capsys.readouterr().err
+
+
+def test_archives_in_one_file_are_not_half_read(tmp_path: Path) -> None:
+    first, second = (write_tar(tmp_path / f"{name}.tar", {f"{name}/0.png": encoded(0)}) for name in ("ant", "bee"))
+    both = tmp_path / "both.tar"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(DataError, match=r"both\.tar .*another archive follows its end"):
+        load(both)
+
+
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.tgz", "b.tar.zst"])
+def test_compressed_files_are_not_left_out(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / "data" / "a.tar", in_folders())
+    (tmp_path / "data" / name).touch()
+    with pytest.raises(DataError, match=rf"holds {name} \(1 compressed files\); decompress"):
+        load(tmp_path / "data")
+
+
+def test_files_of_one_name_in_two_folders_are_refused(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_tar(tmp_path / folder / "a.tar", in_folders())
+    with pytest.raises(DataError, match=r"holds 2 files named a\.tar"):
+        load(tmp_path / "*" / "a.tar")
+
+
 def test_images_outside_class_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"prepare\.path .*a\.tar: 9\.png is in no class folder; .*prepare\.labels to stored"):
         load(write_tar(tmp_path / "a.tar", in_folders() | {"9.png": b""}))

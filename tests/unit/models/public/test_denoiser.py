@@ -1,6 +1,7 @@
 """Files of the published formats, made here with small networks of the same names and shapes."""
 
 import argparse
+import random
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -21,6 +22,7 @@ from sfd_core.models.public.semantic_vae import semantic_vae_from
 from sfd_core.models.public.weights import read_public_checkpoint
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
 
+DAMAGES = 300
 SMALL = ModelSize(depth=2, width=32, heads=2)
 REPA = RepaHead(block=2, width=16, target_channels=7)
 
@@ -225,3 +227,57 @@ def test_files_without_weights_say_what_they_hold(tmp_path: Path, content: Any) 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_public_checkpoint(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    state = network().state_dict()
+    state["blocks.1.attn.proj.weight"][0, 0] = value
+    save_file(state, tmp_path / "broken.safetensors")
+    with pytest.raises(DataError, match=r"holds NaN or infinity in blocks\.1\.attn\.proj\.weight"):
+        read_public_checkpoint(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS instead of the file"),
+        (b"<!DOCTYPE html>\n<html>", "is text instead of weights, beginning with '<!DOCTYPE html>'"),
+        (b'{"error": "not found"}', 'is text instead of weights, beginning with \'{"error"'),
+        (b"", "is empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_what_downloads_leave_in_place_of_weights_is_told(tmp_path: Path, content: bytes, said: str, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_public_checkpoint(tmp_path / name)
+
+
+def test_a_malicious_file_is_not_advertised(tmp_path: Path) -> None:
+    torch.save({"model": Surprise()}, tmp_path / "bad.pt")
+    with pytest.raises(DataError, match=r"holds more than tensors and plain values \([\w.]+\)") as raised:
+        read_public_checkpoint(tmp_path / "bad.pt")
+    assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "old.pt"])
+def test_no_damage_ends_in_a_traceback(tmp_path: Path, kind: str) -> None:
+    path, state = tmp_path / f"weights.{kind}", dict(list(network().state_dict().items())[:3])
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"ema": state, "step": 3}, path, _use_new_zipfile_serialization=kind == "pt")
+    whole, source = path.read_bytes(), random.Random(0)
+    told: list[str] = []
+    for _ in range(DAMAGES):
+        damaged = bytearray(whole[: source.randrange(1, len(whole))] if source.random() < 0.3 else whole)
+        for _ in range(source.randrange(1, 8)):
+            damaged[source.randrange(min(len(damaged), 600))] = source.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_public_checkpoint(path)
+        except DataError as error:
+            told.append(str(error))
+    assert len(told) > DAMAGES / 4
+    assert all(len(message.splitlines()) == 1 for message in told)
