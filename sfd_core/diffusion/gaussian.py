@@ -144,7 +144,10 @@ def _kl(p: Normal, q: Normal) -> Tensor:
 
 
 def _negative_log_likelihood(data: Tensor, model: Normal) -> Tensor:
-    """Return -log P in nats of `data` in [-1, 1] under `model`, integrated over bins of 1/255 on each side (DDPM, eq. 13)."""
+    """Return -log P in nats of `data` in [-1, 1] under `model`, integrated over bins of 1/255 on each side (DDPM, eq. 13).
+
+    The normal CDF is exact; the public code of DDPM and DiT approximates it by a tanh, within 2e-4.
+    """
     precision = (-model.log_variance / 2).exp()
     above = torch.special.ndtr((data - model.mean + 1 / 255) * precision)
     below = torch.special.ndtr((data - model.mean - 1 / 255) * precision)
