@@ -187,7 +187,7 @@ def _curves(outputs: Outputs, primary: str, folder: Path) -> dict[str, tuple[str
         kind: (file_uri(folder / f"{kind}.png"), layouts[kind](table, primary)) for kind, table in tables.items() if len(table)
     }
     stored = outputs.studies.get("offsets")
-    if stored is not None:
+    if stored is not None and primary in stored:
         name = figures.OFFSETS_OF_SEEDS
         found[name] = (file_uri(folder / f"{name}.png"), studies.offset_table(stored, primary))
     return found

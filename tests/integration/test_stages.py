@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_a_stage_repeats_its_result_from_its_declared_inputs_alone(reproduced: P
     for path in [entry["path"] for entry in locked(reproduced, stage).get("deps", []) if entry["path"].startswith("outputs/")]:
         (fresh.path / path).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (reproduced.path / path).is_dir() else shutil.copy2)(reproduced.path / path, fresh.path / path)
-    _, _, module, *arguments = locked(reproduced, stage)["cmd"].replace('"', "").split()
+    _, _, module, *arguments = shlex.split(locked(reproduced, stage)["cmd"])
     fresh.run(sys.executable, str(PROGRAM), "modules.json", module, *arguments)
     for out in results(stage):
         assert files(fresh.path / out), out
@@ -81,7 +82,7 @@ def test_a_stage_reads_each_of_its_inputs(reproduced: Project, tmp_path: Path, s
         shutil.copytree(reproduced.path, fresh, ignore=shutil.ignore_patterns(".git", ".sfd", "cache"))
         shutil.rmtree(fresh / path) if (fresh / path).is_dir() else (fresh / path).unlink()
         ended = subprocess.run(
-            entry["cmd"].replace('"', "").split(), cwd=fresh, env=reproduced.environment, capture_output=True, check=False
+            shlex.split(entry["cmd"]), cwd=fresh, env=reproduced.environment, capture_output=True, check=False
         )
         said = f"{stage} does not need {path}: {ended.stderr.decode()}"
         if stage == "report" and ended.returncode == 0:  # it leaves out what is not there

@@ -76,7 +76,7 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
 
 
 def write_studies(folder: Path) -> Path:
-    """Write the committed tables of the learning-rate grid, the seeds and the longer training."""
+    """Write the committed tables."""
     folder.mkdir(parents=True, exist_ok=True)
     rates, seeds = [], []
     for name, final in FINAL.items():
@@ -85,6 +85,13 @@ def write_studies(folder: Path) -> Path:
         seeds += [{"variant": name, "learning_rate": 4e-3, "seed": k} | _fd(final * (1 + 0.004 * k)) for k in range(3)]
     pd.DataFrame(rates).to_csv(folder / "learning_rates.csv", index=False)
     pd.DataFrame(seeds).to_csv(folder / "seeds.csv", index=False)
+    offsets = [
+        {"study": f"offsets-{seed}", "variant": "sfd", "seed": seed, "delta_t": offset, "samples": 1500}
+        | _fd(100 + 40 * (offset - 0.3) ** 2 + seed)
+        for seed in range(3)
+        for offset in (0.0, 0.3, 1.0)
+    ]
+    pd.DataFrame(offsets).to_csv(folder / "offsets.csv", index=False)
     steps = np.array([1500, 3000, 6000])
     long = [pd.DataFrame({"variant": name, **_costs(steps), **_fd(FINAL[name] * (1500 / steps) ** 0.3)}) for name in FINAL]
     pd.concat(long).to_csv(folder / "long.csv", index=False)

@@ -52,7 +52,7 @@ print(*sorted({HEAVY} & set(sys.modules)), file=sys.stderr)
         (["experiment", "new", "--set", "a=1", "b=2"], "b=2"),
         (["experiment", "new", "--vary", "seed"], "--vary seed names no value"),
         (["validate", "a", "b"], "'b'"),
-        (["validate", "."], ".: Is a directory"),
+        (["validate", "."], ". cannot be read: Is a directory"),
         (["validate", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["sample", "sfd", "--columns", "0"], "--columns"),
         (["sample", "sfd", "--count", "-3"], "--count"),
@@ -99,9 +99,9 @@ def test_options_take_as_many_values_as_they_are_given() -> None:
         "--out",
         "x",
     ]
-    given = parsed(*words, "--texture-interval", "0", "1", "--seed", "-1")
+    given = parsed(*words, "--texture-interval", "0", "1", "--shift", "-1")
     assert (given["scales"], given["intervals"], given["evaluations"]) == ([1.0, 2.5], ["0,1", "0.3,1"], [3, 4])
-    assert (given["drawing"].texture_interval, given["drawing"].seed, given["out"]) == ((0.0, 1.0), -1, Path("x"))
+    assert (given["drawing"].texture_interval, given["drawing"].shift, given["out"]) == ((0.0, 1.0), -1.0, Path("x"))
     assert parsed("sample", "sfd", "--labels", "Food & Drink", "0", "--count", "2")["labels"] == ["Food & Drink", "0"]
     assert parsed("sweep-figure", "table.csv", "--out", "x", "--over")["over"] == []
     assert "names" not in parsed("preset", "check")

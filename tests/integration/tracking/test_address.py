@@ -1,3 +1,4 @@
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -39,15 +40,15 @@ def test_a_user_and_a_password_in_the_address_are_neither_asked_for_nor_shown(pr
     assert public(uri) == proxy.endpoint
 
 
-def test_a_database_is_there_if_it_takes_connections(proxy: FaultyProxy) -> None:
-    port = proxy.endpoint.rpartition(":")[2]
-    assert is_reachable(f"postgresql+psycopg://user:secret@127.0.0.1:{port}/runs")
+def test_a_database_is_there_if_it_takes_connections() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert is_reachable(f"postgresql+psycopg://user:secret@127.0.0.1:{server.getsockname()[1]}/runs")
     assert not is_reachable("postgresql://user:secret@127.0.0.1:9/runs")
     assert not is_reachable("mysql://nobody.invalid/runs")
     assert not is_reachable("postgresql://127.0.0.1:many/runs")
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////work/.sfd/mlflow.db", "http://host:5000/path", "s3://bucket/key@home", "./folder"])
+@pytest.mark.parametrize("uri", ["sqlite:////srv/.sfd/mlflow.db", "http://host:5000/path", "s3://bucket/key@home", "./folder"])
 def test_an_address_without_a_password_is_shown_as_it_is(uri: str) -> None:
     assert public(uri) == uri
 

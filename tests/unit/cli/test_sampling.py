@@ -33,7 +33,6 @@ def test_options_replace_values_and_leave_the_others() -> None:
         (["--guidance", "autoguidance"], "guide"),
         (["--guide", "outputs/train/dit"], "guide"),
         (["--texture-interval", "0.8", "0.2"], "interval"),
-        (["--evaluations", "0"], "evaluations"),
         (["--shift", "-1"], "shift"),
     ],
 )

@@ -2,21 +2,10 @@
 
 import errno
 import os
-import subprocess
-import sys
 
 import pytest
 
 from sfd_core.host.errors import ConfigError, exits_cleanly
-
-ENDLESS = """
-from sfd_core.host.errors import exits_cleanly
-@exits_cleanly
-def main():
-    while True:
-        print("line", flush=True)
-main()
-"""
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -49,13 +38,3 @@ def test_what_the_user_cannot_mend_keeps_its_traceback() -> None:
 def test_an_interruption_is_one_line_and_a_mistake_another(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(KeyboardInterrupt(), capsys) == (130, "interrupted; the same command goes on with what is kept\n")
     assert ended(ConfigError("no"), capsys) == (2, "error: no\n")
-
-
-def test_a_reader_that_has_enough_is_no_error() -> None:
-    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
-        assert program.stdout is not None
-        assert program.stderr is not None
-        program.stdout.readline()
-        program.stdout.close()
-        assert program.stderr.read() == b""
-        assert program.wait() == 141

@@ -8,8 +8,9 @@ from sfd_core.experiment.params import Params, load_params, parse_params
 
 @pytest.fixture(scope="session")
 def params() -> Params:
-    """The project's, with a study of guidance."""
+    """The project's, with one more variant and a study of guidance."""
     values = load_params(Path(__file__).parents[3] / "params.yaml").model_dump(mode="json")
+    values["active"] += ["cascade"]
     guided = {"kind": "guidance", "variant": "sfd", "guidance": "autoguidance", "guide_step": 600, "parts": "both"}
     values["studies"]["sfd-guided"] = guided | {"scales": [1.5, 2.0, 3.0]}
     return parse_params(values)

@@ -10,7 +10,7 @@ from synthetic_outputs import write_studies
 
 from sfd_core.experiment.params import OffsetStudy, Params
 from sfd_core.host.errors import DataError
-from sfd_core.reporting.sources import read_outputs
+from sfd_core.reporting.sources import STUDIES, read_outputs
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def tree(written: Path, tmp_path: Path) -> Path:
 
 
 def test_complete_tree_misses_only_the_studies(params: Params, tree: Path, tmp_path: Path) -> None:
-    assert set(read_outputs(params, tree, tmp_path / "none").missing) == {"learning_rates", "seeds", "long", "guided"}
+    assert set(read_outputs(params, tree, tmp_path / "none").missing) == set(STUDIES)
     assert read_outputs(params, tree, write_studies(tmp_path / "results")).missing == {}
 
 

@@ -78,7 +78,7 @@ def test_row_groups_too_large_for_memory_are_told_before_any_is_read(tmp_path: P
 def test_rows_that_are_no_image_are_named_when_they_are_read(tmp_path: Path) -> None:
     column = pa.array([{"bytes": None, "path": "x.png"}, {"bytes": b"text", "path": None}])
     images = load(write(tmp_path / "a.parquet", image=column, label=pa.array([0, 0])))
-    with pytest.raises(DataError, match=r"row 0 of .*a\.parquet has no image bytes; .*skip_unreadable"):
+    with pytest.raises(DataError, match=r"row 0 of .*a\.parquet has no image bytes, only the path x\.png; .*skip_unreadable"):
         images.render(0, 0)
     with pytest.raises(DataError, match=r"row 1 of .*a\.parquet is not an image"):
         images.render(1, 0)
