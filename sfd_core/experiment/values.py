@@ -28,6 +28,8 @@ def parse_yaml(text: str, source: str) -> Any:
     except MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise ConfigError(f"{source} is not valid YAML: {line}{error.problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is not valid YAML: it is nested too deeply") from error
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{source} is not valid YAML: {str(error).splitlines()[0]}") from error
 

@@ -1,0 +1,96 @@
+"""No parameter file ends in a traceback: it is an experiment, or `ConfigError` says why it is none."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from emoji import emoji_values
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from sfd_core.experiment.params import load_params, parse_params
+from sfd_core.experiment.values import parse_yaml
+from sfd_core.host.errors import ConfigError
+
+EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+VALUES = emoji_values()
+
+
+def places(values: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value, groups included."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ():
+        yield (*above, key)
+        yield from places(value, (*above, key))
+
+
+PLACES = list(places(VALUES))
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.just(10**400),
+    st.sampled_from(["nan", "-0", "1e999"]),
+)
+ANYTHING = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
+)
+
+
+def changed(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(VALUES)
+    group = values
+    for key in place[:-1]:
+        group = group[key]
+    group[place[-1]] = value
+    return values
+
+
+def told(call: Callable[[], object]) -> str:
+    """Return what `ConfigError` says; nothing without one."""
+    try:
+        call()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@EXAMPLES
+@given(st.sampled_from(PLACES), ANYTHING)
+def test_any_value_at_any_place_is_an_experiment_or_an_error(place: tuple[Any, ...], value: Any) -> None:
+    message = told(lambda: parse_params(changed(place, value)))
+    assert not message or message.startswith("params is not a valid experiment:")
+
+
+@EXAMPLES
+@given(st.integers(0, len(yaml.safe_dump(VALUES))), st.text(max_size=8))
+@example(0, "\x00")
+@example(40, "\t")
+@example(10, "&a [*a]")
+def test_any_text_is_an_experiment_or_an_error(tmp_path: Path, place: int, inserted: str) -> None:
+    text = yaml.safe_dump(VALUES)
+    path = tmp_path / "params.yaml"
+    path.write_bytes((text[:place] + inserted + text[place:]).encode("utf-8", errors="surrogatepass"))
+    message = told(lambda: load_params(path))
+    assert not message or str(path) in message
+
+
+ODD = {
+    "deep list": "[" * 3000,
+    "deep sequence": "- " * 3000,
+    "mappings in a line": "a: " * 300,
+    "a list in itself": "&a [" + "*a, " * 10 + "]",
+    "keys alone": "? ? ? x",
+    "another version": "%YAML 9.9\n---\na: 1",
+    "half a number": "a: 0x",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_texts_are_values_or_an_error(name: str) -> None:
+    message = told(lambda: parse_yaml(ODD[name], "params.yaml"))
+    assert not message or "params.yaml is not valid YAML" in message
