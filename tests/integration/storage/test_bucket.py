@@ -190,8 +190,15 @@ def test_an_upload_goes_through_although_the_server_vanishes_in_the_middle(
     credentials(proxy.endpoint)
     (tmp_path / "up").write_bytes(os.urandom(3 * 2**20))
     proxy.set("slow")
-    threading.Timer(0.2, proxy.set, ["refuses"]).start()
-    threading.Timer(1.0, proxy.set, ["works"]).start()
+
+    def vanish() -> None:
+        # one thread: on a busy machine two timers may fire in the other order
+        time.sleep(0.2)
+        proxy.set("refuses")
+        time.sleep(0.8)
+        proxy.set("works")
+
+    threading.Thread(target=vanish).start()
     patient = Storage("lab", patience=60)
     patient.upload(tmp_path / "up", "interrupted")
     patient.download("interrupted", tmp_path / "down")
