@@ -26,6 +26,8 @@ def begin_stage(stage: str, variant: str = "") -> Params:
         )
     require_recorded_code(stage, stage_dir("code") / f"{stage}.json")
     params = load_params()
+    if variant:
+        params.variant(variant)  # an unknown one is reported before anything is read
     began = _values(stage, variant, params)
 
     def require_unchanged() -> None:

@@ -82,6 +82,13 @@ def test_a_file_that_is_being_edited_is_no_reason_to_record_anything(project: Pa
     assert not (project / "outputs/train/sfd").exists()
 
 
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.usefixtures("project")
+def test_an_unknown_variant_is_told_with_those_that_there_are(stage: str) -> None:
+    with pytest.raises(ConfigError, match=r"unknown variant 'nope'; params\.yaml defines dit, lightningdit"):
+        begin_stage(stage, "nope")
+
+
 def test_outputs_behind_a_link_are_refused_before_anything_runs(project: Path) -> None:
     (project / "elsewhere").mkdir()
     (project / "outputs").symlink_to("elsewhere")
