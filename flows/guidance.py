@@ -33,7 +33,7 @@ SETTINGS = ("scale", "interval_from", "interval_to", "evaluations")
 def guidance_sweep(
     name: Name = "guidance",
     variant: str = "sfd",
-    guidance: Literal["cfg", "autoguidance", "semantic"] = "cfg",
+    guidance: Literal["cfg", "autoguidance", "internal", "semantic"] = "cfg",
     guide: str | None = None,
     scales: Annotated[list[NonNegative], Field(min_length=1)] = [1.0, 1.25, 1.5, 2.0],
     intervals: Annotated[list[Interval], Field(min_length=1)] = [[0.0, 1.0]],

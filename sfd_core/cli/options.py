@@ -46,6 +46,7 @@ def output(text: str, folder: bool = False) -> Parameter:
 
 
 ARTIFACT = Parameter(help="A variant's name, or the folder of a trained denoiser.")
+PATH_HELP = "Corners of the path to sample along, [[t_tex, t_sem], ...] from [0, 0] to [1, 1] (JSON)."
 SAMPLES = whole("Images to draw, at each point of a study (default: evaluate.final_samples).", at_least=5)
 EVALUATIONS = whole("Network evaluations an image.", group=SAMPLER)
 
@@ -60,11 +61,12 @@ class Drawing:
     solver: Annotated[Solver | None, Parameter(help="Of velocity models.")] = None
     gaussian_solver: Annotated[Literal["ddpm", "ddim"] | None, Parameter(help="Of DiT.")] = None
     shift: Annotated[float | None, Parameter(help="Timestep shift; 1 is none.")] = None
-    guidance: Literal["none", "cfg", "autoguidance", "semantic"] | None = None
+    guidance: Literal["none", "cfg", "autoguidance", "internal", "semantic"] | None = None
     guide: Annotated[str | None, Parameter(help="Folder of the weak model of autoguidance, or of semantic guidance.")] = None
     guide_step: Annotated[int | None, whole("Snapshot of the weak model (default: the last).")] = None
     precision: Annotated[Literal["float32", "bfloat16"] | None, Parameter(help="Of the networks.")] = None
     delta_t: Annotated[float | None, Parameter(help="Offset to sample along (default: that of the training).")] = None
+    path: Annotated[str | None, Parameter(help=PATH_HELP)] = None
     texture_scale: Annotated[float | None, Parameter(help="Guidance of the texture velocity; 1 is none.")] = None
     texture_interval: Annotated[Times | None, Parameter(help="From when to when it acts on the texture's own time.")] = None
     semantic_scale: Annotated[float | None, Parameter(help="Guidance of the semantic velocity; 1 is none.")] = None
@@ -77,9 +79,14 @@ class Drawing:
     def sampler(self, params: "Params", evaluations: int | None = None) -> "SamplerParams":
         """Return `evaluate.sampler` with what the command line says. Raises `ConfigError` for values that do not fit."""
         from sfd_core.experiment.params import parse_sampler
+        from sfd_core.experiment.values import parse_yaml
 
-        sampler = params.evaluate.sampler.model_dump(mode="json")
-        for name, value in (self.given() | {"evaluations": evaluations}).items():
+        sampler, given = params.evaluate.sampler.model_dump(mode="json"), self.given()
+        if self.delta_t is not None or self.path is not None:
+            sampler["delta_t"] = sampler["path"] = None  # either replaces both
+        if self.path is not None:
+            given["path"] = parse_yaml(self.path, "--path")
+        for name, value in (given | {"evaluations": evaluations}).items():
             part, _, key = name.partition("_")
             if key == "interval":
                 sampler[part][key] = list(value)

@@ -77,6 +77,30 @@ def import_(
     )
 
 
+def ema(
+    artifact: Annotated[str, ARTIFACT],
+    /,
+    *,
+    sigma: Annotated[float, Parameter(help="Relative width of the average, such as 0.1: a tenth of the training.")],
+    step: Annotated[int | None, whole("Steps after which it is taken (default: the last snapshot's).")] = None,
+    out: Annotated[Path, output("Folder of the artifact with the averaged weights.", folder=True)],
+) -> None:
+    """Make an artifact whose weights are averaged over another stretch of the training.
+
+    The training must have stored averages (`train.power_emas`). Every command takes the folder in place of a variant.
+    """
+    from sfd_core.sampling.artifact import DenoiserManifest, write_averaged
+    from sfd_core.training.power_ema import AVERAGES, StoredAverage, reconstruct
+
+    folder = artifact_folder(artifact)
+    manifest = DenoiserManifest.read(folder)
+    last = manifest.snapshots[-1]
+    chosen = last.step if step is None else step
+    weights, mismatch = reconstruct(StoredAverage.all_in(folder / "snapshots" / AVERAGES), sigma, chosen)
+    write_averaged(manifest, folder, weights, chosen, out)
+    print(f"{out}: average of width {sigma:g} after {chosen} steps; its weights over the steps are matched to {mismatch:.1e}")
+
+
 def step_of(file: Path) -> int:
     """Return the training step that names a public checkpoint, such as `4000000.pt`. Raises `ConfigError` if none does."""
     if not file.stem.isdecimal():

@@ -1,4 +1,4 @@
-"""Studies of one trained denoiser: `sfd guidance-curve`, `path-curve`, `solvers`; `sfd sweep-figure` draws a sweep's table."""
+"""Studies of one denoiser: `sfd guidance-curve`, `path-curve`, `error-field`, `solvers`; `sfd sweep-figure` draws a sweep."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,13 +19,16 @@ from sfd_core.cli.options import (
     whole,
 )
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.paths import atomic_path
+from sfd_core.host.paths import atomic_path, stage_dir
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Weighting = Literal["uniform", "logit_normal", "likelihood"]
 INTERVALS = "Where guidance acts on each part's own time, each as FROM,TO (default: 0,1)."
 OFFSETS = "Offsets to sample along, -1 (texture finished first) to 1 (semantics finished first)."
+SEMANTIC_WEIGHTS = "Weights of semantic errors relative to those of texture; each has a least-cost path (default: 1)."
+WEIGHTING = "Of an error over the part's own time; logit_normal is the density of the training times."
 OVER = Parameter(help="Columns that were swept, the axis first (default: the seed).", consume_multiple=True)
 
 
@@ -77,8 +80,7 @@ def path_curve(
     """
     from sfd_core.experiment.params import load_params
 
-    if drawing.delta_t is not None:
-        raise ConfigError("--delta-t is not for `sfd path-curve`, which compares several; name them with --offsets")
+    _require_no_order(drawing, "path-curve", "which compares several; name them with --offsets")
     params = load_params(PARAMS)
     base = drawing.sampler(params, evaluations)
     from sfd_core.studies.offsets import plan_offsets, run_offsets
@@ -89,6 +91,43 @@ def path_curve(
     if table is not None:
         _print(table, ["delta_t"], ("fid", "fd_", "sfid", "is"))
         print(f"\n{out / 'offsets.csv'}, {out / 'offsets.png'}")
+    measurement.processes.leave()
+
+
+def error_field(
+    artifact: Annotated[str, ARTIFACT],
+    /,
+    *,
+    points: Annotated[int, whole("Local times of either part, evenly spaced.", at_least=3)] = 17,
+    images: Annotated[int, whole("Held-out images.")] = 256,
+    weighting: Annotated[Weighting, Parameter(help=WEIGHTING)] = "logit_normal",
+    semantic_weights: Annotated[list[float] | None, Parameter(help=SEMANTIC_WEIGHTS)] = None,
+    samples: Annotated[int | None, SAMPLES] = None,
+    out: Annotated[Path, output("Folder of field.npz, error_field.csv, error_field.png and points/*.json.", folder=True)],
+    evaluations: Annotated[int | None, EVALUATIONS] = None,
+    drawing: Drawing = UNCHANGED,
+) -> None:
+    """Measure where a denoiser of any order errs, and sample it along the least-cost paths, without training.
+
+    The denoiser needs independent times in training (`times: {kind: independent}`). The printed paths fit `--path` and
+    `evaluate.sampler.path`.
+    """
+    from sfd_core.experiment.params import ErrorFieldStudy, load_params, parse_group
+
+    _require_no_order(drawing, "error-field", "which finds paths of its own")
+    params = load_params(PARAMS)
+    base = drawing.sampler(params, evaluations)
+    asked = {"points": points, "images": images, "weighting": weighting, "semantic_weights": semantic_weights or [1.0]}
+    study = parse_group(ErrorFieldStudy, {"kind": "error_field", "variant": artifact, **asked}, "the error field")
+    from sfd_core.data.store.shards import ShardReader
+    from sfd_core.studies.error_field import run_error_field
+
+    latents = ShardReader(stage_dir("encode") / "held_out")
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
+    table = run_error_field(measurement, study, base, samples or params.evaluate.final_samples, latents, out)
+    if table is not None:
+        _print(table, ["semantic_weight", "path"], ("fid", "fd_", "sfid", "is"))
+        print(f"\n{out / 'field.npz'}, {out / 'error_field.csv'}, {out / 'error_field.png'}")
     measurement.processes.leave()
 
 
@@ -160,6 +199,12 @@ def parse_interval(words: str) -> tuple[float, float]:
     except ValueError as error:
         raise ConfigError(f"--intervals {words!r} is no interval; write two times with a comma, such as 0.1,1") from error
     return low, high
+
+
+def _require_no_order(drawing: Drawing, command: str, reason: str) -> None:
+    for option, value in (("--delta-t", drawing.delta_t), ("--path", drawing.path)):
+        if value is not None:
+            raise ConfigError(f"{option} is not for `sfd {command}`, {reason}")
 
 
 def _print(table: "pd.DataFrame", axes: list[str], numbers: tuple[str, ...]) -> None:

@@ -39,6 +39,14 @@ def autoguidance(
     return _extrapolate(main, lambda x, times: (main(x, times), weak(x, times)), texture, semantic, n_texture)
 
 
+def internal(main: VelocityFn, both: BothFn, texture: GuidanceParams, semantic: GuidanceParams, n_texture: int) -> VelocityFn:
+    """Return v = v_inner + w (v_main - v_inner), where an inner head of the network gives v_inner in the same pass (`both`).
+
+    Weights and intervals as in `cfg`; the extrapolation is AutoGuidance's, with a weaker network inside the stronger one.
+    """
+    return _extrapolate(main, both, texture, semantic, n_texture)
+
+
 def semantic_guidance(
     main: VelocityFn, reference: VelocityFn, x0: Tensor, texture: GuidanceParams, n_texture: int
 ) -> VelocityFn:

@@ -66,6 +66,16 @@ def flow_loss(
     return LossTerms(mse + weights.cosine * cosine + weights.repa * repa, mse, cosine, repa)
 
 
+def velocity_errors(prediction: Tensor, target: Tensor, n_texture: int) -> Tensor:
+    """Return each image's mean squared velocity error of texture and, if there are semantics, of semantics.
+
+    Float64 (N, 1 or 2), of velocities (N, C, H, W).
+    """
+    squared = (prediction.double() - target.double()).square()
+    parts = [squared[:, :n_texture], squared[:, n_texture:]] if squared.shape[1] > n_texture else [squared]
+    return torch.stack([part.mean((1, 2, 3)) for part in parts], dim=1)
+
+
 def repa_loss(projected: Tensor, tokens: Tensor, mode: RepaMode) -> Tensor:
     """Return the misalignment of projected hidden states (N, T, D) with the encoder's raw tokens (N, D, g, g), a scalar.
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sfd_core.diffusion.schedule import LocalTimes
 
+LEAST_REST = 0.05
+"""Least 1 - t by which a velocity follows from predicted data."""
+
 
 @dataclass(frozen=True)
 class PathSample:
@@ -42,6 +45,14 @@ def predict_data(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """Return the data x1 = x_t + (1 - t) v predicted by velocity `v` at `x_t`; t is (N,) or broadcasts."""
     t = t[:, None, None, None] if t.dim() == 1 else t
     return x_t + (1 - t) * v
+
+
+def velocity_to(data: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity from `x_t` to predicted data, (data - x_t) / (1 - t); t broadcasts.
+
+    1 - t is at least 0.05, which bounds the weight of the velocity loss on late data (JiT, arXiv 2511.13720).
+    """
+    return (data - x_t) / (1 - t).clamp(min=LEAST_REST)
 
 
 def sample_path(x0: Tensor, x1: Tensor, times: LocalTimes, n_texture: int) -> PathSample:

@@ -17,6 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sfd_core.experiment.params import SamplerParams, VariantParams, monotone_path
 from sfd_core.host.errors import ConfigError
 
 
@@ -95,7 +96,7 @@ class Knot:
 class Schedule:
     """A path of local times; between its corners both rise evenly, and the faster one as fast as global time.
 
-    Build it with `offset` or `table`.
+    Build it with `of`, `offset` or `table`.
     """
 
     knots: tuple[Knot, ...]
@@ -115,21 +116,27 @@ class Schedule:
         return cls((knots[0], *(knot for before, knot in pairwise(knots) if knot.u > before.u)))
 
     @classmethod
-    def table(cls, corners: Sequence[tuple[float, float]]) -> Self:
+    def table(cls, corners: Sequence[Sequence[float]]) -> Self:
         """Return the path through corners (t_tex, t_sem).
 
         Raises `ConfigError` unless they lead from (0, 0) to (1, 1) without a step back.
         """
-        if [tuple(corner) for corner in (*corners[:1], *corners[-1:])] != [(0, 0), (1, 1)]:
-            raise ConfigError(f"the path {list(corners)} must begin with [0, 0] (noise) and end with [1, 1] (data)")
+        try:
+            monotone_path(corners)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         knots = [Knot(0.0, 0.0, 0.0)]
         for t_tex, t_sem in corners[1:]:
             texture, semantic = t_tex - knots[-1].t_tex, t_sem - knots[-1].t_sem
-            if min(texture, semantic) < 0:
-                raise ConfigError(f"the path steps back to {[t_tex, t_sem]}; local times must not fall")
             if max(texture, semantic) > 0:
                 knots.append(Knot(knots[-1].u + max(texture, semantic), t_tex, t_sem))
         return cls(tuple(knots))
+
+    @classmethod
+    def of(cls, variant: VariantParams, sampler: SamplerParams | None = None) -> Self:
+        """Return the path of a variant, or another one if `sampler` samples it along that."""
+        chosen = variant if sampler is None or (sampler.path is None and sampler.delta_t is None) else sampler
+        return cls.offset(chosen.delta_t or 0.0) if chosen.path is None else cls.table(chosen.path)
 
     @property
     def end(self) -> float:

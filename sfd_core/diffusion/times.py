@@ -23,7 +23,7 @@ def draw_times(n: int, variant: VariantParams, generator: torch.Generator) -> Tr
     time of its own; the other stands where the path has it then, semantics with noise on what they hand over. `independent`:
     both have times of their own, so that the network can be sampled along any path.
     """
-    schedule, times = Schedule.offset(variant.delta_t), variant.times
+    schedule, times = Schedule.of(variant), variant.times
     t = _logit_normal(n, generator)
     if isinstance(times, OwnTimes):
         return _own(schedule, times, t, generator)

@@ -181,14 +181,14 @@ def drawn_with(sampler: SamplerParams, denoiser: Denoiser, evaluations: int, dra
     gaussian = denoiser.variant.family == "gaussian"
     solver = sampler.gaussian_solver if gaussian else sampler.solver
     shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
-    offset = "" if sampler.delta_t is None else f", offset {sampler.delta_t}"
+    order = f", path {sampler.path}" if sampler.path else "" if sampler.delta_t is None else f", offset {sampler.delta_t}"
     precision = "" if sampler.precision == "float32" else f", {sampler.precision}"
     generated = drawn_by["semantics"] == GENERATED
     return Drawn(
         images="samples" if generated else "samples whose semantic latents are those of training images",
         labels=CLASS_BALANCED if denoiser.classes else UNLABELLED,
         seed=sampler.seed,
-        sampler=f"{solver}{shift}{offset}{precision}",
+        sampler=f"{solver}{shift}{order}{precision}",
         evaluations=evaluations,
         guidance=_guidance(sampler),
         recipe=drawn_by,

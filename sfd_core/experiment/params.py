@@ -5,12 +5,12 @@ The groups of `Params` are the stages of `dvc.yaml`. `variants` defines the deno
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.experiment.values import parse_yaml, read_utf8
@@ -25,6 +25,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Offset = Annotated[float, Field(ge=-1, le=1)]
 Precision = Literal["float32", "bfloat16"]
+Corners = TypeVar("Corners", bound=Sequence[Sequence[float]])
+Weighting = Literal["uniform", "logit_normal", "likelihood"]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 """Also a folder's name."""
 
@@ -43,6 +45,22 @@ class Group(BaseModel):
     """Base of all groups: immutable, strictly typed, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def monotone_path(corners: Corners) -> Corners:
+    """Return corners (t_tex, t_sem); raises `ValueError` unless they lead from (0, 0) to (1, 1) without a step back."""
+    if [tuple(corner) for corner in (*corners[:1], *corners[-1:])] != [(0, 0), (1, 1)]:
+        raise ValueError(f"the path {list(corners)} must begin with [0, 0] (noise) and end with [1, 1] (data)")
+    for before, corner in pairwise(corners):
+        if corner[0] < before[0] or corner[1] < before[1]:
+            raise ValueError(f"the path steps back to {list(corner)}; local times must not fall")
+    return corners
+
+
+PathCorners = Annotated[
+    list[Annotated[list[Fraction], Field(min_length=2, max_length=2)]], Field(min_length=2), AfterValidator(monotone_path)
+]
+AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
 class Optimisation(Group):
@@ -197,7 +215,8 @@ TextureVAEParams = TrainedVAEParams | LDMVAEParams | DiffusersVAEParams
 KINDS: Mapping[str, tuple[str, ...]] = {
     "texture_vae": ("trained", "ldm", "diffusers"),
     "times": ("global", "own", "independent"),
-    "studies": ("offsets", "guidance"),
+    "schedule": ("least_cost", "learned"),
+    "studies": ("offsets", "error_field", "guidance"),
 }
 """Groups with several variants, selected by their key `kind`."""
 
@@ -277,6 +296,9 @@ class TrainParams(Group):
     snapshots: Positive
     """Number of EMA snapshots, evenly spaced; the last one is at the final step."""
     ema_decay: Fraction
+    power_emas: list[Annotated[float, Field(gt=0, lt=0.288)]] = []
+    """Relative widths of power-function averages stored at every snapshot, from which `sfd ema` makes averages of any width
+    (arXiv 2312.02696, section 3); two, such as 0.05 and 0.1, are enough. May be left out."""
     ema_warmup: bool
     """Decay min(ema_decay, (1 + step) / (10 + step)) instead of ema_decay from the start."""
     conditional: bool = True
@@ -285,6 +307,8 @@ class TrainParams(Group):
     """Fraction of labels replaced by the null class."""
     flips: bool
     """Randomly mirror images when they are loaded."""
+    validation_images: Annotated[int, Field(ge=0)] = 0
+    """Held-out images of the validation loss, which is taken at every snapshot; 0, which may be left out, takes none."""
 
 
 class EngineParams(Group):
@@ -332,6 +356,15 @@ class RepaParams(Group):
     """Hidden width of the three-layer projector."""
 
 
+class InnerParams(Group):
+    """A light head that predicts the velocity from an inner block, for internal guidance."""
+
+    block: Positive
+    """The hidden state after this block is read."""
+    weight: PositiveFloat
+    """Of the head's loss, which has the terms of the network's own."""
+
+
 class GlobalTimes(Group):
     """Training times of the paper: one global time on the path."""
 
@@ -373,12 +406,20 @@ class VariantParams(Group):
     """The semantic latent generated beside the texture latent: none, the Semantic VAE's, or PCA (ReDi)."""
     delta_t: Offset
     """Offset in global time by which semantics lead texture; 1 finishes them first, a negative one lets texture lead."""
+    path: PathCorners | None = None
+    """Corners of the path, instead of an offset, from [0, 0] (noise) to [1, 1] (data). May be left out."""
+    found_path: bool = False
+    """Take the path that stage `schedule` finds. May be left out."""
     times: Annotated[TimesParams, Field(discriminator="kind")] = GlobalTimes(kind="global")
     """May be left out, as in parameter files and models from before there was a choice."""
+    prediction: Literal["velocity", "data"] = "velocity"
+    """What the network predicts; the loss is that of the velocity. `data` is JiT's and RAEv2's. May be left out."""
     semantic_weight: NonNegative
     """beta: weight of the semantic channels in the mse term."""
     cosine_weight: NonNegative
     repa: RepaParams
+    inner: InnerParams | None = None
+    """null, which may be left out, is no inner head."""
     mask_clamped: bool
     """Ablation: leave a latent out of the loss where its time is clamped."""
     learning_rate: PositiveFloat
@@ -391,16 +432,25 @@ class VariantParams(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.semantic == "none" and (self.delta_t != 0 or self.times.kind != "global"):
+        orders = [self.delta_t != 0, self.path is not None, self.found_path]
+        if sum(orders) > 1:
+            raise ValueError(f"delta_t is {self.delta_t}, but a path is given, too; set delta_t to 0 or path to null")
+        if self.semantic == "none" and (any(orders) or self.times.kind != "global"):
             raise ValueError(
-                f"delta_t is {self.delta_t} and times {self.times.kind}, but there is no semantic latent; set semantic to vae "
-                "or pca, or delta_t to 0 and times to {kind: global}"
+                f"delta_t is {self.delta_t}, path {self.path} and times {self.times.kind}, but there is no semantic latent; "
+                "set semantic to vae or pca, or delta_t to 0, path to null and times to {kind: global}"
             )
         if self.mask_clamped and self.times.kind != "global":
             raise ValueError(f"mask_clamped has no meaning with times of kind {self.times.kind}; set it to false")
-        if self.model == "dit" and (self.semantic != "none" or self.repa.weight > 0):
-            raise ValueError("model dit is the texture-only DiT baseline: set semantic to none and repa.weight to 0")
+        others = self.repa.weight > 0 or self.inner is not None or self.prediction != "velocity"
+        if self.model == "dit" and (self.semantic != "none" or others):
+            raise ValueError(
+                "model dit is the texture-only DiT baseline: set semantic to none, repa.weight to 0, and leave out inner and "
+                "prediction"
+            )
         depth = MODEL_SIZES[self.size].depth
+        if self.inner is not None and self.inner.block >= depth:
+            raise ValueError(f"inner.block {self.inner.block} is not inside the {depth} blocks of size {self.size}")
         if self.repa.weight > 0 and self.repa.block > depth:
             raise ValueError(f"repa.block {self.repa.block} is beyond the {depth} blocks of size {self.size}")
         if self.repa.weight > 0 and self.repa.targets == "semantic" and self.semantic == "pca":
@@ -439,8 +489,11 @@ class SamplerParams(Group):
     """Timestep shift s: t' = s t / (1 + (s - 1) t); 1 means no shift."""
     delta_t: Offset | None = None
     """Offset to sample along; null is the variant's own. May be left out, as in older files."""
-    guidance: Literal["none", "cfg", "autoguidance", "semantic"]
-    """`semantic`: extrapolate texture from its velocity without semantics, that of the guide if there is one."""
+    path: PathCorners | None = None
+    """Corners of the path to sample along, instead of an offset. May be left out."""
+    guidance: Literal["none", "cfg", "autoguidance", "internal", "semantic"]
+    """`internal`: extrapolate from the velocity of the inner head, in the same pass. `semantic`: extrapolate texture from its
+    velocity without semantics, that of the guide if there is one."""
     guide: str | None
     """Folder of the weak model's training output, for AutoGuidance and, if wanted, semantic guidance."""
     guide_step: Positive | None = None
@@ -454,12 +507,14 @@ class SamplerParams(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        kinds = ("autoguidance", "semantic") if self.guide is not None else ("none", "cfg", "semantic")
+        kinds = ("autoguidance", "semantic") if self.guide is not None else ("none", "cfg", "internal", "semantic")
         if self.guidance not in kinds:
             raise ValueError(
                 f"guidance {self.guidance!r} with guide {self.guide!r}: autoguidance needs a guide, semantic may have one, "
                 "other kinds take none"
             )
+        if self.path is not None and self.delta_t is not None:
+            raise ValueError(f"delta_t is {self.delta_t}, but a path is given, too; set one of them to null")
         if self.guide_step is not None and self.guide is None:
             raise ValueError(f"guide_step is {self.guide_step}, but there is no guide; set it to null")
         if self.guidance == "semantic" and self.semantic.scale != 1:
@@ -523,12 +578,28 @@ class OffsetStudy(Group):
     offsets: Annotated[list[Offset], Field(min_length=1)]
 
 
+class ErrorFieldStudy(Group):
+    """The velocity errors of one denoiser over both local times, and its distance along the paths that cost least on them."""
+
+    kind: Literal["error_field"]
+    variant: str
+    """One with independent times."""
+    points: Annotated[int, Field(ge=3)]
+    """Local times of either part, evenly spaced from 0 to 1."""
+    images: Positive
+    """Held-out images, evenly spaced."""
+    weighting: Weighting
+    """Weight of an error over the part's own local time; `logit_normal` is the density of the training times."""
+    semantic_weights: Annotated[list[PositiveFloat], Field(min_length=1)]
+    """Weights of semantic errors relative to those of texture; each has a least-cost path."""
+
+
 class GuidanceStudy(Group):
     """The distance of one denoiser over the guidance scale."""
 
     kind: Literal["guidance"]
     variant: str
-    guidance: Literal["cfg", "autoguidance", "semantic"]
+    guidance: Literal["cfg", "autoguidance", "internal", "semantic"]
     guide_step: Positive | None
     """The guide is this snapshot of the same training; null for kinds without a guide."""
     parts: Literal["both", "texture", "semantic"]
@@ -536,8 +607,45 @@ class GuidanceStudy(Group):
     scales: Annotated[list[NonNegative], Field(min_length=1)]
 
 
-StudyParams = OffsetStudy | GuidanceStudy
+StudyParams = OffsetStudy | ErrorFieldStudy | GuidanceStudy
 """A curve of one trained denoiser: every point is `evaluate.final_samples` samples of its last snapshot."""
+
+
+class FoundSchedule(Group):
+    """A path that a short training finds, the probe, for the variants that have `found_path`."""
+
+    size: SizeName
+    patch: Positive
+    semantic: Literal["vae", "pca"]
+    learning_rate: PositiveFloat
+    """Constant after the warm-up; all else of the probe's training is as in `train`."""
+    steps: Positive
+    semantic_weight: PositiveFloat
+    """Weight of semantic errors relative to those of texture."""
+    seed: Seed
+
+
+class LeastCostSchedule(FoundSchedule):
+    """The path that costs least on the error field of a probe of any order; see `ErrorFieldStudy`."""
+
+    kind: Literal["least_cost"]
+    points: Annotated[int, Field(ge=3)]
+    images: Positive
+    weighting: Weighting
+
+
+class LearnedSchedule(FoundSchedule):
+    """A path that is trained together with the probe."""
+
+    kind: Literal["learned"]
+    knots: Annotated[int, Field(ge=2)]
+    """Straight pieces of the path."""
+    kinetic: NonNegative
+    """Weight of the kinetic energy, the mean squared speed of both parts."""
+
+
+ScheduleParams = LeastCostSchedule | LearnedSchedule
+"""How the path of variants with `found_path` is found."""
 
 
 class ReportParams(Group):
@@ -558,6 +666,8 @@ class Params(Group):
     features: FeaturesParams
     semantic_vae: SemanticVAEParams
     encode: EncodeParams
+    schedule: Annotated[ScheduleParams, Field(discriminator="kind")] | None
+    """null where no variant has `found_path`."""
     train: TrainParams
     reference: ReferenceParams
     evaluate: EvaluateParams
@@ -597,6 +707,8 @@ class Params(Group):
     def _check(self) -> Self:
         self._check_grids()
         self._check_variants()
+        self._check_orders()
+        self._check_studies()
         return self
 
     def _check_grids(self) -> None:
@@ -618,23 +730,45 @@ class Params(Group):
         for name, variant in self.variants.items():
             if self.latent_grid % variant.patch:
                 raise ValueError(f"variants.{name}.patch {variant.patch} does not divide the latent grid {self.latent_grid}")
+
+    def _check_orders(self) -> None:
+        """Require that every variant can be sampled in its order, and in that of the sampler."""
+        if self.schedule is not None and self.latent_grid % self.schedule.patch:
+            raise ValueError(f"schedule.patch {self.schedule.patch} does not divide the latent grid {self.latent_grid}")
+        sampler = self.evaluate.sampler
+        chosen = "path" if sampler.path is not None else "delta_t"
+        order = getattr(sampler, chosen)
+        if order is not None:
+            self.check_budget(f"evaluate.sampler.{chosen}", order)
         for name in self.active:
-            self._check_budget(f"variants.{name}.delta_t", self.variants[name].delta_t)
+            variant = self.variants[name]
+            if variant.found_path and self.schedule is None:
+                raise ValueError(f"variants.{name}.found_path is true, but schedule is null, so none is found; set schedule")
+            own = "delta_t" if variant.path is None else "path"
+            self.check_budget(f"variants.{name}.{own}", getattr(variant, own))
+            if order and variant.semantic == "none":
+                raise ValueError(
+                    f"evaluate.sampler.{chosen} is {order}, but active variant {name} has no semantics that could lead; "
+                    "set it to null"
+                )
+
+    def _check_studies(self) -> None:
         for name, study in self.active_studies().items():
-            for offset in study.offsets if isinstance(study, OffsetStudy) else []:
-                self._check_budget(f"studies.{name}.offsets", offset)
-            if isinstance(study, OffsetStudy) and self.variants[study.variant].times.kind != "independent":
+            if isinstance(study, OffsetStudy):
+                for offset in study.offsets:
+                    self.check_budget(f"studies.{name}.offsets", offset)
+            if not isinstance(study, GuidanceStudy) and self.variants[study.variant].times.kind != "independent":
                 raise ValueError(f"studies.{name}.variant {study.variant} has one path; name a variant with independent times")
 
-    def _check_budget(self, key: str, delta_t: float) -> None:
-        """Require one interval per phase of the schedule, as sampling will after the training."""
+    def check_budget(self, key: str, order: float | Sequence[Sequence[float]]) -> None:
+        """Raise `ValueError` unless there is one interval per phase of an offset or path, as sampling will need."""
         sampler = self.evaluate.sampler
-        lead = abs(delta_t)
-        phases = 3 if 0 < lead < 1 else 1 + int(lead)
+        lead = abs(order) if isinstance(order, float) else 0
+        phases = len(order) - 1 if not isinstance(order, float) else 3 if 0 < lead < 1 else 1 + int(lead)
         least, reason = (2 * phases, "two per phase with heun") if sampler.solver == "heun" else (phases, "one per phase")
         if sampler.evaluations < least:
             raise ValueError(
-                f"evaluate.sampler.evaluations is {sampler.evaluations}, but {key} {delta_t} needs "
+                f"evaluate.sampler.evaluations is {sampler.evaluations}, but {key} {order} needs "
                 f"at least {least} ({reason}). Set it to {least} or more."
             )
 
@@ -664,15 +798,22 @@ def parse_params(values: Any, source: str = "params") -> Params:
 
 def parse_sampler(values: Mapping[str, Any], source: str) -> SamplerParams:
     """Check the values of a sampler. Raises `ConfigError` that names those that are impossible."""
+    return parse_group(SamplerParams, values, f"{source} cannot be drawn")
+
+
+def parse_group(group: type[AnyGroup], values: Mapping[str, Any], what: str) -> AnyGroup:
+    """Check the values of one group. Raises `ConfigError`, which begins with `what`, naming those that are impossible."""
     try:
-        return SamplerParams.model_validate(values)
+        return group.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source} cannot be drawn: {'; '.join(_explain(detail) for detail in error.errors())}") from error
+        raise ConfigError(f"{what}: {'; '.join(_explain(detail) for detail in error.errors())}") from error
 
 
 def fingerprint(*values: Any) -> str:
-    """Return a short hash of groups or plain values."""
-    plain = [value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in values]
+    """Return a short hash of groups or plain values; a setting that may be left out changes nothing at its default."""
+    plain = [
+        value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value for value in values
+    ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -120,7 +120,7 @@ def _grid(variant: VariantOutputs, grids: Grids, count: int, params: Params) -> 
 
 
 def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) -> dict[str, Any]:
-    schedule = Schedule.offset(variant.params.delta_t)
+    schedule = variant.schedule
     textures = thumbnails(run.textures)
     frames = thinned(len(run.u), textures.shape[-1])
     u = run.u[frames]

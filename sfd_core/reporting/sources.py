@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.convergence import read_curve
+from sfd_core.experiment.found_path import with_found_path
 from sfd_core.experiment.params import Params, VariantParams
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
@@ -37,10 +39,10 @@ STUDIES = {
 
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
-TABLES = {"offsets": "offsets.csv", "guidance": "curve.csv"}
-VARIED = {"offsets": "delta_t", "guidance": "scale"}
+TABLES = {"offsets": "offsets.csv", "error_field": "error_field.csv", "guidance": "curve.csv"}
+VARIED = {"offsets": "delta_t", "error_field": "semantic_weight", "guidance": "scale"}
 """File of a study's table and the column that it varies, by kind."""
-KEPT = frozenset({*VARIED.values(), "evaluations", "samples"})
+KEPT = frozenset({*VARIED.values(), "path", "evaluations", "samples"})
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class VariantOutputs:
 
     name: str
     params: VariantParams
+    schedule: Schedule
+    """The path along which it was sampled."""
     curve: pd.DataFrame
     """`CURVE_COLUMNS` and one column per number, one row per snapshot, by step."""
     numbers: Numbers
@@ -131,6 +135,8 @@ class Outputs:
     """Those of `STUDIES` that are there."""
     curves: pd.DataFrame
     """The points of all studies of this run: `study`, `variant`, `seed`, what was varied, and the numbers."""
+    error_fields: Mapping[str, Path]
+    """The figures of studies of the error field, by study."""
     missing: Mapping[str, str]
     """Absent optional part -> which file is missing and how to get it."""
 
@@ -192,6 +198,11 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
         studies=_studies(results, missing),
         curves=_curves(params, outputs, missing),
+        error_fields={
+            name: file
+            for name, study in params.active_studies().items()
+            if study.kind == "error_field" and (file := outputs / "studies" / name / "error_field.png").is_file()
+        },
         missing=missing,
     )
 
@@ -206,13 +217,15 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
     numbers = _numbers(measured.get("final"), folder / "numbers.json")
     if not numbers:
         raise DataError(f"{folder} holds no final number; delete the folder and run `{remedy}`")
+    variant = with_found_path(params.variants[name], outputs / "schedule")
     classes = _optional(folder / "classes.csv", f"classes.{name}", remedy, missing)
     history = _optional(outputs / "train" / name / "history.csv", f"history.{name}", f"dvc repro train@{name}", missing)
     grids = _optional(folder / "samples.npz", f"grids.{name}", remedy, missing)
     trajectory = _optional(folder / "trajectory.npz", f"trajectory.{name}", remedy, missing)
     return VariantOutputs(
         name=name,
-        params=params.variants[name],
+        params=variant,
+        schedule=Schedule.of(variant, params.evaluate.sampler),
         curve=curve,
         numbers=numbers,
         oracle=_numbers(measured.get("oracle", {}), folder / "numbers.json"),
@@ -316,7 +329,7 @@ def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFr
             table = _read_table(path, [VARIED[study.kind], "samples"])
             kept = [column for column in table if column in KEPT or number_name(str(column)) is not None]
             about = {"study": name, "variant": study.variant, "seed": params.variants[study.variant].seed}
-            about |= study.model_dump(exclude={"variant", "offsets", "scales"})
+            about |= study.model_dump(exclude={"variant", "offsets", "scales", "semantic_weights"})
             tables.append(pd.DataFrame(about, index=table.index).join(table[kept]))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["study", "kind"])
 

@@ -1,5 +1,6 @@
 """The tables of studies: offsets, guidance, classes, and the longer ones: learning-rate grid, seeds, longer training."""
 
+import json
 from dataclasses import dataclass
 
 import pandas as pd
@@ -85,6 +86,25 @@ def offset_table(table: pd.DataFrame, number: str) -> Table:
     seeds = table["seed"].nunique()
     note = "The same training at every offset." if seeds == 1 else f"Means of {seeds} trainings, each at every offset."
     return _points_table("Sampled along every offset", note, table, [], rows, "Offset")
+
+
+def least_cost_table(table: pd.DataFrame, number: str) -> Table:
+    """Lay out the least-cost paths of one error field by the weight of semantic errors; the lowest of `number` is marked."""
+    best = table[number].idxmin()
+    rows = [
+        Row(
+            f"{point['semantic_weight']:g}",
+            [Cell(path_words(point["path"])), *_cells(point[_numbers(table)], number, best=index == best)],
+        )
+        for index, point in table.iterrows()
+    ]
+    note = "One training, sampled along the path that costs least for each weight of semantic errors."
+    return _points_table("Sampled along least-cost paths", note, table, ["Path"], rows, "Semantic weight")
+
+
+def path_words(path: str) -> str:
+    """Write the corners of a path, given as JSON, as `texture/semantics` times."""
+    return ", ".join(f"{t_tex:.2g}/{t_sem:.2g}" for t_tex, t_sem in json.loads(path)[1:-1]) or "straight"
 
 
 def guided_table(table: pd.DataFrame, number: str) -> Table:

@@ -1,10 +1,13 @@
 """The figures of the studies of one denoiser: the leading distance over guidance, offsets, or solvers and evaluations."""
 
+import json
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from sfd_core.diffusion.error_field import ErrorField
 from sfd_core.reporting import text
 from sfd_core.reporting.charts import INK, MUTED, add_legend, leading_distance, line_look, mark_lowest, quiet
 from sfd_core.reporting.palette import line_styles
@@ -54,6 +57,27 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         axes.plot(means["delta_t"], means[number], color=INK, linewidth=3, label="mean")
         add_legend(axes)
     _mark_best(axes, means, "delta_t", number)
+    return figure
+
+
+def error_field_figure(field: ErrorField, table: pd.DataFrame) -> Figure:
+    """Draw both errors over both local times, and over them the paths of `table`, each with its leading distance.
+
+    `table` is that of `studies.error_field.run_error_field`. Colours are logarithmic: errors differ by orders of magnitude.
+    """
+    number = leading_distance(table)
+    figure = Figure(figsize=(11, 4.9), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), ("texture", "semantic"), strict=True):
+        errors, times = getattr(field, part).numpy(), field.times.numpy()
+        mesh = axes.pcolormesh(times, times, errors.T, norm="log", cmap="cividis", shading="gouraud")
+        figure.colorbar(mesh, ax=axes, label=f"squared error of the {part} velocity")
+        for (_, point), style in zip(table.iterrows(), line_styles(len(table)), strict=True):
+            t_tex, t_sem = zip(*json.loads(point["path"]), strict=True)
+            label = f"semantic weight {point['semantic_weight']:g}: {text.number(float(point[number.name]))}"
+            axes.plot(t_tex, t_sem, label=label, **(line_look(style) | {"marker": None}))
+        axes.set(xlabel="time of texture", ylabel="time of semantics", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(frameon=False, fontsize=9, labelcolor="white", loc="lower right", title=number.words, title_fontsize=9)
+    axes.get_legend().get_title().set_color("white")
     return figure
 
 

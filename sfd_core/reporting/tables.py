@@ -170,7 +170,8 @@ def describe(variant: VariantParams) -> str:
     words = latents[variant.semantic]
     if variant.semantic != "none":
         leader = "semantics lead" if variant.delta_t > 0 else "texture leads"
-        words += f", {leader} by {abs(variant.delta_t):g}" if variant.delta_t else ", denoised at the same time"
+        order = f"{leader} by {abs(variant.delta_t):g}" if variant.delta_t else "denoised at the same time"
+        words += ", along a path of its own" if variant.path else f", {order}"
         words += {"global": "", "own": ", trained one part at a time", "independent": ", trained in any order"}[
             variant.times.kind
         ]

@@ -4,18 +4,19 @@ Folder: `model.json`, `statistics.safetensors`, `snapshots/step-*.safetensors` (
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import VariantParams
-from sfd_core.host.errors import DataError, IdentityError
-from sfd_core.host.paths import file_digest, write_json
+from sfd_core.host.errors import ConfigError, DataError, IdentityError
+from sfd_core.host.paths import atomic_dir, file_digest, write_json
 from sfd_core.latents.composite import Composite, LatentStatistics
 from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.models.denoisers.dit import DiT
@@ -52,11 +53,6 @@ class Denoiser:
     snapshot: SnapshotRecord
     flops_per_image: int
     """Of one forward pass."""
-
-    @property
-    def schedule(self) -> Schedule:
-        """The path along which it is sampled unless the sampler has another one."""
-        return Schedule.offset(self.variant.delta_t)
 
     @property
     def null_class(self) -> int:
@@ -113,6 +109,23 @@ class DenoiserManifest:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder / MODEL_FILE} is damaged ({error}); restore it with `dvc checkout`") from error
+
+
+def write_averaged(manifest: DenoiserManifest, folder: Path, weights: Mapping[str, Tensor], step: int, out: Path) -> None:
+    """Write an artifact with other weights of the denoiser in `folder`, after `step` steps, atomically.
+
+    Raises `ConfigError` if `out` exists, and `DataError` if the weights are of another network.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} already exists; remove it or give another folder")
+    last = manifest.snapshots[-1]
+    record = SnapshotRecord(step, step * last.images_seen // last.step, f"snapshots/step-{step:08d}.safetensors")
+    with atomic_dir(out) as temporary:
+        (temporary / "snapshots").mkdir()
+        save_file(dict(weights), temporary / record.file)
+        _load_network(manifest, temporary / record.file)
+        shutil.copyfile(folder / STATISTICS_FILE, temporary / STATISTICS_FILE)
+        replace(manifest, snapshots=[record]).write(temporary)
 
 
 def snapshot_digest(folder: Path, snapshot: SnapshotRecord) -> str:

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 from sfd_core.diffusion import guidance
 from sfd_core.diffusion.gaussian import GaussianProcess
 from sfd_core.diffusion.gaussian_sampler import DenoiseFn, guide_denoiser, sample_gaussian
-from sfd_core.diffusion.guidance import VelocityFn
+from sfd_core.diffusion.guidance import BothFn, VelocityFn
 from sfd_core.diffusion.schedule import Schedule, SharedTimes
 from sfd_core.diffusion.solver import ObserveFn, Solution, SolverSettings, integrate
 from sfd_core.experiment.params import SamplerParams, parse_sampler
@@ -40,6 +40,7 @@ DEFAULT_SAMPLER = SamplerParams(
     guide=None,
     guide_step=None,
     delta_t=None,
+    path=None,
     texture=guidance.NO_GUIDANCE,
     semantic=guidance.NO_GUIDANCE,
     batch_size=64,
@@ -224,7 +225,7 @@ class Pipeline:
         classes = len(self.denoiser.classes)
         if sampler.guidance == "cfg" and classes == 0:
             raise ConfigError(
-                "guidance is cfg, but this denoiser was trained without labels; choose autoguidance, semantic or none"
+                "guidance is cfg, but this denoiser was trained without labels; choose autoguidance, internal, semantic or none"
             )
         find_labels(labels, self.denoiser.classes)
         if (sampler.guide is not None) != (self.guide is not None):
@@ -236,9 +237,12 @@ class Pipeline:
                     f"guidance is semantic, but {name} was trained with times of kind {network.variant.times.kind} and no "
                     "absent semantics; train it with times.absent above 0"
                 )
-        if sampler.delta_t and variant.semantic == "none":
+        if sampler.guidance == "internal" and variant.inner is None:
+            raise ConfigError("guidance is internal, but this denoiser has no inner head; train it with inner.block")
+        if (sampler.delta_t or sampler.path) and variant.semantic == "none":
             raise ConfigError(
-                f"delta_t is {sampler.delta_t}, but this denoiser has no semantics that could lead; set it to null"
+                f"{'path' if sampler.path else 'delta_t'} is {sampler.path or sampler.delta_t}, but this denoiser has no "
+                "semantics that could lead; set it to null"
             )
         if variant.family == "flow":
             settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
@@ -247,13 +251,16 @@ class Pipeline:
             GaussianProcess().respaced(sampler.evaluations)
 
     def _schedule(self, sampler: SamplerParams) -> Schedule:
-        return self.denoiser.schedule if sampler.delta_t is None else Schedule.offset(sampler.delta_t)
+        return Schedule.of(self.denoiser.variant, sampler)
 
     def _velocity(self, labels: Tensor, sampler: SamplerParams, noise: Tensor) -> VelocityFn:
         main = _velocity_of(self.denoiser, labels, sampler)
         if sampler.guidance == "none":
             return main
         n_texture = self.denoiser.composite.n_texture
+        if sampler.guidance == "internal":
+            heads = _heads_of(self.denoiser, labels, sampler)
+            return guidance.internal(main, heads, sampler.texture, sampler.semantic, n_texture)
         if sampler.guidance == "cfg":
             stacked = _velocity_of(self.denoiser, self._with_null(labels), sampler)
 
@@ -324,15 +331,21 @@ def _halves(stacked: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _velocity_of(denoiser: Denoiser, labels: Tensor, sampler: SamplerParams) -> VelocityFn:
+    heads = _heads_of(denoiser, labels, sampler)
+    return lambda x, times: heads(x, times)[0]
+
+
+def _heads_of(denoiser: Denoiser, labels: Tensor, sampler: SamplerParams) -> BothFn:
+    """Return the velocity of the network and that of its inner head; without one it is the same."""
     model = cast(LightningDiT, denoiser.model)
 
-    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
+    def velocities(x: Tensor, times: SharedTimes) -> tuple[Tensor, Tensor]:
         with _in_precision(sampler, x):
             output = model(x, times.t_tex, times.t_sem if model.embedders == 2 else None, labels)
-        prediction: Tensor = output.prediction.float()
-        return prediction
+        prediction = output.prediction.float()
+        return prediction, prediction if output.inner is None else output.inner.float()
 
-    return velocity
+    return velocities
 
 
 def _denoiser_of(denoiser: Denoiser, labels: Tensor, sampler: SamplerParams) -> DenoiseFn:

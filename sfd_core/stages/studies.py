@@ -9,15 +9,17 @@ Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the 
 import argparse
 from pathlib import Path
 
+from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.params import OffsetStudy, Params, StudyParams, fingerprint
+from sfd_core.experiment.params import ErrorFieldStudy, OffsetStudy, Params, StudyParams, fingerprint
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.sampling.artifact import DenoiserManifest, snapshot_digest
 from sfd_core.stages.start import begin_stage
+from sfd_core.studies.error_field import run_error_field
 from sfd_core.studies.guidance import guided_by, plan_points, run_curve
 from sfd_core.studies.offsets import plan_offsets, run_offsets
 
@@ -28,6 +30,10 @@ def measure_study(study: StudyParams, params: Params, out: Path, processes: Proc
     if isinstance(study, OffsetStudy):
         measurement = Measurement.load(params, artifact, None, sampler, processes)
         run_offsets(measurement, plan_offsets(sampler, study.offsets), samples, out)
+        return
+    if isinstance(study, ErrorFieldStudy):
+        measurement = Measurement.load(params, artifact, None, sampler, processes)
+        run_error_field(measurement, study, sampler, samples, ShardReader(stage_dir("encode") / "held_out"), out)
         return
     guided = guided_by(sampler, study.guidance, None if study.guide_step is None else artifact, study.guide_step)
     points = plan_points(guided, study.scales, [(0.0, 1.0)], [sampler.evaluations], study.parts)

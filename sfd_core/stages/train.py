@@ -3,20 +3,25 @@
     python -m sfd_core.stages.train --variant sfd
 
 writes `outputs/train/<variant>/`: `model.json`, `statistics.safetensors`, `snapshots/`, `history.csv`, `incidents.csv`
-(steps that were skipped or whose loss spiked, with the images of their batches), `metrics.json`. Every GPU, or as many
-processes as `SFD_PROCESSES` says, takes its share of each batch; on SIGTERM a checkpoint is written and the exit code is 85.
+(steps that were skipped or whose loss spiked, with the images of their batches), `validation.csv`, `metrics.json`.
+Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of each batch; on SIGTERM a checkpoint is written and
+the exit code is 85.
 """
 
 import argparse
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.code import stage_code
+from sfd_core.experiment.found_path import with_found_path
 from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams
-from sfd_core.host.errors import PREEMPTED_EXIT_CODE, IdentityError, exits_cleanly
+from sfd_core.host.errors import PREEMPTED_EXIT_CODE, ConfigError, IdentityError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread
 from sfd_core.latents.composite import Composite, LatentStatistics, load_statistics
@@ -34,7 +39,9 @@ from sfd_core.training.checkpoint import ResumeFolder, resume_key
 from sfd_core.training.ema import EMA
 from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult
 from sfd_core.training.parallel import training_device
+from sfd_core.training.power_ema import AVERAGES, Averages, power_averages
 from sfd_core.training.tasks.denoising import FlowTask, GaussianTask, LatentBatches
+from sfd_core.training.tasks.validation import VALIDATION_FILE, ValidationCurve, ValidationLoss, write_empty_validation
 
 SAVED_STATES = 10
 """Copies of the weights on disk besides snapshots: model, EMA and two AdamW moments, in two checkpoints and some spare."""
@@ -55,6 +62,8 @@ class TrainInputs:
     """What a variant is trained on, opened and checked."""
 
     latents: ShardReader
+    held_out: Path
+    """The shard of held-out latents, which is opened where it is needed."""
     tokens: TokenSource | None
     """What REPA aligns with: the encoder's tokens or those that the Semantic VAE decodes."""
     statistics: LatentStatistics
@@ -89,7 +98,7 @@ class TrainInputs:
         composite = Composite(statistics)
         token_channels = 0 if tokens is None else tokens.channels
         spec = LatentSpec(composite.n_texture, composite.n_semantic, texture.grid, token_channels)
-        return cls(latents, tokens, statistics, identity, spec)
+        return cls(latents, encode / "held_out", tokens, statistics, identity, spec)
 
 
 def _encoder_tokens(latents: ShardReader, folders: TrainFolders, verify: bool) -> TokenSource:
@@ -120,10 +129,23 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics, *targets])
     resume = ResumeFolder.of("train", key, stage_code("train"))
     plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train), engine=engine)
-    ema = EMA(model, train.ema_decay, train.ema_warmup)
-    result = run_training(task, plan, resume, training_run(name, train), processes, ema)
+    sharded = engine.sharding != "none" and processes.count > 1
+    ema = power_averages(model, EMA(model, train.ema_decay, train.ema_warmup), train.power_emas, sharded)
+    validation = _validation(variant, train, inputs, resume) if processes.first else None
+
+    def keep(step: int, weights: Mapping[str, Tensor]) -> None:
+        if isinstance(ema, Averages):
+            ema.save(step, resume.path / AVERAGES)
+        if validation is not None:
+            losses = validation.add(step, weights)
+            shown = ", ".join(f"{part} {loss:.4g}" for part, loss in losses.items())
+            print(f"{name}: step {step}, validation loss: {shown}", file=sys.stderr, flush=True)
+
+    result = run_training(task, plan, resume, training_run(name, train), processes, ema, keep)
     if not processes.first:
         return
+    if validation is not None:
+        validation.complete(result.snapshots)
     manifest = DenoiserManifest(
         variant_name=name,
         variant=variant,
@@ -140,6 +162,18 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     _write(manifest, inputs.statistics, result, resume, out)
     for kept in resume.delete(engine.keeps):
         print(f"{name}: the checkpoint in {kept} is kept", file=sys.stderr)
+
+
+def _validation(
+    variant: VariantParams, train: TrainParams, inputs: TrainInputs, resume: ResumeFolder
+) -> ValidationCurve | None:
+    """Return the curve of validation losses; None if the parameters ask for none."""
+    if train.validation_images == 0:
+        return None
+    classes = inputs.latents.meta["classes"] if train.conditional else []
+    model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
+    loss = ValidationLoss(model, variant, Composite(inputs.statistics), ShardReader(inputs.held_out), train.validation_images)
+    return ValidationCurve(resume.path / VALIDATION_FILE, loss)
 
 
 def _snapshot_steps(train: TrainParams) -> tuple[int, ...]:
@@ -164,7 +198,13 @@ def _write(
         (folder / "snapshots").mkdir()
         for kept in result.snapshots:
             shutil.copyfile(kept.path, folder / "snapshots" / kept.path.name)
+        if (resume.path / AVERAGES).is_dir():
+            shutil.copytree(resume.path / AVERAGES, folder / "snapshots" / AVERAGES)
         shutil.copyfile(resume.incidents_path, folder / "incidents.csv")
+        if (resume.path / VALIDATION_FILE).is_file():
+            shutil.copyfile(resume.path / VALIDATION_FILE, folder / VALIDATION_FILE)
+        else:
+            write_empty_validation(folder / VALIDATION_FILE)
         statistics.save(folder / STATISTICS_FILE)
         manifest.write(folder)
         origin.write(folder)
@@ -178,7 +218,12 @@ def main() -> None:
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
     params = begin_stage("train", name)
-    variant = params.variant(name)
+    variant = with_found_path(params.variant(name), stage_dir("schedule"))
+    if variant.path is not None:
+        try:
+            params.check_budget(f"variants.{name}.path", variant.path)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     folders = TrainFolders(*(stage_dir(stage) for stage in ("encode", "features", "prepare", "semantic_vae")))
     spread(PREEMPTED_EXIT_CODE)
     processes = Processes.join()

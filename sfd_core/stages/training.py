@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from torch import Tensor
 
 from sfd_core.host.paths import write_json
 from sfd_core.host.processes import Processes
@@ -42,13 +44,14 @@ class Origin:
             write_json(model, json.loads(model.read_text()) | codes)
 
 
-def run_training(
+def run_training(  # noqa: PLR0913 (what is trained, how, where, and who listens)
     task: TrainingTask,
     plan: TrainingPlan,
     resume: ResumeFolder,
     spec: RunSpec,
     processes: Processes,
     ema: WeightAverage | None = None,
+    on_snapshot: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
 ) -> TrainingResult:
     """Train to the end; the first process sends the curve to MLflow and shares checkpoints through S3, where these are set up.
 
@@ -60,4 +63,4 @@ def run_training(
         shared_training(resume.path, resume.code, resume.settle) as require_claim,
         follow(spec, resume.history_path, resume.training),
     ):
-        return run(task, plan, resume, ema, require_claim=require_claim)
+        return run(task, plan, resume, ema, on_snapshot, require_claim)

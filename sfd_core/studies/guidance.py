@@ -37,7 +37,9 @@ def plan_points(
     value is impossible.
     """
     if base.guidance == "none":
-        raise ConfigError("guidance is none, so there is nothing to vary; choose --guidance cfg, autoguidance or semantic")
+        raise ConfigError(
+            "guidance is none, so there is nothing to vary; choose --guidance cfg, autoguidance, internal or semantic"
+        )
     varied = ("texture", "semantic") if parts == "both" else (parts,)
     points: dict[tuple[int, tuple[float, float], float], Point] = {}
     for count, interval, scale in product(evaluations, intervals, scales):

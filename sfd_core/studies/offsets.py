@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sfd_core.evaluation.error_field import require_any_order
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
-from sfd_core.host.errors import ConfigError
 from sfd_core.reporting.study_figures import offset_figure
 from sfd_core.studies.study import Point, Study
 
@@ -15,7 +15,7 @@ from sfd_core.studies.study import Point, Study
 def plan_offsets(base: SamplerParams, offsets: Sequence[float]) -> list[Point]:
     """Return every offset once, in rising order, sampled as `base`. Raises `ConfigError` for an impossible one."""
     return [
-        Point.of(f"offset {offset:g}", {"delta_t": float(offset)}, base, {"delta_t": float(offset)})
+        Point.of(f"offset {offset:g}", {"delta_t": float(offset)}, base, {"delta_t": float(offset), "path": None})
         for offset in sorted(set(offsets))
     ]
 
@@ -31,9 +31,5 @@ def run_offsets(
     Only a denoiser whose texture and semantics had independent times in training (`times: independent`) knows every path. All
     processes but the first return None. Raises `ConfigError` for another denoiser, `DataError` for a damaged file of a point.
     """
-    times = measurement.pipeline.denoiser.variant.times.kind
-    if times != "independent":
-        raise ConfigError(
-            f"this denoiser was trained with times of kind {times}, which know one path; choose one of kind independent"
-        )
+    require_any_order(measurement.pipeline.denoiser)
     return Study("offsets", offset_figure, measurement, samples, out).run(points)

@@ -6,7 +6,7 @@ failures; what it could not send is sent later from the same file.
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ SECONDS_AT_THE_END = 30.0
 
 @contextmanager
 def follow(spec: RunSpec, history: Path, resume_key: str, every: float = SECONDS_BETWEEN_SENDINGS) -> Iterator[None]:
-    """Send the curve in `history` to the server of MLFLOW_TRACKING_URI while the block runs.
+    """Send the curve in `history`, and `validation.csv` beside it, to the server of MLFLOW_TRACKING_URI while the block runs.
 
     A killed and resumed training goes on in the run of its `resume_key`. The embedded store needs no following: it gets
     everything at the end, and the training keeps the seconds that importing mlflow takes.
@@ -32,7 +32,8 @@ def follow(spec: RunSpec, history: Path, resume_key: str, every: float = SECONDS
     if is_embedded(uri):
         yield
         return
-    follower = _Follower(uri, spec, Curve(history, "train"), resume_key, every)
+    curves = [Curve(history, "train"), Curve(history.with_name("validation.csv"), "validation", clock=history)]
+    follower = _Follower(uri, spec, curves, resume_key, every)
     follower.start()
     try:
         yield
@@ -48,9 +49,9 @@ def history_key(history: Path) -> str:
 
 
 class _Follower(threading.Thread):
-    def __init__(self, uri: str, spec: RunSpec, curve: Curve, resume_key: str, every: float) -> None:
+    def __init__(self, uri: str, spec: RunSpec, curves: Sequence[Curve], resume_key: str, every: float) -> None:
         super().__init__(name=f"follow {spec.name}", daemon=True)
-        self._uri, self._spec, self._curve, self._resume_key, self._every = uri, spec, curve, resume_key, every
+        self._uri, self._spec, self._curves, self._resume_key, self._every = uri, spec, curves, resume_key, every
         self._ended = threading.Event()
         self._status, self._key = "FAILED", ""
         self._store: Store | None = None
@@ -94,7 +95,7 @@ class _Follower(threading.Thread):
         if not self._run_id:
             found = store.find({NAME_TAG: self._spec.name, **tags})
             self._run_id = found[0][0] if found else store.create(self._spec, tags)
-        points = list(self._curve.points())
+        points = [point for curve in self._curves for point in curve.points()]
         if self._known is None:
             self._known = store.known(self._run_id, {point.key for point in points})
         store.send(self._run_id, points, self._known)

@@ -147,12 +147,16 @@ def _variant_evidence(train: Path, evaluate: Path, studies: list[Path]) -> Evide
         tags[EVALUATION_TAG] = evaluation_key(evaluate)
     grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
     return Evidence(
-        curves=[Curve(train / "history.csv", "train"), Curve(evaluate / "curve.csv", "evaluate", clock=train / "history.csv")],
+        curves=[
+            Curve(train / "history.csv", "train"),
+            Curve(train / "validation.csv", "validation", clock=train / "history.csv"),
+            Curve(evaluate / "curve.csv", "evaluate", clock=train / "history.csv"),
+        ],
         finals=finals,
         files={
             "figures": sorted(evaluate.glob("*.png")),
             "records": [
-                *_present(train, "history.csv", "model.json"),
+                *_present(train, "history.csv", "validation.csv", "model.json"),
                 *_present(evaluate, "curve.csv", "numbers.json", "classes.csv"),
             ],
             **{f"studies/{study.name}": sorted(file for file in study.glob("*.*") if file.is_file()) for study in studies},

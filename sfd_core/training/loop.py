@@ -106,14 +106,14 @@ def run(
     plan: TrainingPlan,
     resume: ResumeFolder,
     ema: WeightAverage | None = None,
-    on_snapshot: Callable[[int, Mapping[str, Tensor], float], None] | None = None,
+    on_snapshot: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
     require_claim: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train to the end, from where an earlier, killed run stood; every process of a training calls it.
 
     The curve is in `resume.history_path`, what went wrong in `resume.incidents_path`, and snapshots are in the result; all lie
     in the resume folder, to be copied into the stage's output before `resume.delete()`. `ema` must already lie on
-    `training_device()`. `on_snapshot` gets (step, averaged weights if there is an `ema`, else the model's, seconds); it may
+    `training_device()`. `on_snapshot` gets (step, averaged weights if there is an `ema`, else the model's); it may
     hear of a step twice if a kill falls between a snapshot and the next checkpoint, with equal weights. `require_claim` is
     called before every checkpoint and may raise if this training is no longer ours. The first process alone writes and calls.
 
@@ -134,7 +134,7 @@ def run(
 
 
 class _Run:
-    on_snapshot: Callable[[int, Mapping[str, Tensor], float], None] | None = None
+    on_snapshot: Callable[[int, Mapping[str, Tensor]], None]
     require_claim: Callable[[], None]
 
     def __init__(
@@ -300,8 +300,7 @@ class _Run:
         if not self.parallel.first:
             return
         self.resume.save_snapshot(self.at.step, weights)
-        if self.on_snapshot is not None:
-            self.on_snapshot(self.at.step, weights, self.at.seconds)
+        self.on_snapshot(self.at.step, weights)
 
     def _checkpoint(self) -> None:
         """Copy the state and let a thread write it."""

@@ -13,17 +13,19 @@ from sfd_core.experiment.code import _DATA as DATA
 from sfd_core.experiment.code import PACKAGE, SOURCES, stage_code, stage_names
 from sfd_core.host.errors import USER_ERROR_EXIT_CODE
 
-TRAININGS = {"texture_vae", "semantic_vae", "train"}
-LATENTS = {"features", "semantic_vae", "encode", "train", "evaluate", "studies"}
+DENOISERS = {"schedule", "train"}
+TRAININGS = {"texture_vae", "semantic_vae", *DENOISERS}
 DRAWINGS = {"evaluate", "studies"}
-SHARDS = {"prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train", *DRAWINGS}
+LATENTS = {"features", "semantic_vae", "encode", *DENOISERS, *DRAWINGS}
+SHARDS = {"prepare", "texture_vae", "reference", *LATENTS}
 DEPENDS: dict[str, set[str]] = {
     "cli/main.py:main": set(),
     "data/sources/tar.py:tar_images": {"prepare"},
     "data/store/shards.py:ShardReader": SHARDS,
     "data/store/verified.py:verify_files": set(),
-    "diffusion/loss.py:flow_loss": {"train"},
-    "diffusion/schedule.py:Schedule": {"train", *DRAWINGS, "report"},
+    "diffusion/error_field.py:least_cost_path": {"schedule", "studies", "report"},
+    "diffusion/loss.py:flow_loss": {*DENOISERS, "studies"},
+    "diffusion/schedule.py:Schedule": {*DENOISERS, *DRAWINGS, "report"},
     "diffusion/solver.py:integrate": DRAWINGS,
     "evaluation/convergence.py:speed_up": {"report"},
     "evaluation/measurement.py:measure": DRAWINGS,
@@ -33,8 +35,8 @@ DEPENDS: dict[str, set[str]] = {
     "host/seeding.py:derive_seed": SHARDS - {"features"},
     "latents/composite.py:StreamingMoments": LATENTS,
     "latents/encoder.py:LatentEncoder": {"encode"},
-    "models/denoisers/lightningdit.py:LightningDiT": {"train", *DRAWINGS},
-    "models/encoders/encoder.py:load_encoder": {"features", "semantic_vae", "encode", "train", "reference", *DRAWINGS},
+    "models/denoisers/lightningdit.py:LightningDiT": {*DENOISERS, *DRAWINGS},
+    "models/encoders/encoder.py:load_encoder": {"features", "semantic_vae", "encode", *DENOISERS, "reference", *DRAWINGS},
     "models/public/ldm.py:to_diffusers": {"texture_vae"},
     "models/vaes/texture_vae.py:TextureVAE": {"texture_vae", "encode", "reference", *DRAWINGS},
     "reporting/tables.py:result_table": {"report"},

@@ -42,7 +42,7 @@ def project(reproduced: Project) -> Iterator[Project]:
 def test_every_declared_output_is_written(project: Project) -> None:
     lock = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
     assert set(lock) == {
-        *("code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "studies", "report"),
+        *("code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference", "studies", "report"),
         *(f"{stage}@{variant}" for stage in ("train", "evaluate") for variant in VARIANTS),
     }
     for stage, entry in lock.items():
@@ -77,7 +77,8 @@ EVALUATIONS = {f"evaluate@{variant}" for variant in VARIANTS}
         ({"features.batch_size": 4}, {"features"}),
         ({"semantic_vae.channels": 3}, {"semantic_vae"}),
         ({"encode.seed": 7}, {"encode"}),
-        ({"train.ema_decay": 0.9}, TRAININGS),
+        ({"train.ema_decay": 0.9}, {"schedule", *TRAININGS}),
+        ({"schedule": {"kind": "learned"}}, {"schedule"}),
         ({"variants.sfd.delta_t": 0.5}, {"train@sfd"}),
         ({"variants.lightningdit.seed": 7}, set()),
         ({"reference.batch_size": 4}, {"reference", *EVALUATIONS, "studies"}),

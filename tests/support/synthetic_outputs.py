@@ -11,7 +11,8 @@ from PIL import Image
 
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.metrics import number_name
-from sfd_core.experiment.params import OffsetStudy, Params, StudyParams, parse_params
+from sfd_core.experiment.params import Params, StudyParams, parse_params
+from sfd_core.reporting.sources import TABLES, VARIED
 
 RESOLUTION, GRID = 32, 8
 FRAMES, SAMPLES = 27, 6
@@ -28,6 +29,8 @@ CLASSES = [
     "Travel",
 ]
 FINAL = {"dit": 3098.0, "lightningdit": 2274.0, "sync": 2255.0, "sfd": 2156.0, "cascade": 2200.0, "any_order": 2300.0}
+POINTS = {"offsets": ("offsets", 0.3), "guidance": ("scales", 2.0), "error_field": ("semantic_weights", 0.5)}
+"""What a kind of study varies, and where it is best."""
 PROTOCOL = {
     "extractor": "efficientnet_lite2",
     "weights": "ab12cd34",
@@ -166,15 +169,18 @@ def _write_evaluation(folder: Path, params: Params, name: str, final: float) -> 
 
 def _write_study(folder: Path, study: StudyParams, params: Params) -> None:
     folder.mkdir(parents=True)
-    offsets = isinstance(study, OffsetStudy)
-    points = study.offsets if offsets else study.scales
-    distances = [FINAL[study.variant] * (1 + 0.2 * abs(point - (0.3 if offsets else 2.0))) for point in points]
+    varied, best = POINTS[study.kind]
+    points = getattr(study, varied)
+    distances = [FINAL[study.variant] * (1 + 0.2 * abs(point - best)) for point in points]
+    path = {"path": "[[0.0, 0.0], [0.1, 0.8], [1.0, 1.0]]"} if study.kind == "error_field" else {}
     rows = [
-        {"delta_t" if offsets else "scale": point, "evaluations": 20, "samples": 1500, "sampler": "euler"}
+        {VARIED[study.kind]: point, **path, "evaluations": 20, "samples": 1500, "sampler": "euler"}
         | {name: _value(name, distance) for name in number_names(params)}
         for point, distance in zip(points, distances, strict=True)
     ]
-    pd.DataFrame(rows).to_csv(folder / ("offsets.csv" if offsets else "curve.csv"), index=False)
+    pd.DataFrame(rows).to_csv(folder / TABLES[study.kind], index=False)
+    if study.kind == "error_field":
+        _write_picture(folder / "error_field.png", 4, 2)
 
 
 def _write_trajectory(path: Path, delta_t: float, composite: bool, labels: np.ndarray[Any, Any]) -> None:

@@ -74,7 +74,9 @@ def _build(variant: VariantParams, latent: LatentSpec, num_classes: int, clocks:
         return DiT(size, latent.texture_channels, latent.grid, variant.patch, num_classes)
     repa = variant.repa
     head = RepaHead(repa.block, repa.width, latent.token_channels) if repa.weight > 0 else None
-    return LightningDiT(size, latent.channels, latent.grid, variant.patch, num_classes, clocks, head)
+    inner = None if variant.inner is None else variant.inner.block
+    data_texture = latent.texture_channels if variant.prediction == "data" else None
+    return LightningDiT(size, latent.channels, latent.grid, variant.patch, num_classes, clocks, head, inner, data_texture)
 
 
 def _forward_arguments(model: LightningDiT | DiT, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:

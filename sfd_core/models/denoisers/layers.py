@@ -234,5 +234,5 @@ def initialise_conditioning(model: nn.Module) -> None:
         elif isinstance(module, LabelEmbedding):
             nn.init.normal_(module.embedding_table.weight, std=0.02)
     for name, parameter in model.named_parameters():
-        if ".adaLN_modulation." in name or name.startswith("final_layer.linear."):
+        if ".adaLN_modulation." in name or name.startswith(("final_layer.linear.", "inner_layer.linear.")):
             nn.init.zeros_(parameter)

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sfd_core.diffusion.path import channel_times, velocity_to
+from sfd_core.diffusion.schedule import LocalTimes
 from sfd_core.experiment.sizes import ModelSize
 from sfd_core.host.errors import ConfigError
 from sfd_core.models.denoisers import layers
@@ -26,10 +28,13 @@ class RepaHead:
 
 @dataclass(frozen=True)
 class DenoiserOutput:
-    """A velocity (N, C, g, g) and, in training with REPA, the projected hidden states (N, target channels, g, g)."""
+    """A velocity (N, C, g, g); in training with REPA the projected hidden states (N, target channels, g, g); with an inner head
+    the velocity that it reads from its block (N, C, g, g).
+    """
 
     prediction: Tensor
     repa_tokens: Tensor | None = None
+    inner: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -70,6 +75,7 @@ class FinalLayer(nn.Module):
 class LightningDiT(nn.Module):
     """Predicts the velocity of a latent (N, C, g, g) at one time, or at a texture and a semantic time, given class labels.
 
+    With `data_texture`, the number of texture channels, it predicts the data, from which the velocity follows.
     With 2 `embedders` it is conditioned on both times, with 1 on one (texture only, and public synchronous checkpoints).
     Label `num_classes` is the null class.
     """
@@ -83,14 +89,16 @@ class LightningDiT(nn.Module):
         num_classes: int,
         embedders: Literal[1, 2],
         repa: RepaHead | None = None,
+        inner_block: int | None = None,
+        data_texture: int | None = None,
     ) -> None:
         super().__init__()
         if grid % patch:
             raise ConfigError(f"patch {patch} does not divide the latent grid {grid}; choose a divisor")
         width, side = size.width, grid // patch
         self.in_channels, self.grid, self.patch = in_channels, grid, patch
-        self.num_classes, self.embedders, self.repa = num_classes, embedders, repa
-        self.activation_checkpointing = False
+        self.num_classes, self.embedders, self.repa, self.inner_block = num_classes, embedders, repa, inner_block
+        self.activation_checkpointing, self.data_texture = False, data_texture
         self.x_embedder = layers.PatchEmbedding(in_channels, width, patch)
         self.pos_embed = nn.Parameter(layers.sincos_positions(width, side), requires_grad=False)
         if embedders == 2:
@@ -104,6 +112,8 @@ class LightningDiT(nn.Module):
         self.final_layer = FinalLayer(width, patch**2 * in_channels)
         if repa is not None:
             self.repa_projector = _projector(width, repa, patch)
+        if inner_block is not None:
+            self.inner_layer = FinalLayer(width, patch**2 * in_channels)
         layers.initialise_linears(self)
         layers.initialise_conditioning(self)
 
@@ -112,13 +122,21 @@ class LightningDiT(nn.Module):
         condition = (self._embed_times(t_tex, t_sem) + self.y_embedder(labels)).unsqueeze(1)
         rotation = self.feat_rope.rotation()
         tokens = self.x_embedder(x) + self.pos_embed
-        repa_tokens = None
+        repa_tokens = inner = None
         for number, block in enumerate(self.blocks, start=1):
             tokens = layers.through(block, self.activation_checkpointing and self.training, tokens, condition, rotation)
             if self.repa is not None and self.training and number == self.repa.block:
                 repa_tokens = layers.unpatchify(self.repa_projector(tokens), self.patch, self.grid)
-        velocity = layers.unpatchify(self.final_layer(tokens, condition), self.patch, self.grid)
-        return DenoiserOutput(velocity.to(x.dtype), repa_tokens)
+            if number == self.inner_block:
+                inner = self._velocity(self.inner_layer(tokens, condition), x, t_tex, t_sem)
+        return DenoiserOutput(self._velocity(self.final_layer(tokens, condition), x, t_tex, t_sem), repa_tokens, inner)
+
+    def _velocity(self, patches: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor | None) -> Tensor:
+        predicted = layers.unpatchify(patches, self.patch, self.grid).to(x.dtype)
+        if self.data_texture is None:
+            return predicted
+        times = channel_times(LocalTimes(t_tex, t_tex if t_sem is None else t_sem), self.data_texture, self.in_channels)
+        return velocity_to(predicted, x, times)
 
     def _embed_times(self, t_tex: Tensor, t_sem: Tensor | None) -> Tensor:
         if self.embedders == 2:

@@ -1,6 +1,7 @@
 """What the loop trains to generate: velocity models on latents, and DiT with its discrete noise levels."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -107,7 +108,7 @@ class FlowTask:
         return batch
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the terms of `flow_loss`."""
+        """Return the terms of `flow_loss`, and with an inner head its total for that as `inner`."""
         x1, times = self.batches.latents(batch), LocalTimes(batch["t_tex"], batch["t_sem"])
         path = sample_path(batch["noise"], x1, times, self.n_texture)
         t_sem = times.t_sem if self.model.embedders == 2 else None
@@ -117,7 +118,12 @@ class FlowTask:
         if self.weights.repa > 0:
             tokens = fetched(cast(TokenSource, self.tokens), batch, x1.device).float()
             repa = repa_loss(output.repa_tokens.flatten(2).transpose(1, 2), tokens, self.variant.repa.mode)
-        return flow_loss(output.prediction, path.velocity, self.n_texture, self.weights, active, repa).named()
+        terms = flow_loss(output.prediction, path.velocity, self.n_texture, self.weights, active, repa).named()
+        if self.variant.inner is not None:
+            plain = replace(self.weights, repa=0.0)
+            inner = flow_loss(output.inner, path.velocity, self.n_texture, plain, active).total
+            terms |= {"loss": terms["loss"] + self.variant.inner.weight * inner, "inner": inner}
+        return terms
 
 
 class GaussianTask:

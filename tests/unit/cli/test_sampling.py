@@ -41,6 +41,20 @@ def test_options_that_do_not_fit_are_errors_that_name_them(words: list[str], nam
         sampler_of(*words)
 
 
+def test_a_path_or_an_offset_replaces_the_order_of_the_experiment() -> None:
+    corners = [[0.0, 0.0], [0.1, 0.8], [1.0, 1.0]]
+    assert sampler_of("--path", "[[0, 0], [0.1, 0.8], [1, 1]]").path == corners
+    sampler = PARAMS.evaluate.sampler.model_copy(update={"path": corners})
+    params = PARAMS.model_copy(update={"evaluate": PARAMS.evaluate.model_copy(update={"sampler": sampler})})
+    assert (Drawing(delta_t=0.5).sampler(params).path, Drawing(delta_t=0.5).sampler(params).delta_t) == (None, 0.5)
+    assert Drawing(seed=1).sampler(params).path == corners
+    for words in ("[[0, 0], [1, 0.5]]", "[0, 1]", "0.3", "[[0, 0], [1, 1]"):
+        with pytest.raises(ConfigError, match="path"):
+            sampler_of("--path", words)
+    with pytest.raises(ConfigError, match="a path is given, too"):
+        sampler_of("--path", "[[0, 0], [1, 1]]", "--delta-t", "0.3")
+
+
 def test_a_budget_too_small_for_another_variant_is_no_matter() -> None:
     assert sampler_of("--evaluations", "2").evaluations == 2
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd_core.diffusion.guidance import VelocityFn, autoguidance, cfg, oracle, semantic_guidance
+from sfd_core.diffusion.guidance import VelocityFn, autoguidance, cfg, internal, oracle, semantic_guidance
 from sfd_core.diffusion.schedule import LocalTimes, Phase, Schedule, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
@@ -198,3 +198,10 @@ def test_semantic_guidance_costs_nothing_while_it_does_nothing(
 ) -> None:
     guided = semantic_guidance(field(0), refuses, state(), guide(scale, *interval), TEXTURE)
     assert torch.equal(guided(state(), times(t, 0.6, phase)), field(0)(state(), times(t, 0.6)))
+
+
+def test_internal_guidance_is_the_same_extrapolation() -> None:
+    main, inner, x, t = field(0), field(1), state(), times(0.3, 0.6)
+    found = internal(main, lambda x, times: (main(x, times), inner(x, times)), guide(1.5), guide(2.0), TEXTURE)(x, t)
+    torch.testing.assert_close(found, autoguidance(main, inner, guide(1.5), guide(2.0), TEXTURE)(x, t))
+    assert torch.equal(internal(main, refuses, OFF, OFF, TEXTURE)(x, t), main(x, t))

@@ -32,6 +32,10 @@ def test_the_committed_experiment_is_valid() -> None:
     assert params.semantic_channels(params.variants["lightningdit"]) == 0
 
 
+PROBE = {"kind": "learned", "size": "tiny", "patch": 2, "semantic": "vae", "learning_rate": 0.01, "steps": 10, "seed": 0}
+PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -39,7 +43,7 @@ def test_the_committed_experiment_is_valid() -> None:
         ("prepare.resolution", "64", r"prepare\.resolution: Input should be a valid integer \(given: '64'\)"),
         ("variants.sfd.delta_t", 1.3, r"variants\.sfd\.delta_t: .*less than or equal to 1 \(given: 1.3\)"),
         ("variants.sfd.delta_t", -1.1, r"variants\.sfd\.delta_t: .*greater than or equal to -1"),
-        ("variants.sfd.semantic", "none", "delta_t is 0.3 and times global, but there is no semantic latent"),
+        ("variants.sfd.semantic", "none", "delta_t is 0.3, path None and times global, but there is no semantic latent"),
         ("variants.sfd.times", {"kind": "any"}, r"times\.kind: must be one of global, own, independent \(given: 'any'\)"),
         ("variants.sfd.times", {"kind": "independent"}, r"variants\.sfd\.times\.absent: missing"),
         ("variants.sfd.times", {"kind": "independent", "absent": 1.0}, r"times\.absent: .*less than 1"),
@@ -95,8 +99,28 @@ def test_the_committed_experiment_is_valid() -> None:
         (
             "studies",
             {"curve": {"kind": "offset"}},
-            r"studies\.curve\.kind: must be one of offsets, guidance",
+            r"studies\.curve\.kind: must be one of offsets, error_field, guidance",
         ),
+        ("variants.sfd.path", [[0, 0], [1, 1]], r"delta_t is 0\.3, but a path is given, too"),
+        ("variants.sync.path", [[0, 0], [0.5, 0.5], [0.4, 1], [1, 1]], r"steps back to \[0\.4, 1"),
+        ("variants.sync.path", [[0, 0.5], [1, 1]], r"must begin with \[0, 0\]"),
+        ("variants.sync.path", [[0, 0], [2, 1]], "less than or equal to 1"),
+        ("variants.sync.path", [[0, 0], *([k / 99, k / 120] for k in range(1, 99)), [1, 1]], "needs at least 99"),
+        ("variants.dit.path", [[0, 0], [1, 1]], "but there is no semantic latent"),
+        ("variants.sfd.inner", {"block": 4, "weight": 1.0}, r"inner\.block 4 is not inside the 4 blocks of size tiny"),
+        ("variants.dit.inner", {"block": 2, "weight": 1.0}, "texture-only DiT baseline"),
+        ("variants.dit.prediction", "data", "texture-only DiT baseline"),
+        ("variants.sfd.prediction", "noise", r"variants\.sfd\.prediction: Input should be 'velocity' or 'data'"),
+        ("evaluate.sampler.path", [[0, 0], [1, 1]], "but active variant dit has no semantics that could lead"),
+        ("evaluate.sampler.delta_t", 0.1, r"delta_t is 0\.1, but active variant dit has no semantics"),
+        ("variants.sync.found_path", True, r"variants\.sync\.found_path is true, but schedule is null"),
+        ("variants.sfd.found_path", True, "but a path is given, too"),
+        ("schedule", {"kind": "cheapest"}, r"schedule\.kind: must be one of least_cost, learned \(given: 'cheapest'\)"),
+        ("schedule", PROBE | {"patch": 3}, r"schedule\.patch 3 does not divide the latent grid 8"),
+        ("schedule", PROBE | {"knots": 1}, r"schedule\.knots: .*greater than or equal to 2"),
+        ("schedule", PROBE | {"points": 9}, r"schedule\.points: unknown key"),
+        ("train.power_emas", [0.3], r"train\.power_emas\.0: .*less than 0\.288"),
+        ("train.validation_images", -1, r"train\.validation_images: .*greater than or equal to 0"),
         ("studies", {"a/b": OFFSETS}, r"studies\.a/b.*should match pattern"),
         ("studies", {"curve": OFFSETS | {"offsets": [2]}}, r"studies\.curve\.offsets\.0: .*less than or equal to 1"),
         ("studies", {"curve": OFFSETS | {"variant": "sdf"}}, "unknown variant 'sdf'"),
@@ -204,6 +228,12 @@ def test_equal_values_have_equal_fingerprints() -> None:
     again = parse_params(emoji_values())
     assert fingerprint(params) == fingerprint(again)
     assert fingerprint(params) != fingerprint(parse_params(changed("encode.seed", 1)))
+
+
+def test_a_setting_that_may_be_left_out_changes_no_fingerprint_at_its_default() -> None:
+    plain = fingerprint(emoji().train)
+    assert fingerprint(parse_params(changed("train.power_emas", [])).train) == plain
+    assert fingerprint(parse_params(changed("train.power_emas", [0.1])).train) != plain
 
 
 AVATARS = {"source": "avatars", "styles": ["thumbs", "sprouts"], "per_style": 4, "labels": "style"}

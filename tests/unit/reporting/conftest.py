@@ -8,11 +8,13 @@ from sfd_core.experiment.params import Params, load_params, parse_params
 
 @pytest.fixture(scope="session")
 def params() -> Params:
-    """The project's, with one more variant and a study of guidance."""
+    """The project's, with one more variant, a study of guidance and one of the error field."""
     values = load_params(Path(__file__).parents[3] / "params.yaml").model_dump(mode="json")
     values["active"] += ["cascade"]
     guided = {"kind": "guidance", "variant": "sfd", "guidance": "autoguidance", "guide_step": 600, "parts": "both"}
     values["studies"]["sfd-guided"] = guided | {"scales": [1.5, 2.0, 3.0]}
+    field = {"kind": "error_field", "variant": "any_order", "points": 5, "images": 8, "weighting": "uniform"}
+    values["studies"]["order"] = field | {"semantic_weights": [0.5, 1.0]}
     return parse_params(values)
 
 

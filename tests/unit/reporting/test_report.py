@@ -83,6 +83,12 @@ def test_a_term_that_is_switched_off_has_no_chart(page: Path) -> None:
     assert 'data-term="repa"' not in html
 
 
+def test_the_error_field_is_shown_with_its_paths(page: Path) -> None:
+    html = page.read_text()
+    assert "Velocity errors of texture and semantics over both times" in html
+    assert re.search(r"Sampled along least-cost paths.*?0\.1/0\.8", html, re.DOTALL)
+
+
 def test_metrics_and_results_hold_the_final_table(params: Params, page: Path) -> None:
     metrics = json.loads((page.parent / "metrics.json").read_text())
     assert metrics["sfd"]["fd_efficientnet_lite2"] == FINAL["sfd"]

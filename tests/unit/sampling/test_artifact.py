@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from denoisers import artifact, texture_vae, variant
+from safetensors.torch import load_file
 
-from sfd_core.diffusion.schedule import Schedule
-from sfd_core.host.errors import DataError, IdentityError
+from sfd_core.host.errors import ConfigError, DataError, IdentityError
 from sfd_core.latents.composite import LatentStatistics
 from sfd_core.models.vaes.loader import load_texture_vae
-from sfd_core.sampling.artifact import load_denoiser, snapshot_digest
+from sfd_core.sampling.artifact import DenoiserManifest, load_denoiser, snapshot_digest, write_averaged
 
 
 @pytest.fixture
@@ -21,10 +22,25 @@ def folder(tmp_path: Path) -> Path:
 def test_a_round_trip_keeps_everything(folder: Path) -> None:
     denoiser = load_denoiser(folder)
     assert denoiser.variant == variant()
-    assert denoiser.schedule == Schedule.offset(0.3)
     assert denoiser.null_class == 3
     assert denoiser.snapshot.step == 7
     assert not denoiser.model.training
+
+
+def test_averaged_weights_make_an_artifact_of_their_own(folder: Path, tmp_path: Path) -> None:
+    manifest = DenoiserManifest.read(folder)
+    weights = {name: 2 * value for name, value in load_file(folder / "snapshots" / "step-00000007.safetensors").items()}
+    write_averaged(manifest, folder, weights, 5, tmp_path / "averaged")
+    denoiser = load_denoiser(tmp_path / "averaged")
+    assert (denoiser.snapshot.step, denoiser.snapshot.images_seen) == (5, 40)
+    assert denoiser.identity == load_denoiser(folder).identity
+    for name, value in denoiser.model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    with pytest.raises(ConfigError, match="already exists"):
+        write_averaged(manifest, folder, weights, 5, tmp_path / "averaged")
+    with pytest.raises(DataError, match="no weights of this denoiser"):
+        write_averaged(manifest, folder, dict(list(weights.items())[1:]), 5, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_missing_artifact_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from denoisers import CLASSES, artifact, texture_vae, variant
 from PIL import Image
 from torch import Tensor
 
-from sfd_core.diffusion.schedule import SharedTimes
+from sfd_core.diffusion.schedule import Schedule, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError
@@ -87,7 +87,9 @@ def test_classifier_free_guidance_moves_from_no_class_to_the_class_and_beyond(tm
         return without + 2 * (with_class - without)
 
     noise = sample_noise(0, [0, 1], (denoiser.latent.channels, denoiser.latent.grid, denoiser.latent.grid))
-    expected = integrate(velocity, noise, denoiser.schedule, denoiser.composite.n_texture, SolverSettings("euler", 6)).x
+    expected = integrate(
+        velocity, noise, Schedule.of(denoiser.variant), denoiser.composite.n_texture, SolverSettings("euler", 6)
+    ).x
     part = GuidanceParams(scale=2.0, interval=[0.0, 1.0])
     guided = SAMPLER.model_copy(update={"guidance": "cfg", "texture": part, "semantic": part})
     torch.testing.assert_close(pipe.solve([0, 1], labels, guided).x, expected, rtol=1e-4, atol=1e-4)
@@ -178,7 +180,7 @@ def test_semantic_guidance_moves_texture_away_from_what_it_is_without_semantics(
         absent = reference(alone, times.t_tex, torch.zeros_like(times.t_sem), labels).prediction
         return torch.cat([(absent + 2 * (present - absent))[:, :n], present[:, n:]], dim=1)
 
-    expected = integrate(velocity, noise, denoiser.schedule, n, SolverSettings("euler", 6)).x
+    expected = integrate(velocity, noise, Schedule.of(denoiser.variant), n, SolverSettings("euler", 6)).x
     changes = {"guidance": "semantic", "guide": guide and str(guide), "texture": GuidanceParams(scale=2.0, interval=[0.0, 1.0])}
     found = pipe.solve([0, 1], labels, SAMPLER.model_copy(update=changes)).x
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -305,3 +307,50 @@ def test_impossible_settings_are_errors_before_anything_is_drawn(changes: dict[s
 def test_more_levels_than_dit_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1001 sampling steps were requested"):
         pipeline(tmp_path, "dit").require_possible([0], SAMPLER.model_copy(update={"evaluations": 1001}))
+
+
+def test_internal_guidance_extrapolates_from_the_inner_head_in_the_same_pass(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    params = variant(inner={"block": 2, "weight": 0.5})
+    pipe = Pipeline.from_artifact(artifact(tmp_path / "train", vae, params), vae)
+    network, passes = pipe.denoiser.model, 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    network.register_forward_hook(count)
+    changes = {"guidance": "internal", "texture": GuidanceParams(scale=3.0, interval=[0.0, 1.0]), "solver": "euler"}
+    sampler = SAMPLER.model_copy(update=changes)
+    drawn = pipe.latents(0, [0, 1], sampler)
+    assert passes == drawn.evaluations == 6
+
+    def by_formula(x: Tensor, times: SharedTimes) -> Tensor:
+        output = network(x, times.t_tex, times.t_sem, torch.tensor([0, 1]))
+        texture = output.inner + 3 * (output.prediction - output.inner)
+        return torch.cat([texture[:, :4], output.prediction[:, 4:]], dim=1)
+
+    noise = sample_noise(sampler.seed, [0, 1], tuple(drawn.x.shape[1:]))
+    expected = integrate(by_formula, noise, Schedule.offset(0.3), 4, SolverSettings("euler", 6))
+    torch.testing.assert_close(drawn.x, expected.x)
+
+
+def test_internal_guidance_needs_an_inner_head(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no inner head; train it with inner"):
+        pipeline(tmp_path)([0], sampler=SAMPLER, guidance="internal")
+
+
+def test_a_path_of_corners_is_sampled_along_and_two_orders_are_refused(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    straight, by_offset = [[0, 0], [0, 0.3], [0.7, 1], [1, 1]], pipe.latents(0, [0], SAMPLER)
+    torch.testing.assert_close(pipe.latents(0, [0], SAMPLER.model_copy(update={"path": straight})).x, by_offset.x)
+    other = pipe([0], sampler=SAMPLER, path=[[0, 0], [0.5, 0], [1, 1]])
+    assert not torch.equal(other.images, pipe([0], sampler=SAMPLER).images)
+    with pytest.raises(ConfigError, match=r"delta_t is 0\.3, but a path is given, too"):
+        pipe([0], sampler=SAMPLER, path=straight, delta_t=0.3)
+    with pytest.raises(ConfigError, match="steps back"):
+        pipe([0], sampler=SAMPLER, path=[[0, 0], [0.5, 0.5], [0.4, 1], [1, 1]])
+    with pytest.raises(ConfigError, match=r"must begin with \[0, 0\]"):
+        pipe([0], sampler=SAMPLER, path=[[0, 0.1], [1, 1]])
+    with pytest.raises(ConfigError, match="has no semantics that could lead"):
+        pipeline(tmp_path / "texture", "texture")([0], sampler=SAMPLER, path=straight)

@@ -1,16 +1,23 @@
 """Stage `studies`: each study by its kind, nothing measured twice, an interrupted stage goes on."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from denoisers import artifact, texture_vae, variant
 from emoji import emoji_values
 from evaluators import small_evaluator
 from measured_together import points_drawn
 
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.params import Params, StudyParams, parse_params
 from sfd_core.host.processes import ALONE, Processes
+from sfd_core.host.seeding import sample_noise
+from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.stages import studies as stage
 from sfd_core.stages.studies import measure_study
 
@@ -20,6 +27,14 @@ STUDIES = {
     "auto": GUIDED | {"guidance": "autoguidance", "guide_step": 7},
     "semantic": GUIDED | {"guidance": "semantic", "guide_step": None},
     "both": GUIDED | {"guidance": "semantic", "guide_step": 7},
+    "field": {
+        "kind": "error_field",
+        "variant": "any_order",
+        "points": 4,
+        "images": 5,
+        "weighting": "uniform",
+        "semantic_weights": [2.0, 0.1],
+    },
 }
 
 
@@ -39,6 +54,11 @@ def laid_out(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     any_order = variant(times={"kind": "independent", "absent": 0.1})
     artifact(outputs / "train" / "any_order", texture_vae(outputs / "texture_vae"), any_order)
     small_evaluator(outputs)
+    random, fields = np.random.default_rng(0), {"z_tex": (2, 4, 4, 4), "z_sem": (2, 2, 4, 4)}
+    specs = {name: FieldSpec("float32", shape) for name, shape in fields.items()} | {"label": FieldSpec("int64", ())}
+    with ShardWriter(outputs / "encode" / "held_out", specs, {}) as writer:
+        values = {name: random.standard_normal((9, *shape), dtype=np.float32) for name, shape in fields.items()}
+        writer.append(**values, label=np.arange(9) % 3)
     return path
 
 
@@ -59,12 +79,42 @@ def test_a_study_measures_each_of_its_points_once(
     monkeypatch.chdir(laid_out)
     study = params.active_studies()[name]
     table, drawn = run(study, params, tmp_path / name)
-    assert drawn == len(table) == (3 if name == "offsets" else 2)
-    assert table["fd_efficientnet_lite0"].nunique() == (1 if name == "auto" else drawn)  # here the snapshot guides itself
+    assert len(table) == (3 if name == "offsets" else 2)
+    assert drawn == table["file"].nunique() == (1 if name == "field" else len(table))  # here both weights have one path
+    alike = name == "auto"  # here the snapshot guides itself
+    assert table["fd_efficientnet_lite0"].nunique() == (1 if alike else drawn)
     again, none = run(study, params, tmp_path / name)
     assert none == 0
     pd.testing.assert_frame_equal(again, table)
     assert len(list((tmp_path / name).glob("*.png"))) == 1
+
+
+def test_the_error_field_is_that_of_its_definition_and_its_paths_are_sampled_along(
+    params: Params, laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(laid_out)
+    run(params.active_studies()["field"], params, tmp_path)
+    stored = np.load(tmp_path / "field.npz")
+    assert stored["times"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    denoiser, held_out = (
+        load_denoiser(laid_out / "outputs" / "train" / "any_order"),
+        laid_out / "outputs" / "encode" / "held_out",
+    )
+    rows = [0, 2, 4, 6, 8]
+    shard = ShardReader(held_out)
+    z_tex, z_sem = (torch.from_numpy(shard[name].array[rows, 0]) for name in ("z_tex", "z_sem"))
+    x1 = denoiser.composite.join(z_tex, z_sem)
+    x0 = sample_noise(0, rows, tuple(x1.shape[1:]), "error field")
+    t_tex, t_sem = torch.full((5,), 1 / 3), torch.full((5,), 2 / 3)
+    t = torch.tensor([1 / 3] * 4 + [2 / 3] * 2)[:, None, None]
+    with torch.no_grad():
+        predicted = denoiser.model(t * x1 + (1 - t) * x0, t_tex, t_sem, torch.tensor(rows) % 3).prediction
+    squared = (predicted - (x1 - x0)).square()
+    assert stored["texture"][1, 2] == pytest.approx(squared[:, :4].mean().item(), rel=1e-4)
+    assert stored["semantic"][1, 2] == pytest.approx(squared[:, 4:].mean().item(), rel=1e-4)
+    table = pd.read_csv(tmp_path / "error_field.csv")
+    for path, sampler in zip(table["path"], table["sampler"], strict=True):
+        assert sampler == f"{params.evaluate.sampler.solver}, path {json.loads(path)}"
 
 
 def test_kinds_of_guidance_draw_different_images_but_the_same_without_any(

@@ -41,7 +41,7 @@ def test_one_part_can_be_varied_alone() -> None:
 
 
 def test_without_guidance_or_with_impossible_values_nothing_is_planned() -> None:
-    with pytest.raises(ConfigError, match="choose --guidance cfg, autoguidance or semantic"):
+    with pytest.raises(ConfigError, match="choose --guidance cfg, autoguidance, internal or semantic"):
         plan_points(SAMPLER, [1.5], [WHOLE], [10])
     with pytest.raises(ConfigError, match="0 <= first < second <= 1"):
         plan_points(GUIDED, [1.5], [(0.8, 0.2)], [10])

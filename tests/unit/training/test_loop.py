@@ -154,7 +154,7 @@ def test_a_finished_run_started_again_does_nothing_and_returns_the_same(tmp_path
 def test_snapshots_hold_the_average_where_there_is_one(tmp_path: Path) -> None:
     task, heard = Denoise(), dict[int, dict[str, Tensor]]()
     ema = EMA(task.model, 0.9, warmup=False)
-    keep = lambda step, weights, _: heard.update({step: {name: value.clone() for name, value in weights.items()}})  # noqa: E731
+    keep = lambda step, weights: heard.update({step: {name: value.clone() for name, value in weights.items()}})  # noqa: E731
     result = run(task, plan(), ResumeFolder(tmp_path / "resume"), ema, on_snapshot=keep)
     assert [snapshot.step for snapshot in result.snapshots] == [10, 40]
     for snapshot in result.snapshots:

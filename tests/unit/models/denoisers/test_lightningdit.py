@@ -151,3 +151,32 @@ def test_bfloat16_autocast_stays_close_and_returns_the_input_precision() -> None
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
     rough.sum().backward()
+
+
+def test_a_network_that_predicts_data_gives_its_velocity_at_each_parts_own_time() -> None:
+    torch.manual_seed(0)
+    plain, data = (
+        awaken(LightningDiT(SMALL, 6, 4, 1, num_classes=5, embedders=2, data_texture=texture)) for texture in (None, 4)
+    )
+    data.load_state_dict(plain.state_dict())
+    x, _, _, labels = inputs()
+    t_tex, t_sem = torch.tensor([0.0, 0.5, 0.99]), torch.tensor([0.25, 1.0, 0.5])
+    predicted = plain(x, t_tex, t_sem, labels).prediction
+    velocity = data(x, t_tex, t_sem, labels).prediction
+    for row, (rest_tex, rest_sem) in enumerate([(1.0, 0.75), (0.5, 0.05), (0.05, 0.5)]):
+        torch.testing.assert_close(velocity[row, :4], (predicted - x)[row, :4] / rest_tex)
+        torch.testing.assert_close(velocity[row, 4:], (predicted - x)[row, 4:] / rest_sem)
+
+
+def test_an_inner_head_reads_its_block_and_leaves_the_rest_alone() -> None:
+    torch.manual_seed(0)
+    model = LightningDiT(SMALL, 6, 4, 1, num_classes=5, embedders=2, inner_block=2)
+    assert bool((model.inner_layer.linear.weight == 0).all())
+    plain = awaken(small())
+    model.load_state_dict(plain.state_dict(), strict=False)
+    model.inner_layer.load_state_dict(plain.final_layer.state_dict())
+    output = model(*inputs())
+    assert torch.equal(output.prediction, plain(*inputs()).prediction)
+    assert plain(*inputs()).inner is None
+    del plain.blocks[2]  # what a network that ended there would say
+    torch.testing.assert_close(output.inner, plain(*inputs()).prediction)
