@@ -69,7 +69,7 @@ def sweep(
     Args:
         name: Name of the sweep; its refs are refs/sfd/NAME/POINT. The same name continues it.
         preset: The experiment that is varied: the current params.yaml, or a preset.
-        variants: Names of denoisers in the parameters; empty for all active ones.
+        variants: Names of denoisers in the parameters; empty for all active ones. Those that lack a swept value are skipped.
         grid: Keys as nested in params.yaml, or of a variant (delta_t, size, repa.weight), each with a list of values.
         seeds: Seeds of training; empty for each variant's own.
         changes: Keys, each with one value for all points.

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "infra" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 SOURCES = [path for room in ("sfd_core", "flows", "infra") for path in sorted((ROOT / room).rglob("*.py"))]
+SOURCES += [ROOT / "Makefile", *(ROOT / "infra").rglob("*.sbatch")]
 PROGRAMS = "sfd|make|dvc|git|python|torchrun|prefect|sbatch|docker"
 FENCED = re.compile(r"^```(?:bash|console|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )*(?:{PROGRAMS}) [^`{{]+)`")
@@ -140,7 +141,7 @@ def preset_lines(preset: Path) -> list[str]:
 
 def source_lines(source: Path) -> list[str]:
     text = source.read_text()
-    lines = [*INLINE.findall(text), *re.findall(r"^ +((?:torchrun|python -m|sfd) [^\[\"\n]+)$", text, re.MULTILINE)]
+    lines = [*INLINE.findall(text), *re.findall(r"^#? +((?:torchrun|python -m|sbatch|sfd) [^\[\"\n]+)$", text, re.MULTILINE)]
     return [line for line in lines if not line.endswith("...") and " | " not in line]
 
 
