@@ -25,19 +25,21 @@ TEMPLATE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ title }}</title>
 <style>{{ style|safe }}
-main { padding-block: 2rem } h2 { margin: 2rem 0 1rem } table { border-collapse: collapse } img { width: 100% }
+main { padding-block: 2rem } h2 { margin: 2rem 0 1rem } div { overflow-x: auto } img { width: 100% }
 th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: left; overflow-wrap: anywhere }
 </style>
 <main class="wrap">
 <h1>{{ title }}</h1>
 {% for heading, rows in tables.items() %}
-<h2>{{ heading }}</h2>
-<table>
+{% set title, _, note = heading.partition(". ") %}
+<h2>{{ title }}</h2>
+<p>{{ note }}</p>
+<div><table>
 {% for row in rows %}{% set head = loop.first %}
 <tr>{% for cell in row %}<{{ 'th' if head or loop.first else 'td' }}>{{ cell }}{% endfor %}
 
 {% endfor %}
-</table>
+</table></div>
 {% endfor %}
 {% for heading, picture in pictures.items() %}
 <h2>{{ heading }}</h2>
@@ -63,9 +65,9 @@ class Comparison:
 
     @property
     def differences(self) -> pd.DataFrame:
-        """What shaped the results and is not equal: a row a key, a column a run."""
+        """What shaped the results and is not equal: a row a key, a column a run. Variants that one lacks are left out."""
         before, after = self.one.parameters, self.other.parameters
-        keys = dict.fromkeys([*before, *after])
+        keys = [key for key in {**before, **after} if not key.startswith("variants.") or key in before.keys() & after.keys()]
         rows = {key: (before.get(key, ""), after.get(key, "")) for key in keys if before.get(key) != after.get(key)}
         for stage in self.one.codes.keys() & self.other.codes.keys():
             if changed := self.one.codes[stage].differences(self.other.codes[stage]):

@@ -1,7 +1,7 @@
 """What is in work or finished in a clone: stages of the project, of its experiments and of the points of its sweeps."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from sfd_core.host.resume import LOCK, command_of
 from sfd_core.reporting import text
 from sfd_core.training.history import read_history
 from sfd_core.workspace import git
+from sfd_core.workspace.dvc import running_stages
 from sfd_core.workspace.places import EXPERIMENTS
 
 RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
@@ -56,8 +57,10 @@ COLUMNS = ("stage", "state", "step", "rate", "time left", "distance", "where")
 def read_work(project: Path = Path()) -> list[Work]:
     """Return everything in work, then what a stop interrupted, then what is finished."""
     places = [project, *sorted((project / EXPERIMENTS).glob("*/")), *sorted((project / git.POINTS).glob("*/"))]
-    found = [work for place in places for work in [*_unfinished(place), *_finished(place)]]
-    found += _finished_points(project)
+    found = list(_finished_points(project))
+    for place in places:
+        unfinished = list(_unfinished(place))
+        found += [*unfinished, *_others(place, unfinished), *_finished(place)]
     return sorted(found, key=lambda work: (RUNNING, STOPPED, FINISHED).index(work.state))
 
 
@@ -77,6 +80,12 @@ def _unfinished(place: Path) -> Iterator[Work]:
             steps=totals.get(stage),
             rate=rate,
         )
+
+
+def _others(place: Path, shown: Collection[Work]) -> Iterator[Work]:
+    """Yield the stages in work that keep nothing to resume, or nothing yet."""
+    named = {work.stage for work in shown if work.state == RUNNING}
+    yield from (Work(stage, RUNNING, str(place)) for stage in running_stages(place) if stage not in named)
 
 
 def _steps_of_stages(place: Path) -> dict[str, int]:
@@ -115,7 +124,7 @@ def _finished_points(project: Path) -> Iterator[Work]:
         for name, record in git.read_records(project, "").items():
             sweep, _, point = name.partition("/")
             if sweep != "points":
-                yield _trained(f"train@{point}", record["training"], record["numbers"], f"{git.REFS}/{name}")
+                yield _trained(f"train@{point}", record.get("training", {}), record.get("numbers", {}), f"{git.REFS}/{name}")
 
 
 def _trained(stage: str, metrics: Mapping[str, Any], numbers: Mapping[str, Any], where: str) -> Work:

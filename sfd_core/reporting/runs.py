@@ -88,7 +88,9 @@ class Run:
             shown: replace(variant, name=shown)
             for run in (self, other)
             for name, variant in run._variants
-            for shown in [f"{name} ({run.name})" if name in shared else name]
+            for shown in [
+                name if name not in shared else run.name if len(run.outputs.variants) == 1 else f"{name} ({run.name})"
+            ]
         }
         named = {name: variant.params for name, variant in variants.items()}
         title = self.params.report.model_copy(update={"title": f"{self.name} and {other.name}"})
@@ -122,4 +124,4 @@ def open_run(name: str = ".", project: Path = Path()) -> Run:
     params = params.model_copy(update={"active": active})
     records = {stage: place / OUTPUTS / "code" / f"{stage}.json" for stage in ("train", "evaluate")}
     codes = {stage: Code(**json.loads(path.read_text())) for stage, path in records.items() if path.is_file()}
-    return Run(name, params, read_outputs(params, place / OUTPUTS, place / RESULTS), codes)
+    return Run("project" if name == "." else name, params, read_outputs(params, place / OUTPUTS, place / RESULTS), codes)

@@ -10,7 +10,7 @@ from sfd_core.host.locks import is_held
 from sfd_core.host.paths import OUTPUTS, REPORT, STATE
 from sfd_core.host.resume import LOCK
 from sfd_core.workspace import git
-from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment
+from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, running_stages
 from sfd_core.workspace.places import EXPERIMENTS, SHOWN
 
 RESUME = STATE / "resume"
@@ -53,7 +53,8 @@ def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
 
 
 def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) -> Iterator[Item]:
-    in_work = any(is_held(lock) for lock in (place / RESUME).rglob(LOCK))
+    locks = [place.with_suffix(".lock"), *(place / RESUME).rglob(LOCK)]
+    in_work = any(map(is_held, locks)) or bool(running_stages(place))
     there = [Item(place / name) for name in names if any(file.is_file() for file in (place / name).rglob("*"))]
     for item in there:
         name = item.path.relative_to(place)

@@ -146,5 +146,6 @@ def test_the_help_is_plain_text_that_names_every_command(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert printed.isascii()
     commands = ["sample", "evaluate", "guidance-curve", "solvers", "sweep-figure", "import", "validate", "results", "track"]
+    commands += ["status", "compare", "clean"]
     for name in [*commands, "dashboard", "experiment", "preset", "--version", "--help", "--install-completion"]:
         assert f"  {name}" in printed

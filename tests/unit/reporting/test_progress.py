@@ -1,6 +1,7 @@
 """The table of what is in work or finished in a clone."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -74,3 +75,13 @@ def test_a_place_with_parameters_that_cannot_be_read_still_shows_its_work(tmp_pa
     begin_training(tmp_path, 20)
     (tmp_path / "params.yaml").write_text("nothing: 1\n")
     assert [(work.stage, work.row[2]) for work in read_work(tmp_path)] == [("train", "20")]
+
+
+def test_stages_that_keep_nothing_to_resume_are_known_from_dvc(tmp_path: Path) -> None:
+    begin_training(tmp_path, 20)
+    written = {"outputs/evaluate/sfd/grids": os.getpid(), "outputs/reference": os.getpid(), "report": 2**22 + 1}
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    by = {str(tmp_path / path): {"pid": pid, "cmd": "dvc repro"} for path, pid in written.items()}
+    (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": by}))
+    found = [(work.stage, work.state) for work in read_work(tmp_path)]
+    assert found == [("evaluate@sfd", "running"), ("reference", "running"), ("train", "stopped")]

@@ -81,25 +81,29 @@ def compared(project: Path) -> Comparison:
     return Comparison(open_run("sfd", project), open_run("later@sfd", project))
 
 
-def test_what_differs_is_told_and_nothing_else(compared: Comparison) -> None:
+def test_what_differs_is_told_and_nothing_else(compared: Comparison, project: Path) -> None:
     rows = compared.tables["What differs"]
     assert rows[0] == ["", "sfd", "later@sfd"]
     assert [row[0] for row in rows[1:]] == ["train.optimisation.steps", "variant.delta_t", "code of train"]
     assert rows[2][1:] == ["0.3", "0.5"]
     assert rows[3][1:] == ["", "sfd_core.training.loop"]
     assert Comparison(compared.one, compared.one).differences.empty
+    whole = Comparison(open_run(project=project), open_run("later", project))
+    assert list(whole.differences.index) == ["train.optimisation.steps", "active", "variants.sfd.delta_t", "code of train"]
 
 
 def test_variants_that_both_have_are_named_by_their_runs(compared: Comparison, project: Path) -> None:
-    assert list(compared.both.outputs.variants) == ["sfd (sfd)", "sfd (later@sfd)"]
+    assert list(compared.both.outputs.variants) == ["sfd", "later@sfd"]
     other = Comparison(open_run("dit", project), open_run("later@sfd", project)).both
     assert list(other.outputs.variants) == ["dit", "sfd"]
+    whole = open_run(project=project).beside(open_run("later", project))
+    assert {"sync", "sfd (project)", "sfd (later)"} < set(whole.outputs.variants)
 
 
 def test_numbers_curves_and_samples_stand_side_by_side(compared: Comparison) -> None:
     _, numbers, curves = compared.tables.values()
-    assert [row[0] for row in numbers[2:4]] == ["sfd (sfd)", "sfd (later@sfd)"]
-    assert curves[0] == ["step", "sfd (sfd)", "sfd (later@sfd)"]
+    assert [row[0] for row in numbers[2:4]] == ["sfd", "later@sfd"]
+    assert curves[0] == ["step", "sfd", "later@sfd"]
     assert curves[-1] == ["1,500", "2,156", "2,156"]
     samples = compared.samples(3)
     assert samples.shape == (64, 96, 3)
