@@ -10,7 +10,6 @@ run.convergence(), run.samples(), run.denoising("sfd")
 import json
 from collections.abc import ItemsView, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from sfd_core.host.paths import OUTPUTS
 from sfd_core.host.resume import Code
 from sfd_core.reporting import figures
 from sfd_core.reporting.html import results_table
-from sfd_core.reporting.palette import VariantStyle, line_styles
+from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.sources import Outputs, VariantOutputs, read_outputs
 from sfd_core.workspace.places import find_place
 
@@ -97,9 +96,9 @@ class Run:
         params = self.params.model_copy(update={"active": list(named), "variants": named, "report": title})
         return Run(title.title, params, replace(self.outputs, variants=variants))
 
-    @cached_property
+    @property
     def _styles(self) -> dict[str, VariantStyle]:
-        return dict(zip(self.outputs.variants, line_styles(len(self.outputs.variants)), strict=True))
+        return variant_styles(list(self.outputs.variants))
 
     @property
     def _variants(self) -> ItemsView[str, VariantOutputs]:
