@@ -31,8 +31,8 @@ def clean(*, checkpoints: Annotated[bool, CHECKPOINTS] = False, yes: Annotated[b
 
     items = find_clearable(Path(), checkpoints)
     going = [item for item in items if not item.why]
-    rows = [(str(item.path), f"{item.size / 1e6:,.1f} MB", item.why or ("deleted" if yes else "can go")) for item in items]
-    print(aligned(rows) + "\n" if rows else "", end="")
+    rows = [(f"{item.size / 1e6:>11,.1f} MB", item.why or "can go", str(item.path)) for item in items]
+    print(aligned(rows, right=False) + "\n" if rows else "", end="")
     total = sum(item.size for item in going) / 1e6
     if yes:
         for item in going:

@@ -1,7 +1,7 @@
 """What is in work or finished in a clone: stages of the project, of its experiments and of the points of its sweeps."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,35 +57,24 @@ COLUMNS = ("stage", "state", "step", "rate", "time left", "distance", "where")
 def read_work(project: Path = Path()) -> list[Work]:
     """Return everything in work, then what a stop interrupted, then what is finished."""
     places = [project, *sorted((project / EXPERIMENTS).glob("*/")), *sorted((project / git.POINTS).glob("*/"))]
-    found = list(_finished_points(project))
-    for place in places:
-        unfinished = list(_unfinished(place))
-        found += [*unfinished, *_others(place, unfinished), *_finished(place)]
+    found = [work for place in places for work in [*_unfinished(place), *_finished(place)]]
+    found += _finished_points(project)
     return sorted(found, key=lambda work: (RUNNING, STOPPED, FINISHED).index(work.state))
 
 
 def _unfinished(place: Path) -> Iterator[Work]:
+    """Yield what runs, and what a stop interrupted. A stage that runs holds the newest folder of its name, or none yet."""
     resumable = place / STATE / "resume"
-    totals = _steps_of_stages(place)
-    for lock in sorted(resumable.glob(f"*/[!.]*/**/{LOCK}")):
+    totals, running = _steps_of_stages(place), running_stages(place)
+    for lock in sorted(resumable.glob(f"*/[!.]*/**/{LOCK}"), key=lambda lock: -lock.stat().st_mtime):
         folder = lock.parent
         stage, command = folder.relative_to(resumable).parts[0], command_of(folder)
-        variant = command[command.index("--variant") + 1] if "--variant" in command[:-1] else ""
+        name = f"{stage}@{command[command.index('--variant') + 1]}" if "--variant" in command[:-1] else stage
+        state = RUNNING if is_held(lock) or name in running else STOPPED
+        running = [other for other in running if other != name]
         step, rate = _pace(folder / "history.csv")
-        yield Work(
-            stage=f"{stage}@{variant}" if variant else stage,
-            state=RUNNING if is_held(lock) else STOPPED,
-            where=str(folder),
-            step=step,
-            steps=totals.get(stage),
-            rate=rate,
-        )
-
-
-def _others(place: Path, shown: Collection[Work]) -> Iterator[Work]:
-    """Yield the stages in work that keep nothing to resume, or nothing yet."""
-    named = {work.stage for work in shown if work.state == RUNNING}
-    yield from (Work(stage, RUNNING, str(place)) for stage in running_stages(place) if stage not in named)
+        yield Work(name, state, str(folder), step, totals.get(stage), rate)
+    yield from (Work(name, RUNNING, str(place)) for name in running)
 
 
 def _steps_of_stages(place: Path) -> dict[str, int]:

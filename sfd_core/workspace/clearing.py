@@ -53,7 +53,7 @@ def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
 
 
 def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) -> Iterator[Item]:
-    locks = [place.with_suffix(".lock"), *(place / RESUME).rglob(LOCK)]
+    locks = [place.parent / f"{place.name}.lock", *(place / RESUME).rglob(LOCK)]
     in_work = any(map(is_held, locks)) or bool(running_stages(place))
     there = [Item(place / name) for name in names if any(file.is_file() for file in (place / name).rglob("*"))]
     for item in there:

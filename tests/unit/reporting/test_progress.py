@@ -85,3 +85,13 @@ def test_stages_that_keep_nothing_to_resume_are_known_from_dvc(tmp_path: Path) -
     (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": by}))
     found = [(work.stage, work.state) for work in read_work(tmp_path)]
     assert found == [("evaluate@sfd", "running"), ("reference", "running"), ("train", "stopped")]
+
+
+def test_a_training_that_begins_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--variant", "sfd"])
+    older, newer = begin_training(tmp_path, 20, "older"), begin_training(tmp_path, 30, "newer")
+    os.utime(older / "lock", (1, 1))
+    by = {str(tmp_path / "outputs" / "train" / "sfd" / "model.json"): {"pid": os.getpid(), "cmd": "dvc repro"}}
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": by}))
+    assert [(work.state, work.where) for work in read_work(tmp_path)] == [("running", str(newer)), ("stopped", str(older))]
