@@ -109,8 +109,9 @@ serve-mlflow: setup  ## serve the embedded MLflow store on http://127.0.0.1:MLFL
 dashboard: setup  ## update the comparison of all runs in MLflow (MLFLOW_TRACKING_URI, or the embedded store) and print its link
 	$(BIN)/sfd dashboard
 
-clean:  ## delete outputs, report and tool caches; DVC's cache stays, so `make repro` restores them
-	rm -rf outputs report build dist .benchmarks .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: setup  ## delete outputs, report, experiments (`sfd clean`) and tool caches; DVC's cache stays, so `make repro` restores them
+	$(BIN)/sfd clean --yes
+	rm -rf build dist .benchmarks .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The first Python 3.11 to 3.13 found creates .venv. pip installs uv at the locked version and hash; uv installs the rest.

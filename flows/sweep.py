@@ -69,7 +69,7 @@ def sweep(
     Args:
         name: Name of the sweep; its refs are refs/sfd/NAME/POINT. The same name continues it.
         preset: The experiment that is varied: the current params.yaml, or a preset.
-        variants: Names of denoisers in the parameters; empty for all active ones.
+        variants: Names of denoisers in the parameters; empty for all active ones. Those that lack a swept value are skipped.
         grid: Keys as nested in params.yaml, or of a variant (delta_t, size, repa.weight), each with a list of values.
         seeds: Seeds of training; empty for each variant's own.
         changes: Keys, each with one value for all points.
@@ -154,7 +154,11 @@ def _run(asked: Sweep) -> None:
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
-        points = plan_points(base_values(asked.preset, project), asked.space, pipeline_code(project), project)
+        values = base_values(asked.preset, project)
+        points = plan_points(values, asked.space, pipeline_code(project), project)
+        planned = {point.variant for point in points}
+        if skipped := [name for name in asked.space.variants or values["active"] if name not in planned]:
+            logger.info("skipped, because %s cannot vary in them: %s", " and ".join(asked.space.grid), ", ".join(skipped))
         finished = git.read_records(project, POINTS)
         expected = outlook(points, finished, project_rates(project))
         create_table_artifact(expected.table, key=artifact_key(asked.name, "plan"), description=expected.words)

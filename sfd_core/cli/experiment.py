@@ -1,6 +1,7 @@
 """Values of experiments: `sfd validate`, `sfd preset`, and `sfd experiment`, the pipeline beside the project."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +10,13 @@ from cyclopts import Parameter
 from sfd_core.cli.options import PARAMS, output, whole
 from sfd_core.cli.results import results, write_curves, write_studies, write_table
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.machine import stages_at_once
 
 if TYPE_CHECKING:
     from sfd_core.experiment.params import Params
 
 AT_ONCE = whole("Stages that run at a time (default: 1 with GPUs, else one a core, up to 4).")
 SET = Parameter(name="set", help="A value as nested in params.yaml; repeatable.", consume_multiple=False, metavar="KEY=VALUE")
+VARIANTS = Parameter(help="Train these variants instead of the active ones.")
 VARY = Parameter(help="A value of the variants, such as seed, and all it shall take.", metavar="KEY VALUE")
 
 
@@ -24,6 +25,7 @@ def experiment(
     /,
     *,
     preset: Annotated[str, Parameter(help="Start from this preset instead of from the project's params.yaml.")] = str(PARAMS),
+    variants: Annotated[list[str] | None, VARIANTS] = None,
     changes: Annotated[list[str] | None, SET] = None,
     vary: Annotated[list[str] | None, VARY] = None,
     table: Annotated[Path | None, output("Also write the final numbers as CSV, one row a variant and value.")] = None,
@@ -33,9 +35,10 @@ def experiment(
 ) -> None:
     """Run the pipeline beside the project with other values.
 
-    What the project computed already is reused.
+    What the project computed already is reused. Variants that lack the value of --vary are skipped.
     """
     from sfd_core.experiment.grid import base_values
+    from sfd_core.host.machine import stages_at_once
     from sfd_core.workspace.experiments import Axis, experiment_dir, plan_experiment, run_experiment
 
     axis = None
@@ -45,7 +48,11 @@ def experiment(
             raise ConfigError(f"--vary {key} names no value; write them behind the key, such as --vary seed 0 1 2")
         axis = Axis(key, tuple(parse_value(value) for value in values))
     assigned = dict(parse_assignment(change) for change in changes or [])
+    if variants and assigned.setdefault("active", variants) != variants:
+        raise ConfigError("--variants and --set active=... both say which variants are trained; leave one of them out")
     plan = plan_experiment(base_values(preset), assigned, axis)
+    if axis and plan.skipped:
+        print(f"--vary {axis.key} skips {', '.join(plan.skipped)}, in which it cannot vary", file=sys.stderr)
     folder = experiment_dir(name)
     run_experiment(plan, folder, at_once or stages_at_once())
     if table:
@@ -62,6 +69,7 @@ def reproduce(*, at_once: Annotated[int | None, AT_ONCE] = None) -> None:
 
     Like `dvc repro`, which runs one stage after another.
     """
+    from sfd_core.host.machine import stages_at_once
     from sfd_core.workspace.dvc import Place, environment
 
     Place(Path(), environment(Path())).reproduce(at_once or stages_at_once())

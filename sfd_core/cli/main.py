@@ -5,7 +5,7 @@ import sys
 from cyclopts import App, CycloptsError, Parameter
 
 from sfd_core import __version__
-from sfd_core.cli import evaluation, experiment, results, sampling, studies, tracking
+from sfd_core.cli import clone, comparison, evaluation, experiment, results, sampling, studies, tracking
 from sfd_core.host.errors import ConfigError, exits_cleanly
 
 app = App(
@@ -36,6 +36,9 @@ app.command(tracking.track)
 app.command(tracking.dashboard)
 app.command(experiment.reproduce)
 app.command(experiment.experiment)
+app.command(clone.status)
+app.command(comparison.compare)
+app.command(clone.clean)
 preset = App(name="preset", help="List, show, check or activate complete parameter sets.")
 preset.command(experiment.list_presets, name="list")
 preset.command(experiment.show_preset, name="show")

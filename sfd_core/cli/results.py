@@ -20,21 +20,12 @@ def results(
 ) -> None:
     """Print the result table, and where the report is."""
     from sfd_core.experiment.params import load_params
+    from sfd_core.reporting.lines import aligned, table_rows
     from sfd_core.reporting.sources import read_outputs
     from sfd_core.reporting.tables import result_table
 
     table = result_table(read_outputs(load_params(project / PARAMS), project / OUTPUTS, project / STUDIES))
-    names = [name for name, columns in table.groups for _ in range(columns)]
-    rows = [
-        ["evaluator", *(name if name != before else "" for before, name in zip(["", *names], names, strict=False))],
-        ["", *table.columns],
-        *([row.title, *(cell.text for cell in row.cells)] for row in table.rows),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    print(f"{table.caption}. {table.note}\n")
-    for title, *cells in rows:
-        aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-        print("  ".join([f"{title:<{widths[0]}}", *aligned]).rstrip())
+    print(f"{table.caption}. {table.note}\n\n{aligned(table_rows(table))}")
     print(f"\nreport: {(project / REPORT / 'index.html').resolve()}")
 
 

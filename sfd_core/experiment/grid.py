@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -76,9 +76,8 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
         if not _is_of_variant(key):
             set_value(changed, key, value)
     base = parse_params(changed, source="the experiment that the sweep varies")
-    variants = list(dict.fromkeys(space.variants or base.active))
-    for name in variants:
-        base.variant(name)
+    wanted = list(dict.fromkeys(space.variants or base.active))
+    variants, _ = split_variants(base, wanted, filter(_is_of_variant, space.grid))
     _require_values(space, len(variants))
     points: dict[str, Point] = {}
     for name, *chosen in product(variants, *space.grid.values(), *([space.seeds] if space.seeds else [])):
@@ -90,6 +89,23 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
         require_none_in_outputs(params, project)
         require_inputs(params, project)
     return list(points.values())
+
+
+def split_variants(params: Params, names: Sequence[str], keys: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return which of the variants have every value of `keys`, so that it can vary in them, and which have not.
+
+    Raises `ConfigError` for an unknown variant or key, and if no variant has the values.
+    """
+    wanted = list(keys)
+    if unknown := [key for key in wanted if key.partition(".")[0] not in VariantParams.model_fields]:
+        raise ConfigError(f"{unknown[0]!r} is no value of a variant; those are {', '.join(VariantParams.model_fields)}")
+    variants = {name: params.variant(name) for name in names}
+    having = [name for name, variant in variants.items() if all(map(variant.has, wanted))]
+    if names and not having:
+        others = [name for name, variant in params.variants.items() if all(map(variant.has, wanted))]
+        advice = f"it can in {', '.join(others)}" if others else "no variant has it"
+        raise ConfigError(f"{', '.join(wanted)} cannot vary in {', '.join(names)}; {advice}")
+    return having, [name for name in names if name not in having]
 
 
 def shared_groups(points: Sequence[Point]) -> list[list[Point]]:

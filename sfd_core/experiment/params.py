@@ -430,6 +430,18 @@ class VariantParams(Group):
         """`gaussian`: DiT's discrete noise levels, epsilon and learned variance; `flow`: velocity."""
         return "gaussian" if self.model == "dit" else "flow"
 
+    def has(self, key: str) -> bool:
+        """Whether the value of a dotted key can vary in this variant: texture alone has no offset, DiT no REPA."""
+        group: Any = self
+        for name in key.split("."):
+            if not isinstance(group, Group) or name not in type(group).model_fields:
+                return False
+            group = getattr(group, name)
+        idle = {"delta_t", "times", "semantic_weight", "mask_clamped"} if self.semantic == "none" else set()
+        idle |= {"mask_clamped"} if self.times.kind != "global" else set()
+        idle |= {"semantic", "cosine_weight", "repa"} if self.model == "dit" else set()
+        return key.partition(".")[0] not in idle
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         orders = [self.delta_t != 0, self.path is not None, self.found_path]

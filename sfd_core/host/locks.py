@@ -10,17 +10,21 @@ from sfd_core.host.errors import BusyError
 
 
 @contextmanager
-def locked(path: Path, busy: str | None = None) -> Iterator[int]:
+def locked(path: Path, busy: str | None = None, note: str = "") -> Iterator[int]:
     """Wait for the lock of a file and give its descriptor: a child that inherits it holds the lock, too.
 
-    With a message `busy` it does not wait: raises `BusyError` with it if another process holds the lock.
+    With a message `busy` it does not wait: raises `BusyError` with it if another process holds the lock. The file holds the
+    `note` of whoever locked it last.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(busy) from error
+        file.truncate(0)
+        file.write(note)
+        file.flush()
         yield file.fileno()
 
 

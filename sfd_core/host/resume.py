@@ -109,8 +109,17 @@ def mixed_codes(folder: Path) -> dict[str, list[str]]:
 @contextmanager
 def held(folder: Path, purpose: str) -> Iterator[None]:
     """Hold a folder of resumable work for this process. Raises `BusyError` if another process holds it."""
-    with locked(folder / LOCK, f"another process is {purpose} in {folder}; wait for it or stop it"):
+    busy = f"another process is {purpose} in {folder}; wait for it or stop it"
+    with locked(folder / LOCK, busy, json.dumps(sys.argv)):
         yield
+
+
+def command_of(folder: Path) -> list[str]:
+    """Return the command line of the process that works or last worked in a folder; nothing if that is not known."""
+    try:
+        return list(json.loads((folder / LOCK).read_text()))
+    except (OSError, ValueError):
+        return []
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import configparser
 import io
+import json
 import os
 import re
 import subprocess
@@ -17,12 +18,16 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Self, TextIO
 
+import psutil
+
 from sfd_core.host import supervisor
 from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
 from sfd_core.host.machine import Slot, cores
-from sfd_core.host.paths import STATE
+from sfd_core.host.paths import OUTPUTS, STATE
 
 LOGS = STATE / "logs"
+OF_VARIANTS = ("train", "evaluate")
+"""Stages that run once a variant."""
 TAIL_LINES = 25
 _POLL_SECONDS = 0.1
 _PULL_RUN_CACHE = "from dvc.repo import Repo; Repo().stage_cache.pull(None)"
@@ -230,6 +235,17 @@ def stages_run(printed: str) -> list[str]:
     """Return the stages that an output of `dvc repro` says were run, not restored."""
     marks = [line for line in printed.splitlines() if line.startswith("Running stage '")]
     return [line.split("'")[1] for line in marks]
+
+
+def running_stages(folder: Path) -> list[str]:
+    """Return the stages that living DVC processes run in a folder now, such as `evaluate@sfd`."""
+    try:
+        written = json.loads((folder / ".dvc" / "tmp" / "rwlock").read_text())["write"]
+    except (OSError, ValueError, KeyError):
+        return []
+    outs = [Path(path).relative_to(folder.resolve()) for path, by in written.items() if psutil.pid_exists(by["pid"])]
+    parts = [out.parts[1:] if out.is_relative_to(OUTPUTS) else out.parts for out in outs]
+    return list(dict.fromkeys("@".join(part[:2]) if part[0] in OF_VARIANTS else part[0] for part in parts))
 
 
 def tail(printed: str) -> str:

@@ -14,14 +14,16 @@ from typing import Any
 
 import yaml
 
+from sfd_core.experiment.grid import split_variants
 from sfd_core.experiment.inputs import link_inputs, require_inputs, require_none_in_outputs
 from sfd_core.experiment.params import Params, load_params, parse_params
 from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.names import require_name
-from sfd_core.host.paths import STATE, atomic_dir
+from sfd_core.host.paths import atomic_dir
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
+from sfd_core.workspace.places import EXPERIMENTS
 
 MOST_SHOWN = 5
 COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore", "requirements.lock")
@@ -42,23 +44,26 @@ class Plan:
     values: Mapping[str, Any]
     """Raw parameters, as in a parameter file."""
     origins: Mapping[str, str]
+    skipped: Sequence[str] = ()
+    """Active variants that lack the value of the axis."""
 
 
 def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis: Axis | None = None) -> Plan:
     """Return the raw parameters `values` with `changes` (by dotted key) and all active variants and their studies at all values
     of `axis`.
 
-    A variant that has the value already keeps its name, so its results are reused. Raises `ConfigError` for an unknown key or
-    value.
+    A variant that is at a value already keeps its name, so its results are reused; one in which nothing of the axis can vary is
+    skipped. Raises `ConfigError` for an unknown key or value, and for an axis of which no active variant has anything.
     """
     changed = copy.deepcopy(dict(values))
     for key, value in changes.items():
         set_value(changed, key, value)
-    parse_params(changed, source="the experiment")
+    params = parse_params(changed, source="the experiment")
     if axis is None:
         return Plan(changed, {name: name for name in changed["active"]})
+    varied, skipped = split_variants(params, params.active, [axis.key])
     origins: dict[str, str] = {}
-    for origin in changed["active"]:
+    for origin in varied:
         for value in axis.values:
             variant = copy.deepcopy(changed["variants"][origin])
             set_value(variant, axis.key, value)
@@ -72,7 +77,7 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
         for study, values in changed["studies"].items()
         if values["variant"] == origin
     }
-    return Plan(changed, origins)
+    return Plan(changed, origins, skipped)
 
 
 def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path()) -> None:
@@ -98,7 +103,7 @@ def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path(
 
 def experiment_dir(name: str) -> Path:
     """Return the folder of an experiment. Raises `ConfigError` if `name` cannot be one."""
-    return STATE / "experiments" / require_name(name, "an experiment")
+    return EXPERIMENTS / require_name(name, "an experiment")
 
 
 def origin_values(plan: Plan, keys: Sequence[str]) -> dict[str, dict[str, Any]]:

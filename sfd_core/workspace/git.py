@@ -44,6 +44,13 @@ def require_commit(project: Path, commit: str) -> None:
         raise DataError(f"{project} has no commit {commit}, nor have its git remotes; push it there, or start the sweep here")
 
 
+def commit_of(project: Path, ref: str) -> str | None:
+    """Return the commit that a ref names, None if the clone has none of that name."""
+    asked = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"]
+    found = subprocess.run(asked, cwd=project, env=_environment(), capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
 @contextmanager
 def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]:
     """Give a point's folder, named by its key, and the descriptor that locks it for this process and its children.
@@ -97,15 +104,16 @@ def set_refs(project: Path, names: Mapping[str, str]) -> None:
 
 
 def read_records(project: Path, prefix: str) -> dict[str, dict[str, Any]]:
-    """Return, by the rest of their name, the records of all refs below `refs/sfd/<prefix>`; the commit is added to each."""
-    separator = "\x1e"
-    listed = _git(
-        project, "for-each-ref", f"--format=%(refname)%0a%(objectname)%0a%(contents:body){separator}", f"{REFS}/{prefix}/"
-    )
+    """Return, by the rest of their name, the records of all refs below `refs/sfd/<prefix>`; the commit is added to each.
+
+    An empty prefix asks for all of them.
+    """
+    separator, below = "\x1e", f"{REFS}/{prefix}/" if prefix else f"{REFS}/"
+    listed = _git(project, "for-each-ref", f"--format=%(refname)%0a%(objectname)%0a%(contents:body){separator}", below)
     records = {}
     for entry in filter(None, (part.strip() for part in listed.split(separator))):
         name, commit, body = entry.split("\n", 2)
-        records[name.removeprefix(f"{REFS}/{prefix}/")] = json.loads(body) | {"commit": commit}
+        records[name.removeprefix(below)] = json.loads(body) | {"commit": commit}
     return records
 
 

@@ -1,15 +1,10 @@
-"""What is true of the tracked files as a whole: the lock, the addresses they hold, the commands they name."""
+"""What is true of the tracked files as a whole: the lock, the addresses they hold, the targets of make."""
 
 import re
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from cyclopts import CycloptsError
-
-from sfd_core.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / ".git").exists():
@@ -24,7 +19,6 @@ FOREIGN = re.compile(
     )
 )
 """Package indexes and folders of one machine."""
-FENCED = re.compile(r"^```(?:bash|console|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def requirements() -> list[str]:
@@ -72,37 +66,6 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def commands(text: str) -> list[str]:
-    """Return the lines of a document's shell blocks, and its inline commands."""
-    lines = [line.removeprefix("$ ").strip() for block in FENCED.findall(text) for line in block.splitlines()]
-    return [*lines, *re.findall(r"`((?:make|sfd|dvc) [^`]+)`", text)]
-
-
-def test_every_command_of_the_readme_exists() -> None:
-    named = commands((ROOT / "README.md").read_text())
-    makes = {match[1] for line in named if (match := re.match(r"make ([a-z-]+)", line))}
-    assert {"repro", "test"} <= makes <= make_targets()
-    for line in named:
-        if match := re.match(r"sfd ([a-z-]+)", line):
-            assert match[1] in app
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/imagenet.md"])
-def test_every_command_line_of_a_document_is_understood(document: str) -> None:
-    blocks = FENCED.findall((ROOT / document).read_text())
-    lines = [words for block in blocks for words in re.findall(r"^(?:sfd|.* -m sfd_core\.cli) (.*)", block, re.MULTILINE)]
-    assert lines
-    for line in lines:
-        command, _, _ = app.parse_args(shlex.split(line, comments=True))
-        assert command.__module__.startswith("sfd_core.cli."), line
-
-
-@pytest.mark.parametrize("line", ["sample sfd --sede 1", "smaple sfd", "preset install", "validate a b", "evaluate --samples"])
-def test_a_command_line_that_does_not_exist_would_be_noticed(line: str) -> None:
-    with pytest.raises(CycloptsError):
-        app.parse_args(line)
-
-
 def test_make_help_lists_every_target_but_no_other() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^make ([a-z-]+)", shown, re.MULTILINE)) == make_targets()
@@ -112,18 +75,3 @@ def test_continuous_integration_runs_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert re.search(r"^make test$", script.read_text(), re.MULTILINE)
-
-
-def test_the_command_and_the_module_are_one() -> None:
-    for command in ([str(Path(sys.executable).parent / "sfd")], [sys.executable, "-m", "sfd_core.cli"]):
-        ended = subprocess.run([*command, "validate"], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.startswith("params.yaml is a valid experiment")
-
-
-def test_preset_avatars_is_the_committed_experiment() -> None:
-    shown = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
-    preset = (ROOT / "presets" / "avatars.yaml").read_text()
-    if shown.stdout.splitlines()[0] != preset.splitlines()[0]:
-        pytest.skip("another experiment is committed")
-    assert shown.stdout == preset

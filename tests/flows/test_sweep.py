@@ -114,6 +114,8 @@ def test_a_dry_run_and_a_refusal_start_nothing(swept: Swept) -> None:
     assert swept.run("seeds/seeds", seeds=[0, 1, 2], dry_run=True).is_completed()
     plan = json.loads(swept.laboratory.artifact("seeds-plan"))
     assert [row["status"] for row in plan].count("missing") >= 2
+    assert swept.run("sweep/sweep", name="some", variants=["dit", "sfd"], grid={"delta_t": [0.1]}, dry_run=True).is_completed()
+    assert [row["point"] for row in json.loads(swept.laboratory.artifact("some-plan"))] == ["sfd-delta_t-0p1-seed-0"]
     refused = swept.run("sweep/sweep", name="wrong", grid={"delta_t": [0.1, 7]})
     assert refused.is_failed()
     assert "point sfd-delta_t-7-seed-0 is not a valid experiment" in refused.message

@@ -1,9 +1,12 @@
 """The command `sfd` on a reproduced tiny project: sample, evaluate, import, experiment."""
 
+import ast
 import json
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +17,10 @@ from projects import Project
 from safetensors.torch import load_file
 
 from sfd_core.cli.main import main
+from sfd_core.host.resume import held
+from sfd_core.workspace import git
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -135,7 +141,7 @@ def test_a_guidance_curve_is_measured_point_by_point_and_only_once(reproduced: P
 
 
 def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Project) -> None:
-    words = ["experiment", "seeds", "--set", 'active=["sfd"]', "--vary", "seed", "0", "1", "--table", ".sfd/seeds.csv"]
+    words = ["experiment", "seeds", "--variants", "sfd", "--vary", "seed", "0", "1", "--table", ".sfd/seeds.csv"]
     printed = reproduced.run("sfd", *words, "--curves", ".sfd/curves.csv").stdout
     ran = [stage for stage, then in re.findall(r"^Running stage '([^']+)':\n(.*)", printed, re.MULTILINE)]
     assert set(ran) == {"train@sfd-seed-1", "evaluate@sfd-seed-1", "studies", "report"}
@@ -147,3 +153,79 @@ def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Projec
     assert curves.groupby("variant")["step"].max().nunique() == 1
     assert (reproduced.path / ".sfd" / "experiments" / "seeds" / "report" / "index.html").is_file()
     assert json.loads(reproduced.run("dvc", "status", "--json").stdout) == {}
+
+
+@pytest.fixture
+def ref(reproduced: Project) -> Iterator[str]:
+    """The Git ref of a finished point of a sweep with the results of the project."""
+    base = reproduced.run("git", "rev-parse", "HEAD").stdout.strip()
+    files = {name: (reproduced.path / name).read_text() for name in ("params.yaml", "dvc.lock")}
+    record = {"training": {"steps": 4, "seconds": 2.0}, "numbers": {"fd_efficientnet_lite0": 123.0}}
+    commit = git.commit_point(reproduced.path, base, files, "sfd-seed-0", record)
+    git.set_refs(reproduced.path, {"seeds/sfd-seed-0": commit})
+    yield "refs/sfd/seeds/sfd-seed-0"
+    reproduced.run("git", "update-ref", "-d", "refs/sfd/seeds/sfd-seed-0")
+
+
+def test_the_status_shows_every_training_with_its_distance(reproduced: Project, ref: str, sfd: Command) -> None:
+    printed, _ = sfd("status")
+    rows = {line.split()[-1]: line for line in printed.splitlines()}
+    assert {f"outputs/{place}" for place in ("texture_vae", "semantic_vae", "train/dit", "train/sfd", "train/repa")} < set(rows)
+    measured = json.loads((reproduced.path / "outputs" / "evaluate" / "sfd" / "metrics.json").read_text())
+    distance = f"{measured['fd_efficientnet_lite0']:,.0f} fd_efficientnet_lite0"
+    assert re.match(rf"train@sfd +finished +4 of 4 +[\d.]+ steps/s +{distance}", rows["outputs/train/sfd"])
+    assert re.match(r"train@sfd-seed-0 +finished +4 of 4 +2 steps/s +123 fd_efficientnet_lite0", rows[ref])
+
+
+def test_a_git_ref_is_compared_with_the_project_from_the_cache(reproduced: Project, ref: str, sfd: Command) -> None:
+    printed, _ = sfd("compare", "sfd", f"{ref}@repa", "--out", ".sfd/page.html")
+    assert re.search(r"^variant.semantic +vae +none$", printed, re.MULTILINE)
+    assert re.search(r"^sfd +[\d,.]+ .*\nrepa +[\d,.]+ ", printed, re.MULTILINE)
+    assert "data:image/png" in (reproduced.path / ".sfd" / "page.html").read_text()
+    same, _ = sfd("compare", "sfd", f"{ref}@sfd")
+    assert "delta_t" not in same
+    with pytest.raises(SystemExit) as ended:
+        sfd("compare", "sfd", "HEAD")  # nothing was computed when that was committed
+    assert ended.value.code == 2
+
+
+def test_the_notebook_runs_from_its_first_to_its_last_cell(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reproduced.path)
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    sources = ["".join(line for line in cell["source"] if line[0] != "%") for cell in cells if cell["cell_type"] == "code"]
+    scope: dict[str, object] = {}
+    shown = []
+    for source in sources:
+        *statements, last = ast.parse(source).body
+        exec(compile(ast.Module(statements, []), "notebook", "exec"), scope)
+        assert isinstance(last, ast.Expr)
+        shown.append(eval(compile(ast.Expression(last.value), "notebook", "eval"), scope))
+    assert [type(value).__name__ for value in shown].count("Figure") >= 3
+    assert all(len(value) for value in shown if isinstance(value, pd.DataFrame))
+
+
+def test_what_can_be_made_again_is_deleted_and_an_unfinished_training_is_not(reproduced: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project")
+    shutil.copytree(reproduced.path, project.path, symlinks=True)
+    unfinished = project.path / ".sfd" / "resume" / "train" / "key" / "step-00000002"
+    unfinished.mkdir(parents=True)
+    (unfinished / "state").write_bytes(bytes(3_000_000))
+    (project.path / "outputs" / "evaluate" / "sfd" / "metrics.json").write_text("{}")
+    said = project.run("sfd", "clean").stdout
+    assert re.search(r"^ +3\.0 MB  holds checkpoints.* \.sfd/resume$", said, re.MULTILINE)
+    assert re.search(r"MB  DVC's cache lacks outputs/evaluate/sfd.* outputs$", said, re.MULTILINE)
+    assert re.search(r"MB  can go +report$", said, re.MULTILINE)
+    assert (project.path / "report").is_dir()
+
+    project.run("dvc", "checkout", "--force", "outputs/evaluate/sfd/metrics.json")
+    assert "MB deleted" in project.run("sfd", "clean", "--yes").stdout
+    assert not (project.path / "outputs").exists()
+    assert unfinished.exists()
+    assert "nothing to delete" in project.run("sfd", "clean", "--yes").stdout
+    project.run("dvc", "checkout")
+    assert json.loads(project.run("dvc", "status", "--json").stdout) == {}
+
+    with held(unfinished.parent, "training"):
+        assert project.run("sfd", "clean", "--checkpoints").stdout.count("in work") >= 2
+    assert "MB deleted" in project.run("sfd", "clean", "--checkpoints", "--yes").stdout
+    assert not unfinished.exists()

@@ -10,25 +10,35 @@ import pytest
 from sfd_core.cli.main import app, main
 
 ROOT = Path(__file__).parents[3]
-HEAVY = {"torch", "mlflow", "prefect", "pandas", "dvc", "boto3", "numpy"}
+HEAVY = {"torch", "mlflow", "prefect", "pandas", "dvc", "boto3", "numpy", "matplotlib", "scipy"}
 
 
 def parsed(*words: str) -> dict[str, Any]:
     return dict(app.parse_args(words)[1].arguments)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["sample", "--help"], ["validate"], ["preset", "check"]])
-def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
-    program = f"""
-import sys
-from sfd_core.cli.main import main
-sys.argv[1:] = {words}
-main()
-print(*sorted({HEAVY} & set(sys.modules)), file=sys.stderr)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+def imported_by(program: str) -> set[str]:
+    """Run a program that ends with `sfd` commands in a new process, and return which packages it imported."""
+    words = "import sys\nfrom sfd_core.cli.main import app, main\n" + program + "\nprint(*sys.modules, file=sys.stderr)"
+    ended = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout
-    assert ended.stderr.strip() == ""
+    return set(ended.stderr.split())
+
+
+def test_no_help_imports_more_than_the_command_line_itself() -> None:
+    names = [(name,) for name in app if not name.startswith("-")] + [
+        ("preset", name) for name in app["preset"] if name[0] != "-"
+    ]
+    assert len(names) > 15
+    program = f"for words in {[(), *names]}: app([*words, '--help'])"
+    assert (
+        imported_by(program) & (HEAVY | {"pydantic", "yaml", "ruamel", "tqdm", "psutil", "jinja2", "PIL", "asyncio"}) == set()
+    )
+
+
+@pytest.mark.parametrize("words", [["validate"], ["preset", "check"]])
+def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
+    assert imported_by(f"sys.argv[1:] = {words}; main()") & HEAVY == set()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +61,8 @@ print(*sorted({HEAVY} & set(sys.modules)), file=sys.stderr)
         (["import", "sfd", "1.pt", "--out", "x", "--encode", "y", "--statistics", "z"], "--encode, --statistics"),
         (["experiment", "new", "--set", "a=1", "b=2"], "b=2"),
         (["experiment", "new", "--vary", "seed"], "--vary seed names no value"),
+        (["experiment", "new", "--variants", "dit", "--vary", "delta_t", "0", "0.3"], "delta_t cannot vary in dit"),
+        (["experiment", "new", "--variants", "sfd", "--set", 'active=["dit"]'], "--variants and --set active"),
         (["validate", "a", "b"], "'b'"),
         (["validate", "."], ". cannot be read: Is a directory"),
         (["validate", "nowhere.yaml"], "nowhere.yaml does not exist"),
@@ -134,5 +146,6 @@ def test_the_help_is_plain_text_that_names_every_command(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert printed.isascii()
     commands = ["sample", "evaluate", "guidance-curve", "solvers", "sweep-figure", "import", "validate", "results", "track"]
+    commands += ["status", "compare", "clean"]
     for name in [*commands, "dashboard", "experiment", "preset", "--version", "--help", "--install-completion"]:
         assert f"  {name}" in printed

@@ -58,6 +58,13 @@ def test_a_change_of_a_variant_holds_for_every_variant() -> None:
     assert [point.values["variants"][point.variant]["learning_rate"] for point in points] == [0.004, 0.004]
 
 
+def test_only_variants_that_have_the_swept_value_are_swept() -> None:
+    assert [point.name for point in plan(("dit", "sfd", "repa"), {"delta_t": [0.0, 0.3]})] == [
+        "sfd-delta_t-0-seed-0", "sfd-delta_t-0p3-seed-0",
+    ]  # fmt: skip
+    assert [point.variant for point in plan(("dit", "sfd"), {"train.snapshots": [2]})] == ["dit", "sfd"]
+
+
 def test_no_variants_are_all_that_are_active() -> None:
     assert [point.variant for point in plan(())] == VALUES["active"]
 
@@ -70,7 +77,8 @@ def test_no_variants_are_all_that_are_active() -> None:
         ({"grid": {"train.steps": [1]}}, r"train\.steps: unknown key"),
         ({"grid": {"seed": [1]}}, "seed is swept by the list of seeds"),
         ({"grid": {"size": ["huge"]}}, "sfd-size-huge"),
-        ({"variants": ("dit",), "grid": {"delta_t": [0.3]}}, "there is no semantic latent"),
+        ({"variants": ("dit",), "grid": {"delta_t": [0.3]}}, "delta_t cannot vary in dit"),
+        ({"variants": ("dit",), "changes": {"delta_t": 0.3}}, "there is no semantic latent"),
         ({"variants": ("nobody",)}, "unknown variant 'nobody'"),
         ({"grid": {"delta_t": [0.1]}, "changes": {"delta_t": 0.2}}, "swept and also set"),
         ({"grid": {"delta_t": [n / 2000 for n in range(1001)]}}, "1,001 points"),

@@ -35,6 +35,27 @@ def test_every_active_variant_takes_every_value_and_keeps_its_name_where_it_has_
     assert origin_values(plan, ["seed"])["sync-seed-1"] == {"variant": "sync", "seed": 1}
 
 
+def test_a_variant_without_the_value_is_skipped() -> None:
+    plan = plan_experiment(VALUES, {"active": ["dit", "lightningdit", "sync", "sfd"]}, Axis("delta_t", (0.0, 0.3)))
+    assert parse_params(plan.values).active == ["sync", "sync-delta_t-0p3", "sfd-delta_t-0p0", "sfd"]
+    assert list(plan.skipped) == ["dit", "lightningdit"]
+    assert not plan_experiment(VALUES, {}, Axis("seed", (0, 1))).skipped
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("delta_t", "delta_t cannot vary in dit; it can in sync, sfd"),
+        ("repa.weight", "repa.weight cannot vary in dit; it can in lightningdit, sync"),
+        ("repa.wieght", "repa.wieght cannot vary in dit; no variant has it"),
+        ("train.snapshots", "'train.snapshots' is no value of a variant; those are model, size, patch"),
+    ],
+)
+def test_an_axis_of_which_no_variant_has_anything_is_an_error(key: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_experiment(VALUES, {"active": ["dit"]}, Axis(key, (0.0, 0.3)))
+
+
 def test_studies_of_a_variant_come_along_with_every_value_of_it() -> None:
     study = {"kind": "guidance", "variant": "sfd", "guidance": "cfg", "guide_step": None, "parts": "both", "scales": [1.5]}
     studies = {"curve": study, "other": study | {"variant": "redi"}}
@@ -53,6 +74,8 @@ def test_an_impossible_experiment_writes_nothing(tmp_path: Path) -> None:
     before = (ROOT / "params.yaml").read_text()
     with pytest.raises(ConfigError, match="63"):
         plan_experiment(VALUES, {"prepare.resolution": 63})
+    with pytest.raises(ConfigError, match="unknown variant 'nobody'"):
+        plan_experiment(VALUES, {"active": ["sfd", "nobody"]})
     plan = plan_experiment(VALUES, {}, Axis("learning_rate", (-1.0,)))
     with pytest.raises(ConfigError, match="learning_rate"):
         run_experiment(plan, tmp_path / "experiment", 2, ROOT)

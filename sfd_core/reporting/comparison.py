@@ -1,0 +1,116 @@
+"""Two finished runs side by side: what differs in them, their numbers, curves and samples, also as one page."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from sfd_core.host.paths import atomic_path
+from sfd_core.host.resume import MOST_NAMED
+from sfd_core.reporting import text
+from sfd_core.reporting.charts import save_figure
+from sfd_core.reporting.html import PAGE
+from sfd_core.reporting.lines import table_rows
+from sfd_core.reporting.pictures import Pixels, file_uri, sheet, thumbnails
+from sfd_core.reporting.runs import Run
+from sfd_core.reporting.tables import primary_number, result_table
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>{{ style|safe }}
+main { padding-block: 2rem } h2 { margin: 2rem 0 1rem } div { overflow-x: auto } img { width: 100% }
+th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: left; overflow-wrap: anywhere }
+</style>
+<main class="wrap">
+<h1>{{ title }}</h1>
+{% for heading, rows in tables.items() %}
+{% set title, _, note = heading.partition(". ") %}
+<h2>{{ title }}</h2>
+<p>{{ note }}</p>
+<div><table>
+{% for row in rows %}{% set head = loop.first %}
+<tr>{% for cell in row %}<{{ 'th' if head or loop.first else 'td' }}>{{ cell }}{% endfor %}
+
+{% endfor %}
+</table></div>
+{% endfor %}
+{% for heading, picture in pictures.items() %}
+<h2>{{ heading }}</h2>
+<img alt="{{ heading }}" src="{{ picture }}">
+{% endfor %}
+</main>
+</html>
+"""
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two finished runs."""
+
+    one: Run
+    other: Run
+
+    @cached_property
+    def both(self) -> Run:
+        """The variants of both."""
+        return self.one.beside(self.other)
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """What shaped the results and is not equal: a row a key, a column a run. Variants that one lacks are left out."""
+        before, after = self.one.parameters, self.other.parameters
+        keys = [key for key in {**before, **after} if not key.startswith("variants.") or key in before.keys() & after.keys()]
+        rows = {key: (before.get(key, ""), after.get(key, "")) for key in keys if before.get(key) != after.get(key)}
+        for stage in self.one.codes.keys() & self.other.codes.keys():
+            if changed := self.one.codes[stage].differences(self.other.codes[stage]):
+                rows[f"code of {stage}"] = ("", ", ".join(changed[:MOST_NAMED]))
+        return pd.DataFrame.from_dict(rows, orient="index", columns=[self.one.name, self.other.name], dtype=object)
+
+    @property
+    def tables(self) -> dict[str, Rows]:
+        """Heading -> rows of cells, the first with titles: what differs, the numbers, and the curves."""
+        numbers = result_table(self.both.outputs)
+        return {
+            "What differs": [
+                ["", self.one.name, self.other.name],
+                *self.differences.reset_index().astype(str).to_numpy().tolist(),
+            ],
+            f"{numbers.caption}. {numbers.note}": table_rows(numbers),
+            **self._curves(),
+        }
+
+    def samples(self, count: int) -> Pixels:
+        """Return samples of the last snapshots, a row a variant, the same seeds below one another: (rows * R, count * R, 3)."""
+        grids = [variant.grids for variant in self.both.outputs.variants.values() if variant.grids is not None]
+        return sheet(np.stack([thumbnails(grid.images[-1, :count]) for grid in grids]))
+
+    def write_page(self, path: Path) -> None:
+        """Write everything as one HTML file that asks for nothing else."""
+        figures = {"Convergence": self.both.convergence(), "Samples of the last snapshot, the same seeds": self.both.samples()}
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+        style = (PAGE / "style.css").read_text(encoding="utf-8")
+        pictures = {}
+        with atomic_path(path) as temporary:
+            for heading, figure in figures.items():
+                save_figure(figure, temporary)
+                pictures[heading] = file_uri(temporary)
+            page = environment.from_string(TEMPLATE).render(
+                title=self.both.name, style=style, tables=self.tables, pictures=pictures
+            )
+            temporary.write_text(page, encoding="utf-8")
+
+    def _curves(self) -> dict[str, Rows]:
+        number = primary_number(self.both.outputs, self.both.params.features.encoder)
+        curves = {name: variant.curve for name, variant in self.both.outputs.variants.items() if number.name in variant.curve}
+        steps = sorted({int(step) for curve in curves.values() for step in curve["step"]})
+        values = {name: dict(zip(curve["step"], curve[number.name], strict=True)) for name, curve in curves.items()}
+        rows = [[text.count(step), *(text.number(at[step]) if step in at else "" for at in values.values())] for step in steps]
+        return {f"{number.words} by step": [["step", *values], *rows]}

@@ -1,0 +1,80 @@
+"""What of a clone can be deleted because it can be made again, and what is kept."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sfd_core.host.locks import is_held
+from sfd_core.host.paths import OUTPUTS, REPORT, STATE
+from sfd_core.host.resume import LOCK
+from sfd_core.workspace import git
+from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, running_stages
+from sfd_core.workspace.places import EXPERIMENTS, SHOWN
+
+RESUME = STATE / "resume"
+KEPT = (RESUME, STATE / "checkpoints", STATE / "kept")
+"""Unfinished work, checkpoints of finished trainings that `engine` keeps, and work that was put aside."""
+REMADE = (OUTPUTS, REPORT, STATE / "verified", SHOWN)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file or folder, and the bytes that go with it."""
+
+    path: Path
+    why: str = ""
+    """Why it is kept; empty if it can be deleted."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of files that lie nowhere else; a link to DVC's cache frees nothing."""
+        files = (file.lstat() for file in [self.path, *self.path.rglob("*")] if file.is_symlink() or file.is_file())
+        return sum(file.st_size for file in files if file.st_nlink == 1)
+
+    def delete(self) -> None:
+        """Delete it."""
+        shutil.rmtree(self.path)
+
+
+def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
+    """Return what lies in a clone beside its code; `checkpoints`: unfinished and kept work may go, too.
+
+    Kept is what a process works in, and outputs that DVC's cache does not hold.
+    """
+    beside = [*(project / EXPERIMENTS).glob("*/"), *(project / git.POINTS).glob("*/")]
+    items = list(_of_place(project, project, [*REMADE, *KEPT], checkpoints))
+    for place in sorted(beside):
+        inner = list(_of_place(place, project, [OUTPUTS, *KEPT], checkpoints))
+        why = next((item.why for item in inner if item.why), "")
+        items.append(Item(place, why))
+    return items
+
+
+def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) -> Iterator[Item]:
+    locks = [place.parent / f"{place.name}.lock", *(place / RESUME).rglob(LOCK)]
+    in_work = any(map(is_held, locks)) or bool(running_stages(place))
+    there = [Item(place / name) for name in names if any(file.is_file() for file in (place / name).rglob("*"))]
+    for item in there:
+        name = item.path.relative_to(place)
+        if in_work and name not in (REPORT, SHOWN):
+            yield replace(item, why="in work")
+        elif name in KEPT and not checkpoints:
+            yield replace(item, why="holds checkpoints; --checkpoints deletes it, too")
+        elif name == OUTPUTS and (lost := _outside_cache(place, project)):
+            yield replace(item, why=f"DVC's cache lacks {lost[0]}{' and more' * (len(lost) > 1)}; `dvc commit` puts it there")
+        else:
+            yield item
+
+
+def _outside_cache(place: Path, project: Path) -> list[str]:
+    """Return the outputs of a project or an experiment that its cache could not restore."""
+    asked = Place(place, environment(project), log=project / LOGS / "clean.log")
+    try:
+        told = asked.dvc("data", "status", "--json")
+    except ProgramError:
+        return [str(place / OUTPUTS)]
+    status = json.loads(told[told.index("{") :])
+    changed = status.get("uncommitted", {})
+    return [*status.get("not_in_cache", []), *changed.get("modified", []), *changed.get("added", [])]

@@ -1,0 +1,58 @@
+"""The folder with results that a name means: a project, an experiment, a variant of the project, or a Git ref."""
+
+from pathlib import Path
+
+from sfd_core.experiment.params import load_params
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import STATE, atomic_dir
+from sfd_core.workspace import git
+from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
+
+EXPERIMENTS = STATE / "experiments"
+SHOWN = STATE / "shown"
+"""Results of Git refs that were looked at."""
+PARAMS = "params.yaml"
+
+
+def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:
+    """Return the folder that holds `outputs` of what `name` means, and the variant that it names, if it names one.
+
+    It is a folder with a project, else an experiment, else a variant of the project, else a Git ref, whose results are restored
+    from DVC's cache or its remote; `NAME@VARIANT` is one variant of it. Raises `DataError` if nothing has the name, or both
+    lack the results.
+    """
+    before, at, after = name.rpartition("@")
+    base, variant = (before, after) if at and not after.startswith("{") else (name, None)
+    for folder in (project / base, project / EXPERIMENTS / base):
+        if (folder / PARAMS).is_file():
+            return folder, variant
+    known = list(load_params(project / PARAMS).variants)
+    if variant is None and base in known:
+        return project, base
+    commit = git.commit_of(project, base)
+    if commit is None:
+        experiments = [path.parent.name for path in sorted((project / EXPERIMENTS).glob(f"*/{PARAMS}"))]
+        raise DataError(
+            f"{base!r} is neither a project nor a Git ref, nor one of the experiments {', '.join(experiments) or '(none)'}, "
+            f"nor one of the variants {', '.join(known)}"
+        )
+    return _restored(project, base, commit), variant
+
+
+def _restored(project: Path, ref: str, commit: str) -> Path:
+    folder = project / SHOWN / commit
+    if folder.is_dir():
+        return folder
+    with atomic_dir(folder) as place:
+        for name in (PARAMS, "dvc.yaml", "dvc.lock"):
+            (place / name).write_text(git.file_of(project, commit, name) + "\n")
+        write_local_config(project, place, scm=False)
+        stages = [f"{stage}@{variant}" for variant in load_params(place / PARAMS).active for stage in ("train", "evaluate")]
+        restoring = Place(place, environment(project), log=project / LOGS / "shown.log")
+        try:
+            restoring.dvc("pull" if restoring.has_remote else "checkout", "code", "reference", *stages)
+        except ProgramError as error:
+            raise DataError(
+                f"the results of {ref} are neither in DVC's cache nor in its remote; run it again: {error}"
+            ) from error
+    return folder

@@ -1,0 +1,125 @@
+"""Finished runs by name, and two of them side by side."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from synthetic_outputs import FINAL, write_outputs
+
+from sfd_core.experiment.params import Params, parse_params
+from sfd_core.host.errors import DataError
+from sfd_core.reporting.comparison import Comparison
+from sfd_core.reporting.lines import blocks
+from sfd_core.reporting.runs import open_run
+
+
+def lay_out(folder: Path, values: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    write_outputs(folder / "outputs", parse_params(values))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with an experiment that has another offset."""
+    values = params.model_dump(mode="json")
+    folder = lay_out(tmp_path_factory.mktemp("runs") / "project", values)
+    values["variants"]["sfd"]["delta_t"] = 0.5
+    values["train"]["optimisation"]["steps"] += 1
+    lay_out(folder / ".sfd" / "experiments" / "later", values | {"active": ["dit", "sfd"]})
+    for place, digest in ((folder, "a"), (folder / ".sfd" / "experiments" / "later", "b")):
+        (place / "outputs" / "code").mkdir()
+        code = {"hash": digest, "modules": {"sfd_core.training.loop": digest, "sfd_core.data": "same"}, "libraries": {}}
+        (place / "outputs" / "code" / "train.json").write_text(json.dumps(code))
+    return folder
+
+
+def test_a_name_is_a_project_an_experiment_or_a_variant(project: Path) -> None:
+    assert list(open_run(project=project).outputs.variants) == open_run(".", project).params.active
+    assert list(open_run("later", project).numbers["variant"]) == ["dit", "sfd"]
+    assert list(open_run("later@sfd", project).numbers["variant"]) == ["sfd"]
+    assert list(open_run("sfd", project).numbers["variant"]) == ["sfd"]
+    assert list(open_run(str(project), Path()).outputs.variants) == list(open_run(project=project).outputs.variants)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", r"'nothing' is neither a project nor a Git ref, nor one of the experiments later, nor .* dit, "),
+        ("later@sync", "later has no finished run of sync; evaluated are dit, sfd|later@sync has no finished run of sync"),
+        ("redi", "redi has no finished run of redi"),
+    ],
+)
+def test_a_name_that_has_no_result_is_an_error(project: Path, name: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        open_run(name, project)
+
+
+def test_tables_are_pandas_with_a_column_that_names_the_variant(project: Path) -> None:
+    run = open_run("later", project)
+    assert run.curves.groupby("variant")["fd_efficientnet_lite2"].min().to_dict() == {
+        name: FINAL[name] for name in ("dit", "sfd")
+    }
+    assert set(run.training["variant"]) == {"dit", "sfd"}
+    assert {"loss", "step"} <= set(run.training)
+
+
+def test_figures_are_drawn(project: Path) -> None:
+    run = open_run("later", project)
+    assert {line.get_linestyle() for line in run.convergence().axes[0].lines}
+    assert len(run.samples(4).axes) == 2
+    assert run.denoising("sfd").axes
+
+
+@pytest.fixture(scope="module")
+def compared(project: Path) -> Comparison:
+    return Comparison(open_run("sfd", project), open_run("later@sfd", project))
+
+
+def test_what_differs_is_told_and_nothing_else(compared: Comparison, project: Path) -> None:
+    rows = compared.tables["What differs"]
+    assert rows[0] == ["", "sfd", "later@sfd"]
+    assert [row[0] for row in rows[1:]] == ["train.optimisation.steps", "variant.delta_t", "code of train"]
+    assert rows[2][1:] == ["0.3", "0.5"]
+    assert rows[3][1:] == ["", "sfd_core.training.loop"]
+    assert Comparison(compared.one, compared.one).differences.empty
+    whole = Comparison(open_run(project=project), open_run("later", project))
+    assert list(whole.differences.index) == ["train.optimisation.steps", "active", "variants.sfd.delta_t", "code of train"]
+
+
+def test_variants_that_both_have_are_named_by_their_runs(compared: Comparison, project: Path) -> None:
+    assert list(compared.both.outputs.variants) == ["sfd", "later@sfd"]
+    other = Comparison(open_run("dit", project), open_run("later@sfd", project)).both
+    assert list(other.outputs.variants) == ["dit", "sfd"]
+    whole = open_run(project=project).beside(open_run("later", project))
+    assert {"sync", "sfd (project)", "sfd (later)"} < set(whole.outputs.variants)
+
+
+def test_numbers_curves_and_samples_stand_side_by_side(compared: Comparison) -> None:
+    _, numbers, curves = compared.tables.values()
+    assert [row[0] for row in numbers[2:4]] == ["sfd", "later@sfd"]
+    assert curves[0] == ["step", "sfd", "later@sfd"]
+    assert curves[-1] == ["1,500", "2,156", "2,156"]
+    samples = compared.samples(3)
+    assert samples.shape == (64, 96, 3)
+    np.testing.assert_array_equal(samples[:32], samples[32:])
+
+
+def test_the_page_refers_to_nothing_outside_itself(compared: Comparison, tmp_path: Path) -> None:
+    compared.write_page(tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert "variant.delta_t" in html
+    assert html.count("<img") == html.count('src="data:image/png;base64,') == 2
+    assert not re.findall(r'(?:src|href)="(?!data:)[^"]*"', html)
+    assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
+
+
+def test_a_picture_is_one_character_for_two_pixels() -> None:
+    lines = blocks(np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)).splitlines()
+    assert [line.count("▀") for line in lines] == [3, 3]
+    assert lines[0].startswith("\x1b[38;2;0;1;2;48;2;9;10;11m▀")
