@@ -104,7 +104,7 @@ status: setup  ## show which servers run, their health and their memory
 
 serve-mlflow: setup  ## serve the embedded MLflow store on http://127.0.0.1:MLFLOW_PORT (5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
-		--backend-store-uri sqlite:///$(CURDIR)/.sfd/mlflow.db --serve-artifacts --artifacts-destination $(CURDIR)/.sfd/mlartifacts
+		--backend-store-uri sqlite:///.sfd/mlflow.db --serve-artifacts --artifacts-destination .sfd/mlartifacts
 
 dashboard: setup  ## update the comparison of all runs in MLflow (MLFLOW_TRACKING_URI, or the embedded store) and print its link
 	$(BIN)/sfd dashboard

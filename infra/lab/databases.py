@@ -6,6 +6,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from sfd_core.host.errors import ResourceError
+from sfd_core.host.paths import sqlite_address
 
 DEFAULT_NAME = "sfd"
 CONNECT_SECONDS = 10
@@ -26,7 +27,7 @@ class Databases:
         """Return files in `folder`, or the databases `<name>_mlflow` and so on of the PostgreSQL server at `url`."""
         if url is None:
             drivers = {"mlflow": "sqlite", "mlflow_auth": "sqlite", "prefect": "sqlite+aiosqlite"}
-            return cls(**{purpose: f"{driver}:///{folder / purpose}.db" for purpose, driver in drivers.items()})
+            return cls(**{purpose: sqlite_address(folder / f"{purpose}.db", driver) for purpose, driver in drivers.items()})
         drivers = {"mlflow": "psycopg", "mlflow_auth": "psycopg", "prefect": "asyncpg"}
         return cls(
             **{purpose: _with(url, f"postgresql+{driver}", database_name(url, purpose)) for purpose, driver in drivers.items()}

@@ -18,16 +18,18 @@ SAMPLER = Group("Sampler", help="Default: evaluate.sampler of params.yaml.", sor
 
 Solver = Literal["euler", "heun", "ab2", "dopri5"]
 Times = tuple[float, float]
+MOST = 10_000_000
+"""No count is larger; what fits on the disk and into memory is checked where it is known."""
 
 
-def whole(text: str, at_least: int = 1, **more: Any) -> Parameter:
-    """Return an option of whole numbers from `at_least` on, described by `text`; cyclopts alone would round 2.5 to 2."""
+def whole(text: str, at_least: int = 1, at_most: int = MOST, **more: Any) -> Parameter:
+    """Return an option of whole numbers, described by `text`; cyclopts alone would round 2.5 to 2."""
 
     def convert(type_: Any, tokens: Any) -> Any:
         numbers = [int(token.value) for token in tokens]
         return numbers if "list" in str(type_) else numbers[0]
 
-    return Parameter(help=text, converter=convert, validator=Number(gte=at_least), **more)
+    return Parameter(help=text, converter=convert, validator=Number(gte=at_least, lte=at_most), **more)
 
 
 def output(text: str, folder: bool = False) -> Parameter:
@@ -57,7 +59,7 @@ class Drawing:
     """How images are drawn; None is as in `evaluate.sampler`, or the last snapshot."""
 
     snapshot: Annotated[int | None, whole("Take the weights of this training step (default: the last).")] = None
-    seed: Annotated[int | None, whole("Image i depends on the seed and on i alone.", at_least=0)] = None
+    seed: Annotated[int | None, whole("Image i depends on the seed and on i alone.", 0, 2**62 - 1)] = None
     solver: Annotated[Solver | None, Parameter(help="Of velocity models.")] = None
     gaussian_solver: Annotated[Literal["ddpm", "ddim"] | None, Parameter(help="Of DiT.")] = None
     shift: Annotated[float | None, Parameter(help="Timestep shift; 1 is none.")] = None

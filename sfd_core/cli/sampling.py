@@ -14,6 +14,7 @@ ENCODE, TEXTURE_VAE = stage_dir("encode"), stage_dir("texture_vae")
 LATENTS = Group("Latents that it was trained on", validator=mutually_exclusive, sort_key=2)
 KIND = """sfd: texture and semantics at two clocks (SFD); autoguidance: an SFD that was stopped early, to guide another;
 lightningdit: texture alone (LightningDiT)."""
+LAST_STEP = 10**9
 STATISTICS = "In place of --encode: latents_stats.pt of the public code, of texture and then of semantics."
 
 
@@ -22,8 +23,8 @@ def sample(
     /,
     *,
     labels: Annotated[list[str] | None, Parameter(help="Names or indices of classes (default: every class once).")] = None,
-    count: Annotated[int, whole("Images of each label.")] = 1,
-    columns: Annotated[int, whole("Images in a row of the grid.")] = 8,
+    count: Annotated[int, whole("Images of each label.", at_most=100_000)] = 1,
+    columns: Annotated[int, whole("Images in a row of the grid.", at_most=10_000)] = 8,
     out: Annotated[Path, output("The PNG file.")] = Path("samples.png"),
     evaluations: Annotated[int | None, EVALUATIONS] = None,
     drawing: Drawing = UNCHANGED,
@@ -57,7 +58,7 @@ def import_(
     texture_vae: Annotated[Path, Parameter(help="With --statistics: the VAE that decodes the samples.")] = TEXTURE_VAE,
     num_classes: Annotated[int | None, whole("Name the classes 0 to N - 1 (default: as encoded).")] = None,
     delta_t: Annotated[float, Parameter(help="By how much semantics led in its training, in the paper 0.3.")] = 0.3,
-    step: Annotated[int | None, whole("Training steps (default: the number that names the file).", at_least=0)] = None,
+    step: Annotated[int | None, whole("Training steps (default: the number that names the file).", 0, LAST_STEP)] = None,
     batch_size: Annotated[int, whole("Images a step, in the paper 256.")] = 256,
 ) -> None:
     """Make an artifact of a public denoiser.
@@ -103,6 +104,6 @@ def ema(
 
 def step_of(file: Path) -> int:
     """Return the training step that names a public checkpoint, such as `4000000.pt`. Raises `ConfigError` if none does."""
-    if not file.stem.isdecimal():
+    if not file.stem.isdecimal() or int(file.stem) > LAST_STEP:
         raise ConfigError(f"the name of {file} does not say after how many steps it was saved; give --step")
     return int(file.stem)

@@ -35,16 +35,22 @@ def dashboard(
     from sfd_core.experiment.params import load_params
 
     experiment = load_params(params)
-    from sfd_core.evaluation.metrics import number_name
     from sfd_core.tracking import Store, store_uri
-    from sfd_core.tracking.address import is_reachable, public
+    from sfd_core.tracking.address import in_a_line, public, why_unusable
     from sfd_core.tracking.dashboard import refresh_dashboard
 
     uri = store_uri()
-    if not is_reachable(uri):
-        raise ResourceError(f"MLflow at {public(uri)} does not answer; start it (`make up`) or set MLFLOW_TRACKING_URI")
+    remedy = "start it (`make up`) or set MLFLOW_TRACKING_URI right"
+    if reason := why_unusable(uri):
+        raise ResourceError(f"MLflow at {public(uri)}: {reason}; {remedy}")
+    from sfd_core.evaluation.metrics import number_name
+
     number = number_name("fd", experiment.reference.extractors[0])
-    shown = refresh_dashboard(Store(uri), number, _published(experiment, number))
+    published = _published(experiment, number)
+    try:
+        shown = refresh_dashboard(Store(uri), number, published)
+    except Exception as error:
+        raise ResourceError(f"MLflow at {public(uri)}: {in_a_line(error, uri)}; {remedy}") from error
     print(f"{shown.charts} charts; baselines: {', '.join(shown.baselines) or 'no DiT yet'}\n{shown.link}")
 
 

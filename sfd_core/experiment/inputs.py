@@ -55,7 +55,8 @@ def found_at(path: str, project: Path) -> list[Path]:
     found = project / path
     if found.exists():
         return [found]
-    return sorted(Path(found.anchor).glob(str(found.relative_to(found.anchor))))
+    base = Path(Path(path).anchor) if Path(path).is_absolute() else project
+    return sorted(base.glob(str(Path(path).relative_to(Path(path).anchor))))
 
 
 def link_inputs(params: Params, folder: Path, project: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec
@@ -56,8 +57,8 @@ class Preempted(Exception):  # noqa: N818 (nothing went wrong)
 def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
     """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2, or 76 for a `BusyError`.
 
-    So are a place that cannot be read or written, and a full disk. `Preempted` becomes exit code 85, Ctrl-C 130, and a reader
-    of the output that has enough, such as `| head`, 141 without a word.
+    So are a place that cannot be read or written, a full disk, and a name that is not in UTF-8. `Preempted` becomes exit code
+    85, Ctrl-C 130, and a reader of the output that has enough, such as `| head`, 141 without a word.
     """
 
     @functools.wraps(main)
@@ -74,6 +75,11 @@ def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
             sys.exit(BROKEN_PIPE_EXIT_CODE)
+        except UnicodeEncodeError as error:
+            name = next((part for part in re.split(r"[\0-\x1f]", error.object) if re.search("[\udc80-\udcff]", part)), None)
+            if name is None:
+                raise
+            _exit(f"error: {name!a} is no name in UTF-8; rename that file or folder", USER_ERROR_EXIT_CODE)
         except OSError as error:
             if error.errno not in PLACES:
                 raise

@@ -77,6 +77,11 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, default=asdict) + "\n")
 
 
+def sqlite_address(path: Path, driver: str = "sqlite") -> str:
+    """Return the address of a SQLite file as SQLAlchemy reads it."""
+    return f"{driver}:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

@@ -4,20 +4,25 @@ import http.client
 import os
 import re
 import socket
+import sqlite3
 import urllib.error
 import urllib.request
-from urllib.parse import urlsplit
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from sfd_core.host.paths import STATE
+from sfd_core.host.paths import STATE, existing_parent, sqlite_address
 
 EMBEDDED_SCHEME = "sqlite:///"
 ANSWER_SECONDS = 10.0
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+ADDRESSES = ("http://HOST:PORT", "postgresql+psycopg://HOST/NAME", "sqlite:///FILE")
+LONGEST_REASON = 200
 
 
 def store_uri() -> str:
     """Return MLFLOW_TRACKING_URI, or the address of the embedded store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{EMBEDDED_SCHEME}{(STATE / 'mlflow.db').absolute()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address((STATE / "mlflow.db").absolute())
 
 
 def is_embedded(uri: str) -> bool:
@@ -25,16 +30,42 @@ def is_embedded(uri: str) -> bool:
     return uri.startswith(EMBEDDED_SCHEME)
 
 
+def embedded_file(uri: str) -> Path:
+    """Return the file of an embedded store."""
+    return Path(unquote(uri.removeprefix(EMBEDDED_SCHEME)))
+
+
 def public(uri: str) -> str:
     """Return an address without user and password."""
     return re.sub(r"^([^:/]+://)[^/]*@", r"\1", uri)
 
 
+def in_a_line(error: Exception, uri: str) -> str:
+    """Return the first line of what an error of the store at `uri` says, without the password of the address."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_REASON].replace(uri, public(uri))
+    password = _split(uri).password or ""
+    for secret in filter(None, (password, unquote(password))):
+        line = line.replace(secret, "***")
+    return line
+
+
+def why_unusable(uri: str) -> str:
+    """Return in words why no store can be opened at an address; "" if nothing speaks against it."""
+    if is_embedded(uri):
+        return _why_no_file(embedded_file(uri))
+    if not is_reachable(uri):
+        return "it does not answer"
+    scheme = _split(uri).scheme.partition("+")[0]
+    if scheme in DATABASE_PORTS:
+        return _why_no_database(uri)
+    return "" if scheme in {"http", "https"} else f"it is none of {', '.join(ADDRESSES)}"
+
+
 def is_reachable(uri: str) -> bool:
     """Whether a server at the store's address sends any HTTP answer, or a database there takes connections."""
-    address = urlsplit(uri)
-    port = DATABASE_PORTS.get(address.scheme.partition("+")[0])
     try:
+        address = _split(uri)
+        port = DATABASE_PORTS.get(address.scheme.partition("+")[0])
         if port is not None and address.hostname:
             socket.create_connection((address.hostname, address.port or port), ANSWER_SECONDS).close()
         elif address.scheme in {"http", "https"}:
@@ -44,3 +75,34 @@ def is_reachable(uri: str) -> bool:
     except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
+
+
+def _split(uri: str) -> SplitResult:
+    """Split an address; one that cannot be split has no parts."""
+    try:
+        return urlsplit(uri)
+    except ValueError:
+        return urlsplit("")
+
+
+def _why_no_file(path: Path) -> str:
+    if not path.exists():
+        place = existing_parent(path)
+        return "" if place.is_dir() and os.access(place, os.W_OK) else f"{place} is no folder that can be written"
+    try:
+        with closing(sqlite3.connect(path, timeout=ANSWER_SECONDS)) as database:
+            database.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        return f"{path} is no SQLite database: {error}"
+    return "" if os.access(path, os.W_OK) else f"{path} cannot be written"
+
+
+def _why_no_database(uri: str) -> str:
+    """Connect once: MLflow tries for minutes, whatever the reason of the refusal."""
+    import sqlalchemy
+
+    try:
+        sqlalchemy.create_engine(uri).connect().close()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        return in_a_line(error, uri)
+    return ""

@@ -11,7 +11,7 @@ import yaml
 from sfd_core.experiment.grid import Point
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, atomic_path
-from sfd_core.tracking.address import is_embedded, is_reachable, public
+from sfd_core.tracking.address import in_a_line, is_embedded, public, why_unusable
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.store import COMPLETE_TAG, EVALUATION_TAG, KEY_TAG, Store
 from sfd_core.tracking.sweep import SweepPoint, record_sweep
@@ -98,12 +98,12 @@ class Comparison:
         """Return the rows of finished points that MLflow has no complete run of; none while it does not answer."""
         trained = [row for row in self.rows if row.record.get("run_key")]
         uri = place.environment["MLFLOW_TRACKING_URI"]
-        if not trained or not is_reachable(uri):
+        if not trained or why_unusable(uri):
             return []
         try:
             runs = Store(uri).runs()
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
-            place.report(f"warning: MLflow at {public(uri)} does not list its runs: {error}")
+            place.report(f"warning: MLflow at {public(uri)} does not list its runs: {in_a_line(error, uri)}")
             return []
         complete = {(run.tags.get(KEY_TAG), run.tags.get(EVALUATION_TAG, "")) for run in runs if COMPLETE_TAG in run.tags}
         return [row for row in trained if (row.record["run_key"], row.record.get("evaluation", "")) not in complete]
@@ -158,15 +158,15 @@ def send_to_mlflow(
     """
     uri = place.environment["MLFLOW_TRACKING_URI"]
     shown = public(uri)
-    if not is_reachable(uri):
-        return [f"MLflow at {shown} does not answer; run the sweep again to send its table"]
+    if reason := why_unusable(uri):
+        return [f"MLflow at {shown}: {reason}; run the sweep again to send its table"]
     try:
         with locked(place.folder / SWEEPS / "tracking.lock"):
             store = Store(uri)
             run = record_sweep(store, name, points, files)
             model = register_best(store, candidate) if candidate is not None else None
     except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
-        place.report(f"warning: {name}: not in MLflow at {shown}: {error}")
+        place.report(f"warning: {name}: not in MLflow at {shown}: {in_a_line(error, uri)}")
         return [f"not in MLflow at {shown} ({type(error).__name__}); run the sweep again to send its table"]
     lines = [f'Best model: `mlflow.pyfunc.load_model("{model}")`'] if model else []
     if is_embedded(uri):

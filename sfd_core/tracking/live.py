@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sfd_core.host.paths import file_digest
-from sfd_core.tracking.address import is_embedded, is_reachable, public, store_uri
+from sfd_core.tracking.address import in_a_line, is_embedded, is_reachable, public, store_uri
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.runs import RunSpec
 from sfd_core.tracking.store import KEY_TAG, NAME_TAG, Store
@@ -80,7 +80,7 @@ class _Follower(threading.Thread):
             reason = "it does not answer"
         except Exception as error:  # noqa: BLE001 - whatever happens to the server, the training goes on
             self._known = None  # a request may have arrived although its answer did not
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            reason = in_a_line(error, self._uri)
         if not self._told:
             self._told = True
             print(

@@ -13,7 +13,7 @@ from typing import Any
 
 from sfd_core.experiment.params import Params, fingerprint
 from sfd_core.host.paths import OUTPUTS, STATE, file_digest, write_json
-from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, is_reachable, public, store_uri
+from sfd_core.tracking.address import embedded_file, in_a_line, is_embedded, public, store_uri, why_unusable
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.runs import RunSpec, VAEName, vae_run, variant_run
@@ -71,8 +71,8 @@ def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
         unchanged = tuple(run.name for run in finished if run not in pending)
         if not pending:
             return Tracked(public(uri), {}, {}, unchanged)
-        if not is_reachable(uri):
-            return _told(Tracked(public(uri), {}, {run.name: "the store does not answer" for run in pending}, unchanged))
+        if reason := why_unusable(uri):
+            return _told(Tracked(public(uri), {}, {run.name: reason for run in pending}, unchanged))
         completed, failed = _complete(uri, pending)
         done |= {run.name: run.digest for run in pending if run.name in completed}
         write_json(MARKER, markers | {public(uri): done})
@@ -88,15 +88,16 @@ def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[
             store = store or Store(uri)
             completed[run.name] = sync_run(store, run.describe(), run.key, run.evidence, run.training).run_id
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
-            failed[run.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            failed[run.name] = in_a_line(error, uri)
     return completed, failed
 
 
 def _told(tracked: Tracked) -> Tracked:
     for name in tracked.completed:
         print(f"{name}: run complete in MLflow at {tracked.uri}", file=sys.stderr)
-    for name, reason in tracked.failed.items():
-        print(f"warning: {name}: not in MLflow at {tracked.uri} ({reason}); `sfd track` sends it again", file=sys.stderr)
+    for reason in dict.fromkeys(tracked.failed.values()):
+        names = ", ".join(name for name, why in tracked.failed.items() if why == reason)
+        print(f"warning: {names}: not in MLflow at {tracked.uri} ({reason}); `sfd track` sends it again", file=sys.stderr)
     return tracked
 
 
@@ -222,7 +223,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_markers(uri: str) -> dict[str, dict[str, str]]:
     """Read what is complete where; an embedded store that was deleted has nothing."""
     markers = _read_json(MARKER)
-    if is_embedded(uri) and not Path(uri.removeprefix(EMBEDDED_SCHEME)).is_file():
+    if is_embedded(uri) and not embedded_file(uri).is_file():
         markers.pop(uri, None)
     return markers
 

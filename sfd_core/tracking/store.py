@@ -9,8 +9,10 @@ import math
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +23,22 @@ import numpy as np
 from PIL import Image
 
 import sfd_core
-from sfd_core.host.paths import STATE
-from sfd_core.tracking.address import EMBEDDED_SCHEME, is_embedded, store_uri
+from sfd_core.host.paths import STATE, sqlite_address
+from sfd_core.tracking.address import embedded_file, is_embedded, store_uri
 from sfd_core.tracking.curves import Curve, Point
 from sfd_core.tracking.runs import RunSpec
 
 EXPERIMENT = "semantic-first-diffusion"
 NAME_TAG, KEY_TAG, EVALUATION_TAG, COMPLETE_TAG = "sfd.name", "sfd.key", "sfd.evaluation", "sfd.complete"
+ARTIFACTS = "mlartifacts"
+"""Folder of files beside the embedded store."""
+LOCATIONS = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+"""Table of MLflow's database -> the column that says where its files are; MLflow stores whole addresses."""
 POINTS_A_CALL, PARAMS_A_CALL, RUNS_A_CALL, TAG_LENGTH = 1000, 100, 1000, 5000
 """Limits of MLflow's API."""
 SAMPLING_NEEDS = (
@@ -97,10 +108,14 @@ class Store:
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
         self._mlflow = _import_mlflow()
+        address = self.uri
         if is_embedded(self.uri):
-            Path(self.uri.removeprefix(EMBEDDED_SCHEME)).parent.mkdir(parents=True, exist_ok=True)
-        self._mlflow.set_tracking_uri(self.uri)
-        self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
+            embedded_file(self.uri).parent.mkdir(parents=True, exist_ok=True)
+            if "%" in self.uri:  # MLflow would make a folder of the quoted name
+                address = sqlite_address(Path(os.path.relpath(embedded_file(self.uri))))
+        self._mlflow.set_tracking_uri(address)
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri  # for programs in other folders
+        self._client = self._mlflow.MlflowClient(tracking_uri=address)
         self.experiment_id = self._experiment()
 
     def find(self, tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
@@ -232,16 +247,18 @@ class Store:
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        location = None
+        place = None
         if is_embedded(self.uri):
-            location = (Path(self.uri.removeprefix(EMBEDDED_SCHEME)).parent / "mlartifacts").absolute().as_uri()
-        try:
-            return str(self._client.create_experiment(name, artifact_location=location))
-        except self._mlflow.exceptions.MlflowException:  # another process created it first
-            return str(self._client.get_experiment_by_name(name).experiment_id)
+            place = (embedded_file(self.uri).resolve().parent / ARTIFACTS).as_uri()
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(self._client.create_experiment(name, artifact_location=place))
+            except self._mlflow.exceptions.MlflowException:  # another process created it first
+                experiment = self._client.get_experiment_by_name(name)
+        elif place is not None and experiment.artifact_location.endswith(f"/{ARTIFACTS}"):
+            _move_artifacts(embedded_file(self.uri), experiment.artifact_location, place)
+        return str(experiment.experiment_id)
 
 
 def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_key: str | None = None) -> Synced:
@@ -275,6 +292,16 @@ def _run_of(store: Store, spec: RunSpec, key: str, evaluation: str, resume_key: 
                 tags.pop(COMPLETE_TAG, None)
             return run_id, tags
     return store.create(spec, {KEY_TAG: key}), {}
+
+
+def _move_artifacts(database: Path, before: str, now: str) -> None:
+    """Let everything in an embedded store that lay at the address `before` lie at `now`: its folder was moved or copied."""
+    if before == now:
+        return
+    with closing(sqlite3.connect(database)) as opened, opened:
+        for table, column in LOCATIONS.items():
+            statement = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?"  # noqa: S608 - our names
+            opened.execute(statement, (now, len(before) + 1, len(before) + 1, f"{before}/"))
 
 
 def _import_mlflow() -> ModuleType:

@@ -1,6 +1,5 @@
 """The one door to DVC, and to the command `sfd` of another folder: each runs under a supervisor that surely ends it."""
 
-import configparser
 import io
 import json
 import os
@@ -19,16 +18,18 @@ from pathlib import Path
 from typing import Self, TextIO
 
 import psutil
+from configobj import ConfigObj
 
 from sfd_core.host import supervisor
 from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
 from sfd_core.host.machine import Slot, cores
-from sfd_core.host.paths import OUTPUTS, STATE
+from sfd_core.host.paths import OUTPUTS, STATE, sqlite_address
 
 LOGS = STATE / "logs"
 OF_VARIANTS = ("train", "evaluate")
 """Stages that run once a variant."""
 TAIL_LINES = 25
+_DVC = (sys.executable, "-P", str(Path(__file__).with_name("shared_cache.py")))
 _POLL_SECONDS = 0.1
 _PULL_RUN_CACHE = "from dvc.repo import Repo; Repo().stage_cache.pull(None)"
 """`dvc fetch --run-cache` also asks for bytes of the current lock, which may never have been pushed."""
@@ -92,7 +93,7 @@ class Place:
         Raises `BusyError` if another process is running the same stage.
         """
         try:
-            return self.run(sys.executable, "-m", "dvc", "--wait-for-lock", *arguments)
+            return self.run(*_DVC, "--wait-for-lock", *arguments)
         except ProgramError as error:
             if _BUSY in str(error):
                 raise BusyError(str(error)) from error
@@ -198,37 +199,33 @@ class Place:
 def environment(project: Path) -> dict[str, str]:
     """Return the environment of programs: this one's, without Prefect's, with this Python first and a place for MLflow runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    kept.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{project.resolve() / STATE / 'mlflow.db'}")
+    kept.setdefault("MLFLOW_TRACKING_URI", sqlite_address(project.resolve() / STATE / "mlflow.db"))
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     return kept | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def remote_of(project: Path) -> str | None:
     """Return the name of the default remote, of the project or of the user; None where bytes stay on this machine."""
-    return _config(project).get("core", "remote", fallback=None)
+    name: str | None = _config(project).get("core", {}).get("remote")
+    return name
 
 
 def write_local_config(project: Path, folder: Path, scm: bool = True) -> None:
     """Let `folder` share the cache and the remotes of `project`, by links where the disk has them; `scm`: it is a worktree."""
     config = _config(project)
-    for section in ("cache", "core"):
-        if not config.has_section(section):
-            config.add_section(section)
-    cache = Path(config.get("cache", "dir", fallback="cache"))
-    config.set("cache", "dir", str((project / ".dvc" / cache).resolve()))
-    config.set("cache", "type", config.get("cache", "type", fallback="reflink,hardlink,copy"))
-    config.set("core", "autostage", "false")
+    cache, core = config.setdefault("cache", {}), config.setdefault("core", {})
+    cache["dir"] = str((project / ".dvc" / cache.get("dir", "cache")).resolve())
+    cache.setdefault("type", "reflink,hardlink,copy")
+    core["autostage"] = "false"
     if not scm:
-        config.set("core", "no_scm", "true")
-    for name in config.sections():
-        address = config.get(name, "url", fallback="")
-        if name.startswith("'remote ") and address and "://" not in address:
-            config.set(name, "url", str((project / ".dvc" / address).resolve()))
+        core["no_scm"] = "true"
+    for name, section in config.items():
+        if name.startswith("remote ") and "://" not in section.get("url", "://"):
+            section["url"] = str((project / ".dvc" / section["url"]).resolve())
     path = folder / ".dvc" / "config.local"
     path.parent.mkdir(exist_ok=True)
     path.touch(mode=0o600)  # it may hold a remote's credentials
-    with path.open("w") as file:
-        config.write(file)
+    path.write_text("\n".join(config.write()) + "\n")
 
 
 def stages_run(printed: str) -> list[str]:
@@ -253,12 +250,17 @@ def tail(printed: str) -> str:
     return "\n".join([line for line in printed.splitlines() if line.strip()][-TAIL_LINES:])
 
 
-def _config(project: Path) -> configparser.ConfigParser:
-    config = configparser.ConfigParser(interpolation=None)
+def _config(project: Path) -> ConfigObj:
+    """Read DVC's configuration as DVC does: a value may be quoted."""
+    config = ConfigObj(interpolation=False)
     own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dvc" / "config"
-    config.read([own, project / ".dvc" / "config", project / ".dvc" / "config.local"])
+    for path in (own, project / ".dvc" / "config", project / ".dvc" / "config.local"):
+        if path.is_file():
+            config.merge(ConfigObj(path.read_text().splitlines(), interpolation=False))
     return config
 
 
 def _shown(command: Sequence[str]) -> str:
+    if command[: len(_DVC)] == _DVC:
+        return " ".join(["dvc", *command[len(_DVC) :]])
     return " ".join(command[2:] if command[:2] == (sys.executable, "-m") else command)

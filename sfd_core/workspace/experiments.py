@@ -19,6 +19,7 @@ from sfd_core.experiment.inputs import link_inputs, require_inputs, require_none
 from sfd_core.experiment.params import Params, load_params, parse_params
 from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.locks import locked
 from sfd_core.host.names import require_name
 from sfd_core.host.paths import atomic_dir
 from sfd_core.workspace import git
@@ -86,19 +87,21 @@ def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path(
     `at_once`: see `Place.reproduce`.
 
     Raises `ConfigError` for invalid parameters, or others than those of the experiment that is there, `DataError` for missing
-    inputs and if a stage fails.
+    inputs and if a stage fails, `BusyError` if another process runs the experiment.
     """
     params = parse_params(plan.values, source="the experiment")
     require_none_in_outputs(params, project)
     require_inputs(params, project)
-    _require_same(params, folder)
-    with nullcontext(folder) if folder.exists() else atomic_dir(folder) as place:
-        _copy_code(place, project)
-        _write_values(plan.values, params, place, project, scm=False)
-    try:
-        Place(folder, environment(project)).reproduce(at_once)
-    except ProgramError as error:
-        raise DataError(f"the pipeline stopped in {folder}; see the error above; the same command continues it") from error
+    busy = f"another process runs the experiment in {folder}; wait for it, or choose another name"
+    with locked(folder.with_suffix(".lock"), busy):
+        _require_same(params, folder)
+        with nullcontext(folder) if folder.exists() else atomic_dir(folder) as place:
+            _copy_code(place, project)
+            _write_values(plan.values, params, place, project, scm=False)
+        try:
+            Place(folder, environment(project)).reproduce(at_once)
+        except ProgramError as error:
+            raise DataError(f"the pipeline stopped in {folder}; see the error above; the same command continues it") from error
 
 
 def experiment_dir(name: str) -> Path:

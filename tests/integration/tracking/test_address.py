@@ -1,14 +1,16 @@
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy
+from postgresql import INSTALLED, PostgreSQL
 
 from sfd_core.tracking import address
-from sfd_core.tracking.address import is_reachable, public, store_uri
+from sfd_core.tracking.address import in_a_line, is_reachable, public, store_uri, why_unusable
 
 
 @pytest.fixture
@@ -56,4 +58,41 @@ def test_an_address_without_a_password_is_shown_as_it_is(uri: str) -> None:
 def test_the_embedded_store_is_always_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert is_reachable(store_uri())
+    assert why_unusable(store_uri()) == ""
+
+
+def test_a_file_that_is_no_database_is_told_before_mlflow_tries_for_minutes(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("words " * 200)
+    (tmp_path / "empty.db").touch()
+    assert why_unusable(f"sqlite:///{tmp_path}/empty.db") == ""
+    assert why_unusable(f"sqlite:///{tmp_path}/new/folder/runs.db") == ""
+    assert "text.db is no SQLite database" in why_unusable(f"sqlite:///{tmp_path}/text.db")
+    assert "unable to open" in why_unusable(f"sqlite:///{tmp_path}")
+    assert "text.db is no folder" in why_unusable(f"sqlite:///{tmp_path}/text.db/runs.db")
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://host/runs", "file:///srv/mlruns", "./mlruns", "databricks", "http//host:5000", "http://[::1"]
+)
+def test_an_address_that_is_none_is_told_with_those_that_are(uri: str) -> None:
+    assert "it is none of http://HOST:PORT" in why_unusable(uri)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="PostgreSQL is not installed")
+def test_a_database_that_refuses_is_told_at_once_and_without_the_password() -> None:
+    database = PostgreSQL()
+    database.start()
+    try:
+        uri = database.url(password="wrong-word").replace("postgresql://", "postgresql+psycopg://")
+        started = time.monotonic()
+        reason = why_unusable(uri)
+        assert time.monotonic() - started < 5
+        assert reason
+        assert "wrong-word" not in reason
+    finally:
+        database.stop()
+
+
+def test_what_a_store_answers_is_shown_without_its_password() -> None:
+    error = RuntimeError("request to http://user:p%40ss@host:1/api failed: p@ss\nTraceback")
+    assert in_a_line(error, "http://user:p%40ss@host:1") == "request to http://host:1/api failed: ***"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from sfd_core.host.errors import BusyError
+from sfd_core.host.locks import locked
 from sfd_core.host.machine import slot, taken
 from sfd_core.workspace.dvc import Place, ProgramError, environment, remote_of, stages_run, tail, write_local_config
 
@@ -98,22 +100,24 @@ def test_the_environment_has_no_key_of_the_scheduler(tmp_path: Path, monkeypatch
     assert given["PATH"].startswith(str(Path(sys.executable).parent))
 
 
-def test_a_worktree_shares_the_cache_and_the_remotes_of_its_project(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["project", "a b#c,%d;é?", "it's", 'a "name"', "[x]=*$HOME"])
+def test_a_worktree_shares_the_cache_and_the_remotes_of_its_project(tmp_path: Path, name: str) -> None:
     from dvc.config import Config  # noqa: PLC0415 - takes a second
 
-    project, folder = tmp_path / "project", tmp_path / "project" / ".sfd" / "points" / "key"
+    project, folder = tmp_path / name, tmp_path / name / ".sfd" / "points" / "key"
     for path in (project, folder):
         (path / ".dvc").mkdir(parents=True)
         (path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    remote = store\n")
     assert remote_of(project) == "store"
     (project / ".dvc" / "config.local").write_text(
-        "['remote \"store\"']\n    url = ../bytes\n['remote \"s3\"']\n    url = s3://bucket/x\n    secret_access_key = a%b\n"
+        "['remote \"store\"']\n    url = ../bytes\n"
+        '[\'remote "s3"\']\n    url = s3://bucket/x\n    secret_access_key = "a%b#c"\n'
     )
     write_local_config(project, folder)
     config = Config(str(folder / ".dvc"))
     assert config["cache"]["dir"] == str(project / ".dvc" / "cache")
     assert config["remote"]["store"]["url"] == str(project / "bytes")
-    assert config["remote"]["s3"] == {"url": "s3://bucket/x", "secret_access_key": "a%b"} | config["remote"]["s3"]
+    assert config["remote"]["s3"] == {"url": "s3://bucket/x", "secret_access_key": "a%b#c"} | config["remote"]["s3"]
     assert config["core"]["remote"] == "store"
     assert not config["core"]["autostage"]
     assert (folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
@@ -214,3 +218,26 @@ def test_a_program_without_a_log_writes_to_this_process_s_output(tmp_path: Path,
     assert capfd.readouterr() == ("one\n", "two\n")
     with pytest.raises(ProgramError, match="ended with code 3"):
         there.run(sys.executable, "-c", "raise SystemExit(3)")
+
+
+def test_a_result_that_another_process_is_still_recording_is_waited_for(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        there = pipeline(folder, "stages: {made: {cmd: date +%N > out, deps: [input], outs: [out]}}")
+        (folder / "input").touch()
+        (folder / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {tmp_path / 'cache'}\n")
+        if folder == first:
+            there.dvc("repro")
+    (entry,) = (path for path in (tmp_path / "cache" / "runs").rglob("*") if path.is_file())
+    record, unfinished = entry.read_text(), entry.with_name(".unfinished")
+    with ThreadPoolExecutor(1) as other:
+        with locked(tmp_path / "cache" / "runs.lock"):
+            entry.rename(unfinished)
+            unfinished.write_text(record[:10] + "{")
+            printed = other.submit(there.dvc, "repro")
+            time.sleep(3)  # time for DVC to come here
+            unfinished.write_text(record)
+            unfinished.rename(entry)
+        assert "is cached" in printed.result()
+    assert (first / "out").read_text() == (second / "out").read_text()

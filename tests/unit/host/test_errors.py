@@ -6,6 +6,7 @@ import os
 import pytest
 
 from sfd_core.host.errors import ConfigError, exits_cleanly
+from sfd_core.host.seeding import derive_seed
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -38,3 +39,15 @@ def test_what_the_user_cannot_mend_keeps_its_traceback() -> None:
 def test_an_interruption_is_one_line_and_a_mistake_another(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(KeyboardInterrupt(), capsys) == (130, "interrupted; the same command goes on with what is kept\n")
     assert ended(ConfigError("no"), capsys) == (2, "error: no\n")
+
+
+def test_a_name_that_is_not_in_utf_8_is_one_line_and_another_text_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    @exits_cleanly
+    def main() -> None:
+        derive_seed(3, os.fsdecode(b"cat/b\xff.png"))
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "error: 'cat/b\\udcff.png' is no name in UTF-8; rename that file or folder\n"
+    with pytest.raises(UnicodeEncodeError):
+        exits_cleanly(lambda: print("ü".encode("ascii")))()

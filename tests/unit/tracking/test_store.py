@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -89,3 +90,35 @@ def test_a_run_begun_during_training_is_completed(embedded: Path) -> None:
     assert sync_run(store, SPEC, "key", Evidence(curves=[curve]), resume_key="resume").run_id == live
     assert store.find({"sfd.key": "key", "sfd.commit": "abc"})[0][0] == live
     assert sync_run(store, SPEC, "key", Evidence(curves=[curve])).run_id == live
+
+
+def files_of(store: Store, run_id: str) -> list[str]:
+    """Return the contents of the run's files as clients read them."""
+    from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
+
+    client = MlflowClient()
+    return [Path(client.download_artifacts(run_id, file.path)).read_text() for file in client.list_artifacts(run_id, "records")]
+
+
+@pytest.mark.parametrize(("name", "copied"), [("moved", False), ("copied", True), ("100%20_#?,é '[x]'", False)])
+def test_a_store_that_was_moved_or_copied_has_its_files_where_it_is(
+    embedded: Path, monkeypatch: pytest.MonkeyPatch, name: str, copied: bool
+) -> None:
+    before, now = embedded / "before", embedded / name
+    before.mkdir()
+    (embedded / ".sfd").rename(before / ".sfd")
+    monkeypatch.chdir(before)
+    for text in ("first", "second"):
+        (embedded / f"{text}.txt").write_text(text)
+    first = sync_run(Store(), SPEC, "key", Evidence(files={"records": [embedded / "first.txt"]})).run_id
+    shutil.copytree(before, now) if copied else before.rename(now)
+    monkeypatch.chdir(now)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    kept = sorted(before.rglob("*"))
+    store = Store()
+    second = sync_run(store, SPEC, "other", Evidence(files={"records": [embedded / "second.txt"]})).run_id
+    assert [files_of(store, run) for run in (first, second)] == [["first"], ["second"]]
+    assert len(list((now / ".sfd" / "mlartifacts").rglob("*.txt"))) == 2
+    assert sorted(before.rglob("*")) == kept
+    assert before.exists() == copied
+    assert {path.name for path in embedded.iterdir()} <= {"before", name, "first.txt", "second.txt"}
