@@ -1,8 +1,8 @@
 """dvc.yaml against the parameters and the files of the stages."""
 
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -25,8 +25,12 @@ def written(stage: str) -> list[str]:
 
 
 def kinds(annotation: Any) -> tuple[Any, ...]:
-    """The kinds of a group that is one of several, else what was given."""
-    return get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    """The kinds of a group that is one of several or null, else what was given."""
+    if get_origin(annotation) is Annotated:
+        return kinds(get_args(annotation)[0])
+    if get_origin(annotation) not in (Union, UnionType):
+        return (annotation,)
+    return tuple(kind for one in get_args(annotation) if one is not NoneType for kind in kinds(one))
 
 
 def is_group(annotation: Any) -> bool:
