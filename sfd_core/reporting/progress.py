@@ -35,6 +35,7 @@ class Work:
     """Its folder, or the Git ref of a finished point."""
     step: int | None = None
     steps: int | None = None
+    """Of the present parameters; an older training may have taken more."""
     rate: float | None = None
     """Steps a second."""
     distance: str = ""
@@ -43,7 +44,7 @@ class Work:
     @property
     def row(self) -> tuple[str, ...]:
         """The cells of its row, as `COLUMNS`."""
-        done = "" if self.step is None else f"{self.step:,}" + (f" of {self.steps:,}" if self.steps else "")
+        done = "" if self.step is None else f"{self.step:,}" + (f" of {self.steps:,}" if (self.steps or 0) >= self.step else "")
         rate = f"{format_rate(self.rate)} steps/s" if self.rate else ""
         left = ""
         if self.state == RUNNING and self.rate and self.steps is not None and self.step is not None:
@@ -72,7 +73,7 @@ def _unfinished(place: Path) -> Iterator[Work]:
         name = f"{stage}@{command[command.index('--variant') + 1]}" if "--variant" in command[:-1] else stage
         state = RUNNING if is_held(lock) or name in running else STOPPED
         running = [other for other in running if other != name]
-        step, rate = _pace(folder / "history.csv")
+        step, rate = _pace(folder)
         yield Work(name, state, str(folder), step, totals.get(stage), rate)
     yield from (Work(name, RUNNING, str(place)) for name in running)
 
@@ -87,19 +88,23 @@ def _steps_of_stages(place: Path) -> dict[str, int]:
     return {}
 
 
-def _pace(history: Path) -> tuple[int | None, float | None]:
-    """Return the last step of a curve, and the steps a second at its end."""
-    with suppress(SFDError, KeyError, IndexError):
-        rows = read_history(history)
-        first, last = rows[-RECENT_ROWS:][0], rows[-1]
-        seconds = last["seconds"] - first["seconds"]
-        return int(last["step"]), (last["step"] - first["step"]) / seconds if seconds > 0 else None
-    return None, None
+def _pace(folder: Path) -> tuple[int | None, float | None]:
+    """Return the last step that a training's curve or checkpoints tell of, and the steps a second at the end of either."""
+    rows: list[tuple[int, float]] = []
+    saved: list[tuple[int, float]] = []
+    with suppress(SFDError, KeyError):
+        rows = [(int(row["step"]), row["seconds"]) for row in read_history(folder / "history.csv")[-RECENT_ROWS:]]
+    with suppress(OSError):  # a checkpoint that was just deleted
+        saved = [(int(path.name.removeprefix("step-")), path.stat().st_mtime) for path in sorted(folder.glob("step-*"))]
+    times = rows if len(rows) > 1 else saved
+    passed = times[-1][1] - times[0][1] if times else 0
+    rate = (times[-1][0] - times[0][0]) / passed if passed > 0 else None
+    return max((step for step, _ in [*rows, *saved]), default=None), rate
 
 
 def _finished(place: Path) -> Iterator[Work]:
     for folder in [*(place / OUTPUTS).glob("*_vae"), *sorted((place / OUTPUTS / "train").glob("*/"))]:
-        step, _ = _pace(folder / "history.csv")
+        step, _ = _pace(folder)
         if step is None:
             continue
         of_variant = folder.parent.name == "train"

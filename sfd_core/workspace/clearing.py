@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sfd_core.host.errors import ConfigError
 from sfd_core.host.locks import is_held
 from sfd_core.host.paths import OUTPUTS, REPORT, STATE
 from sfd_core.host.resume import LOCK
@@ -16,6 +17,7 @@ from sfd_core.workspace.places import EXPERIMENTS, SHOWN
 RESUME = STATE / "resume"
 KEPT = (RESUME, STATE / "checkpoints", STATE / "kept")
 """Unfinished work, checkpoints of finished trainings that `engine` keeps, and work that was put aside."""
+IN_WORK = "in work"
 REMADE = (OUTPUTS, REPORT, STATE / "verified", SHOWN)
 
 
@@ -41,25 +43,30 @@ class Item:
 def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
     """Return what lies in a clone beside its code; `checkpoints`: unfinished and kept work may go, too.
 
-    Kept is what a process works in, and outputs that DVC's cache does not hold.
+    Kept is what a process works in, and outputs that DVC's cache does not hold. Raises `ConfigError` where there is no project.
     """
-    beside = [*(project / EXPERIMENTS).glob("*/"), *(project / git.POINTS).glob("*/")]
+    if not (project / "dvc.yaml").is_file():
+        raise ConfigError(f"{project.absolute()} is no project, for it has no dvc.yaml; run this in the project folder")
     items = list(_of_place(project, project, [*REMADE, *KEPT], checkpoints))
-    for place in sorted(beside):
-        inner = list(_of_place(place, project, [OUTPUTS, *KEPT], checkpoints))
-        why = next((item.why for item in inner if item.why), "")
-        items.append(Item(place, why))
+    for place in sorted([*(project / EXPERIMENTS).glob("*/"), *(project / git.POINTS).glob("*/")]):
+        reasons = (item.why for item in _of_place(place, project, [OUTPUTS, *KEPT], checkpoints) if item.why)
+        items.append(Item(place, IN_WORK if _in_work(place) else next(reasons, "")))
     return items
 
 
-def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) -> Iterator[Item]:
+def _in_work(place: Path) -> bool:
+    """Whether a process works in a project, an experiment or a point."""
     locks = [place.parent / f"{place.name}.lock", *(place / RESUME).rglob(LOCK)]
-    in_work = any(map(is_held, locks)) or bool(running_stages(place))
+    return any(map(is_held, locks)) or bool(running_stages(place))
+
+
+def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) -> Iterator[Item]:
+    in_work = _in_work(place)
     there = [Item(place / name) for name in names if any(file.is_file() for file in (place / name).rglob("*"))]
     for item in there:
         name = item.path.relative_to(place)
         if in_work and name not in (REPORT, SHOWN):
-            yield replace(item, why="in work")
+            yield replace(item, why=IN_WORK)
         elif name in KEPT and not checkpoints:
             yield replace(item, why="holds checkpoints; --checkpoints deletes it, too")
         elif name == OUTPUTS and (lost := _outside_cache(place, project)):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,13 @@ def test_a_training_that_begins_is_one_row(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
     (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": by}))
     assert [(work.state, work.where) for work in read_work(tmp_path)] == [("running", str(newer)), ("stopped", str(older))]
+
+
+def test_checkpoints_tell_of_steps_that_the_curve_has_not_reached(tmp_path: Path) -> None:
+    folder = begin_training(tmp_path, 0)
+    for step, time in ((100, 1000), (150, 1010)):
+        (folder / f"step-{step:08d}").mkdir(parents=True)
+        os.utime(folder / f"step-{step:08d}", (time, time))
+    (work,) = read_work(tmp_path)
+    assert (work.step, work.rate) == (150, 5.0)
+    assert replace(work, steps=100).row[2] == "150"
