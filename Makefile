@@ -103,6 +103,7 @@ status: setup  ## show which servers run, their health and their memory
 	$(BIN)/python -m infra.lab status
 
 serve-mlflow: setup  ## serve the embedded MLflow store on http://127.0.0.1:MLFLOW_PORT (5000)
+	-MLFLOW_TRACKING_URI= $(BIN)/sfd track  # also after the project was moved
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri sqlite:///.sfd/mlflow.db --serve-artifacts --artifacts-destination .sfd/mlartifacts
 

@@ -27,7 +27,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from uuid import UUID
 
 import httpx
@@ -39,11 +39,11 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
-from prefect.states import AwaitingRetry, Cancelled
+from prefect.states import AwaitingRetry, Cancelled, Suspended
 from prefect.types.entrypoint import EntrypointType
 
 from flows import limits
-from flows.dispatch import cancel_points
+from flows.dispatch import cancel_points, read_runs
 from flows.guidance import guidance_sweep
 from flows.pipeline import reproduce
 from flows.point import point
@@ -54,7 +54,9 @@ from sfd_core.workspace import git, journal
 from sfd_core.workspace.dvc import remote_of
 
 QUERY_SECONDS = 2.0
-CHECK_SECONDS = 4.0
+WATCH_SECONDS = 2.0
+SECONDS_TO_START = 4.0
+"""Prefect's runners have set their signal handlers by then."""
 RESTARTS = 3
 """How often a run whose process died is restarted automatically."""
 PENDING_SECONDS = 60.0
@@ -113,7 +115,7 @@ async def _serve(project: Path, slots: int, served: dict[str, Flow[..., Any]]) -
 
 async def _handle_signals() -> None:
     """Take SIGTERM over from the runners, which would mark its runs as cancelled, so that nobody restarts them."""
-    await asyncio.sleep(CHECK_SECONDS)
+    await asyncio.sleep(SECONDS_TO_START)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _end())
     print(f"worker {machine.worker_name()} is ready, limit {machine.limit_name()}", file=sys.stderr, flush=True)
@@ -129,7 +131,7 @@ def _end() -> None:
 
 
 async def _watch(project: Path) -> None:
-    """Restart runs that died, end those that were cancelled and show the used slots, as long as the worker lives."""
+    """Restart runs that died, end those that were stopped and show the used slots, as long as the worker lives."""
     used, checked = -1, 0.0
     while True:
         try:
@@ -139,54 +141,70 @@ async def _watch(project: Path) -> None:
                 if time.monotonic() - checked > PENDING_SECONDS / 2:
                     await _restart_pending(client)
                     checked = time.monotonic()
-                await _end_cancelled(client, project)
+                await _end_stopped(project)
             count = machine.taken()
             if count != used:
                 await asyncio.to_thread(limits.show_used, count)
                 used = count
         except (httpx.HTTPError, PrefectHTTPStatusError, ObjectNotFound, OSError) as error:
             print(f"watching runs: {error}", file=sys.stderr)
-        await asyncio.sleep(CHECK_SECONDS)
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 async def _restart(client: PrefectClient, project: Path, run: journal.Broken) -> None:
-    """Schedule a run whose process is gone, unless it was cancelled, ended, or died too often."""
+    """Schedule a run whose process is gone, unless it was stopped or died too often; a paused one can be resumed."""
     try:
         state = (await client.read_flow_run(run.flow_run)).state
     except ObjectNotFound:
         state = None
-    if state is not None and state.is_scheduled():
+    if state is not None and (stopped := await _stopped_as(client, run.flow_run, state)):
+        await client.set_flow_run_state(run.flow_run, stopped, force=True)
+        state = stopped
+    if state is not None and (state.is_scheduled() or state.is_paused()):
         return
-    if state is not None and await _is_unwanted(client, run.flow_run, state):
+    if state is None or state.is_cancelled():
         await asyncio.to_thread(cancel_points, run.flow_run)
-        if not state.is_cancelled():
-            await client.set_flow_run_state(run.flow_run, Cancelled(), force=True)
-    elif state is not None and not (state.is_completed() or state.is_failed()) and run.restarts < RESTARTS:
+    elif (not state.is_final() or state.is_crashed()) and run.restarts < RESTARTS:
         journal.count_restart(project, run)
         await _schedule(client, run.flow_run, "its process died; it is restarted and resumes")
         return
     journal.forget(project, run.flow_run)
 
 
-async def _is_unwanted(client: PrefectClient, run: UUID, state: State[Any]) -> bool:
-    """Whether a run whose process is gone was cancelled: a process that is asked to end may set the state to crashed."""
-    if not state.is_crashed():
-        return state.is_cancelling() or state.is_cancelled()
-    history = sorted(await client.read_flow_run_states(run), key=lambda past: past.timestamp)
-    before = [past for past in history if not past.is_crashed()]
-    return bool(before) and before[-1].is_cancelling()
+async def _stopped_as(client: PrefectClient, run: UUID, state: State[Any]) -> State[Any] | None:
+    """Return the state that a run should have which was stopped, and whose process is gone; None if it is right.
+
+    A process that is asked to end sets the state to crashed, whatever it was before.
+    """
+    before = state
+    if state.is_crashed():
+        history = sorted(await client.read_flow_run_states(run), key=lambda past: past.timestamp)
+        before = next((past for past in reversed(history) if not past.is_crashed()), state)
+    if before.is_cancelling():
+        return Cancelled()
+    if before is state or not _is_stopped(before):
+        return None
+    return Suspended() if before.is_paused() else before
 
 
-async def _end_cancelled(client: PrefectClient, project: Path) -> None:
-    """End runs that are being cancelled: Prefect's runner does so, too, but no longer after its server was down."""
+async def _end_stopped(project: Path) -> None:
+    """End runs that were deleted, paused or cancelled, and their points.
+
+    Prefect's runner ends cancelled ones, too, but no longer after its server was down.
+    """
     executed = await asyncio.to_thread(journal.alive, project)
-    if not executed:
-        return
-    for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(id={"any_": list(executed)}), limit=200):
-        process = executed[run.id]
-        if process and run.state is not None and run.state.is_cancelling() and _age(run) > CANCEL_SECONDS:
+    runs = await asyncio.to_thread(read_runs, list(executed)) if executed else {}
+    for key, process in executed.items():
+        run = runs.get(key)
+        if run is None or (_is_stopped(run.state) and (run.state.is_paused() or _age(run) > CANCEL_SECONDS)):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
+            await asyncio.to_thread(cancel_points, key)
+
+
+def _is_stopped(state: State[Any] | None) -> TypeGuard[State[Any]]:
+    """Whether a person has stopped a run that its process still computes."""
+    return state is not None and (state.is_paused() or state.is_cancelling() or (state.is_final() and not state.is_crashed()))
 
 
 async def _restart_pending(client: PrefectClient) -> None:

@@ -88,7 +88,7 @@ class Dispatcher:
         while self._waits and not found:
             time.sleep(POLL_SECONDS)
             try:
-                runs = self._read()
+                runs = read_runs([wait.run for wait in self._waits])
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 self._report(f"Prefect's server does not answer ({error}); the points go on, trying again")
                 continue
@@ -100,7 +100,7 @@ class Dispatcher:
     def _start(self, request: Request) -> UUID:
         with get_client(sync_client=True) as client:
             runs = _runs(client, tags={"all_": request.tags})
-            run = next((run for run in runs if not _is_final(run)), None)
+            run = next((run for run in runs if not (_is_final(run) or _is_cancelling(run))), None)
             if run is None:
                 parameters = {
                     "key": request.point.key,
@@ -121,12 +121,6 @@ class Dispatcher:
             if self._tag not in run.tags:
                 client.update_flow_run(run.id, tags=[*run.tags, self._tag])
         return run.id
-
-    def _read(self) -> dict[UUID, FlowRun]:
-        wanted = [wait.run for wait in self._waits]
-        pages = [wanted[start : start + PAGE] for start in range(0, len(wanted), PAGE)]
-        with get_client(sync_client=True) as client:
-            return {run.id: run for page in pages for run in _runs(client, id={"any_": page})}
 
     def _outcome(self, wait: _Wait, run: FlowRun | None) -> Outcome | None:
         point, targets = wait.request.point, wait.request.targets
@@ -151,6 +145,13 @@ class Dispatcher:
             self._report(f"{wait.request.point.name} crashed; its worker restarts it and it resumes")
         elif now - wait.crashed_at > CRASH_PATIENCE:
             wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._start(wait.request)
+
+
+def read_runs(wanted: Sequence[UUID]) -> dict[UUID, FlowRun]:
+    """Return those of the `wanted` flow runs that the server has."""
+    pages = [wanted[start : start + PAGE] for start in range(0, len(wanted), PAGE)]
+    with get_client(sync_client=True) as client:
+        return {run.id: run for page in pages for run in _runs(client, id={"any_": page})}
 
 
 def sweep_tag(sweep: UUID | str) -> str:
@@ -183,6 +184,10 @@ def _recorded(point: Point, targets: Sequence[str]) -> Outcome:
 
 def _is_final(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_final()
+
+
+def _is_cancelling(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_cancelling()
 
 
 def _is_running(client: SyncPrefectClient, tag: str) -> bool:

@@ -87,6 +87,8 @@ def _split(uri: str) -> SplitResult:
 
 def _why_no_file(path: Path) -> str:
     if not path.exists():
+        if "'" in str(Path.cwd()):
+            return "MLflow makes no database in a project whose path has a '; rename the folder, or use a server"
         place = existing_parent(path)
         return "" if place.is_dir() and os.access(place, os.W_OK) else f"{place} is no folder that can be written"
     try:

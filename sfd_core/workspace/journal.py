@@ -52,8 +52,9 @@ def broken(project: Path) -> list[Broken]:
 
 
 def alive(project: Path) -> dict[UUID, int]:
-    """Return the running flow runs of this clone with their process ids."""
-    return {UUID(path.stem): _read(path)["process"] for path in _entries(project) if _is_alive(path)}
+    """Return the running flow runs of this clone with their process ids, without those that have not written theirs yet."""
+    found = {UUID(path.stem): _read(path)["process"] for path in _entries(project) if _is_alive(path)}
+    return {run: process for run, process in found.items() if process}
 
 
 def count_restart(project: Path, run: Broken) -> None:

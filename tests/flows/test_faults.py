@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from laboratory import Laboratory, await_training, flow_project, processes_in, wait_until
 from projects import Project
 
@@ -23,6 +26,8 @@ pytestmark = [
 
 STEPS = 1000
 """Long enough to be interrupted, short enough to be waited for."""
+STOP_SECONDS = 15.0
+"""From a click to the end of the last training."""
 
 
 class Sweep:
@@ -31,6 +36,7 @@ class Sweep:
     def __init__(self, laboratory: Laboratory, project: Project, name: str, delta_t: float) -> None:
         self.laboratory, self.project, self.name = laboratory, project, name
         changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": 25}
+        self.before = self.checkpoints()
         self.asked = {"name": name, "variants": ["sfd"], "grid": {"delta_t": [delta_t]}, "changes": changes}
         self.run = laboratory.ask("sweep/sweep", **self.asked)
 
@@ -38,8 +44,14 @@ class Sweep:
     def worktrees(self) -> Path:
         return self.project.path / ".sfd" / "points"
 
+    def checkpoints(self) -> set[Path]:
+        return set(self.worktrees.glob("*/.sfd/resume/train/*/step-*"))
+
     def training(self) -> list[str]:
         return [command for command in processes_in(self.worktrees) if "stages.train" in command]
+
+    def await_checkpoint(self) -> None:
+        wait_until(lambda: self.checkpoints() - self.before, "a checkpoint of the sweep's training")
 
     def require_complete(self, resumed: bool = True) -> None:
         state = self.laboratory.finish(self.run, 600)
@@ -111,27 +123,105 @@ def test_a_worker_that_ends_takes_all_with_it_and_the_next_one_goes_on(
     laboratory.stop(again)
 
 
-@pytest.mark.parametrize(("restarted", "delta_t"), [(False, 0.31), (True, 0.32)])
-def test_cancelling_ends_every_process_of_the_sweep(
-    laboratory: Laboratory, project: Project, restarted: bool, delta_t: float
-) -> None:
-    from prefect.client.orchestration import get_client  # noqa: PLC0415
-    from prefect.states import Cancelling  # noqa: PLC0415
+def cancel(run: Any) -> None:
+    subprocess.run([sys.executable, "-m", "prefect", "flow-run", "cancel", str(run)], check=True, timeout=60)
 
-    sweep = Sweep(laboratory, project, "cancelled", delta_t)
-    await_training(sweep.project)
-    if restarted:
-        restart_server(sweep)
-    assert sweep.training()
-    started = time.monotonic()
+
+def delete(run: Any) -> None:
+    subprocess.run([sys.executable, "-m", "prefect", "flow-run", "delete", str(run)], check=True, timeout=60, input=b"y\n")
+
+
+def pause(run: Any) -> None:
+    """Do as the server's page does."""
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+    from prefect.states import Suspended  # noqa: PLC0415
+
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(sweep.run, Cancelling())
+        client.set_flow_run_state(run, Suspended(timeout_seconds=300))
+
+
+def resume(run: Any) -> None:
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client:
+        assert client.resume_flow_run(run).status == "ACCEPT"
+
+
+def is_executed(run: Any) -> bool:
+    found = psutil.process_iter(["environ"])
+    return any((process.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == str(run) for process in found)
+
+
+def require_stopped(laboratory: Laboratory, project: Project, run: Any, stop: Callable[[Any], None]) -> None:
+    """Stop a run in the middle of its training; of a paused one, resume it and see that the training goes on."""
+
+    def trainings() -> list[str]:
+        return [command for command in processes_in(project.path) if "sfd_core.stages" in command]
+
+    def resumed() -> int:
+        logs = (project.path / ".sfd" / "logs").glob("*.log")
+        return sum(file.read_text().count("resumed after step") for file in logs)
+
+    assert trainings()
+    before = resumed()
+    stop(run)
+    started = time.monotonic()
+    wait_until(lambda: not trainings(), "the end of the training", STOP_SECONDS)
+    print(f"{stop.__name__}: ended in {time.monotonic() - started:.1f} s")
+    time.sleep(10)
+    assert not trainings()
+    if stop is pause:
+        wait_until(lambda: laboratory.state(run).name == "Suspended" and not is_executed(run), "the pause", 60)
+        resume(run)
+        wait_until(lambda: resumed() > before, "the training to go on")
+
+
+@pytest.mark.parametrize(
+    ("what", "stop", "delta_t"),
+    [("sweep", cancel, 0.31), ("sweep", delete, 0.33), ("sweep", pause, 0.34), ("point", delete, 0.35), ("point", pause, 0.36)],
+)
+def test_stopping_a_sweep_or_its_point_ends_the_training_within_seconds(
+    laboratory: Laboratory, project: Project, what: str, stop: Callable[[Any], None], delta_t: float
+) -> None:
+    sweep = Sweep(laboratory, project, f"{what}-{stop.__name__}", delta_t)
+    sweep.await_checkpoint()
+    require_stopped(laboratory, project, sweep.run if what == "sweep" else open_point(laboratory), stop)
+    if stop is pause:
+        delete(sweep.run)
+    elif stop is cancel:
+        assert laboratory.finish(sweep.run, 60).is_cancelled()
+    elif what == "point":
+        assert laboratory.finish(sweep.run, 60).is_failed()
+        assert "its flow run was deleted" in laboratory.artifact(f"{sweep.name}-summary")
     wait_until(lambda: not processes_in(sweep.worktrees), "the end of the training", 60)
-    print(f"cancelled in {time.monotonic() - started:.1f} s")
+    wait_until(lambda: all(run.state.is_final() for run in laboratory.points()), "the end of the points", 60)
+
+
+@pytest.mark.parametrize("stop", [delete, pause])
+def test_stopping_a_reproduction_ends_its_stages_within_seconds(
+    laboratory: Laboratory, tmp_path: Path, stop: Callable[[Any], None]
+) -> None:
+    project = flow_project(tmp_path / "project", ["sfd"])
+    values = project.values()
+    values["train"]["optimisation"] |= {"steps": STEPS, "checkpoint_every": 25}
+    (project.path / "params.yaml").write_text(yaml.safe_dump(values))
+    worker = laboratory.start_worker(project, f"reproduces-{stop.__name__}")
+    run = laboratory.ask("reproduce/reproduce")
+    wait_until(lambda: list(project.path.glob(".sfd/resume/train/*/step-*")), "a checkpoint of a training")
+    require_stopped(laboratory, project, run, stop)
+    laboratory.stop(worker)
+
+
+def test_cancelling_ends_every_process_of_the_sweep_after_the_server_was_down(laboratory: Laboratory, project: Project) -> None:
+    sweep = Sweep(laboratory, project, "cancelled", 0.32)
+    await_training(sweep.project)
+    restart_server(sweep)
+    assert sweep.training()
+    cancel(sweep.run)
+    wait_until(lambda: not processes_in(sweep.worktrees), "the end of the training", 60)
     assert laboratory.finish(sweep.run, 60).is_cancelled()
     wait_until(lambda: all(run.state.is_final() for run in laboratory.points()), "the end of the points", 60)
-    again = Sweep(laboratory, project, "cancelled", delta_t)
-    again.require_complete()
+    Sweep(laboratory, project, "cancelled", 0.32).require_complete()
 
 
 def test_two_sweeps_and_the_same_one_twice_compute_a_point_once(laboratory: Laboratory, project: Project) -> None:

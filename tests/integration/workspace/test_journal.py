@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from sfd_core.host.locks import locked
 from sfd_core.workspace import journal
 
 RUN = """
@@ -42,6 +43,13 @@ def test_a_killed_run_is_broken_and_counts_its_restarts(tmp_path: Path) -> None:
     assert journal.broken(tmp_path) == [journal.Broken(run, 1)]
     journal.forget(tmp_path, run)
     assert journal.broken(tmp_path) == []
+
+
+def test_a_run_that_starts_again_has_no_process_to_end_yet(tmp_path: Path) -> None:
+    run = journal.Broken(uuid4(), 0)
+    journal.count_restart(tmp_path, run)
+    with locked(tmp_path / journal.FOLDER / f"{run.flow_run}.lock"):
+        assert journal.alive(tmp_path) == {}
 
 
 def test_a_run_that_ends_or_fails_by_itself_leaves_no_entry(tmp_path: Path) -> None:

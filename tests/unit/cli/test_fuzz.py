@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from cyclopts import CycloptsError
-from hypothesis import given, settings
+from fuzzing import EXAMPLES, try_examples
 from hypothesis import strategies as st
 
 from sfd_core.cli.main import app
@@ -17,8 +17,10 @@ ODD = ["sfd", "0", "-1", "1e400", "nan", "0,1", "", "--", "-", "a=b", "\x00", "Ã
 WORDS = st.sampled_from([*OPTIONS, *ODD]) | st.text(max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.sampled_from(COMMANDS), st.lists(WORDS, max_size=8))
-def test_any_words_are_a_command_or_a_mistake(command: str, words: list[str]) -> None:
-    with suppress(CycloptsError):
-        app.parse_args([command, *words], print_error=False, exit_on_error=False)
+@EXAMPLES
+def test_any_words_are_a_command_or_a_mistake(examples: int) -> None:
+    def check(command: str, words: list[str]) -> None:
+        with suppress(CycloptsError):
+            app.parse_args([command, *words], print_error=False, exit_on_error=False)
+
+    try_examples(check, examples, st.sampled_from(COMMANDS), st.lists(WORDS, max_size=8))

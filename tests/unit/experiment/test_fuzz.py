@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import yaml
 from emoji import emoji_values
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import EXAMPLES, try_examples
 from hypothesis import strategies as st
 
 from sfd_core.experiment.params import load_params, parse_params
 from sfd_core.experiment.values import parse_yaml
 from sfd_core.host.errors import ConfigError
 
-EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VALUES = emoji_values()
 
 
@@ -60,23 +59,26 @@ def told(call: Callable[[], object]) -> str:
 
 
 @EXAMPLES
-@given(st.sampled_from(PLACES), ANYTHING)
-def test_any_value_at_any_place_is_an_experiment_or_an_error(place: tuple[Any, ...], value: Any) -> None:
-    message = told(lambda: parse_params(changed(place, value)))
-    assert not message or message.startswith("params is not a valid experiment:")
+def test_any_value_at_any_place_is_an_experiment_or_an_error(examples: int) -> None:
+    def check(place: tuple[Any, ...], value: Any) -> None:
+        message = told(lambda: parse_params(changed(place, value)))
+        assert not message or message.startswith("params is not a valid experiment:")
+
+    try_examples(check, examples, st.sampled_from(PLACES), ANYTHING)
 
 
 @EXAMPLES
-@given(st.integers(0, len(yaml.safe_dump(VALUES))), st.text(max_size=8))
-@example(0, "\x00")
-@example(40, "\t")
-@example(10, "&a [*a]")
-def test_any_text_is_an_experiment_or_an_error(tmp_path: Path, place: int, inserted: str) -> None:
-    text = yaml.safe_dump(VALUES)
-    path = tmp_path / "params.yaml"
-    path.write_bytes((text[:place] + inserted + text[place:]).encode("utf-8", errors="surrogatepass"))
-    message = told(lambda: load_params(path))
-    assert not message or str(path) in message
+def test_any_text_is_an_experiment_or_an_error(tmp_path: Path, examples: int) -> None:
+    text, path = yaml.safe_dump(VALUES), tmp_path / "params.yaml"
+
+    def check(place: int, inserted: str) -> None:
+        path.write_bytes((text[:place] + inserted + text[place:]).encode("utf-8", errors="surrogatepass"))
+        message = told(lambda: load_params(path))
+        assert not message or str(path) in message
+
+    for place, inserted in ((0, "\x00"), (40, "\t"), (10, "&a [*a]")):
+        check(place, inserted)
+    try_examples(check, examples, st.integers(0, len(text)), st.text(max_size=8))
 
 
 ODD = {
