@@ -67,6 +67,7 @@ print(*sorted({HEAVY} & set(sys.modules)), file=sys.stderr)
         (["import", "sfd", "1.pt", "--out", "README.md/x"], "README.md is no folder"),
         (["experiment", "new", "--table", "docs"], "docs is a folder"),
         (["reproduce", "--at-once", "0"], "--at-once"),
+        (["sample", "sfd", "--out", "9" * 400], "File name too long"),
         (["sample", "sfd", "--count", "1000000000"], "--count"),
         (["sample", "sfd", "--columns", "1000000000"], "--columns"),
         (["sample", "sfd", "--seed", str(2**62)], "--seed"),
