@@ -38,10 +38,14 @@ def output(text: str, folder: bool = False) -> Parameter:
     def check(_: Any, path: Path | None) -> None:
         if path is None:
             return
-        if path.exists() and path.is_dir() != folder:
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise ValueError(f"{path} is no place ({error.strerror}); name another.") from error
+        if there and path.is_dir() != folder:
             raise ValueError(f"{path} is a {'file' if folder else 'folder'}; name another place.")
         place = existing_parent(path)
-        if not (path.exists() or place.is_dir()) or not os.access(place, os.W_OK):
+        if not (there or place.is_dir()) or not os.access(place, os.W_OK):
             raise ValueError(f"{place} is no folder that can be written; name another place.")
 
     return Parameter(help=text, validator=check)

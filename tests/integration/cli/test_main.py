@@ -79,6 +79,7 @@ def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
         (["import", "sfd", "1.pt", "--out", "README.md/x"], "README.md is no folder"),
         (["experiment", "new", "--table", "docs"], "docs is a folder"),
         (["reproduce", "--at-once", "0"], "--at-once"),
+        (["sample", "sfd", "--out", "9" * 400], "File name too long"),
         (["sample", "sfd", "--count", "1000000000"], "--count"),
         (["sample", "sfd", "--columns", "1000000000"], "--columns"),
         (["sample", "sfd", "--seed", str(2**62)], "--seed"),
