@@ -207,7 +207,7 @@ def test_stages_of_the_project_wait_for_what_they_read(tmp_path: Path) -> None:
     graph = {stage: before - {"code"} for stage, before in graph.items()}
     assert graph["prepare"] == set()
     assert graph["encode"] == {"prepare", "texture_vae", "features", "semantic_vae"}
-    assert graph["train@sfd"] == {"prepare", "features", "semantic_vae", "encode"}
+    assert graph["train@sfd"] == {"prepare", "features", "semantic_vae", "encode", "schedule"}
     assert graph["evaluate@dit"] == {"prepare", "texture_vae", "encode", "reference", "train@dit"}
     assert {"train@dit", "train@sfd", "evaluate@dit", "evaluate@sfd", "reference"} < graph["report"]
 
