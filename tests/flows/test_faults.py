@@ -137,7 +137,7 @@ def pause(run: Any) -> None:
     from prefect.states import Suspended  # noqa: PLC0415
 
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(run, Suspended(timeout_seconds=300))
+        assert client.set_flow_run_state(run, Suspended(timeout_seconds=300)).status == "ACCEPT"
 
 
 def resume(run: Any) -> None:
@@ -178,14 +178,18 @@ def require_stopped(laboratory: Laboratory, project: Project, run: Any, stop: Ca
 
 @pytest.mark.parametrize(
     ("what", "stop", "delta_t"),
-    [("sweep", cancel, 0.31), ("sweep", delete, 0.33), ("sweep", pause, 0.34), ("point", delete, 0.35), ("point", pause, 0.36)],
+    [("sweep", cancel, 0.31), ("sweep", delete, 0.33), ("sweep", pause, 0.34), ("point", delete, 0.35)],
 )
 def test_stopping_a_sweep_or_its_point_ends_the_training_within_seconds(
     laboratory: Laboratory, project: Project, what: str, stop: Callable[[Any], None], delta_t: float
 ) -> None:
     sweep = Sweep(laboratory, project, f"{what}-{stop.__name__}", delta_t)
     sweep.await_checkpoint()
-    require_stopped(laboratory, project, sweep.run if what == "sweep" else open_point(laboratory), stop)
+    run = sweep.run if what == "sweep" else open_point(laboratory)
+    if what == "point":
+        with pytest.raises(AssertionError, match="ABORT"):  # Prefect pauses no run that another run has started
+            pause(run)
+    require_stopped(laboratory, project, run, stop)
     if stop is pause:
         delete(sweep.run)
     elif stop is cancel:
