@@ -95,8 +95,7 @@ def ema(
 
     folder = artifact_folder(artifact)
     manifest = DenoiserManifest.read(folder)
-    last = manifest.snapshots[-1]
-    chosen = last.step if step is None else step
+    chosen = manifest.snapshots[-1].step if step is None else step
     weights, mismatch = reconstruct(StoredAverage.all_in(folder / "snapshots" / AVERAGES), sigma, chosen)
     write_averaged(manifest, folder, weights, chosen, out)
     print(f"{out}: average of width {sigma:g} after {chosen} steps; its weights over the steps are matched to {mismatch:.1e}")

@@ -590,18 +590,23 @@ class OffsetStudy(Group):
     offsets: Annotated[list[Offset], Field(min_length=1)]
 
 
-class ErrorFieldStudy(Group):
-    """The velocity errors of one denoiser over both local times, and its distance along the paths that cost least on them."""
+class ErrorFieldParams(Group):
+    """How an error field is measured and weighted."""
 
-    kind: Literal["error_field"]
-    variant: str
-    """One with independent times."""
     points: Annotated[int, Field(ge=3)]
     """Local times of either part, evenly spaced from 0 to 1."""
     images: Positive
     """Held-out images, evenly spaced."""
     weighting: Weighting
     """Weight of an error over the part's own local time; `logit_normal` is the density of the training times."""
+
+
+class ErrorFieldStudy(ErrorFieldParams):
+    """The velocity errors of one denoiser over both local times, and its distance along the paths that cost least on them."""
+
+    kind: Literal["error_field"]
+    variant: str
+    """One with independent times."""
     semantic_weights: Annotated[list[PositiveFloat], Field(min_length=1)]
     """Weights of semantic errors relative to those of texture; each has a least-cost path."""
 
@@ -637,13 +642,10 @@ class FoundSchedule(Group):
     seed: Seed
 
 
-class LeastCostSchedule(FoundSchedule):
-    """The path that costs least on the error field of a probe of any order; see `ErrorFieldStudy`."""
+class LeastCostSchedule(FoundSchedule, ErrorFieldParams):
+    """The path that costs least on the error field of a probe of any order."""
 
     kind: Literal["least_cost"]
-    points: Annotated[int, Field(ge=3)]
-    images: Positive
-    weighting: Weighting
 
 
 class LearnedSchedule(FoundSchedule):
