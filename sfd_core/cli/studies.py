@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Weighting = Literal["uniform", "logit_normal", "likelihood"]
 INTERVALS = "Where guidance acts on each part's own time, each as FROM,TO (default: 0,1)."
+CORNERS = "Instead of offsets: times of texture and of semantics; every pair is the corner of a path, such as 0 0.5 1."
 OFFSETS = "Offsets to sample along, -1 (texture finished first) to 1 (semantics finished first)."
 SEMANTIC_WEIGHTS = "Weights of semantic errors relative to those of texture; each has a least-cost path (default: 1)."
 WEIGHTING = "Of an error over the part's own time; logit_normal is the density of the training times."
@@ -68,29 +69,32 @@ def path_curve(
     artifact: Annotated[str, ARTIFACT],
     /,
     *,
-    offsets: Annotated[list[float], Parameter(help=OFFSETS)],
+    offsets: Annotated[list[float] | None, Parameter(help=OFFSETS)] = None,
+    corners: Annotated[list[float] | None, Parameter(help=CORNERS)] = None,
     samples: Annotated[int | None, SAMPLES] = None,
-    out: Annotated[Path, output("Folder of offsets.csv, offsets.png and points/*.json.", folder=True)],
+    out: Annotated[Path, output("Folder of points/*.json, and of offsets or corners as .csv and .png.", folder=True)],
     evaluations: Annotated[int | None, EVALUATIONS] = None,
     drawing: Drawing = UNCHANGED,
 ) -> None:
-    """Measure a denoiser of any order over offsets, without training.
+    """Measure a denoiser of any order over offsets, or over the corner of its path as a map, without training.
 
     The denoiser needs independent times in training (`times: {kind: independent}`). Points that are measured already are kept.
     """
     from sfd_core.experiment.params import load_params
 
-    _require_no_order(drawing, "path-curve", "which compares several; name them with --offsets")
+    _require_no_order(drawing, "path-curve", "which compares several; name them with --offsets or --corners")
     params = load_params(PARAMS)
     base = drawing.sampler(params, evaluations)
-    from sfd_core.studies.offsets import plan_offsets, run_offsets
+    from sfd_core.studies.orders import plan_corners, plan_offsets, run_orders
 
-    points = plan_offsets(base, offsets)
+    if (offsets is None) == (corners is None):
+        raise ConfigError("path-curve compares offsets or corners; give either --offsets or --corners")
+    kind, points = ("corners", plan_corners(base, corners)) if corners else ("offsets", plan_offsets(base, offsets or []))
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    table = run_offsets(measurement, points, samples or params.evaluate.final_samples, out)
+    table = run_orders(kind, measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
-        _print(table, ["delta_t"], ("fid", "fd_", "sfid", "is"))
-        print(f"\n{out / 'offsets.csv'}, {out / 'offsets.png'}")
+        _print(table, [name for name in ("delta_t", "t_tex", "t_sem") if name in table], ("fid", "fd_", "sfid", "is"))
+        print(f"\n{out / f'{kind}.csv'}, {out / f'{kind}.png'}")
     measurement.processes.leave()
 
 

@@ -18,14 +18,11 @@ from sfd_core.diffusion.schedule import LocalTimes
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import atomic_path
 from sfd_core.host.progress import with_progress
-from sfd_core.host.seeding import sample_noise
-from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
+from sfd_core.latents.held_out import HeldOutLatents
 from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.sampling.artifact import Denoiser
 
 ARRAYS = ("times", "texture", "semantic")
-SEED = 0
-"""Of the noise, which is the same at every pair of times; fields are compared across experiments, so it is no parameter."""
 
 
 @torch.no_grad()
@@ -38,22 +35,17 @@ def measure_error_field(
     Raises `ConfigError` for a denoiser that was not trained with independent times.
     """
     require_any_order(denoiser)
-    name = cast(str, SEMANTIC_LATENTS[denoiser.variant.semantic])
-    rows = np.linspace(0, len(latents) - 1, min(images, len(latents))).round().astype(np.int64)
-    plain = torch.zeros(len(rows), dtype=torch.bool)
-    x1 = denoiser.composite.join(*(StoredLatent(latents, part).frozen(rows, plain) for part in ("z_tex", name)))
-    x0 = sample_noise(SEED, rows.tolist(), tuple(x1.shape[1:]), "error field")
-    labels = torch.from_numpy(latents["label"].take(rows)) if denoiser.classes else plain.long()
+    labelled = bool(denoiser.classes)
+    held_out = HeldOutLatents.read(latents, denoiser.composite, denoiser.variant.semantic, images, "error field", labelled)
     times = torch.linspace(0, 1, points, dtype=torch.float64)
     pairs = list(product(times.tolist(), times.tolist()))
-    parts = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
-    batches = [[tensor[part].to(device) for tensor in (x0, x1, labels)] for part in parts]
+    batches = list(held_out.batches(batch_size, device))
 
     def errors() -> Iterator[Tensor]:
         for at in pairs:
-            yield torch.stack([_errors(denoiser, at, *batch) for batch in batches]).sum(dim=0) / len(rows)
+            yield torch.stack([_errors(denoiser, at, *batch) for batch in batches]).sum(dim=0) / len(held_out)
 
-    found = torch.stack(list(with_progress(errors(), len(pairs), "error field", step=1))).reshape(points, points, 2)
+    found = torch.stack(list(with_progress(errors(), len(pairs), "error field", "pairs of times"))).reshape(points, points, 2)
     return ErrorField(times, found[..., 0], found[..., 1])
 
 

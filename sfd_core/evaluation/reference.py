@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.data.store.shards import FieldSpec, ShardReader, evenly_spaced
 from sfd_core.evaluation.adm import AdmIdentity, AdmReference
 from sfd_core.evaluation.extractors import FEATURES, SPATIAL, Extractor, ExtractorIdentity
 from sfd_core.evaluation.metrics import FeatureMoments, FrechetReference, Reference, neighbour_radii
@@ -150,7 +150,7 @@ def write_reference(
         "images": identity.images if identity else 2 * len(train),
         "adm": asdict(identity) if identity else None,
     }
-    kept = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST_FEATURES)).round().astype(np.int64))
+    kept = evenly_spaced(len(train), MOST_FEATURES)
     rows = kept if adm else np.arange(len(train))
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     moments = {} if adm else {name: FeatureMoments() for name in (FEATURES, SPATIAL) if name in extractor.layers}

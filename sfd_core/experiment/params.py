@@ -214,9 +214,9 @@ TextureVAEParams = TrainedVAEParams | LDMVAEParams | DiffusersVAEParams
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "texture_vae": ("trained", "ldm", "diffusers"),
-    "times": ("global", "own", "independent"),
+    "times": ("global", "around", "own", "independent"),
     "schedule": ("least_cost", "learned"),
-    "studies": ("offsets", "error_field", "guidance"),
+    "studies": ("offsets", "corners", "error_field", "guidance"),
 }
 """Groups with several variants, selected by their key `kind`."""
 
@@ -379,6 +379,14 @@ class IndependentTimes(Group):
     """Share of the images whose semantics are pure noise, which semantic guidance needs."""
 
 
+class AroundTimes(Group):
+    """Training times around the path: each part's time on it, moved by a number of its own."""
+
+    kind: Literal["around"]
+    width: Annotated[float, Field(gt=0, le=1)]
+    """Each time moves by U(-width, width) and stays in [0, 1]."""
+
+
 class OwnTimes(Group):
     """Training times of Latent Forcing (arXiv 2602.11401): each image trains one part, at a time of that part's own."""
 
@@ -391,7 +399,7 @@ class OwnTimes(Group):
     """Share of the images that train texture whose semantics are pure noise, which semantic guidance needs."""
 
 
-TimesParams = GlobalTimes | OwnTimes | IndependentTimes
+TimesParams = GlobalTimes | AroundTimes | OwnTimes | IndependentTimes
 """How training draws the local times of texture and semantics."""
 
 
@@ -590,6 +598,16 @@ class OffsetStudy(Group):
     offsets: Annotated[list[Offset], Field(min_length=1)]
 
 
+class CornerStudy(Group):
+    """The distance of one denoiser over the corner of a path of two straight pieces: a map of orders."""
+
+    kind: Literal["corners"]
+    variant: str
+    """One with independent times."""
+    times: Annotated[list[Fraction], Field(min_length=2)]
+    """Local times of either part; every pair of them is a corner."""
+
+
 class ErrorFieldParams(Group):
     """How an error field is measured and weighted."""
 
@@ -624,7 +642,7 @@ class GuidanceStudy(Group):
     scales: Annotated[list[NonNegative], Field(min_length=1)]
 
 
-StudyParams = OffsetStudy | ErrorFieldStudy | GuidanceStudy
+StudyParams = OffsetStudy | CornerStudy | ErrorFieldStudy | GuidanceStudy
 """A curve of one trained denoiser: every point is `evaluate.final_samples` samples of its last snapshot."""
 
 
@@ -771,6 +789,8 @@ class Params(Group):
             if isinstance(study, OffsetStudy):
                 for offset in study.offsets:
                     self.check_budget(f"studies.{name}.offsets", offset)
+            if isinstance(study, CornerStudy):
+                self.check_budget(f"studies.{name}.times", [[0, 0], study.times[:2], [1, 1]])
             if not isinstance(study, GuidanceStudy) and self.variants[study.variant].times.kind != "independent":
                 raise ValueError(f"studies.{name}.variant {study.variant} has one path; name a variant with independent times")
 

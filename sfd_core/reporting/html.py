@@ -74,7 +74,6 @@ def render_page(
     encoder = params.features.encoder
     primary = tables.primary_number(outputs, encoder)
     spread = studies.seed_spread(outputs.studies.get("seeds", pd.DataFrame()), primary.name)
-    fields = outputs.points("error_field")
     payload = build_payload(params, outputs, styles, params.report.grid_images)
     return template.render(
         title=params.report.title,
@@ -89,6 +88,7 @@ def render_page(
         finding=tables.finding(outputs, primary, encoder, spread),
         result=tables.result_table(outputs),
         speed=tables.speed_tables(reaches, outputs),
+        epochs=tables.epoch_table(outputs, primary),
         measures=[(kind, text.KINDS[kind]) for kind in payload["measures"]],
         evaluators=_evaluators(payload["measures"]),
         samples=_samples(params, outputs),
@@ -101,10 +101,10 @@ def render_page(
         terms=_terms(outputs),
         studies=_studies(outputs),
         curves=_curves(outputs, primary.name, folder),
-        error_fields={
-            name: (file_uri(figure), studies.least_cost_table(fields[fields["study"] == name], primary.name))
-            for name, figure in outputs.error_fields.items()
-        },
+        order_maps=[
+            (figure.stem, file_uri(figure), studies.order_table(outputs.curves[outputs.curves["study"] == name], primary.name))
+            for name, figure in outputs.order_maps.items()
+        ],
         classes=studies.class_shares(outputs),
         published=published_numbers.published_tables() if published_numbers.comparable(params, outputs) else [],
         protocols=_protocols(outputs),

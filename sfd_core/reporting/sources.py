@@ -39,10 +39,12 @@ STUDIES = {
 
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
-TABLES = {"offsets": "offsets.csv", "error_field": "error_field.csv", "guidance": "curve.csv"}
-VARIED = {"offsets": "delta_t", "error_field": "semantic_weight", "guidance": "scale"}
+TABLES = {"offsets": "offsets.csv", "corners": "corners.csv", "error_field": "error_field.csv", "guidance": "curve.csv"}
+VARIED = {"offsets": "delta_t", "corners": "t_tex", "error_field": "semantic_weight", "guidance": "scale"}
 """File of a study's table and the column that it varies, by kind."""
-KEPT = frozenset({*VARIED.values(), "path", "evaluations", "samples"})
+KEPT = frozenset({*VARIED.values(), "t_sem", "path", "evaluations", "samples"})
+MAPS = ("corners", "error_field")
+"""Kinds of studies with a figure of their own."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,13 @@ class Outputs:
     """The same for as many images as the curves' snapshots."""
     vae_histories: Mapping[str, pd.DataFrame]
     reconstructions: Path | None
+    training_images: int | None
     studies: Mapping[str, pd.DataFrame]
     """Those of `STUDIES` that are there."""
     curves: pd.DataFrame
     """The points of all studies of this run: `study`, `variant`, `seed`, what was varied, and the numbers."""
-    error_fields: Mapping[str, Path]
-    """The figures of studies of the error field, by study."""
+    order_maps: Mapping[str, Path]
+    """The figures of studies of kinds `MAPS`, by study."""
     missing: Mapping[str, str]
     """Absent optional part -> which file is missing and how to get it."""
 
@@ -196,12 +199,13 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
             if (path := _optional(outputs / stage / "history.csv", f"history.{stage}", f"dvc repro {stage}", missing))
         },
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
+        training_images=_training_images(outputs / "prepare" / "metrics.json", missing),
         studies=_studies(results, missing),
         curves=_curves(params, outputs, missing),
-        error_fields={
+        order_maps={
             name: file
             for name, study in params.active_studies().items()
-            if study.kind == "error_field" and (file := outputs / "studies" / name / "error_field.png").is_file()
+            if study.kind in MAPS and (file := outputs / "studies" / name / f"{study.kind}.png").is_file()
         },
         missing=missing,
     )
@@ -312,6 +316,10 @@ def _classes(outputs: Path, active: list[str]) -> list[str]:
     return []
 
 
+def _training_images(metrics: Path, missing: dict[str, str]) -> int | None:
+    return int(_read_json(metrics)["images"]["train"]) if _optional(metrics, "epochs", "dvc repro prepare", missing) else None
+
+
 def _studies(results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
     return {
         study: _read_table(path, list(columns))
@@ -329,7 +337,7 @@ def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFr
             table = _read_table(path, [VARIED[study.kind], "samples"])
             kept = [column for column in table if column in KEPT or number_name(str(column)) is not None]
             about = {"study": name, "variant": study.variant, "seed": params.variants[study.variant].seed}
-            about |= study.model_dump(exclude={"variant", "offsets", "scales", "semantic_weights"})
+            about |= study.model_dump(exclude={"variant", "offsets", "times", "scales", "semantic_weights"})
             tables.append(pd.DataFrame(about, index=table.index).join(table[kept]))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["study", "kind"])
 

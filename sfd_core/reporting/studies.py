@@ -88,9 +88,17 @@ def offset_table(table: pd.DataFrame, number: str) -> Table:
     return _points_table("Sampled along every offset", note, table, [], rows, "Offset")
 
 
-def least_cost_table(table: pd.DataFrame, number: str) -> Table:
-    """Lay out the least-cost paths of one error field by the weight of semantic errors; the lowest of `number` is marked."""
+def order_table(table: pd.DataFrame, number: str) -> Table:
+    """Lay out the points of one map of orders: corners, lowest first, or least-cost paths; the lowest of `number` is marked."""
     best = table[number].idxmin()
+    if table["kind"].iloc[0] == "corners":
+        ordered = table.sort_values(number)
+        rows = [
+            Row(f"{point['t_tex']:g}/{point['t_sem']:g}", _cells(point[_numbers(table)], number, best=index == best))
+            for index, point in ordered.iterrows()
+        ]
+        note = "One training, sampled along paths with one corner, texture/semantics; 0.5/0.5 is the straight path."
+        return _points_table("Sampled over corners", note, table, [], rows, "Corner")
     rows = [
         Row(
             f"{point['semantic_weight']:g}",

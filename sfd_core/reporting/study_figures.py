@@ -1,7 +1,9 @@
-"""The figures of the studies of one denoiser: the leading distance over guidance, offsets, or solvers and evaluations."""
+"""The figures of the studies of one denoiser: the leading distance over guidance, orders, or solvers and evaluations."""
 
 import json
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
 def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """Draw the leading distance over the offset along which a denoiser is sampled; the lowest mean is marked.
 
-    `table` is that of `studies.offsets.run_offsets`, or several of them told apart by a column `study`. `published`
+    `table` is that of `studies.orders.run_orders`, or several of them told apart by a column `study`. `published`
     (`delta_t`, `fid`) has an axis of its own.
     """
     lines = [points for _, points in table.groupby("study", sort=False)] if "study" in table else [table]
@@ -60,13 +62,44 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
     return figure
 
 
+def corner_figure(table: pd.DataFrame) -> Figure:
+    """Draw the leading distance as a map over the corners of paths with two straight pieces; the lowest is marked.
+
+    `table` is that of `studies.orders.run_orders`; the straight path fills the diagonal.
+    """
+    number = leading_distance(table)
+    straight = table["t_tex"] == table["t_sem"]
+    bent = table[~straight]
+    times = sorted({*bent["t_tex"], *bent["t_sem"]}) or [0.5]
+    cells = bent.pivot_table(index="t_sem", columns="t_tex", values=number.name).reindex(index=times, columns=times)
+    values = cells.to_numpy(float, copy=True)
+    np.fill_diagonal(values, table.loc[straight, number.name].iloc[0])
+    figure = Figure(figsize=(7, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, origin="lower", cmap="cividis")
+    figure.colorbar(image, ax=axes, label=number.words)
+    middle, lowest = (np.nanmin(values) + np.nanmax(values)) / 2, np.nanmin(values)
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        words: dict[str, Any] = {
+            "color": "white" if value < middle else INK,
+            "fontweight": "bold" if value == lowest else "normal",
+        }
+        axes.text(column, row, text.number(float(value)), ha="center", va="center", fontsize=9, **words)
+    axes.set_xticks(range(len(times)), [f"{time:g}" for time in times])
+    axes.set_yticks(range(len(times)), [f"{time:g}" for time in times])
+    axes.set(xlabel="time of texture at the corner", ylabel="time of semantics at the corner")
+    axes.set_title(f"one training, {table['samples'].iloc[0]:,} samples a point", loc="left", fontsize=11, color=INK)
+    return figure
+
+
 def error_field_figure(field: ErrorField, table: pd.DataFrame) -> Figure:
     """Draw both errors over both local times, and over them the paths of `table`, each with its leading distance.
 
     `table` is that of `studies.error_field.run_error_field`. Colours are logarithmic: errors differ by orders of magnitude.
     """
     number = leading_distance(table)
-    figure = Figure(figsize=(11, 4.9), layout="constrained")
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
     for axes, part in zip(figure.subplots(1, 2), ("texture", "semantic"), strict=True):
         errors, times = getattr(field, part).numpy(), field.times.numpy()
         mesh = axes.pcolormesh(times, times, errors.T, norm="log", cmap="cividis", shading="gouraud")
@@ -76,8 +109,9 @@ def error_field_figure(field: ErrorField, table: pd.DataFrame) -> Figure:
             label = f"semantic weight {point['semantic_weight']:g}: {text.number(float(point[number.name]))}"
             axes.plot(t_tex, t_sem, label=label, **(line_look(style) | {"marker": None}))
         axes.set(xlabel="time of texture", ylabel="time of semantics", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.legend(frameon=False, fontsize=9, labelcolor="white", loc="lower right", title=number.words, title_fontsize=9)
-    axes.get_legend().get_title().set_color("white")
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9, title=number.words
+    )
     return figure
 
 

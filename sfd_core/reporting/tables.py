@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import VariantParams
 from sfd_core.reporting import text
@@ -45,6 +47,15 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     head: str = "Variant"
     """Title of the first column, which names the rows."""
+
+
+TRAINED = {
+    "global": "",
+    "around": ", trained around its path",
+    "own": ", trained one part at a time",
+    "independent": ", trained in any order",
+}
+"""What the training times add to the description of a variant."""
 
 
 def primary_number(outputs: Outputs, encoder: str) -> NumberName:
@@ -129,6 +140,23 @@ def speed_tables(reaches: Sequence[Reach], outputs: Outputs) -> dict[str, list[T
     return tables
 
 
+def epoch_table(outputs: Outputs, number: NumberName) -> Table | None:
+    """Lay out every variant's lowest distance within the epochs of each snapshot; None if the training images are unknown."""
+    if outputs.training_images is None:
+        return None
+    curves = {name: variant.curve.sort_values("images_seen") for name, variant in outputs.variants.items()}
+    lowest = {name: curve.set_index("images_seen")[number.name].cummin() for name, curve in curves.items()}
+    table = pd.DataFrame(lowest).sort_index().ffill()
+    rows = [
+        Row(name, [Cell("-" if pd.isna(value) else text.number(float(value))) for value in table[name]], name)
+        for name in lowest
+    ]
+    epochs = [f"{images / outputs.training_images:.3g}" for images in table.index]
+    samples = _listed({int(curve["samples"].iloc[-1]) for curve in curves.values()})
+    note = f"{number.words}, {samples} samples a snapshot; an epoch is {text.count(outputs.training_images)} training images."
+    return Table("Lowest distance within epochs", note, [], epochs, rows)
+
+
 def finding(outputs: Outputs, primary: NumberName, encoder: str, spread: float = 0.0) -> str:
     """Say in one sentence who leads at the last snapshot and by how much, as measured by `primary`.
 
@@ -172,9 +200,7 @@ def describe(variant: VariantParams) -> str:
         leader = "semantics lead" if variant.delta_t > 0 else "texture leads"
         order = f"{leader} by {abs(variant.delta_t):g}" if variant.delta_t else "denoised at the same time"
         words += ", along a path of its own" if variant.path else f", {order}"
-        words += {"global": "", "own": ", trained one part at a time", "independent": ", trained in any order"}[
-            variant.times.kind
-        ]
+        words += TRAINED[variant.times.kind]
     return words + (f", REPA {variant.repa.weight:g}" if variant.repa.weight > 0 else "")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
-from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.data.store.shards import FieldSpec, ShardReader, evenly_spaced
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import EncodeParams, fingerprint
 from sfd_core.host.errors import IdentityError, exits_cleanly
@@ -131,7 +131,7 @@ class Sources:
     def texture_energy(self, train: Path, statistics: ChannelStatistics) -> Tensor:
         """Return `pixel_energy` over images that are spread evenly over the encoded shard `train`."""
         shard = ShardReader(train, verify=False)
-        rows = np.linspace(0, len(shard) - 1, min(len(shard), ENERGY_IMAGES)).astype(np.int64)
+        rows = evenly_spaced(len(shard), ENERGY_IMAGES)
         z = StoredLatent(shard, "z_tex").frozen(rows, torch.zeros(len(rows), dtype=torch.bool))
         return pixel_energy(self.encoder.vae, z.to(self.encoder.device), statistics)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sfd_core.data.store.shards import ShardReader
+from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.evaluation.evaluator import Evaluator, Number, head
 from sfd_core.evaluation.measurement import (
     Measured,
@@ -136,8 +136,8 @@ class Evaluation:
         numbers = {"final": self._numbers(pipeline, measured, self.params.final_samples)}
         if oracle is not None:
             numbers["oracle"] = self._numbers(pipeline, oracle, self.params.snapshot_samples, oracle=True)
-        evenly_spaced = np.linspace(0, len(self.latents) - 1, min(len(self.latents), COLOUR_LATENTS)).astype(np.int64)
-        semantics = semantic_latents(pipeline.denoiser, self.latents, evenly_spaced)
+        coloured = evenly_spaced(len(self.latents), COLOUR_LATENTS)
+        semantics = semantic_latents(pipeline.denoiser, self.latents, coloured)
         trajectory = record_trajectory(pipeline, self.params.sampler, semantics)
         with atomic_dir(out) as folder:
             pd.DataFrame(rows).to_csv(folder / "curve.csv", index=False)

@@ -1,4 +1,4 @@
-"""Stage `studies`: the curves of trained denoisers over offsets and guidance scales that `studies` of params.yaml names.
+"""Stage `studies`: what trained denoisers do along other orders and with guidance, as `studies` of params.yaml names.
 
     python -m sfd_core.stages.studies
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.params import ErrorFieldStudy, OffsetStudy, Params, StudyParams, fingerprint
+from sfd_core.experiment.params import CornerStudy, ErrorFieldStudy, OffsetStudy, Params, StudyParams, fingerprint
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
@@ -21,15 +21,15 @@ from sfd_core.sampling.artifact import DenoiserManifest, snapshot_digest
 from sfd_core.stages.start import begin_stage
 from sfd_core.studies.error_field import run_error_field
 from sfd_core.studies.guidance import guided_by, plan_points, run_curve
-from sfd_core.studies.offsets import plan_offsets, run_offsets
+from sfd_core.studies.orders import plan_corners, plan_offsets, run_orders
 
 
 def measure_study(study: StudyParams, params: Params, out: Path, processes: Processes) -> None:
     """Measure every point of a study that is not in `out` yet, and write its table and figure there."""
     artifact, samples, sampler = stage_dir("train", study.variant), params.evaluate.final_samples, params.evaluate.sampler
-    if isinstance(study, OffsetStudy):
-        measurement = Measurement.load(params, artifact, None, sampler, processes)
-        run_offsets(measurement, plan_offsets(sampler, study.offsets), samples, out)
+    if isinstance(study, OffsetStudy | CornerStudy):
+        points = plan_offsets(sampler, study.offsets) if isinstance(study, OffsetStudy) else plan_corners(sampler, study.times)
+        run_orders(study.kind, Measurement.load(params, artifact, None, sampler, processes), points, samples, out)
         return
     if isinstance(study, ErrorFieldStudy):
         measurement = Measurement.load(params, artifact, None, sampler, processes)

@@ -9,11 +9,10 @@ of the training, which has no rows where nothing was trained.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from torchvision.utils import save_image
 
-from sfd_core.data.store.shards import ShardReader
+from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import (
     DiffusersVAEParams,
@@ -98,7 +97,7 @@ def _write(vae: ImageVAE, held_out: ShardReader, origin: Origin, out: Path) -> N
         **origin.metrics,
         "parameters": sum(parameter.numel() for parameter in vae.parameters()),
     }
-    shown = np.linspace(0, len(held_out) - 1, min(SHOWN_IMAGES, len(held_out))).astype(np.int64)
+    shown = evenly_spaced(len(held_out), SHOWN_IMAGES)
     originals = to_signed(torch.from_numpy(held_out["image"].take(shown)))
     decoded = _reconstructed(vae, originals).clamp(-1, 1)
     with atomic_dir(out) as folder:

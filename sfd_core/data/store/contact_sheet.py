@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sfd_core.data.store.shards import ShardReader
+from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.host.paths import atomic_path
 
 IMAGES_PER_CLASS = 16
@@ -29,13 +29,12 @@ def write_contact_sheet(shard: ShardReader, path: Path) -> None:
     for label, name in enumerate(classes):
         top = MARGIN + label * row_height
         draw.text((MARGIN, top + tile // 2), name[:24], fill="black", font=font, anchor="lm")
-        for column, image in enumerate(shard["image"].take(_evenly(np.flatnonzero(labels == label)))):
+        for column, image in enumerate(shard["image"].take(_some(np.flatnonzero(labels == label)))):
             picture = Image.fromarray(image.transpose(1, 2, 0)).resize((tile, tile), Image.Resampling.BOX)
             sheet.paste(picture, (LABEL_WIDTH + column * row_height, top))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def _evenly(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    count = min(IMAGES_PER_CLASS, len(rows))
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)] if count else rows
+def _some(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[evenly_spaced(len(rows), IMAGES_PER_CLASS)] if len(rows) else rows

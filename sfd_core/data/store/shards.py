@@ -268,6 +268,11 @@ def _allow_open_files(folder: Path, count: int) -> None:
         ) from error
 
 
+def evenly_spaced(length: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` of `length` rows, evenly spaced, first and last among them; all rows if there are no more."""
+    return np.linspace(0, length - 1, min(most, length)).astype(np.int64)
+
+
 def memory_bytes() -> int:
     """Return the memory of the machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

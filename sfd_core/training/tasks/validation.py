@@ -8,7 +8,6 @@ at ten noise levels, so that the two families do not compare.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
@@ -21,16 +20,13 @@ from sfd_core.diffusion.path import sample_path
 from sfd_core.diffusion.schedule import LocalTimes, Schedule
 from sfd_core.experiment.params import VariantParams
 from sfd_core.host.paths import atomic_path
-from sfd_core.host.seeding import sample_noise
 from sfd_core.latents.composite import Composite
-from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
+from sfd_core.latents.held_out import HeldOutLatents
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.training.checkpoint import Snapshot
 
 TIMES = 10
-SEED = 0
-"""Of the noise; losses are compared across experiments, so it is no parameter."""
 BATCH = 64
 PARTS = ("texture", "semantic")
 VALIDATION_FILE = "validation.csv"
@@ -44,13 +40,9 @@ class ValidationLoss:
     ) -> None:
         """Take a network of the same shape as the one in training, which is filled with the weights to evaluate."""
         self.model, self.variant, self.composite = model.eval().requires_grad_(False), variant, composite
-        rows = np.linspace(0, len(latents) - 1, min(images, len(latents))).round().astype(np.int64)
-        names = [name for name in ("z_tex", SEMANTIC_LATENTS[variant.semantic]) if name is not None]
-        plain = torch.zeros(len(rows), dtype=torch.bool)
-        self.x1 = composite.join(*(StoredLatent(latents, name).frozen(rows, plain) for name in names))
-        self.x0 = sample_noise(SEED, rows.tolist(), tuple(self.x1.shape[1:]), "validation")
-        null = model.num_classes
-        self.labels = torch.from_numpy(latents["label"].take(rows)) if null else torch.zeros(len(rows), dtype=torch.long)
+        labelled = model.num_classes > 0
+        self.latents = HeldOutLatents.read(latents, composite, variant.semantic, images, "validation", labelled)
+        self.digest = latents.digest
         self.shares = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
 
     @torch.no_grad()
@@ -63,9 +55,7 @@ class ValidationLoss:
     def _errors(self, share: float) -> Tensor:
         """Return the errors (N, parts) at a share of the way from noise to data."""
         device = next(self.model.parameters()).device
-        parts = [slice(start, start + BATCH) for start in range(0, len(self.x1), BATCH)]
-        batches = [[tensor[part].to(device) for tensor in (self.x0, self.x1, self.labels)] for part in parts]
-        return torch.cat([self._batch_errors(share, *batch).cpu() for batch in batches])
+        return torch.cat([self._batch_errors(share, *batch).cpu() for batch in self.latents.batches(BATCH, device)])
 
     def _batch_errors(self, share: float, x0: Tensor, x1: Tensor, labels: Tensor) -> Tensor:
         if isinstance(self.model, DiT):
@@ -82,10 +72,11 @@ class ValidationLoss:
 
 
 class ValidationCurve:
-    """The file of validation losses; a row that is lost is computed again from its snapshot."""
+    """The file of validation losses; a row that is lost, or of other held-out latents, is computed again from its snapshot."""
 
     def __init__(self, path: Path, loss: ValidationLoss) -> None:
         self.path, self.loss = path, loss
+        self._latents = path.with_suffix(".latents")
 
     def add(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Evaluate weights, put their row in its place, and return it."""
@@ -94,6 +85,7 @@ class ValidationCurve:
         table = pd.concat([table[table["step"] != step], pd.DataFrame([{"step": step, **row}])]).sort_values("step")
         with atomic_path(self.path) as temporary:
             table.to_csv(temporary, index=False)
+        self._latents.write_text(self.loss.digest)
         return row
 
     def complete(self, snapshots: Sequence[Snapshot]) -> None:
@@ -104,7 +96,8 @@ class ValidationCurve:
                 self.add(snapshot.step, load_file(snapshot.path))
 
     def _table(self) -> pd.DataFrame:
-        return pd.read_csv(self.path) if self.path.is_file() else pd.DataFrame({"step": []})
+        current = self.path.is_file() and self._latents.is_file() and self._latents.read_text() == self.loss.digest
+        return pd.read_csv(self.path) if current else pd.DataFrame({"step": []})
 
 
 def write_empty_validation(path: Path) -> None:

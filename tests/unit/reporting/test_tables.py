@@ -64,6 +64,20 @@ def test_speed_table_says_when_a_target_was_not_reached(outputs: Outputs) -> Non
     assert rows["lightningdit"][0].factor == ""
 
 
+def test_epochs_keep_the_lowest_distance_so_far(outputs: Outputs) -> None:
+    curve = outputs.variants["sfd"].curve.copy()
+    name = "fd_efficientnet_lite2"
+    curve[name] = [5.0, 3.0, 4.0, 2.0, 2.5]
+    changed = replace(outputs, variants={"sfd": replace(outputs.variants["sfd"], curve=curve)})
+    number = tables.primary_number(outputs, "tf_efficientnet_lite0")
+    assert number.name == name
+    table = tables.epoch_table(changed, number)
+    assert table is not None
+    assert [cell.text for cell in table.rows[0].cells] == ["5.00", "3.00", "3.00", "2.00", "2.00"]
+    assert table.columns == [f"{images / 500:.3g}" for images in curve["images_seen"]]
+    assert tables.epoch_table(replace(outputs, training_images=None), number) is None
+
+
 def test_slower_variant_is_said_to_be_slower(outputs: Outputs) -> None:
     reaches = [reach("dit", "dit", 1000), reach("sfd", "dit", 1500), reach("sync", "dit", 300, at_most=True)]
     [table] = tables.speed_tables(reaches, outputs)["fd_efficientnet_lite2"]

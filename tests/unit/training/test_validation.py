@@ -1,5 +1,6 @@
 """The validation loss: what its definition says, of any weights, whatever else was evaluated before."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,10 +68,12 @@ def test_the_velocity_error_is_the_mean_over_ten_times_of_the_path(latents: Shar
         u = 1.3 * (k + 0.5) / 10
         t_tex, t_sem = max(u - 0.3, 0.0), min(u, 1.0)
         t = torch.tensor([t_tex] * 3 + [t_sem] * 3)[:, None, None]
-        x_t = t * loss.x1 + (1 - t) * loss.x0
+        x_t = t * loss.latents.x1 + (1 - t) * loss.latents.x0
         times = (torch.full((IMAGES,), t_tex), torch.full((IMAGES,), t_sem))
         with torch.no_grad():
-            squared = (loss.model(x_t, *times, torch.arange(IMAGES) % 2).prediction - (loss.x1 - loss.x0)).square()
+            squared = (
+                loss.model(x_t, *times, torch.arange(IMAGES) % 2).prediction - (loss.latents.x1 - loss.latents.x0)
+            ).square()
         errors.append([squared[:, :3].mean().item(), squared[:, 3:].mean().item()])
     assert list(found.values()) == pytest.approx(np.mean(errors, axis=0).tolist(), rel=1e-5)
 
@@ -82,10 +85,10 @@ def test_dits_error_is_that_of_epsilon_at_ten_levels(latents: ShardReader) -> No
     errors = []
     for level in range(50, 1000, 100):
         alpha_bar = GaussianProcess().alpha_bar[level].item()
-        x = alpha_bar**0.5 * loss.x1 + (1 - alpha_bar) ** 0.5 * loss.x0
+        x = alpha_bar**0.5 * loss.latents.x1 + (1 - alpha_bar) ** 0.5 * loss.latents.x0
         with torch.no_grad():
             output = loss.model(x, torch.full((IMAGES,), float(level)), torch.arange(IMAGES) % 2)
-        errors.append((output[:, :3] - loss.x0).square().mean().item())
+        errors.append((output[:, :3] - loss.latents.x0).square().mean().item())
     assert found == {"texture": pytest.approx(np.mean(errors), rel=1e-5)}
 
 
@@ -115,3 +118,13 @@ def test_a_lost_row_comes_back_from_its_snapshot(latents: ShardReader, tmp_path:
     whole[whole["step"] == 10].to_csv(curve.path, index=False)
     curve.complete(snapshots)
     pd.testing.assert_frame_equal(pd.read_csv(curve.path), whole)
+
+
+def test_rows_of_other_held_out_latents_are_computed_again(latents: ShardReader, tmp_path: Path) -> None:
+    weights = weights_of(variant(), 1)
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "10.safetensors")
+    path, loss = tmp_path / "validation.csv", loss_of(variant(), latents)
+    ValidationCurve(path, loss).add(10, weights)
+    loss.digest, loss.latents = "0" * 64, dataclasses.replace(loss.latents, x1=2 * loss.latents.x1)
+    ValidationCurve(path, loss).complete([Snapshot(10, tmp_path / "10.safetensors")])
+    assert pd.read_csv(path)[["texture", "semantic"]].iloc[0].tolist() == pytest.approx(list(loss(weights).values()))

@@ -12,7 +12,7 @@ from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.processes import Processes
 from sfd_core.sampling.pipeline import Pipeline
-from sfd_core.studies.offsets import plan_offsets, run_offsets
+from sfd_core.studies.orders import plan_corners, plan_offsets, run_orders
 
 ANY_ORDER = variant(times={"kind": "independent", "absent": 0.1})
 POINTS = plan_offsets(SAMPLER, [1, 0.3, -1, 0.3])
@@ -34,7 +34,7 @@ def test_every_offset_is_a_point_once_in_rising_order() -> None:
 
 def test_each_offset_is_sampled_along_its_path_and_kept(measuring: Measurement, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    table, drawn = points_drawn(out, lambda: run_offsets(measuring, POINTS, 6, out))
+    table, drawn = points_drawn(out, lambda: run_orders("offsets", measuring, POINTS, 6, out))
     assert drawn == 3
     assert table["delta_t"].tolist() == [-1, 0.3, 1]
     distance = next(name for name in table.columns if name.startswith("fd_"))
@@ -45,7 +45,7 @@ def test_each_offset_is_sampled_along_its_path_and_kept(measuring: Measurement, 
     assert numbers[distance].value == table[distance].iloc[1]
     with Image.open(out / "offsets.png") as picture:
         assert min(picture.size) > 300
-    again, drawn = points_drawn(out, lambda: run_offsets(measuring, POINTS, 6, out))
+    again, drawn = points_drawn(out, lambda: run_orders("offsets", measuring, POINTS, 6, out))
     assert drawn == 0
     pd.testing.assert_frame_equal(again, table)
 
@@ -54,7 +54,7 @@ def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
     lay_out(tmp_path)
     measuring = measurement(tmp_path, Processes(0, 1))
     with pytest.raises(ConfigError, match="trained with times of kind global, which know one path"):
-        run_offsets(measuring, POINTS, 6, tmp_path / "out")
+        run_orders("offsets", measuring, POINTS, 6, tmp_path / "out")
 
 
 def test_numbers_of_a_denoiser_without_labels_say_so(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +65,22 @@ def test_numbers_of_a_denoiser_without_labels_say_so(laid_out: Path, tmp_path: P
     result = unlabelled.run(Order([0] * 6, SAMPLER), "samples")
     assert result is not None
     assert {number.protocol["labels"] for number in result[0].values()} == {UNLABELLED}
+
+
+def test_every_corner_is_a_point_and_the_straight_path_stands_for_the_diagonal() -> None:
+    points = plan_corners(SAMPLER, [1, 0, 0.25])
+    corners = [(point.settings["t_tex"], point.settings["t_sem"]) for point in points]
+    assert corners == [(0.5, 0.5), (0, 0.25), (0, 1), (0.25, 0), (0.25, 1), (1, 0), (1, 0.25)]
+    assert points[2].sampler.path == [[0, 0], [0, 1], [1, 1]]
+    with pytest.raises(ConfigError, match=r"corner 0/1\.5 cannot be drawn"):
+        plan_corners(SAMPLER, [0, 1.5])
+
+
+def test_corners_become_a_map(measuring: Measurement, tmp_path: Path) -> None:
+    sampler = SAMPLER.model_copy(update={"evaluations": 4})
+    table = run_orders("corners", measuring, plan_corners(sampler, [0, 1]), 6, tmp_path / "out")
+    assert table is not None
+    assert table[["t_tex", "t_sem"]].to_numpy().tolist() == [[0.5, 0.5], [0, 1], [1, 0]]
+    assert table[next(name for name in table.columns if name.startswith("fd_"))].nunique() == 3
+    with Image.open(tmp_path / "out" / "corners.png") as picture:
+        assert min(picture.size) > 300
