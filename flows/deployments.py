@@ -44,9 +44,9 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import limits
 from flows.dispatch import cancel_points, read_runs
-from flows.guidance import guidance_sweep
 from flows.pipeline import reproduce
 from flows.point import point
+from flows.studies import guidance_sweep, path_sweep
 from flows.sweep import offset_sweep, seeds_sweep, size_sweep, sweep
 from sfd_core.host import machine
 from sfd_core.host.errors import ConfigError, ResourceError, exits_cleanly
@@ -72,6 +72,7 @@ DEPLOYED: dict[str, Flow[..., Any]] = {
     "offset sweep": offset_sweep,
     "model-size sweep": size_sweep,
     "guidance sweep": guidance_sweep,
+    "path sweep": path_sweep,
     "seeds": seeds_sweep,
 }
 """Deployments that people start, by name; `point/point` is started by sweeps."""

@@ -47,6 +47,8 @@ def test_forms_offer_presets_and_sizes_by_name() -> None:
         ("seeds", {"seeds": [-1]}),
         ("guidance sweep", {"intervals": [[0.1]]}),
         ("guidance sweep", {"guidance": "none"}),
+        ("path sweep", {"corners": [1.1]}),
+        ("path sweep", {"offsets": [-2]}),
     ],
 )
 def test_the_server_refuses_wrong_values_of_a_form(name: str, values: dict[str, Any]) -> None:

@@ -128,6 +128,15 @@ def test_guidance_is_swept_on_the_trained_denoiser(swept: Swept) -> None:
     assert [float(row["scale"]) for row in swept.rows("guidance")] == [1.0, 1.5]
 
 
+def test_orders_are_swept_on_one_training(swept: Swept) -> None:
+    state = swept.run("path sweep/path sweep", corners=[0.0, 1.0], samples=6)
+    assert state.is_completed(), state.message
+    assert [(float(row["t_tex"]), float(row["t_sem"])) for row in swept.rows("paths")] == [(0.5, 0.5), (0, 1), (1, 0)]
+    refused = swept.run("path sweep/path sweep", variant="sfd")
+    assert refused.is_failed()
+    assert "name one with independent times" in refused.message
+
+
 def test_reproduce_brings_the_clone_up_to_date(swept: Swept) -> None:
     state = swept.run("reproduce/reproduce")
     assert state.is_completed(), state.message

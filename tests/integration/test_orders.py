@@ -19,20 +19,24 @@ FIELD = {"kind": "error_field", "variant": "any_order", "points": 3, "images": 4
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = make_project(tmp_path_factory.mktemp("orders") / "project", ["any_order", "found", "corners"])
+    made = make_project(tmp_path_factory.mktemp("orders") / "project", ["any_order", "found", "corners", "around"])
     train, variants = made.values()["train"], made.values()["variants"]
     any_order = variants["any_order"]
     plain = any_order | {"times": {"kind": "global"}, "delta_t": 0.0}
     made.set(
         {
             "schedule": LEAST_COST,
-            "studies": {"order": FIELD | {"semantic_weights": [0.5, 2.0]}},
+            "studies": {
+                "order": FIELD | {"semantic_weights": [0.5, 2.0]},
+                "map": {"kind": "corners", "variant": "any_order", "times": [0.0, 1.0]},
+            },
             "train": train | {"validation_images": 4, "power_emas": [0.1]},
             "variants": variants
             | {
                 "any_order": any_order | {"inner": {"block": 2, "weight": 0.5}, "prediction": "data"},
                 "found": plain | {"found_path": True},
                 "corners": plain | {"path": [[0, 0], [0.25, 1], [1, 1]]},
+                "around": plain | {"delta_t": 0.3, "mask_clamped": False, "times": {"kind": "around", "width": 0.2}},
             },
         }
     )
