@@ -47,7 +47,7 @@ from flows.dispatch import cancel_points, read_runs
 from flows.pipeline import reproduce
 from flows.point import point
 from flows.studies import guidance_sweep, path_sweep
-from flows.sweep import offset_sweep, seeds_sweep, size_sweep, sweep
+from flows.sweep import offset_sweep, search, seeds_sweep, size_sweep, sweep
 from sfd_core.host import machine
 from sfd_core.host.errors import ConfigError, ResourceError, exits_cleanly
 from sfd_core.workspace import git, journal
@@ -74,6 +74,7 @@ DEPLOYED: dict[str, Flow[..., Any]] = {
     "guidance sweep": guidance_sweep,
     "path sweep": path_sweep,
     "seeds": seeds_sweep,
+    "search": search,
 }
 """Deployments that people start, by name; `point/point` is started by sweeps."""
 

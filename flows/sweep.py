@@ -1,8 +1,9 @@
 """Sweeps: points planned and checked, shared stages computed once, every point on any free worker, one comparison."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,17 @@ from flows.dispatch import Dispatcher, Outcome, cancel_points
 from flows.point import fetch
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.estimates import outlook, project_rates
-from sfd_core.experiment.grid import CURRENT, SHARED_TARGETS, Point, Space, base_values, plan_points, shared_groups
+from sfd_core.experiment.grid import (
+    CURRENT,
+    SHARED_TARGETS,
+    Method,
+    Point,
+    Range,
+    Space,
+    base_values,
+    plan_points,
+    shared_groups,
+)
 from sfd_core.experiment.params import Fraction, Positive, Seed
 from sfd_core.experiment.presets import PRESETS
 from sfd_core.experiment.sizes import SizeName
@@ -148,38 +159,123 @@ def seeds_sweep(
     _run(Sweep(name, preset, Space(variants, {}, seeds, _steps(steps)), dry_run))
 
 
+@flow(name="search", flow_run_name="{name}", on_cancellation=[_cancel], persist_result=False)
+def search(
+    name: Name = "search",
+    variant: str = "sfd",
+    ranges: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = {"delta_t": Range(low=0.0, high=1.0)},
+    points: Positive = 12,
+    at_once: Positive = 4,
+    method: Method = "tpe",
+    seed: Seed = 0,
+    changes: dict[str, Any] = {},
+    preset: Preset = CURRENT,
+    dry_run: bool = False,
+) -> None:
+    """Train and evaluate a denoiser at values drawn from ranges, in rounds that learn from one another.
+
+    Args:
+        name: Name of the search; its refs are refs/sfd/NAME/POINT. The same name continues it.
+        variant: Name of the denoiser in the parameters.
+        ranges: Keys as nested in params.yaml, or of a variant, each with a range or a list of values.
+        points: Points in all.
+        at_once: Points a round, computed by all workers at the same time.
+        method: near the best points so far (tpe), at random, or spread evenly (a Sobol sequence).
+        seed: Seed of the draws; the training has the variant's own.
+        changes: Keys, each with one value for all points.
+        preset: The experiment that is varied: the current params.yaml, or a preset.
+        dry_run: Only list the points of the first round, and estimated hours and bytes.
+    """
+    from sfd_core.experiment.search import Search  # noqa: PLC0415 - Optuna takes a second
+
+    searching = Search(ranges, method, seed)
+    asked = Sweep(name, preset, Space([variant], {}, [], changes), dry_run)
+    with _at_work(asked) as work:
+        rows: list[Row] = []
+        while len(rows) < points:
+            draws = searching.ask(min(at_once, points - len(rows)))
+            found = [work.plan(replace(asked.space, draws=[draw.values])) for draw in draws]
+            if dry_run:
+                work.show_plan([point for planned in found for point in planned])
+                return
+            fresh = work.compute(list({point.key: point for planned in found for point in planned}.values()))
+            by_key = {row.point.key: row for row in fresh}
+            for draw, (point,) in zip(draws, found, strict=True):
+                rows.append(by_key[point.key])
+                searching.tell(draw, Comparison(name, [by_key[point.key]]).lowest)
+            work.show(list({row.point.key: row for row in rows}.values()), list(ranges))
+    _require_all(name, rows)
+
+
 def _run(asked: Sweep) -> None:
-    if asked.name in (POINTS, CHAMPION, "latest") or re.fullmatch(r"v\d+", asked.name):
-        raise ConfigError(f"the name {asked.name} has another meaning among refs or models; choose another name for the sweep")
-    project, logger = Path.cwd(), get_run_logger()
-    with journal.recorded(project, str(flow_run.id)):
-        commit = git.base_commit(project)
-        values = base_values(asked.preset, project)
-        points = plan_points(values, asked.space, pipeline_code(project), project)
-        planned = {point.variant for point in points}
-        if skipped := [name for name in asked.space.variants or values["active"] if name not in planned]:
-            logger.info("skipped, because %s cannot vary in them: %s", " and ".join(asked.space.grid), ", ".join(skipped))
-        finished = git.read_records(project, POINTS)
-        expected = outlook(points, finished, project_rates(project))
-        create_table_artifact(expected.table, key=artifact_key(asked.name, "plan"), description=expected.words)
-        logger.info(expected.words)
+    with _at_work(asked) as work:
+        points = work.plan(asked.space)
+        work.show_plan(points)
         if asked.dry_run:
             return
-        place = Place.of(project, f"sweep-{asked.name}", logger.info)
+        rows = work.compute(points)
+        work.show(rows, asked.space.keys)
+    _require_all(asked.name, rows)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A sweep at work in a clone."""
+
+    asked: Sweep
+    project: Path
+    commit: str
+    place: Place
+    dispatcher: Dispatcher
+
+    def plan(self, space: Space) -> list[Point]:
+        """Return the checked points of a space."""
+        values = base_values(self.asked.preset, self.project)
+        points = plan_points(values, space, pipeline_code(self.project), self.project)
+        planned = {point.variant for point in points}
+        if skipped := [name for name in space.variants or values["active"] if name not in planned]:
+            self.place.report(f"skipped, because {' and '.join(space.keys)} cannot vary in them: {', '.join(skipped)}")
+        return points
+
+    def show_plan(self, points: Sequence[Point]) -> None:
+        """Show which points there are, which of them are finished, and what the others may cost."""
+        expected = outlook(points, git.read_records(self.project, POINTS), project_rates(self.project))
+        create_table_artifact(expected.table, key=artifact_key(self.asked.name, "plan"), description=expected.words)
+        self.place.report(expected.words)
+
+    def compute(self, points: Sequence[Point]) -> list[Row]:
+        """Compute the points that are not finished, and return the rows of all."""
+        finished = git.read_records(self.project, POINTS)
         missing = [point for point in points if point.key not in finished]
-        if missing and place.has_remote:
-            fetch(place)  # fails before any point starts if the remote cannot be used
-        dispatcher = Dispatcher(flow_run.id, commit, logger.info)
-        computed = {row.point.key: row for row in _compute(project, commit, missing, dispatcher)}
-        rows = [computed.get(point.key) or Row(point, "finished before", finished[point.key]) for point in points]
-        comparison = Comparison(asked.name, rows)
-        _send_missing(place, comparison, dispatcher)
-        _show(place, comparison, list(asked.space.grid))
-    failed = [row.point.name for row in rows if row.status == "failed"]
-    if failed:
+        if missing and self.place.has_remote:
+            fetch(self.place)  # fails before any point starts if the remote cannot be used
+        computed = {row.point.key: row for row in _compute(self.project, self.commit, missing, self.dispatcher)}
+        return [computed.get(point.key) or Row(point, "finished before", finished[point.key]) for point in points]
+
+    def show(self, rows: Sequence[Row], over: Sequence[str]) -> None:
+        """Send what MLflow lacks, and publish the comparison of all rows."""
+        comparison = Comparison(self.asked.name, rows)
+        _send_missing(self.place, comparison, self.dispatcher)
+        _show(self.place, comparison, over)
+
+
+@contextmanager
+def _at_work(asked: Sweep) -> Iterator[_Work]:
+    """Prepare the clone for a sweep. Raises `ConfigError` for a name with another meaning."""
+    if asked.name in (POINTS, CHAMPION, "latest") or re.fullmatch(r"v\d+", asked.name):
+        raise ConfigError(f"the name {asked.name} has another meaning among refs or models; choose another name for the sweep")
+    project, log = Path.cwd(), get_run_logger().info
+    with journal.recorded(project, str(flow_run.id)):
+        commit = git.base_commit(project)
+        yield _Work(asked, project, commit, Place.of(project, f"sweep-{asked.name}", log), Dispatcher(flow_run.id, commit, log))
+
+
+def _require_all(name: str, rows: Sequence[Row]) -> None:
+    """Raise `DataError` if a point failed."""
+    if failed := [row.point.name for row in rows if row.status == "failed"]:
         raise DataError(
-            f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}; the artifact "
-            f"{artifact_key(asked.name, 'summary')} says why; run the same sweep again to compute only these"
+            f"{len(failed)} of {len(rows)} points failed: {', '.join(failed)}; the artifact "
+            f"{artifact_key(name, 'summary')} says why; run the same sweep again to compute only these"
         )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from sfd_core.experiment.inputs import require_inputs, require_none_in_outputs
-from sfd_core.experiment.params import Params, VariantParams, fingerprint, load_params, parse_params
+from sfd_core.experiment.params import Group, Params, VariantParams, fingerprint, load_params, parse_params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.experiment.values import set_value
 from sfd_core.host.errors import ConfigError
@@ -21,6 +23,25 @@ SHARED_OF_EVALUATE = ("final_samples", "snapshot_samples", "kid_subset_size")
 """Values that the stages before training read: points with equal ones share their results."""
 SHARED_TARGETS = ("encode", "reference")
 MOST_POINTS = 1000
+Method = Literal["tpe", "random", "even"]
+"""How a search draws, see `experiment.search`."""
+
+
+class Range(Group):
+    """Numbers between two bounds."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Draw evenly over the logarithm."""
+    whole: bool = False
+    """Draw whole numbers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"{self.low} to {self.high} is no range; low is below high, and above 0 if log is true")
+        return self
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,13 @@ class Space:
     """Seeds of training; empty keeps each variant's own."""
     changes: Mapping[str, Any]
     """Dotted key -> the value for all points."""
+    draws: Sequence[Mapping[str, Any]] = ()
+    """Combinations of values by key, instead of or beside the grid."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that vary, without the seed."""
+        return list(dict.fromkeys([*(key for draw in self.draws for key in draw), *self.grid]))
 
 
 @dataclass(frozen=True)
@@ -77,12 +105,13 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
             set_value(changed, key, value)
     base = parse_params(changed, source="the experiment that the sweep varies")
     wanted = list(dict.fromkeys(space.variants or base.active))
-    variants, _ = split_variants(base, wanted, filter(_is_of_variant, space.grid))
+    variants, _ = split_variants(base, wanted, filter(_is_of_variant, space.keys))
     _require_values(space, len(variants))
     points: dict[str, Point] = {}
-    for name, *chosen in product(variants, *space.grid.values(), *([space.seeds] if space.seeds else [])):
-        keys = [*space.grid, *(["seed"] if space.seeds else [])]
-        point = _point(changed, name, dict(zip(keys, chosen, strict=True)), space, code)
+    keys = [*space.grid, *(["seed"] if space.seeds else [])]
+    axes = [*space.grid.values(), *([space.seeds] if space.seeds else [])]
+    for name, drawn, *chosen in product(variants, space.draws or [{}], *axes):
+        point = _point(changed, name, {**drawn, **dict(zip(keys, chosen, strict=True))}, space, code)
         points.setdefault(point.key, point)
     for point in points.values():
         params = parse_params(point.values)
@@ -156,14 +185,15 @@ def _shared_key(values: Mapping[str, Any], code: str) -> str:
 
 
 def _require_values(space: Space, variants: int) -> None:
-    count = variants * max(1, len(space.seeds))
+    count = variants * max(1, len(space.seeds)) * max(1, len(space.draws))
     for key, values in space.grid.items():
         if not values:
             raise ConfigError(f"the sweep over {key} has no value; give at least one")
+        count *= len(values)
+    for key in space.keys:
         if key == "seed":
             raise ConfigError("seed is swept by the list of seeds; leave it out of the grid")
         if key in space.changes:
             raise ConfigError(f"{key} is swept and also set to {space.changes[key]!r} for all points; leave one of them out")
-        count *= len(values)
     if count > MOST_POINTS:
         raise ConfigError(f"the sweep has {count:,} points, more than {MOST_POINTS:,}; sweep fewer values at a time")

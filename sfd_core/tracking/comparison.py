@@ -68,6 +68,11 @@ class Comparison:
         return names[0] if names else ""
 
     @property
+    def lowest(self) -> float | None:
+        """The lowest leading distance; None without one."""
+        return None if self.best is None else self.best.numbers[self.leading]
+
+    @property
     def best(self) -> Row | None:
         """The row of the lowest leading distance."""
         name = self.leading

@@ -48,6 +48,8 @@ def test_forms_offer_presets_and_sizes_by_name() -> None:
         ("guidance sweep", {"intervals": [[0.1]]}),
         ("guidance sweep", {"guidance": "none"}),
         ("path sweep", {"corners": [1.1]}),
+        ("search", {"ranges": {"delta_t": []}}),
+        ("search", {"method": "luck"}),
         ("path sweep", {"offsets": [-2]}),
     ],
 )

@@ -128,6 +128,18 @@ def test_guidance_is_swept_on_the_trained_denoiser(swept: Swept) -> None:
     assert [float(row["scale"]) for row in swept.rows("guidance")] == [1.0, 1.5]
 
 
+def test_a_search_draws_in_rounds_and_repeats_nothing(swept: Swept) -> None:
+    asked = {"ranges": {"delta_t": {"low": 0.1, "high": 0.9}}, "points": 3, "at_once": 2}
+    state = swept.run("search/search", **asked)
+    assert state.is_completed(), state.message
+    offsets = [row["delta_t"] for row in swept.rows("search")]
+    assert len(set(offsets)) == 3
+    assert all(0.1 <= offset <= 0.9 for offset in offsets)
+    assert swept.run("search/search", **asked).is_completed()
+    assert {row["status"] for row in swept.rows("search")} == {"finished before"}
+    assert [row["delta_t"] for row in swept.rows("search")] == offsets
+
+
 def test_orders_are_swept_on_one_training(swept: Swept) -> None:
     state = swept.run("path sweep/path sweep", corners=[0.0, 1.0], samples=6)
     assert state.is_completed(), state.message

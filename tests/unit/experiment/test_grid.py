@@ -53,6 +53,20 @@ def test_points_share_stages_unless_what_varies_comes_before_training() -> None:
     assert len(shared_groups(plan(grid={"evaluate.final_samples": [500, 1000]}))) == 2
 
 
+def test_drawn_values_go_together() -> None:
+    draws = [{"delta_t": 0.1, "learning_rate": 0.004}, {"delta_t": 0.4, "learning_rate": 0.002}]
+    points = plan_points(VALUES, Space(["sfd"], {}, [0, 1], {}, draws), "code", ROOT)
+    variants = [point.values["variants"]["sfd"] for point in points]
+    assert [(variant["delta_t"], variant["learning_rate"], variant["seed"]) for variant in variants] == [
+        (0.1, 0.004, 0),
+        (0.1, 0.004, 1),
+        (0.4, 0.002, 0),
+        (0.4, 0.002, 1),
+    ]
+    with pytest.raises(ConfigError, match="is swept and also set"):
+        plan_points(VALUES, Space(["sfd"], {}, [], {"delta_t": 0.3}, draws), "code", ROOT)
+
+
 def test_a_change_of_a_variant_holds_for_every_variant() -> None:
     points = plan(("sfd", "sync"), changes={"learning_rate": 0.004})
     assert [point.values["variants"][point.variant]["learning_rate"] for point in points] == [0.004, 0.004]

@@ -1,0 +1,71 @@
+"""Draws of a search: from the ranges, the same when it is started again, and better than chance once it has learned."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from sfd_core.experiment.grid import Method, Range
+from sfd_core.experiment.params import parse_group
+from sfd_core.experiment.search import Search
+from sfd_core.host.errors import ConfigError
+
+RANGES: dict[str, Range | list[Any]] = {
+    "delta_t": Range(low=0.0, high=1.0),
+    "learning_rate": Range(low=1e-4, high=1e-2, log=True),
+    "train.optimisation.batch_size": Range(low=16, high=64, whole=True),
+    "size": ["tiny", "S"],
+}
+
+
+def distance(values: Any) -> float:
+    return float((values["delta_t"] - 0.3) ** 2)
+
+
+def drawn(method: Method, seed: int = 0, rounds: int = 8) -> list[dict[str, Any]]:
+    search, found = Search(RANGES, method, seed), []
+    for _ in range(rounds):
+        draws = search.ask(4)
+        for draw in draws:
+            search.tell(draw, distance(draw.values))
+        found += [dict(draw.values) for draw in draws]
+    return found
+
+
+@pytest.mark.parametrize("method", ["tpe", "random", "even"])
+def test_draws_lie_in_their_ranges_and_depend_on_the_seed_alone(method: Method) -> None:
+    values = drawn(method)
+    assert values == drawn(method) != drawn(method, seed=1)
+    assert all(0 <= value["delta_t"] <= 1 and 1e-4 <= value["learning_rate"] <= 1e-2 for value in values)
+    assert {type(value["train.optimisation.batch_size"]) for value in values} == {int}
+    assert {value["size"] for value in values} == {"tiny", "S"}
+    assert all(value["delta_t"] == float(f"{value['delta_t']:.3g}") for value in values)
+
+
+def largest_gap(method: Method) -> float:
+    values = sorted(value["delta_t"] for value in drawn(method))
+    return max(after - before for before, after in pairwise([0.0, *values, 1.0]))
+
+
+def test_even_draws_leave_smaller_gaps_than_random_ones() -> None:
+    assert largest_gap("even") < 0.08 < largest_gap("random")
+
+
+def test_tpe_comes_nearer_to_the_best_than_it_began() -> None:
+    values = [distance(value) for value in drawn("tpe", rounds=12)]
+    assert sum(values[-12:]) < 0.5 * sum(values[:12])
+
+
+def test_a_failed_draw_teaches_nothing_and_stops_nothing() -> None:
+    search = Search(RANGES, "tpe", 0)
+    for draw in search.ask(4):
+        search.tell(draw, None)
+    assert len(search.ask(4)) == 4
+
+
+def test_impossible_ranges_are_refused() -> None:
+    with pytest.raises(ConfigError, match="needs at least one range"):
+        Search({}, "random", 0)
+    for values in ({"low": 1.0, "high": 0.0}, {"low": 0.0, "high": 1.0, "log": True}):
+        with pytest.raises(ConfigError, match="is no range"):
+            parse_group(Range, values, "the range")
