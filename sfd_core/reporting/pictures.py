@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfd_core.data.store.shards import evenly_spaced
-
 Pixels = NDArray[np.uint8]
 
 LARGEST_TILE = 128
@@ -41,7 +39,8 @@ def sheet(frames: Pixels) -> Pixels:
 
 def thinned(length: int, side: int) -> NDArray[np.int64]:
     """Return the indices of at most `LARGEST_SIDE // side` of `length` frames, evenly spaced, first and last among them."""
-    return evenly_spaced(length, LARGEST_SIDE // side)
+    kept = min(length, LARGEST_SIDE // side)
+    return np.unique(np.linspace(0, length - 1, kept).round().astype(np.int64))
 
 
 def data_uri(picture: Pixels, kind: Literal["webp", "png"]) -> str:
