@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.charts import INK, MUTED, line_look, quiet, save_figure
@@ -97,7 +98,7 @@ def denoising_figure(variant: VariantOutputs) -> Figure:
 
     A latent that does not change in a phase is faded.
     """
-    run, schedule = variant.trajectory, variant.schedule
+    run, schedule = variant.trajectory, Schedule.of(variant.params, variant.sampler)
     if run is None or run.semantics is None:
         raise ValueError(f"variant {variant.name} has no denoising run with semantics")
     frames = [int(np.abs(run.u - time).argmin()) for time in np.linspace(0, schedule.end, STRIP_FRAMES)]

@@ -120,7 +120,7 @@ def _grid(variant: VariantOutputs, grids: Grids, count: int, params: Params) -> 
 
 
 def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) -> dict[str, Any]:
-    schedule = variant.schedule
+    schedule = Schedule.of(variant.params, variant.sampler)
     textures = thumbnails(run.textures)
     frames = thinned(len(run.u), textures.shape[-1])
     u = run.u[frames]

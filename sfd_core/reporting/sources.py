@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.convergence import read_curve
 from sfd_core.experiment.found_path import with_found_path
-from sfd_core.experiment.params import Params, VariantParams
+from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
 from sfd_core.reporting.text import number_name
@@ -90,8 +89,8 @@ class VariantOutputs:
 
     name: str
     params: VariantParams
-    schedule: Schedule
-    """The path along which it was sampled."""
+    sampler: SamplerParams
+    """How it was sampled."""
     curve: pd.DataFrame
     """`CURVE_COLUMNS` and one column per number, one row per snapshot, by step."""
     numbers: Numbers
@@ -229,7 +228,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
     return VariantOutputs(
         name=name,
         params=variant,
-        schedule=Schedule.of(variant, params.evaluate.sampler),
+        sampler=params.evaluate.sampler,
         curve=curve,
         numbers=numbers,
         oracle=_numbers(measured.get("oracle", {}), folder / "numbers.json"),

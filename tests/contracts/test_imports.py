@@ -44,3 +44,8 @@ def test_training_and_sampling_import_on_a_machine_that_has_little_more_than_tor
 def test_the_room_host_imports_no_pydantic() -> None:
     program = "import sys, sfd_core.host, sfd_core.host.paths, sfd_core.host.errors; assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_results_are_printed_without_torch() -> None:
+    program = "import sys, sfd_core.reporting.lines, sfd_core.reporting.tables; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

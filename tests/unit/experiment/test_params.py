@@ -44,7 +44,11 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
         ("variants.sfd.delta_t", 1.3, r"variants\.sfd\.delta_t: .*less than or equal to 1 \(given: 1.3\)"),
         ("variants.sfd.delta_t", -1.1, r"variants\.sfd\.delta_t: .*greater than or equal to -1"),
         ("variants.sfd.semantic", "none", "delta_t is 0.3, path None and times global, but there is no semantic latent"),
-        ("variants.sfd.times", {"kind": "any"}, r"times\.kind: must be one of global, around, own, independent \(given: 'any'\)"),
+        (
+            "variants.sfd.times",
+            {"kind": "any"},
+            r"times\.kind: must be one of global, around, own, independent \(given: 'any'\)",
+        ),
         ("variants.sfd.times", {"kind": "independent"}, r"variants\.sfd\.times\.absent: missing"),
         ("variants.sfd.times", {"kind": "independent", "absent": 1.0}, r"times\.absent: .*less than 1"),
         (
