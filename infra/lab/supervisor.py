@@ -34,6 +34,8 @@ from sfd_core.host.paths import require_disk
 
 ENVIRONMENT_FILE = "env"
 SECONDS_TO_START = 180.0
+FIRST_REQUEST_SECONDS = 60.0
+"""MLflow loads much with its first request, which takes long on a busy machine."""
 LONGEST_LOG = 10 * 2**20
 """Bytes; a longer one is set aside at the next start."""
 FIRST_WAIT, LONGEST_WAIT, CALM = 1.0, 60.0, 300.0
@@ -197,7 +199,12 @@ class Supervisor:
         if server.login is None:
             return
         url, user, password = server.login
-        answer = httpx.get(url, auth=(user, password), timeout=10)
+        try:
+            answer = httpx.get(url, auth=(user, password), timeout=FIRST_REQUEST_SECONDS)
+        except httpx.HTTPError as error:
+            raise ResourceError(
+                f"{server.name} does not answer a first request ({error}); see {self._log(server.name)}"
+            ) from error
         if answer.status_code in {401, 403}:
             raise ConfigError(
                 f"{server.name} refuses the password of the environment or of {self.folder / 'credentials.json'}; it keeps the "

@@ -35,8 +35,9 @@ def dashboard(
     from sfd_core.experiment.params import load_params
 
     experiment = load_params(params)
+    from sfd_core.host.addresses import in_a_line, public
     from sfd_core.tracking import Store, store_uri
-    from sfd_core.tracking.address import in_a_line, public, why_unusable
+    from sfd_core.tracking.address import why_unusable
     from sfd_core.tracking.dashboard import refresh_dashboard
 
     uri = store_uri()

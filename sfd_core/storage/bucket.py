@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sfd_core.host.addresses import in_a_line, public, require_s3
 from sfd_core.host.errors import DataError, ResourceError
 from sfd_core.host.paths import atomic_path, file_digest, require_disk
 
@@ -69,10 +70,12 @@ class Storage:
 
     Failed requests are repeated a few times. If the server does not answer or is busy, they are then repeated for another
     `patience` seconds, with growing waits. Rejected requests raise at once.
+    Making one raises `ConfigError` if the address in the environment cannot be one, or holds a password.
     """
 
     def __init__(self, bucket: str, patience: float = 0.0, threads: bool = True) -> None:
         self.bucket, self.patience = bucket, patience
+        require_s3()
         import boto3
         from boto3.s3.transfer import TransferConfig
         from botocore.config import Config
@@ -87,7 +90,7 @@ class Storage:
             self._client: Any = boto3.Session().client("s3", config=config)
         except (BotoCoreError, ValueError) as error:
             raise ResourceError(
-                f"S3 storage cannot be set up: {error}; check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and AWS_PROFILE"
+                f"S3 storage cannot be set up: {in_a_line(error, '')}; check AWS_DEFAULT_REGION and AWS_PROFILE"
             ) from error
         self._transfer = TransferConfig(
             multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE, use_threads=threads
@@ -96,6 +99,10 @@ class Storage:
     @property
     def endpoint(self) -> str:
         """Address of the server."""
+        return public(self._address)
+
+    @property
+    def _address(self) -> str:
         return str(self._client.meta.endpoint_url)
 
     def check(self) -> None:
@@ -211,20 +218,26 @@ class Storage:
         from botocore import exceptions
 
         failed = f"cannot {verb} {self._name(key)} at {self.endpoint}"
+
+        def why(error: Exception) -> str:
+            return in_a_line(error, self._address)
+
         try:
             yield
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
-            raise ResourceError(f"{failed}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+            raise ResourceError(f"{failed}: {why(error)}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except (exceptions.ConnectionError, exceptions.HTTPClientError, RetriesExceededError) as error:
             raise UnavailableError(
-                f"{failed}: it does not answer ({error}); check AWS_ENDPOINT_URL and that the server runs"
+                f"{failed}: it does not answer ({why(error)}); check AWS_ENDPOINT_URL and that the server runs"
             ) from error
         except S3UploadFailedError as error:
             raise self._client_error(failed, error, error.__context__) from error
         except exceptions.ClientError as error:
             raise self._client_error(failed, error, error) from error
+        except RecursionError as error:  # botocore follows a redirect that is not S3's for ever
+            raise ResourceError(f"{failed}: it redirects, as no S3 server does; check AWS_ENDPOINT_URL") from error
         except exceptions.BotoCoreError as error:
-            raise ResourceError(f"{failed}: {error}; try again") from error
+            raise ResourceError(f"{failed}: {why(error)}; try again") from error
 
     def _client_error(self, failed: str, error: Exception, cause: Any) -> DataError | ResourceError:
         code = getattr(cause, "response", {}).get("Error", {}).get("Code", "")
@@ -233,12 +246,12 @@ class Storage:
         if code in _CONFLICT:
             return ConflictError(f"{failed}: another writer was first ({code})")
         if code in _FULL_OR_BUSY | _DAMAGED:
-            return UnavailableError(f"{failed}: {error}; try again later")
+            return UnavailableError(f"{failed}: {in_a_line(error, self._address)}; try again later")
         if code == "NoSuchBucket" or (code in _ABSENT and not self._bucket_exists()):
             return ResourceError(f"{failed}: there is no bucket {self.bucket!r}; create it or use another")
         if code in _ABSENT:
             return DataError(f"{failed}: there is no such object; check the key")
-        return ResourceError(f"{failed}: {error}; try again")
+        return ResourceError(f"{failed}: {in_a_line(error, self._address)}; try again")
 
     def _bucket_exists(self) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError

@@ -2,22 +2,21 @@
 
 import http.client
 import os
-import re
 import socket
 import sqlite3
 import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
+from sfd_core.host.addresses import in_a_line, public, split, why_no_server
 from sfd_core.host.paths import STATE, existing_parent, sqlite_address
 
 EMBEDDED_SCHEME = "sqlite:///"
 ANSWER_SECONDS = 10.0
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 ADDRESSES = ("http://HOST:PORT", "postgresql+psycopg://HOST/NAME", "sqlite:///FILE")
-LONGEST_REASON = 200
 
 
 def store_uri() -> str:
@@ -35,36 +34,24 @@ def embedded_file(uri: str) -> Path:
     return Path(unquote(uri.removeprefix(EMBEDDED_SCHEME)))
 
 
-def public(uri: str) -> str:
-    """Return an address without user and password."""
-    return re.sub(r"^([^:/]+://)[^/]*@", r"\1", uri)
-
-
-def in_a_line(error: Exception, uri: str) -> str:
-    """Return the first line of what an error of the store at `uri` says, without the password of the address."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_REASON].replace(uri, public(uri))
-    password = _split(uri).password or ""
-    for secret in filter(None, (password, unquote(password))):
-        line = line.replace(secret, "***")
-    return line
-
-
 def why_unusable(uri: str) -> str:
     """Return in words why no store can be opened at an address; "" if nothing speaks against it."""
     if is_embedded(uri):
         return _why_no_file(embedded_file(uri))
+    scheme = split(uri).scheme.partition("+")[0]
+    if scheme not in {"http", "https", *DATABASE_PORTS}:
+        return f"it is none of {', '.join(ADDRESSES)}"
+    if scheme not in DATABASE_PORTS and (reason := why_no_server(uri)):
+        return reason
     if not is_reachable(uri):
         return "it does not answer"
-    scheme = _split(uri).scheme.partition("+")[0]
-    if scheme in DATABASE_PORTS:
-        return _why_no_database(uri)
-    return "" if scheme in {"http", "https"} else f"it is none of {', '.join(ADDRESSES)}"
+    return _why_no_database(uri) if scheme in DATABASE_PORTS else ""
 
 
 def is_reachable(uri: str) -> bool:
     """Whether a server at the store's address sends any HTTP answer, or a database there takes connections."""
     try:
-        address = _split(uri)
+        address = split(uri)
         port = DATABASE_PORTS.get(address.scheme.partition("+")[0])
         if port is not None and address.hostname:
             socket.create_connection((address.hostname, address.port or port), ANSWER_SECONDS).close()
@@ -75,14 +62,6 @@ def is_reachable(uri: str) -> bool:
     except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
-
-
-def _split(uri: str) -> SplitResult:
-    """Split an address; one that cannot be split has no parts."""
-    try:
-        return urlsplit(uri)
-    except ValueError:
-        return urlsplit("")
 
 
 def _why_no_file(path: Path) -> str:

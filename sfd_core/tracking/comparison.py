@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from sfd_core.experiment.grid import Point
+from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, atomic_path
-from sfd_core.tracking.address import in_a_line, is_embedded, public, why_unusable
+from sfd_core.tracking.address import is_embedded, why_unusable
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.store import COMPLETE_TAG, EVALUATION_TAG, KEY_TAG, Store
 from sfd_core.tracking.sweep import SweepPoint, record_sweep

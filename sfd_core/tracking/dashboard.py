@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sfd_core.tracking.address import EMBEDDED_SCHEME, public
+from sfd_core.host.addresses import public
+from sfd_core.tracking.address import EMBEDDED_SCHEME
 from sfd_core.tracking.curves import Point, metric_name
 from sfd_core.tracking.runs import COMPARED_TAG, RunSpec
 from sfd_core.tracking.store import EVALUATION_TAG, KEY_TAG, NAME_TAG, Run, Store

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.paths import file_digest
-from sfd_core.tracking.address import in_a_line, is_embedded, is_reachable, public, store_uri
+from sfd_core.tracking.address import is_embedded, is_reachable, store_uri
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.runs import RunSpec
 from sfd_core.tracking.store import KEY_TAG, NAME_TAG, Store

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core.experiment.params import Params, fingerprint
+from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.paths import OUTPUTS, STATE, file_digest, write_json
-from sfd_core.tracking.address import embedded_file, in_a_line, is_embedded, public, store_uri, why_unusable
+from sfd_core.tracking.address import embedded_file, is_embedded, store_uri, why_unusable
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.runs import RunSpec, VAEName, vae_run, variant_run

@@ -17,7 +17,7 @@ from cyclopts import CycloptsError, MissingArgumentError
 from dvc.cli import DvcParserError
 from dvc.cli.parser import get_main_parser
 
-from flows.deployments import DEPLOYED
+from flows.worker import DEPLOYED
 from infra.lab.settings import Settings
 from sfd_core.cli.main import app
 from sfd_core.experiment.params import parse_params

@@ -9,7 +9,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 from prefect.utilities.schema_tools.validation import ValidationError
 
-from flows.deployments import DEPLOYED
+from flows.worker import DEPLOYED
 from sfd_core.experiment.presets import preset_names
 
 ROOT = Path(__file__).parents[2]

@@ -4,13 +4,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy
 from seaweed import free_ports
 
-from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.host.errors import ConfigError, DataError, ResourceError
 from sfd_core.storage import ConflictError, Storage, UnavailableError
 from sfd_core.storage.bucket import PART_BYTES
 
@@ -95,10 +96,62 @@ def test_missing_credentials_are_told(endpoint: str, monkeypatch: pytest.MonkeyP
         Storage("lab").exists("key")
 
 
-def test_an_endpoint_that_is_no_address_is_told(credentials: Callable[..., None]) -> None:
-    credentials("not an address")
-    with pytest.raises(ResourceError, match="check AWS_ENDPOINT_URL"):
+@pytest.mark.parametrize(
+    "address", ["not an address", "ftp://host", "http://host:many", "http://user:hidden@host:1", "http://"]
+)
+def test_an_endpoint_that_is_no_address_is_told(credentials: Callable[..., None], address: str) -> None:
+    credentials(address)
+    with pytest.raises(ConfigError, match=r"^AWS_ENDPOINT_URL ") as caught:
         Storage("lab")
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "variables"),
+    [
+        ("http", "nobody.invalid", {}),
+        ("https", "127.0.0.1", {"AWS_CA_BUNDLE": __file__}),
+        ("https", "127.0.0.1", {"AWS_CA_BUNDLE": "/nowhere"}),
+        ("https", "127.0.0.1", {}),
+        ("http", "nobody.invalid", {"HTTP_PROXY": "http://user:hidden@127.0.0.1:9"}),
+        ("http", "nobody.invalid", {"HTTP_PROXY": "http://user:hidden@127.0.0.1:many"}),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_told_within_seconds_in_a_line(
+    endpoint: str, credentials: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    scheme: str, host: str, variables: dict[str, str],
+) -> None:  # fmt: skip
+    credentials(f"{scheme}://{host}:{endpoint.rpartition(':')[2]}")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    begun = time.monotonic()
+    with pytest.raises(ResourceError, match=r"cannot use s3://lab/ at http.*AWS_ENDPOINT_URL") as caught:
+        Storage("lab").check()
+    assert time.monotonic() - begun < 20
+    assert "\n" not in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 500])
+def test_a_server_that_is_not_s3_is_told_in_a_line(credentials: Callable[..., None], status: int) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html>\n<body>words\nwords</body>")
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        credentials(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(ResourceError, match="cannot use s3://lab/") as caught:
+            Storage("lab").check()
+        server.shutdown()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_bucket_that_lets_one_in_passes_the_check(storage: Storage) -> None:

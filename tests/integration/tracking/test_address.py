@@ -9,8 +9,9 @@ import pytest
 from faulty_proxy import FaultyProxy
 from postgresql import INSTALLED, PostgreSQL
 
+from sfd_core.host.addresses import public
 from sfd_core.tracking import address
-from sfd_core.tracking.address import in_a_line, is_reachable, public, store_uri, why_unusable
+from sfd_core.tracking.address import is_reachable, store_uri, why_unusable
 
 
 @pytest.fixture
@@ -50,11 +51,6 @@ def test_a_database_is_there_if_it_takes_connections() -> None:
     assert not is_reachable("postgresql://127.0.0.1:many/runs")
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////srv/.sfd/mlflow.db", "http://host:5000/path", "s3://bucket/key@home", "./folder"])
-def test_an_address_without_a_password_is_shown_as_it_is(uri: str) -> None:
-    assert public(uri) == uri
-
-
 def test_the_embedded_store_is_always_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -78,6 +74,11 @@ def test_an_address_that_is_none_is_told_with_those_that_are(uri: str) -> None:
     assert "it is none of http://HOST:PORT" in why_unusable(uri)
 
 
+@pytest.mark.parametrize("uri", ["http://host:many", "http://user:hidden@host:99999", "https://"])
+def test_an_address_that_can_be_no_server_is_told_with_the_reason(uri: str) -> None:
+    assert why_unusable(uri).startswith(("its port", "it names"))
+
+
 @pytest.mark.skipif(not INSTALLED, reason="PostgreSQL is not installed")
 def test_a_database_that_refuses_is_told_at_once_and_without_the_password() -> None:
     database = PostgreSQL()
@@ -91,8 +92,3 @@ def test_a_database_that_refuses_is_told_at_once_and_without_the_password() -> N
         assert "wrong-word" not in reason
     finally:
         database.stop()
-
-
-def test_what_a_store_answers_is_shown_without_its_password() -> None:
-    error = RuntimeError("request to http://user:p%40ss@host:1/api failed: p@ss\nTraceback")
-    assert in_a_line(error, "http://user:p%40ss@host:1") == "request to http://host:1/api failed: ***"

@@ -68,17 +68,18 @@ def test_any_value_at_any_place_is_an_experiment_or_an_error(examples: int) -> N
 
 
 @EXAMPLES
-def test_any_text_is_an_experiment_or_an_error(tmp_path: Path, examples: int) -> None:
-    text, path = yaml.safe_dump(VALUES), tmp_path / "params.yaml"
+def test_any_bytes_are_an_experiment_or_an_error(tmp_path: Path, examples: int) -> None:
+    text, path = yaml.safe_dump(VALUES).encode(), tmp_path / "params.yaml"
 
-    def check(place: int, inserted: str) -> None:
-        path.write_bytes((text[:place] + inserted + text[place:]).encode("utf-8", errors="surrogatepass"))
+    def check(place: int, left_out: int, inserted: bytes) -> None:
+        path.write_bytes(text[:place] + inserted + text[place + left_out :])
         message = told(lambda: load_params(path))
         assert not message or str(path) in message
 
-    for place, inserted in ((0, "\x00"), (40, "\t"), (10, "&a [*a]")):
-        check(place, inserted)
-    try_examples(check, examples, st.integers(0, len(text)), st.text(max_size=8))
+    for place, inserted in ((0, b"\0"), (40, b"\t"), (10, b"&a [*a]"), (0, b"\xff\xfe"), (10, b"\xe2\x80")):
+        check(place, 0, inserted)
+    inserted = st.binary(max_size=8) | st.text(max_size=8).map(lambda words: words.encode(errors="surrogatepass"))
+    try_examples(check, examples, st.integers(0, len(text)), st.integers(0, 3), inserted)
 
 
 ODD = {
