@@ -151,7 +151,7 @@ def epoch_table(outputs: Outputs, number: NumberName) -> Table | None:
         Row(name, [Cell("-" if pd.isna(value) else text.number(float(value))) for value in table[name]], name)
         for name in lowest
     ]
-    epochs = [f"{images / outputs.training_images:.3g}" for images in table.index]
+    epochs = [f"{images / outputs.training_images:.3g} epochs" for images in table.index]
     samples = _listed({int(curve["samples"].iloc[-1]) for curve in curves.values()})
     note = f"{number.words}, {samples} samples a snapshot; an epoch is {text.count(outputs.training_images)} training images."
     return Table("Lowest distance within epochs", note, [], epochs, rows)

@@ -74,7 +74,7 @@ def test_epochs_keep_the_lowest_distance_so_far(outputs: Outputs) -> None:
     table = tables.epoch_table(changed, number)
     assert table is not None
     assert [cell.text for cell in table.rows[0].cells] == ["5.00", "3.00", "3.00", "2.00", "2.00"]
-    assert table.columns == [f"{images / 500:.3g}" for images in curve["images_seen"]]
+    assert table.columns == [f"{images / 500:.3g} epochs" for images in curve["images_seen"]]
     assert tables.epoch_table(replace(outputs, training_images=None), number) is None
 
 
