@@ -105,7 +105,7 @@ def _show(place: Place, name: str, point: Point, out: Path) -> None:
     create_table_artifact(rows, key=artifact_key(name, "table"), description=f"guidance of {point.variant}")
     show_picture(files[1], artifact_key(name, "figure"))
     points = [_point(point.variant, row) for row in rows]
-    place.report("\n".join(send_to_mlflow(place, name, points, files, point.values)))
+    place.report("\n".join(send_to_mlflow(place, name, points, files, point.values).where))
 
 
 def _point(variant: str, row: dict[str, str]) -> SweepPoint:
