@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import limits
 from flows.artifacts import show_picture
-from flows.point import fetch, push, track
+from flows.point import require_remote, track
 from sfd_core.experiment.inputs import require_inputs
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.host import machine
@@ -52,7 +52,7 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
         place = Place.of(project, "reproduce", get_run_logger().info)
         pull = pull and place.has_remote
         if pull:
-            fetch(place)
+            require_remote(place)
         try:
             _run_stages(place, place.stage_graph(), pull)
         except BaseException:
@@ -60,7 +60,7 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
             raise
         track(project, place)
         if place.has_remote and push_results:
-            push(place, [])
+            push(place)
         _show(project, params)
 
 
@@ -75,6 +75,12 @@ def stage(name: str, place: Place, pull: bool) -> bool:
 
     with machine.slot(slots, place.report) as slot:
         return bool(stages_run(place.on(slot).dvc("repro", "--single-item", *(["--pull"] if pull else []), name)))
+
+
+@task(cache_policy=NO_CACHE)
+def push(place: Place) -> None:
+    """Send results and the run-cache to the remote, so that no machine computes them again."""
+    place.dvc("push", "--run-cache")
 
 
 def _run_stages(place: Place, graph: Mapping[str, set[str]], pull: bool) -> None:

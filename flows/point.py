@@ -27,10 +27,10 @@ from sfd_core.workspace import git, journal
 from sfd_core.workspace.dvc import Place, ProgramError, stages_run
 from sfd_core.workspace.experiments import point_place
 
-NETWORK_RETRIES = [5.0, 20.0, 60.0]
-"""Seconds before each retry of a step that only the network can fail."""
 TRACKING_LOCK = STATE / "points-tracking.lock"
 """Points that share a VAE would otherwise make its run in MLflow twice."""
+NETWORK_RETRIES = [5.0, 20.0, 60.0]
+"""Seconds before each retry of a step that only the network can fail."""
 RECORD_TYPE = "point"
 BUSY_SECONDS = 30.0
 STAGES_OF_A_POINT = 8
@@ -57,16 +57,12 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
                 return
             ran = compute(place, targets, key)
             track(project, place)
-            if place.has_remote:
-                push(place, targets)
             record = _record(place.folder, values, ran, started)
             Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
 
 
 def compute(place: Place, targets: Sequence[str], key: str) -> list[str]:
     """Reproduce in a free slot of this machine and return the stages that ran; wait while another process trains the same."""
-    if place.has_remote:
-        fetch(place)
     while True:
         with suppress(BusyError), machine.slot(limits.slots, place.report) as slot:
             return reproduce(place.on(slot), targets, key)
@@ -75,26 +71,34 @@ def compute(place: Place, targets: Sequence[str], key: str) -> list[str]:
 
 
 @task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
-def fetch(place: Place) -> None:
-    """Fetch the remote's list of results; their bytes come when a stage needs them."""
-    place.pull_run_cache()
+def require_remote(place: Place) -> None:
+    """Fail before anything is computed if the remote cannot be used."""
+    place.require_remote()
 
 
 @task(cache_policy=NO_CACHE)
 def reproduce(place: Place, targets: Sequence[str], key: str) -> list[str]:
-    """Run `dvc repro` and return the stages that ran; all others came from the cache."""
+    """Run `dvc repro` and return the stages that ran; all others came from the cache, or the remote.
+
+    What the remote lacks is sent to it in the same process, so that no machine computes it again.
+    """
     progress = cast("UUID", create_progress_artifact(0.0, key=f"progress-{key}", description=" ".join(targets)))
     seen: set[str] = set()
 
     def report(line: str) -> None:
         place.report(line)
-        if line.startswith(("Stage '", "Running stage '")):
+        if line.startswith("Stage '"):
             seen.add(line.split("'")[1])
+        elif line.startswith("Running stage '"):
             with suppress(httpx.HTTPError):  # a server that is down holds up no training
-                update_progress_artifact(progress, min(99.0, 100.0 * (len(seen) - 1) / STAGES_OF_A_POINT))
+                update_progress_artifact(progress, min(99.0, 100.0 * len(seen) / STAGES_OF_A_POINT))
+            seen.add(line.split("'")[1])
 
-    pull = ["--pull"] if place.has_remote else []
-    ran = stages_run(replace(place, report=report).dvc("repro", *pull, *targets))
+    reporting = replace(place, report=report)
+    if place.has_remote:
+        ran = stages_run(reporting.dvc("repro", "--pull", *targets, then=["push", "--run-cache", "--with-deps", *targets]))
+    else:
+        ran = stages_run(reporting.dvc("repro", *targets))
     update_progress_artifact(progress, 100.0)
     return ran
 
@@ -114,12 +118,6 @@ def track(project: Path, place: Place) -> None:
             place.sfd("track", "--strict")
     except ProgramError as error:
         get_run_logger().warning("not in MLflow: %s", error)
-
-
-@task(cache_policy=NO_CACHE, retries=len(NETWORK_RETRIES), retry_delay_seconds=NETWORK_RETRIES)
-def push(place: Place, targets: Sequence[str]) -> None:
-    """Send results and the run-cache to the remote, so that no machine computes them again."""
-    place.dvc("push", "--run-cache", *(["--with-deps", *targets] if targets else []))
 
 
 def record_key(key: str, targets: Sequence[str]) -> str:

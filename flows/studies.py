@@ -178,7 +178,7 @@ def _show(place: Place, study: _Study, point: Point, out: Path) -> None:
     create_table_artifact(rows, key=artifact_key(study.name, "table"), description=f"{study.file} of {study.variant}")
     show_picture(files[1], artifact_key(study.name, "figure"))
     points = [_point(study, row) for row in rows]
-    place.report("\n".join(send_to_mlflow(place, study.name, points, files, point.values)))
+    place.report("\n".join(send_to_mlflow(place, study.name, points, files, point.values).where))
 
 
 def _point(study: _Study, row: Mapping[str, str]) -> SweepPoint:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from flows.artifacts import artifact_key, show_picture
 from flows.dispatch import Dispatcher, Outcome, cancel_points
-from flows.point import fetch
+from flows.point import require_remote
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.estimates import outlook, project_rates
 from sfd_core.experiment.grid import (
@@ -248,15 +248,13 @@ class _Work:
         finished = git.read_records(self.project, POINTS)
         missing = [point for point in points if point.key not in finished]
         if missing and self.place.has_remote:
-            fetch(self.place)  # fails before any point starts if the remote cannot be used
+            require_remote(self.place)
         computed = {row.point.key: row for row in _compute(self.project, self.commit, missing, self.dispatcher)}
         return [computed.get(point.key) or Row(point, "finished before", finished[point.key]) for point in points]
 
     def show(self, rows: Sequence[Row], over: Sequence[str]) -> None:
         """Send what MLflow lacks, and publish the comparison of all rows."""
-        comparison = Comparison(self.asked.name, rows)
-        _send_missing(self.place, comparison, self.dispatcher)
-        _show(self.place, comparison, over)
+        _show(self.place, Comparison(self.asked.name, rows), over, self.dispatcher)
 
 
 @contextmanager
@@ -302,18 +300,21 @@ def _compute(project: Path, commit: str, missing: Sequence[Point], dispatcher: D
     return rows
 
 
-def _send_missing(place: Place, comparison: Comparison, dispatcher: Dispatcher) -> None:
-    """Send the runs of finished points that MLflow lacks: it was down then, or another store has them."""
+def _send_missing(place: Place, comparison: Comparison, dispatcher: Dispatcher) -> bool:
+    """Send the runs of finished points that MLflow lacks, as it was down or is another store; whether it has all now."""
     lost = comparison.without_run(place)
-    for row in lost:
+    for row in lost or []:
         lock = git.file_of(place.folder, str(row.record["commit"]), "dvc.lock")
         dispatcher.submit(row.point, [row.point.target], "run of ", lock)
     if lost:
         place.report(f"MLflow lacks {len(lost)} finished points; they are restored and sent")
+    complete = lost is not None
     while ended := dispatcher.ended():
         for outcome in ended:
             if outcome.record is None:
+                complete = False
                 get_run_logger().warning("%s: not sent to MLflow: %s", outcome.point.name, outcome.message)
+    return complete
 
 
 def _keep(project: Path, commit: str, outcome: Outcome) -> Row:
@@ -332,24 +333,34 @@ def _keep(project: Path, commit: str, outcome: Outcome) -> Row:
     return Row(point, status, record | {"commit": made})
 
 
-def _show(place: Place, comparison: Comparison, over: Sequence[str]) -> None:
-    """Name the points' commits, and publish table, figure, summary and runs."""
+def _show(place: Place, comparison: Comparison, over: Sequence[str], dispatcher: Dispatcher) -> None:
+    """Name the points' commits, and publish table, figure, summary and runs; what was published before is only shown."""
     name = comparison.name
     if comparison.measured:
         git.set_refs(place.folder, {f"{name}/{row.point.name}": row.record["commit"] for row in comparison.measured})
-    if remote := Settings.read().git_remote:
-        try:
-            for prefix in (POINTS, name):
-                git.push_refs(place.folder, remote, prefix)
-        except DataError as error:
-            get_run_logger().warning("refs not pushed: %s", error)
-    files = comparison.write(place, over)
-    where = comparison.send(place, files)
+    shown = comparison.shown(place, over)
+    if shown is None:
+        complete = _send_missing(place, comparison, dispatcher) and _push_refs(place, name)
+        files = comparison.write(place, over)
+        shown = files, comparison.send(place, files, over, complete)
+    files, where = shown
     table = [row.columns for row in comparison.rows]
     create_table_artifact(table, key=artifact_key(name, "table"), description=f"sweep {name}")
     create_markdown_artifact(comparison.summary(where), key=artifact_key(name, "summary"))
     for picture in files[1:]:
         show_picture(picture, artifact_key(name, "figure"))
+
+
+def _push_refs(place: Place, name: str) -> bool:
+    """Push the refs of the points to the git remote of the settings, if there is one; whether that worked."""
+    remote = Settings.read().git_remote
+    try:
+        for prefix in (POINTS, name) if remote else ():
+            git.push_refs(place.folder, str(remote), prefix)
+    except DataError as error:
+        get_run_logger().warning("refs not pushed: %s", error)
+        return False
+    return True
 
 
 def _steps(steps: int | None) -> dict[str, Any]:

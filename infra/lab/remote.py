@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from infra.lab.servers import REGION
+
 REMOTE, URL = "laboratory", "s3://dvc"
 """Its endpoint and keys come from the environment, as those of any other S3."""
 
@@ -19,6 +21,7 @@ def set_remote(project: Path) -> bool:
     chosen = config["core"].get("remote")
     if chosen is None:
         with config.edit("local") as local:
-            local["remote"] = {REMOTE: {"url": URL}} | local.get("remote", {})
+            # without a region DVC asks for one before each request, as SeaweedFS does not answer that
+            local["remote"] = {REMOTE: {"url": URL, "region": REGION}} | local.get("remote", {})
             local["core"] = {**local.get("core", {}), "remote": REMOTE}
     return chosen in (None, REMOTE)

@@ -1,11 +1,13 @@
 """The address of the MLflow store, and whether it answers, without importing mlflow."""
 
 import http.client
+import json
 import os
 import socket
 import sqlite3
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
@@ -62,6 +64,28 @@ def is_reachable(uri: str) -> bool:
     except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
+
+
+def has_run(uri: str, run: str) -> bool:
+    """Whether a store has a run that is not deleted; false where no answer tells it."""
+    try:
+        if is_embedded(uri):
+            with closing(sqlite3.connect(f"{embedded_file(uri).absolute().as_uri()}?mode=ro", uri=True)) as database:
+                found = database.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (run,)).fetchone()
+                return bool(found == ("active",))
+        asked = f"{public(uri).rstrip('/')}/api/2.0/mlflow/runs/get?run_id={run}"
+        with urllib.request.urlopen(urllib.request.Request(asked, headers=_login(uri)), timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - http, or no answer
+            return bool(json.load(answer)["run"]["info"]["lifecycle_stage"] == "active")
+    except (OSError, ValueError, KeyError, http.client.HTTPException, sqlite3.Error):
+        return False
+
+
+def _login(uri: str) -> dict[str, str]:
+    """Return the header with the user and the password of an address, or else of the environment, where MLflow reads them."""
+    address = split(uri)
+    user = unquote(address.username or os.environ.get("MLFLOW_TRACKING_USERNAME", ""))
+    password = unquote(address.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"} if user else {}
 
 
 def _why_no_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What a sweep shows: its table, its figure, its best point, its runs in MLflow."""
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,29 @@ from typing import Any
 import yaml
 
 from sfd_core.experiment.grid import Point
+from sfd_core.experiment.params import fingerprint
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
-from sfd_core.host.paths import STATE, atomic_path
-from sfd_core.tracking.address import is_embedded, why_unusable
+from sfd_core.host.paths import STATE, atomic_path, write_json
+from sfd_core.tracking.address import has_run, is_embedded, why_unusable
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.store import COMPLETE_TAG, EVALUATION_TAG, KEY_TAG, Store
 from sfd_core.tracking.sweep import SweepPoint, record_sweep
 from sfd_core.workspace.dvc import Place, ProgramError
 
 SWEEPS = STATE / "sweeps"
+SHOWN = "shown.json"
+"""What of a sweep was shown last, so that asking again for the same sends nothing."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Where the results of a sweep are."""
+
+    where: list[str]
+    """Paragraphs of Markdown."""
+    run: str = ""
+    """The sweep's run in MLflow; "" if not everything arrived."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class Comparison:
 
     def write(self, place: Place, over: Sequence[str]) -> list[Path]:
         """Write `table.csv` and, if a point was measured, `figure.png` to `.sfd/sweeps/<name>`; return the files."""
-        table, figure = (place.folder / SWEEPS / self.name / name for name in ("table.csv", "figure.png"))
+        table, figure = self._files(place)
         with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(column for row in self.measured for column in row.columns)))
             writer.writeheader()
@@ -95,22 +109,47 @@ class Comparison:
             return [table]
         return [table, figure]
 
-    def send(self, place: Place, files: Sequence[Path]) -> list[str]:
-        """Send the sweep to MLflow; see `send_to_mlflow`."""
+    def send(self, place: Place, files: Sequence[Path], over: Sequence[str], complete: bool) -> list[str]:
+        """Send the sweep to MLflow and return where it is, see `send_to_mlflow`; remember that if all of it is `complete`."""
         points = [_sweep_point(row) for row in self.measured]
-        return send_to_mlflow(place, self.name, points, files, self.rows[0].point.values, self.candidate)
+        sent = send_to_mlflow(place, self.name, points, files, self.rows[0].point.values, self.candidate)
+        if complete and sent.run and files == self._files(place):
+            shown = {"digest": self._digest(place, over), "run": sent.run, "where": sent.where}
+            write_json(place.folder / SWEEPS / self.name / SHOWN, shown)
+        return sent.where
 
-    def without_run(self, place: Place) -> list[Row]:
-        """Return the rows of finished points that MLflow has no complete run of; none while it does not answer."""
+    def shown(self, place: Place, over: Sequence[str]) -> tuple[list[Path], list[str]] | None:
+        """Return the files and where the results are, if these were shown before and MLflow still has the sweep's run."""
+        files = self._files(place)
+        try:
+            before = json.loads((place.folder / SWEEPS / self.name / SHOWN).read_text())
+            is_same = before["digest"] == self._digest(place, over) and all(file.is_file() for file in files)
+            if is_same and has_run(place.environment["MLFLOW_TRACKING_URI"], before["run"]):
+                return files, list(before["where"])
+        except (OSError, ValueError, KeyError):
+            pass
+        return None
+
+    def _files(self, place: Place) -> list[Path]:
+        return [place.folder / SWEEPS / self.name / name for name in ("table.csv", "figure.png")]
+
+    def _digest(self, place: Place, over: Sequence[str]) -> str:
+        rows = [(row.point.key, row.record.get("commit")) for row in self.rows]
+        return fingerprint(rows, list(over), public(place.environment["MLFLOW_TRACKING_URI"]))
+
+    def without_run(self, place: Place) -> list[Row] | None:
+        """Return the rows of finished points that MLflow has no complete run of; None while it does not answer."""
         trained = [row for row in self.rows if row.record.get("run_key")]
         uri = place.environment["MLFLOW_TRACKING_URI"]
-        if not trained or why_unusable(uri):
+        if not trained:
             return []
+        if why_unusable(uri):
+            return None
         try:
             runs = Store(uri).runs()
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
             place.report(f"warning: MLflow at {public(uri)} does not list its runs: {in_a_line(error, uri)}")
-            return []
+            return None
         complete = {(run.tags.get(KEY_TAG), run.tags.get(EVALUATION_TAG, "")) for run in runs if COMPLETE_TAG in run.tags}
         return [row for row in trained if (row.record["run_key"], row.record.get("evaluation", "")) not in complete]
 
@@ -157,15 +196,15 @@ def send_to_mlflow(
     files: Sequence[Path],
     values: Mapping[str, Any],
     candidate: Candidate | None = None,
-) -> list[str]:
+) -> Sent:
     """Record parent and child runs, register the model of a candidate, refresh the dashboard of the experiment `values`.
 
-    Returns where these are, as paragraphs of Markdown. A server that is down is reported there and raises nothing.
+    A server that is down is reported in the answer and raises nothing.
     """
     uri = place.environment["MLFLOW_TRACKING_URI"]
     shown = public(uri)
     if reason := why_unusable(uri):
-        return [f"MLflow at {shown}: {reason}; run the sweep again to send its table"]
+        return Sent([f"MLflow at {shown}: {reason}; run the sweep again to send its table"])
     try:
         with locked(place.folder / SWEEPS / "tracking.lock"):
             store = Store(uri)
@@ -173,13 +212,14 @@ def send_to_mlflow(
             model = register_best(store, candidate) if candidate is not None else None
     except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
         place.report(f"warning: {name}: not in MLflow at {shown}: {in_a_line(error, uri)}")
-        return [f"not in MLflow at {shown} ({type(error).__name__}); run the sweep again to send its table"]
+        return Sent([f"not in MLflow at {shown} ({type(error).__name__}); run the sweep again to send its table"])
     lines = [f'Best model: `mlflow.pyfunc.load_model("{model}")`'] if model else []
     if is_embedded(uri):
         lines.append(f"run {run} of the embedded store (`make serve-mlflow` shows it)")
     else:
         lines.append(f"[sweep {name} in MLflow]({shown}/#/experiments/{store.experiment_id}/runs/{run})")
-    return lines + _refresh_dashboard(place, name, values)
+    dashboard = _refresh_dashboard(place, name, values)
+    return Sent(lines + dashboard, run if dashboard else "")
 
 
 def _refresh_dashboard(place: Place, name: str, values: Mapping[str, Any]) -> list[str]:

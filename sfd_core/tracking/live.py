@@ -26,8 +26,9 @@ SECONDS_AT_THE_END = 30.0
 def follow(spec: RunSpec, history: Path, resume_key: str, every: float = SECONDS_BETWEEN_SENDINGS) -> Iterator[None]:
     """Send the curve in `history`, and `validation.csv` beside it, to the server of MLFLOW_TRACKING_URI while the block runs.
 
-    A killed and resumed training goes on in the run of its `resume_key`. The embedded store needs no following: it gets
-    everything at the end, and the training keeps the seconds that importing mlflow takes.
+    A killed and resumed training goes on in the run of its `resume_key`. The embedded store needs no following, nor does a
+    training of less than `every` seconds: `sync_run` sends everything at the end, and the training keeps the seconds that
+    importing mlflow takes.
     """
     uri = store_uri()
     if is_embedded(uri):
@@ -61,7 +62,10 @@ class _Follower(threading.Thread):
         self._told = False
 
     def run(self) -> None:
-        """Send what is new, again and again, and once more after the end."""
+        """Send what is new, again and again, and once more after the end; a training that ends sooner is not followed."""
+        if self._ended.wait(self._every):
+            return
+        self._try(last=False)
         while not self._ended.wait(self._every):
             self._try(last=False)
         self._try(last=True)

@@ -87,7 +87,8 @@ def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[
     for run in pending:
         try:
             store = store or Store(uri)
-            completed[run.name] = sync_run(store, run.describe(), run.key, run.evidence, run.training).run_id
+            done = store.complete_run(run.name, run.key, run.evidence.tags.get(EVALUATION_TAG, ""))
+            completed[run.name] = done or sync_run(store, run.describe(), run.key, run.evidence, run.training).run_id
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
             failed[run.name] = in_a_line(error, uri)
     return completed, failed

@@ -1,6 +1,7 @@
 """The name, parameters and origin of a run."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -75,11 +76,11 @@ def _recorded_code(outputs: Path, stage: str) -> str:
 
 def _commit() -> str:
     """Return the current commit, marked if files differ from it; empty outside a repository."""
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        answers = [
-            subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    return answers[0] + ("-modified" if answers[1] else "")
+    found = re.search(r"^# branch.oid ([0-9a-f]+)$", answer, re.MULTILINE)
+    modified = any(not line.startswith("#") for line in answer.splitlines())
+    return "" if found is None else found[1] + ("-modified" if modified else "")

@@ -9,13 +9,15 @@ Optional columns: `guidance` (scale of classifier-free guidance for both latents
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from sfd_core.host.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PIPELINE = "sfd_core.sampling.pipeline:Pipeline"
 """By name, because tracking may not import sampling."""
@@ -30,7 +32,7 @@ class SampledModel:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
 
-    def predict(self, model_input: pd.DataFrame) -> NDArray[np.uint8]:
+    def predict(self, model_input: "pd.DataFrame") -> NDArray[np.uint8]:
         """Return images (N, 3, R, R); each depends only on its row."""
         missing, unknown = REQUIRED - set(model_input.columns), set(model_input.columns) - REQUIRED - OPTIONAL
         if missing:

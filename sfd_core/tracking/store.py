@@ -11,13 +11,14 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from PIL import Image
@@ -54,6 +55,19 @@ SAMPLING_NEEDS = (
     "pyyaml",
 )
 """Packages that the model needs for sampling."""
+ARCHIVE, LOADER = "sfd_core.zip", "sfd_model"
+LOADER_CODE = f"""\"\"\"Loads the model with the code that made it.\"\"\"
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("{ARCHIVE}")))
+
+from sfd_core.tracking.served import _load_pyfunc
+
+__all__ = ["_load_pyfunc"]
+"""
+"""MLflow puts the folder of a model's code on the path, not an archive in it."""
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
@@ -134,6 +148,11 @@ class Store:
             page = runs.token or ""
         return found
 
+    def complete_run(self, name: str, key: str, evaluation: str) -> str | None:
+        """Return the id of the run of a training and its evaluation ("" for none) if all of it has arrived."""
+        runs = self.find({NAME_TAG: name, KEY_TAG: key, COMPLETE_TAG: "true"})
+        return next((run for run, tags in runs if tags.get(EVALUATION_TAG, "") == evaluation), None)
+
     def tag_experiment(self, name: str, value: str) -> None:
         """Set a tag of the experiment."""
         self._client.set_experiment_tag(self.experiment_id, name, value)
@@ -143,12 +162,13 @@ class Store:
         run_id: str = self._client.create_run(
             self.experiment_id, tags={**spec.tags, NAME_TAG: spec.name, **tags}, run_name=spec.name
         ).info.run_id
-        self.describe(run_id, spec)
+        self.describe(run_id, spec, {})
         return run_id
 
-    def describe(self, run_id: str, spec: RunSpec) -> None:
-        """Log the parameters of `spec` that the run does not have yet."""
-        present = self._client.get_run(run_id).data.params
+    def describe(self, run_id: str, spec: RunSpec, present: Collection[str] | None = None) -> None:
+        """Log the parameters of `spec` that the run does not have yet; those it has are asked for unless they are `present`."""
+        if present is None:
+            present = self._client.get_run(run_id).data.params
         param = self._mlflow.entities.Param
         missing = [param(name, value) for name, value in spec.params.items() if name not in present]
         for chunk in _chunks(missing, PARAMS_A_CALL):
@@ -156,8 +176,9 @@ class Store:
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags, truncated to the length that MLflow allows."""
-        for name, value in tags.items():
-            self._client.set_tag(run_id, name, value[:TAG_LENGTH])
+        if tags:
+            tag = self._mlflow.entities.RunTag
+            self._client.log_batch(run_id, tags=[tag(name, value[:TAG_LENGTH]) for name, value in tags.items()])
 
     def rename(self, run_id: str, name: str) -> None:
         """Rename a run in MLflow's pages."""
@@ -169,7 +190,8 @@ class Store:
 
     def known(self, run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
         """Return the pairs (key, step) of `keys` that a run has."""
-        return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
+        present = self._client.get_run(run_id).data.metrics
+        return {(key, metric.step) for key in keys if key in present for metric in self._client.get_metric_history(run_id, key)}
 
     def send(self, run_id: str, points: Iterable[Point], known: set[tuple[str, int]]) -> int:
         """Log the points that are not in `known`, add them to it, and return their number."""
@@ -197,21 +219,27 @@ class Store:
                 self._client.log_image(run_id, np.asarray(Image.open(file).convert("RGB")), key="samples", step=step)
 
     def send_model(self, run_id: str, parts: Mapping[str, Path]) -> None:
-        """Log the denoiser as a model for `mlflow.pyfunc.load_model`."""
+        """Log the denoiser as a model for `mlflow.pyfunc.load_model`, with this package as one archive."""
         STATE.mkdir(exist_ok=True)
+        logged = self._client.create_logged_model(self.experiment_id, "denoiser", run_id)
         with tempfile.TemporaryDirectory(dir=STATE) as staging:
+            loader, archive, data, folder = (Path(staging) / name for name in (f"{LOADER}.py", ARCHIVE, "denoiser", "model"))
+            loader.write_text(LOADER_CODE)
+            _write_archive(archive)
             for name, source in parts.items():
-                target = Path(staging) / "denoiser" / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-            with self._mlflow.start_run(run_id=run_id):
-                self._mlflow.pyfunc.log_model(
-                    name="denoiser",
-                    loader_module="sfd_core.tracking.served",
-                    data_path=str(Path(staging) / "denoiser"),
-                    code_paths=[str(Path(sfd_core.__file__).parent)],
-                    pip_requirements=[f"{name}=={version(name)}" for name in SAMPLING_NEEDS],
-                )
+                (data / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, data / name)
+            self._mlflow.pyfunc.save_model(
+                folder,
+                loader_module=LOADER,
+                data_path=str(data),
+                code_paths=[str(loader), str(archive)],
+                pip_requirements=[f"{name}=={version(name)}" for name in SAMPLING_NEEDS],
+                mlflow_model=self._mlflow.models.Model(logged.artifact_location, run_id, model_id=logged.model_id),
+            )
+            self._client.log_model_artifacts(logged.model_id, str(folder))
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        self._client.log_outputs(run_id, [self._mlflow.entities.LoggedModelOutput(logged.model_id, 0)])
 
     def model_of(self, run_id: str) -> str | None:
         """Return the id of the newest model of a run, or None."""
@@ -268,21 +296,25 @@ def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_k
     separate run, so that no curve mixes two protocols.
     """
     run_id, tags = _run_of(store, spec, key, evidence.tags.get(EVALUATION_TAG, ""), resume_key)
+    if COMPLETE_TAG in tags:
+        return Synced(run_id, 0)
+    is_new = not tags
     points = [point for curve in evidence.curves for point in curve.points()]
     last = max(points, key=lambda point: point.step, default=Point("", 0, 0.0, 0.0))
     points += [Point(name, last.step, value, last.seconds) for name, value in evidence.finals.items() if math.isfinite(value)]
-    sent = store.send(run_id, points, store.known(run_id, {point.key for point in points}))
-    if COMPLETE_TAG not in tags:
+    sent = store.send(run_id, points, set() if is_new else store.known(run_id, {point.key for point in points}))
+    if not is_new:
         store.describe(run_id, spec)
-        store.send_files(run_id, evidence)
-        if evidence.model:
-            store.send_model(run_id, evidence.model)
-        store.tag(run_id, {**spec.tags, **evidence.tags, KEY_TAG: key, COMPLETE_TAG: "true"})
-        store.finish(run_id)
+    store.send_files(run_id, evidence)
+    if evidence.model:
+        store.send_model(run_id, evidence.model)
+    store.tag(run_id, {**spec.tags, **evidence.tags, KEY_TAG: key, COMPLETE_TAG: "true"})
+    store.finish(run_id)
     return Synced(run_id, sent)
 
 
 def _run_of(store: Store, spec: RunSpec, key: str, evaluation: str, resume_key: str | None) -> tuple[str, dict[str, str]]:
+    """Return the id and the tags of the run of a training and its evaluation; no tags if it was created now."""
     candidates = store.find({NAME_TAG: spec.name, KEY_TAG: key})
     if not candidates and resume_key is not None:
         candidates = store.find({NAME_TAG: spec.name, "sfd.resume_key": resume_key})
@@ -302,6 +334,15 @@ def _move_artifacts(database: Path, before: str, now: str) -> None:
         for table, column in LOCATIONS.items():
             statement = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?"  # noqa: S608 - our names
             opened.execute(statement, (now, len(before) + 1, len(before) + 1, f"{before}/"))
+
+
+def _write_archive(path: Path) -> None:
+    """Write this package as an archive that Python imports from."""
+    package = Path(sfd_core.__file__).parent
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for file in sorted(package.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                archive.write(file, file.relative_to(package.parent))
 
 
 def _import_mlflow() -> ModuleType:

@@ -31,8 +31,11 @@ OF_VARIANTS = ("train", "evaluate")
 TAIL_LINES = 25
 _DVC = (sys.executable, "-P", str(Path(__file__).with_name("shared_cache.py")))
 _POLL_SECONDS = 0.1
-_PULL_RUN_CACHE = "from dvc.repo import Repo; Repo().stage_cache.pull(None)"
-"""`dvc fetch --run-cache` also asks for bytes of the current lock, which may never have been pushed."""
+_THEN = "--then"
+_ASK_REMOTE = (
+    "from dvc.repo import Repo; odb = Repo().cloud.get_remote_odb(); list(odb.fs.find(odb.fs.join(odb.path, 'runs', '00')))"
+)
+"""No DVC command asks the remote for nothing but an answer."""
 _BUSY = f"exited with {BUSY_EXIT_CODE}"
 """How DVC reports the exit code of a stage that another process is running."""
 _END_SECONDS = supervisor.GRACE_SECONDS + 10
@@ -87,13 +90,13 @@ class Place:
             raise ProgramError(f"`{_shown(command)}` ended with code {running.returncode}:\n{tail(''.join(printed))}")
         return "".join(printed)
 
-    def dvc(self, *arguments: str) -> str:
-        """Run DVC; waits while another process has the folder's lock.
+    def dvc(self, *arguments: str, then: Sequence[str] = ()) -> str:
+        """Run DVC, and in the same process a second command `then`; waits while another process has the folder's lock.
 
         Raises `BusyError` if another process is running the same stage.
         """
         try:
-            return self.run(*_DVC, "--wait-for-lock", *arguments)
+            return self.run(*_DVC, "--wait-for-lock", *arguments, *([_THEN, "--wait-for-lock", *then] if then else []))
         except ProgramError as error:
             if _BUSY in str(error):
                 raise BusyError(str(error)) from error
@@ -138,9 +141,9 @@ class Place:
             return False
         return True
 
-    def pull_run_cache(self) -> None:
-        """Fetch from the remote the list of results that it has, without their bytes."""
-        self.run(sys.executable, "-c", _PULL_RUN_CACHE)
+    def require_remote(self) -> None:
+        """Raise `ProgramError` unless the remote answers and lets this machine in."""
+        self.run(sys.executable, "-c", _ASK_REMOTE)
 
     def stage_graph(self) -> dict[str, set[str]]:
         """Return, for every stage with its variants, the stages whose outputs it reads; this place has a log."""

@@ -62,12 +62,13 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")) as held:
         with locked(project / POINTS / "git.lock"):
-            if not (whole.exists() and (folder / ".git").exists()):
+            if whole.exists() and (folder / ".git").exists():
+                _git(folder, "checkout", "--quiet", "--force", "--detach", commit)
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
-                _git(project, "worktree", "prune")
-                _git(project, "worktree", "add", "--force", "--detach", str(folder.absolute()), commit)
+                # twice: one that was killed while git made it is locked
+                _git(project, "worktree", "add", "--force", "--force", "--detach", str(folder.absolute()), commit)
                 whole.touch()
-            _git(folder, "checkout", "--quiet", "--force", "--detach", commit)
         yield folder, held
 
 

@@ -81,10 +81,12 @@ print(*[len(store.find(tags)) for tags in ({"mlflow.parentRunId": parent}, {"sfd
 
 
 def test_a_finished_sweep_computes_nothing_and_says_so(swept: Swept) -> None:
-    before, started = len(swept.laboratory.points()), time.monotonic()
-    assert swept.run("offset sweep/offset sweep", delta_t=[0.3, 0.0]).is_completed()
+    log = swept.project.path / ".sfd" / "logs" / "sweep-offsets.log"
+    before, programs, started = len(swept.laboratory.points()), log.read_text(), time.monotonic()
+    assert swept.run("offset sweep/offset sweep", delta_t=[0.0, 0.3]).is_completed()
     print(f"a finished sweep again: {time.monotonic() - started:.1f} s")
     assert len(swept.laboratory.points()) == before
+    assert log.read_text() == programs
     assert {row["status"] for row in swept.rows("offsets")} == {"finished before"}
     assert len(swept.rows("offsets")) == 2
 

@@ -1,5 +1,6 @@
 """A TCP proxy before a real server, which can be down, slow, hung, or answer 503 in its place."""
 
+import re
 import socket
 import threading
 import time
@@ -13,16 +14,20 @@ BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: 
     len(REFUSAL),
     REFUSAL,
 )
+REQUEST = re.compile(rb"(?:GET|PUT|POST|DELETE|HEAD|PATCH) (\S+) HTTP/1\.1\r\n")
+LONGEST = 65_536
 
 
 class FaultyProxy:
-    """Passes connections on to 127.0.0.1:`port` as `mode` says; `connections` counts them."""
+    """Passes connections on to 127.0.0.1:`port` as `mode` says; counts the `connections` and lists the `requests`."""
 
     def __init__(self, port: int) -> None:
         self.mode: Mode = "works"
         self.delay = 0.05
         """Seconds before each chunk of an answer, when slow."""
         self.connections = 0
+        self.requests: list[str] = []
+        """Method and address of each request that was passed on."""
         self._to = port
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -58,7 +63,7 @@ class FaultyProxy:
         if mode == "refuses":
             _reset(client)
         elif mode == "busy":
-            client.recv(65_536)
+            client.recv(LONGEST)
             client.sendall(BUSY)
             client.close()
         elif mode == "hangs":
@@ -68,12 +73,16 @@ class FaultyProxy:
             server = socket.create_connection(("127.0.0.1", self._to))
             with self._lock:
                 self._open |= {client, server}
-            threading.Thread(target=self._pass, args=[client, server, 0.0], daemon=True).start()
-            self._pass(server, client, self.delay if mode == "slow" else 0.0)
+            threading.Thread(target=self._pass, args=[client, server, 0.0, self.requests], daemon=True).start()
+            self._pass(server, client, self.delay if mode == "slow" else 0.0, [])
 
-    def _pass(self, source: socket.socket, target: socket.socket, delay: float) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, delay: float, requests: list[str]) -> None:
+        begun = b""  # of a request line
         try:
-            while data := source.recv(65_536):
+            while data := source.recv(LONGEST):
+                found = list(REQUEST.finditer(begun + data))
+                requests += [match[0].decode().rpartition(" ")[0] for match in found]
+                begun = (begun + data)[found[-1].end() if found else 0 :][-LONGEST:]
                 time.sleep(delay)
                 target.sendall(data)
         except OSError:

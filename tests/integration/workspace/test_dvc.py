@@ -246,3 +246,51 @@ def test_a_result_that_another_process_is_still_recording_is_waited_for(tmp_path
             unfinished.rename(entry)
         assert "is cached" in printed.result()
     assert (first / "out").read_text() == (second / "out").read_text()
+
+
+def machine_of(folder: Path, remote: Path) -> Place:
+    """Lay out a pipeline of one stage with a cache of its own and a remote that others share."""
+    folder.mkdir()
+    there = pipeline(folder, "stages: {made: {cmd: date +%N > out, deps: [input], outs: [out]}}")
+    (folder / "input").touch()
+    (folder / ".dvc" / "config.local").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n")
+    return there
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in (folder / "runs").rglob("*") if path.is_file()}
+
+
+def test_only_the_results_of_the_stages_that_run_are_fetched_and_pushed(tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    first, second = (machine_of(tmp_path / name, remote) for name in ("first", "second"))
+    cache = {place.folder.name: place.folder / ".dvc" / "cache" for place in (first, second)}
+    first.dvc("repro")
+    (own,) = entries(cache["first"])
+    (cache["first"] / "runs" / "aa" / "of-another").mkdir(parents=True)
+    (cache["first"] / "runs" / "aa" / "of-another" / "stage").touch()
+    push = ["push", "--run-cache", "made"]
+    assert stages_run(first.dvc("repro", "--pull", "made", then=push)) == []  # a result of an earlier attempt is pushed, too
+    assert entries(remote) == {own}
+    (remote / "runs" / "bb" / "of-another").mkdir(parents=True)
+    (remote / "runs" / "bb" / "of-another" / "stage").touch()
+    assert stages_run(second.dvc("repro", "--pull", "made", then=push)) == []
+    assert entries(cache["second"]) == {own}
+    assert (tmp_path / "first" / "out").read_text() == (tmp_path / "second" / "out").read_text()
+
+
+def test_a_result_that_others_have_comes_before_this_machine_s_own(tmp_path: Path) -> None:
+    first, second = (machine_of(tmp_path / name, tmp_path / "remote") for name in ("first", "second"))
+    first.dvc("repro", then=["push", "--run-cache"])
+    second.dvc("repro")
+    (tmp_path / "second" / "dvc.lock").unlink()
+    assert stages_run(second.dvc("repro", "--pull", "made")) == []
+    assert (tmp_path / "first" / "out").read_text() == (tmp_path / "second" / "out").read_text()
+
+
+def test_the_second_command_runs_only_after_the_first(tmp_path: Path) -> None:
+    there = machine_of(tmp_path / "project", tmp_path / "remote")
+    (tmp_path / "project" / "input").unlink()
+    with pytest.raises(ProgramError, match="`dvc --wait-for-lock repro --then --wait-for-lock push` ended with code"):
+        there.dvc("repro", then=["push"])
+    assert not (tmp_path / "remote").exists()

@@ -78,6 +78,13 @@ def test_a_worktree_whose_making_was_broken_off_is_made_anew(project: Path) -> N
     files_of_a_whole_one(project)
 
 
+def test_a_worktree_that_a_killed_git_left_locked_is_made_anew(project: Path) -> None:
+    with git.worktree(project, "key", git.base_commit(project)) as (folder, _):
+        run(project, "worktree", "lock", str(folder))
+    folder.with_suffix(".whole").unlink()
+    files_of_a_whole_one(project)
+
+
 def files_of_a_whole_one(project: Path) -> None:
     with git.worktree(project, "key", git.base_commit(project)) as (folder, _):
         assert sorted(path.name for path in folder.iterdir() if path.name != ".git") == [

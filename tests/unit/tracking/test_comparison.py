@@ -1,12 +1,16 @@
 """What a sweep's comparison says of its points."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from emoji import emoji_values
 
 from sfd_core.experiment.grid import Space, plan_points
+from sfd_core.tracking import Store
 from sfd_core.tracking.comparison import Comparison, Row
+from sfd_core.workspace.dvc import Place, environment
 
 ROOT = Path(__file__).parents[3]
 VALUES: dict[str, Any] = emoji_values()
@@ -38,3 +42,24 @@ def test_the_table_shows_what_was_varied_how_it_ended_and_the_numbers() -> None:
     assert first["delta_t"] == 0.0
     assert first["fd_b"] == 3.0
     assert last["status"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_what_was_shown_is_sent_again_only_if_it_differs_or_mlflow_lost_it(embedded: Path) -> None:
+    from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
+
+    rows = [replace(row, record={**row.record, "commit": row.point.name}) for row in comparison().measured]
+    made, place = Comparison("offsets", rows), Place(embedded, environment(embedded), embedded / "log")
+    files = made.write(place, ["delta_t"])
+    assert made.shown(place, ["delta_t"]) is None
+    assert made.send(place, files, ["delta_t"], complete=False)
+    assert made.shown(place, ["delta_t"]) is None
+    where = made.send(place, files, ["delta_t"], complete=True)
+    assert made.shown(place, ["delta_t"]) == (files, where)
+    changed = [replace(rows[0], record={**rows[0].record, "commit": "other"}), rows[1]]
+    assert Comparison("offsets", changed).shown(place, ["delta_t"]) is None
+    store = Store()
+    ((parent, _),) = store.find({"sfd.kind": "sweep"})
+    MlflowClient(store.uri).delete_run(parent)
+    assert made.shown(place, ["delta_t"]) is None

@@ -1,6 +1,9 @@
 """The denoiser as an MLflow model, with a real (untrained) denoiser and texture VAE."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.served import _load_pyfunc
+from sfd_core.tracking.store import ARCHIVE
 
 PARAMS = emoji()
 CLASSES = ("a", "b", "c")
@@ -100,3 +104,7 @@ def test_the_logged_model_loads_and_samples(embedded: Path) -> None:
     images = loaded.predict(table)
     assert (images.shape, images.dtype) == ((2, 3, 32, 32), np.uint8)
     assert np.array_equal(images, _load_pyfunc(str(as_model_folder(embedded))).predict(table))
+    script = "import mlflow, sys; mlflow.pyfunc.load_model(sys.argv[1]); import sfd_core; print(sfd_core.__file__)"
+    command = [sys.executable, "-P", "-c", script, models[0].model_uri]
+    printed = subprocess.run(command, env=os.environ | {"MLFLOW_TRACKING_URI": store.uri}, stdout=subprocess.PIPE, check=True)
+    assert printed.stdout.decode().strip().endswith(f"code/{ARCHIVE}/sfd_core/__init__.py")

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from sfd_core.tracking import Curve, Evidence, RunSpec, Store, sync_run
+from sfd_core.tracking.address import has_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 
@@ -37,7 +38,8 @@ def test_a_curve_arrives_once_however_often_it_is_sent(embedded: Path) -> None:
 
 def test_only_what_is_missing_is_sent(embedded: Path) -> None:
     store = Store()
-    sync_run(store, SPEC, "key", Evidence(curves=[write_curve(embedded / "history.csv", 30)]))
+    live = store.create(SPEC, {"sfd.key": "key"})
+    store.send(live, write_curve(embedded / "history.csv", 30).points(), set())
     longer = sync_run(store, SPEC, "key", Evidence(curves=[write_curve(embedded / "history.csv", 50)]))
     assert longer.points_sent == 3 * 20
     assert [step for step, _ in logged(store, longer.run_id, "train/loss")] == list(range(1, 51))
@@ -90,6 +92,20 @@ def test_a_run_begun_during_training_is_completed(embedded: Path) -> None:
     assert sync_run(store, SPEC, "key", Evidence(curves=[curve]), resume_key="resume").run_id == live
     assert store.find({"sfd.key": "key", "sfd.commit": "abc"})[0][0] == live
     assert sync_run(store, SPEC, "key", Evidence(curves=[curve])).run_id == live
+
+
+def test_a_run_is_known_without_mlflow_unless_it_is_deleted(embedded: Path) -> None:
+    from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
+
+    store = Store()
+    run_id = store.create(SPEC, {})
+    assert has_run(store.uri, run_id)
+    assert not has_run(store.uri, "0" * 32)
+    MlflowClient(store.uri).delete_run(run_id)
+    assert not has_run(store.uri, run_id)
+    assert not has_run(f"sqlite:///{embedded / 'none.db'}", run_id)
+    assert not (embedded / "none.db").exists()
+    assert not has_run("http://127.0.0.1:9", run_id)
 
 
 def files_of(store: Store, run_id: str) -> list[str]:
