@@ -80,6 +80,18 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
         load_images(folder_params(root))
 
 
+def test_odd_names_and_class_folders_that_are_links_work(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", {'a "b"': 1, "it's": 1, "[x]*": 1})
+    Image.new("RGB", (16, 16)).save(root / "[x]*" / "line\nbreak, 'quoted' \"twice\" $HOME.png")
+    make_folder(tmp_path / "elsewhere", {"real": 1})
+    (root / "linked").symlink_to(tmp_path / "elsewhere" / "real")
+    loaded = load_images(folder_params(root))
+    assert loaded.classes == ["[x]*", 'a "b"', "it's", "linked"]
+    assert len(loaded.names) == 5
+    assert [loaded.render(index, 0).shape for index in range(5)] == [(16, 16, 3)] * 5
+    assert len(loaded.digest()) == 64
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe", "socket"])
 def test_what_is_no_file_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(tmp_path / "data", {"cat": 1})
