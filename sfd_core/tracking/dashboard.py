@@ -1,7 +1,8 @@
 """A prepared comparison page in MLflow: one link opens the same charts, runs and order for everyone.
 
 MLflow stores a shared view as a tag of the experiment and finds it by a key in the address. The format of this tag is
-undocumented, so mlflow is pinned and a test opens the link in a browser. A view cannot pin, hide or unfold runs. Therefore it
+undocumented, so mlflow is pinned and a test opens the link in a browser. The saved views of MLflow 3.17 are views of traces,
+not of runs, and no chart has error bars; the figure of a sweep has those. A view cannot pin, hide or unfold runs. Therefore it
 filters by a tag of the runs, and sorts by another tag, which unfolds them and puts DiT first.
 """
 

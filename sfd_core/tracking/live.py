@@ -6,7 +6,7 @@ failures; what it could not send is sent later from the same file.
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class _Follower(threading.Thread):
         self._store: Store | None = None
         self._run_id = ""
         self._known: set[tuple[str, int]] | None = None
+        self._log_machine: Callable[[], None] | None = None
         self._told = False
 
     def run(self) -> None:
@@ -84,7 +85,7 @@ class _Follower(threading.Thread):
                 return
             reason = "it does not answer"
         except Exception as error:  # noqa: BLE001 - whatever happens to the server, the training goes on
-            self._known = None  # a request may have arrived although its answer did not
+            self._known = self._log_machine = None  # a request may have arrived although its answer did not
             reason = in_a_line(error, self._uri)
         if not self._told:
             self._told = True
@@ -104,6 +105,8 @@ class _Follower(threading.Thread):
         if self._known is None:
             self._known = store.known(self._run_id, {point.key for point in points})
         store.send(self._run_id, points, self._known)
+        self._log_machine = self._log_machine or store.watch_machine(self._run_id)
+        self._log_machine()
         if last:
             store.tag(self._run_id, {KEY_TAG: self._key} if self._key else {})
             store.finish(self._run_id, self._status)

@@ -4,9 +4,9 @@ import fcntl
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.paths import OUTPUTS, STATE, file_digest, write_json
 from sfd_core.tracking.address import embedded_file, is_embedded, store_uri, why_unusable
 from sfd_core.tracking.curves import Curve, metric_name
+from sfd_core.tracking.datasets import DataSet, prepared_images
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.runs import RunSpec, VAEName, vae_run, variant_run
 from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
@@ -74,13 +75,13 @@ def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
             return Tracked(public(uri), {}, {}, unchanged)
         if reason := why_unusable(uri):
             return _told(Tracked(public(uri), {}, {run.name: reason for run in pending}, unchanged))
-        completed, failed = _complete(uri, pending)
+        completed, failed = _complete(uri, pending, prepared_images(params.prepare, outputs / "prepare"))
         done |= {run.name: run.digest for run in pending if run.name in completed}
         write_json(MARKER, markers | {public(uri): done})
         return _told(Tracked(public(uri), completed, failed, unchanged))
 
 
-def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[str, str]]:
+def _complete(uri: str, pending: list[_Finished], data: Sequence[DataSet]) -> tuple[dict[str, str], dict[str, str]]:
     completed: dict[str, str] = {}
     failed: dict[str, str] = {}
     store: Store | None = None
@@ -88,7 +89,8 @@ def _complete(uri: str, pending: list[_Finished]) -> tuple[dict[str, str], dict[
         try:
             store = store or Store(uri)
             done = store.complete_run(run.name, run.key, run.evidence.tags.get(EVALUATION_TAG, ""))
-            completed[run.name] = done or sync_run(store, run.describe(), run.key, run.evidence, run.training).run_id
+            evidence = replace(run.evidence, data=data)
+            completed[run.name] = done or sync_run(store, run.describe(), run.key, evidence, run.training).run_id
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
             failed[run.name] = in_a_line(error, uri)
     return completed, failed

@@ -6,7 +6,7 @@ A version stores its number, the protocol of that number, and the commit that re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfd_core.tracking.store import Store
+from sfd_core.tracking.store import LICENCE_TAG, Store
 from sfd_core.tracking.sweep import find_training
 
 MODEL = "semantic-first-diffusion"
@@ -48,7 +48,7 @@ def register_best(store: Store, candidate: Candidate) -> str | None:
     lineage = {MEASURE_TAG: candidate.measure, VALUE_TAG: repr(candidate.value), "sfd.commit": candidate.commit}
     lineage |= {f"dvc.{name}": digest for name, digest in candidate.data.items()}
     lineage |= {"sfd.protocol": tags["sfd.protocol"]} if "sfd.protocol" in tags else {}
-    version = store.register(MODEL, model, run_id, _description(store, candidate, run_id), lineage)
+    version = store.register(MODEL, model, run_id, _card(store, candidate, run_id), lineage)
     store.alias(MODEL, candidate.sweep, version)
     champion = store.version_tags(MODEL, CHAMPION)
     beaten = champion.get(MEASURE_TAG) != candidate.measure or float(champion.get(VALUE_TAG, "inf")) >= candidate.value
@@ -57,12 +57,21 @@ def register_best(store: Store, candidate: Candidate) -> str | None:
     return f"models:/{MODEL}@{CHAMPION if beaten else candidate.sweep}"
 
 
-def _description(store: Store, candidate: Candidate, run_id: str) -> str:
-    samples = f"#/experiments/{store.experiment_id}/runs/{run_id}/artifacts/images"
-    data = "\n".join(f"- `{name}`: `{digest}`" for name, digest in candidate.data.items())
-    return (
-        f"Variant **{candidate.variant}**, best of sweep **{candidate.sweep}** by {candidate.number} {candidate.value:.6g}.\n\n"
-        f"Its [run](#/experiments/{store.experiment_id}/runs/{run_id}) has the protocol, the curves and [samples]({samples}) "
-        f"by training step.\n\n"
-        f"To reproduce it: `git checkout {candidate.commit}`, then `dvc pull && dvc repro`. DVC hashes:\n\n{data}\n"
-    )
+def _card(store: Store, candidate: Candidate, run_id: str) -> str:
+    """Return the model card: what the model is, its data, their licence, its number and protocol, how to use and remake it."""
+    run = store.run(run_id)
+    page = f"#/experiments/{store.experiment_id}/runs/{run_id}"
+    kind = " ".join(run.params[name] for name in ("variant.model", "variant.size") if name in run.params)
+    rows = {
+        "model": f"denoiser {kind} of variant **{candidate.variant}**, best of sweep **{candidate.sweep}**; code: Apache-2.0",
+        "data": "; ".join(run.data) or "unknown",
+        "licence of the data": run.tags.get(LICENCE_TAG, "unknown"),
+        "measured": f"{candidate.number} {candidate.value:.6g} ({candidate.measure})",
+        "protocol": f"`{run.tags.get('sfd.protocol', 'unknown')}`",
+        "use": f'`mlflow.pyfunc.load_model("models:/{MODEL}@{candidate.sweep}")` or `mlflow models serve`',
+        "more": f"[run]({page}) with curves, [samples]({page}/artifacts/images) by training step",
+        "remake": f"`git checkout {candidate.commit}`, then `dvc pull && dvc repro`",
+    }
+    hashes = "\n".join(f"- `{name}`: `{digest}`" for name, digest in candidate.data.items())
+    table = "\n".join(f"| {name} | {value.replace('|', '/')} |" for name, value in rows.items())
+    return f"| | |\n|---|---|\n{table}\n\nDVC hashes:\n\n{hashes}\n"

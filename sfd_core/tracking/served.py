@@ -1,13 +1,13 @@
 """The denoiser as an MLflow model, which maps a table of labels and seeds to images.
 
 model = mlflow.pyfunc.load_model("models:/<id>")
-images = model.predict(pandas.DataFrame({"label": [0, 1], "seed": [7, 7]}))
+images = model.predict(pandas.DataFrame({"label": [0, 1], "seed": [7, 7], "guidance": [1.0, 1.0], "evaluations": [50, 50]}))
 
-Optional columns: `guidance` (scale of classifier-free guidance for both latents, 1 is none) and `evaluations`.
+`guidance` is the scale of classifier-free guidance for both latents, 1 is none. MLflow requires all four columns.
 """
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,12 @@ PIPELINE = "sfd_core.sampling.pipeline:Pipeline"
 """By name, because tracking may not import sampling."""
 REQUIRED, OPTIONAL = {"label", "seed"}, {"guidance", "evaluations"}
 """Columns of the table."""
+EXAMPLE: Mapping[str, Sequence[int | float]] = {
+    "label": [0, 0],
+    "seed": [0, 1],
+    "guidance": [1.0, 1.0],
+    "evaluations": [50, 50],
+}
 TRAIN_PART, TEXTURE_VAE_PART = "train", "texture_vae"
 
 

@@ -4,6 +4,7 @@ The time stamp of a point is the start of the run plus the training seconds on d
 the answer, recognises the point when it is sent again.
 """
 
+import json
 import logging
 import math
 import os
@@ -11,26 +12,31 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 import sfd_core
 from sfd_core.host.paths import STATE, sqlite_address
 from sfd_core.tracking.address import embedded_file, is_embedded, store_uri
 from sfd_core.tracking.curves import Curve, Point
+from sfd_core.tracking.datasets import DataSet
 from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.served import EXAMPLE
 
 EXPERIMENT = "semantic-first-diffusion"
 NAME_TAG, KEY_TAG, EVALUATION_TAG, COMPLETE_TAG = "sfd.name", "sfd.key", "sfd.evaluation", "sfd.complete"
+LICENCE_TAG = "sfd.data_licence"
+DIGEST_LENGTH = 16
 ARTIFACTS = "mlartifacts"
 """Folder of files beside the embedded store."""
 LOCATIONS = {
@@ -93,6 +99,7 @@ class Evidence:
     tags: Mapping[str, str] = field(default_factory=dict)
     model: Mapping[str, Path] = field(default_factory=dict)
     """Path in the model folder -> file; empty for no model."""
+    data: Sequence[DataSet] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,8 @@ class Run:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     """Last value of each metric."""
+    data: Sequence[str] = ()
+    """Its data sets in words."""
 
 
 class Store:
@@ -144,7 +153,7 @@ class Store:
         page: str | None = None
         while page is None or page:
             runs = self._client.search_runs([self.experiment_id], max_results=RUNS_A_CALL, page_token=page)
-            found += [Run(run.info.run_id, run.info.run_name, run.data.params, run.data.tags, run.data.metrics) for run in runs]
+            found += map(_described, runs)
             page = runs.token or ""
         return found
 
@@ -152,6 +161,10 @@ class Store:
         """Return the id of the run of a training and its evaluation ("" for none) if all of it has arrived."""
         runs = self.find({NAME_TAG: name, KEY_TAG: key, COMPLETE_TAG: "true"})
         return next((run for run, tags in runs if tags.get(EVALUATION_TAG, "") == evaluation), None)
+
+    def run(self, run_id: str) -> Run:
+        """Return one run."""
+        return _described(self._client.get_run(run_id))
 
     def tag_experiment(self, name: str, value: str) -> None:
         """Set a tag of the experiment."""
@@ -218,6 +231,42 @@ class Store:
             if step not in present:
                 self._client.log_image(run_id, np.asarray(Image.open(file).convert("RGB")), key="samples", step=step)
 
+    def send_data(self, run_id: str, data: Sequence[DataSet]) -> None:
+        """Log data sets as inputs of a run, and their licence as a tag; those that it has are logged once."""
+        entities = self._mlflow.entities
+        inputs = [
+            entities.DatasetInput(
+                entities.Dataset(
+                    name=found.name,
+                    digest=found.digest[:DIGEST_LENGTH],
+                    source_type="local" if found.path else "code",
+                    source=json.dumps({"uri": found.path} if found.path else {"tags": dict(found.drawn)}),
+                    profile=json.dumps({"num_rows": found.images, "num_classes": found.classes}),
+                ),
+                [entities.InputTag("mlflow.data.context", found.context)],
+            )
+            for found in data
+        ]
+        if inputs:
+            self._client.log_inputs(run_id, inputs)
+            self.tag(run_id, {LICENCE_TAG: data[0].licence})
+
+    def watch_machine(self, run_id: str) -> Callable[[], None]:
+        """Return a function that logs the load of processors, memory, disk, network and GPUs as system metrics of a run.
+
+        A value is the mean since the call before; GPUs need the package nvidia-ml-py.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = cast("Any", SystemMetricsMonitor)(run_id, resume_logging=True, tracking_uri=self._client.tracking_uri)
+
+        def log() -> None:
+            monitor.collect_metrics()
+            monitor.publish_metrics(monitor.aggregate_metrics())
+            monitor.mlflow_logger.flush()
+
+        return log
+
     def send_model(self, run_id: str, parts: Mapping[str, Path]) -> None:
         """Log the denoiser as a model for `mlflow.pyfunc.load_model`, with this package as one archive."""
         STATE.mkdir(exist_ok=True)
@@ -235,6 +284,8 @@ class Store:
                 data_path=str(data),
                 code_paths=[str(loader), str(archive)],
                 pip_requirements=[f"{name}=={version(name)}" for name in SAMPLING_NEEDS],
+                signature=_signature(),
+                input_example=pd.DataFrame(EXAMPLE),
                 mlflow_model=self._mlflow.models.Model(logged.artifact_location, run_id, model_id=logged.model_id),
             )
             self._client.log_model_artifacts(logged.model_id, str(folder))
@@ -306,6 +357,7 @@ def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_k
     if not is_new:
         store.describe(run_id, spec)
     store.send_files(run_id, evidence)
+    store.send_data(run_id, evidence.data)
     if evidence.model:
         store.send_model(run_id, evidence.model)
     store.tag(run_id, {**spec.tags, **evidence.tags, KEY_TAG: key, COMPLETE_TAG: "true"})
@@ -343,6 +395,27 @@ def _write_archive(path: Path) -> None:
         for file in sorted(package.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 archive.write(file, file.relative_to(package.parent))
+
+
+def _described(run: Any) -> Run:
+    sets = [entry.dataset for entry in run.inputs.dataset_inputs]
+    data = [f"{found.name}: {_images(found.profile)} images, digest `{found.digest}`" for found in sets]
+    return Run(run.info.run_id, run.info.run_name, run.data.params, run.data.tags, run.data.metrics, data)
+
+
+def _images(profile: str | None) -> str:
+    """Return the number in a profile that `send_data` wrote."""
+    match = re.search(r'"num_rows": (\d+)', profile or "")
+    return f"{int(match[1]):,}" if match else "some"
+
+
+def _signature() -> Any:
+    """Return what the model takes and gives. All columns are required: MLflow drops those that it does not know."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    inputs = Schema([ColSpec("double" if isinstance(values[0], float) else "long", name) for name, values in EXAMPLE.items()])
+    return ModelSignature(inputs, Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, -1, -1))]))
 
 
 def _import_mlflow() -> ModuleType:

@@ -146,6 +146,11 @@ def complete(history: Path, server: Server) -> None:
         logged = MlflowClient(server.uri).get_metric_history(first.run_id, f"train/{column}")
         assert set(Counter(metric.step for metric in logged).values()) == {1}
         assert sorted((metric.step, metric.value) for metric in logged) == [(row["step"], row[column]) for row in rows]
+    for name in ("cpu_utilization_percentage", "system_memory_usage_percentage"):
+        logged = MlflowClient(server.uri).get_metric_history(first.run_id, f"system/{name}")
+        assert [metric.step for metric in logged] == list(range(len(logged)))
+        assert logged
+        assert all(0 <= metric.value <= 100 for metric in logged)
 
 
 def threads_named(name: str) -> int:

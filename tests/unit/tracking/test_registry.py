@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sfd_core.tracking import Store
+from sfd_core.tracking.datasets import DataSet
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.runs import RunSpec
 
@@ -20,8 +21,10 @@ def store(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     weights = embedded / "weights"
     weights.write_text("weights")
     for name in ("good", "better"):
-        tags = {"sfd.key": name, "sfd.evaluation": "e", "sfd.protocol": "{}"}
-        made.send_model(made.create(RunSpec("sfd", {}, {"sfd.kind": "variant"}), tags), {"weights": weights})
+        tags = {"sfd.key": name, "sfd.evaluation": "e", "sfd.protocol": '{"samples": 400}'}
+        run = made.create(RunSpec("sfd", {}, {"sfd.kind": "variant"}), tags)
+        made.send_data(run, [DataSet("folder-64px-train", "training", "abc", 1234, 3, "images", {}, "CC0 1.0")])
+        made.send_model(run, {"weights": weights})
     return made
 
 
@@ -56,4 +59,7 @@ def test_a_version_says_what_made_it_and_a_run_that_is_not_there_is_none(store: 
     assert version.tags["dvc.outputs/train/sfd"] == "hash"
     assert version.tags["sfd.measure"] == "fd_x of 400 samples"
     assert "git checkout 0123abcd" in version.description
+    assert "| data | folder-64px-train: 1,234 images, digest `abc` |" in version.description
+    assert "| licence of the data | CC0 1.0 |" in version.description
+    assert '| protocol | `{"samples": 400}` |' in version.description
     assert register_best(store, candidate("first", "elsewhere", 1.0)) is None
