@@ -108,7 +108,7 @@ def test_a_server_killed_during_training_costs_no_time_and_no_point(server: Serv
     server.start()
     seen: list[int] = []
 
-    def kill(step: int, weights: Mapping[str, Tensor], seconds: float) -> None:
+    def kill(step: int, weights: Mapping[str, Tensor]) -> None:
         store = Store(server.uri)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not seen:
