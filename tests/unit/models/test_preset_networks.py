@@ -53,7 +53,9 @@ def projector_parameters(model: LightningDiT) -> int:
 
 
 def test_the_paper_s_presets_are_for_imagenet_256() -> None:
-    assert set(IMAGENET) == set(preset_names(PRESETS)) - {name for name in preset_names(PRESETS) if name.startswith(("avatars", "emoji", "cifar10"))}
+    assert set(IMAGENET) == set(preset_names(PRESETS)) - {
+        name for name in preset_names(PRESETS) if name.startswith(("avatars", "emoji", "cifar10"))
+    }
 
 
 @pytest.mark.parametrize("name", IMAGENET)
