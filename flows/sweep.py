@@ -225,13 +225,15 @@ class _Work:
     asked: Sweep
     project: Path
     commit: str
+    code: str
+    """Of the pipeline, as it was when the sweep began."""
     place: Place
     dispatcher: Dispatcher
 
     def plan(self, space: Space) -> list[Point]:
         """Return the checked points of a space."""
         values = base_values(self.asked.preset, self.project)
-        points = plan_points(values, space, pipeline_code(self.project), self.project)
+        points = plan_points(values, space, self.code, self.project)
         planned = {point.variant for point in points}
         if skipped := [name for name in space.variants or values["active"] if name not in planned]:
             self.place.report(f"skipped, because {' and '.join(space.keys)} cannot vary in them: {', '.join(skipped)}")
@@ -264,8 +266,8 @@ def _at_work(asked: Sweep) -> Iterator[_Work]:
         raise ConfigError(f"the name {asked.name} has another meaning among refs or models; choose another name for the sweep")
     project, log = Path.cwd(), get_run_logger().info
     with journal.recorded(project, str(flow_run.id)):
-        commit = git.base_commit(project)
-        yield _Work(asked, project, commit, Place.of(project, f"sweep-{asked.name}", log), Dispatcher(flow_run.id, commit, log))
+        commit, place = git.base_commit(project), Place.of(project, f"sweep-{asked.name}", log)
+        yield _Work(asked, project, commit, pipeline_code(project), place, Dispatcher(flow_run.id, commit, log))
 
 
 def _require_all(name: str, rows: Sequence[Row]) -> None:
