@@ -19,6 +19,7 @@ from flows.sweep import Name, Preset
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.params import Fraction, NonNegative, Offset, Positive, parse_params
+from sfd_core.experiment.paths import corner_paths
 from sfd_core.host import machine
 from sfd_core.host.errors import ConfigError
 from sfd_core.tracking.comparison import SWEEPS, send_to_mlflow
@@ -123,7 +124,6 @@ def path_sweep(
         preset: The experiment: the current params.yaml, or a preset.
         dry_run: Only list the points.
     """
-    pairs = [(0.5, 0.5), *((t_tex, t_sem) for t_tex, t_sem in product(sorted(set(corners)), repeat=2) if t_tex != t_sem)]
 
     def plan(point: Point) -> Rows:
         times = point.values["variants"][variant].get("times", {"kind": "global"})
@@ -133,9 +133,10 @@ def path_sweep(
             )
         for offset in offsets:
             _check(point, {"delta_t": offset, "path": None}, f"offset {offset}")
-        for pair in [] if offsets else pairs:
-            _check(point, {"delta_t": None, "path": [[0.0, 0.0], list(pair), [1.0, 1.0]]}, f"corner {pair}")
-        return [{"delta_t": offset} for offset in offsets] or [{"t_tex": t_tex, "t_sem": t_sem} for t_tex, t_sem in pairs]
+        paths = [] if offsets else corner_paths(corners)
+        for path in paths:
+            _check(point, {"delta_t": None, "path": path}, f"path {path}")
+        return [{"delta_t": offset} for offset in offsets] or [dict(zip(settings, path[1], strict=True)) for path in paths]
 
     kind, times = ("offsets", offsets) if offsets else ("corners", corners)
     settings = ("delta_t",) if offsets else ("t_tex", "t_sem")

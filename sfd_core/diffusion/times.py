@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from sfd_core.diffusion.schedule import Active, LocalTimes, Schedule
-from sfd_core.experiment.params import AroundTimes, IndependentTimes, OwnTimes, VariantParams
+from sfd_core.experiment.params import IndependentTimes, OwnTimes, VariantParams
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,9 @@ def draw_times(n: int, variant: VariantParams, generator: torch.Generator) -> Tr
     """Draw the training times of `n` images as `variant.times` says; all times are logit-normal(0, 1).
 
     `global` (SFD, arXiv 2512.04926): one global time on the variant's path; its equation draws it uniformly, its appendix and
-    code logit-normally, and this follows the latter. `around`: each part's time of `global`, moved by a number of its own.
-    `own` (Latent Forcing, arXiv 2602.11401): one part is chosen and gets a time of its own; the other stands where the path has
-    it then, semantics with noise on what they hand over. `independent`: both have times of their own, so that the network can
-    be sampled along any path.
+    code logit-normally, and this follows the latter. `own` (Latent Forcing, arXiv 2602.11401): one part is chosen and gets a
+    time of its own; the other stands where the path has it then, semantics with noise on what they hand over. `independent`:
+    both have times of their own, so that the network can be sampled along any path.
     """
     schedule, times = Schedule.of(variant), variant.times
     t = _logit_normal(n, generator)
@@ -36,12 +35,6 @@ def draw_times(n: int, variant: VariantParams, generator: torch.Generator) -> Tr
         return TrainingTimes(t, t_sem.masked_fill(absent, 0), Active(torch.ones_like(absent), ~absent))
     u = t * schedule.end
     local = schedule.local_times(u)
-    if isinstance(times, AroundTimes):
-        t_tex, t_sem = (
-            (part + times.width * (2 * torch.rand(n, generator=generator) - 1)).clamp(0, 1)
-            for part in (local.t_tex, local.t_sem)
-        )
-        return TrainingTimes(t_tex, t_sem, active=None)
     return TrainingTimes(local.t_tex, local.t_sem, schedule.active(u) if variant.mask_clamped else None)
 
 

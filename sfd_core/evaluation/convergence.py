@@ -112,7 +112,7 @@ def _cost(costs: list[float], values: list[float], first: int, final: float) -> 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, converters={"variant": str})  # a variant may be called NA or 01
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable curve ({error}); run its stage again") from error
     absent = [name for name in columns if name not in table]

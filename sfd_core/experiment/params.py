@@ -214,7 +214,7 @@ TextureVAEParams = TrainedVAEParams | LDMVAEParams | DiffusersVAEParams
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "texture_vae": ("trained", "ldm", "diffusers"),
-    "times": ("global", "around", "own", "independent"),
+    "times": ("global", "own", "independent"),
     "schedule": ("least_cost", "learned"),
     "studies": ("offsets", "corners", "error_field", "guidance"),
 }
@@ -379,14 +379,6 @@ class IndependentTimes(Group):
     """Share of the images whose semantics are pure noise, which semantic guidance needs."""
 
 
-class AroundTimes(Group):
-    """Training times around the path: each part's time on it, moved by a number of its own."""
-
-    kind: Literal["around"]
-    width: Annotated[float, Field(gt=0, le=1)]
-    """Each time moves by U(-width, width) and stays in [0, 1]."""
-
-
 class OwnTimes(Group):
     """Training times of Latent Forcing (arXiv 2602.11401): each image trains one part, at a time of that part's own."""
 
@@ -399,7 +391,7 @@ class OwnTimes(Group):
     """Share of the images that train texture whose semantics are pure noise, which semantic guidance needs."""
 
 
-TimesParams = GlobalTimes | AroundTimes | OwnTimes | IndependentTimes
+TimesParams = GlobalTimes | OwnTimes | IndependentTimes
 """How training draws the local times of texture and semantics."""
 
 

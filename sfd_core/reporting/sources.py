@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sfd_core.evaluation.convergence import read_curve
-from sfd_core.experiment.found_path import with_found_path
 from sfd_core.experiment.params import Params, SamplerParams, VariantParams
+from sfd_core.experiment.paths import with_found_path
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
 from sfd_core.reporting.text import number_name
@@ -36,6 +36,8 @@ STUDIES = {
 }
 """Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
 
+NAMES = ("class", "study", "variant")
+"""Columns whose values stay text in every table: a name may be `NA` or `01`."""
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
 TABLES = {"offsets": "offsets.csv", "corners": "corners.csv", "error_field": "error_field.csv", "guidance": "curve.csv"}
@@ -276,7 +278,7 @@ def _read_arrays(path: Path, required: tuple[str, ...]) -> dict[str, NDArray[Any
 
 def _read_table(path: Path, required: list[str]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, converters=dict.fromkeys(NAMES, str))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable table ({error}); run its stage again") from error
     absent = [name for name in required if name not in table]

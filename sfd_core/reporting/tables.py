@@ -51,7 +51,6 @@ class Table:
 
 TRAINED = {
     "global": "",
-    "around": ", trained around its path",
     "own": ", trained one part at a time",
     "independent": ", trained in any order",
 }

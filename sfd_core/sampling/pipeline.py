@@ -301,10 +301,12 @@ def find_labels(wanted: Iterable[int | str], classes: Sequence[str]) -> list[int
     Raises `ConfigError` that names the unknown ones and the choice, and if none is given.
     """
     by_name = {name.casefold(): index for index, name in enumerate(classes)}
+    by_name |= {name: index for index, name in enumerate(classes)}  # two names may differ in case only
     found, unknown = [], []
     for label in wanted:
+        named = by_name.get(label, by_name.get(label.casefold())) if isinstance(label, str) else None
         try:
-            index = by_name[label.casefold()] if isinstance(label, str) and label.casefold() in by_name else int(label)
+            index = int(label) if named is None else named
         except (TypeError, ValueError):
             index = -1
         found.append(index)

@@ -17,7 +17,6 @@ from sfd_core.data.store.shards import ShardReader
 from sfd_core.diffusion.error_field import PathCosts, least_cost_path
 from sfd_core.evaluation.error_field import measure_error_field, write_field
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.found_path import PATH_FILE
 from sfd_core.experiment.params import (
     EngineParams,
     IndependentTimes,
@@ -28,6 +27,7 @@ from sfd_core.experiment.params import (
     TrainParams,
     VariantParams,
 )
+from sfd_core.experiment.paths import PATH_FILE
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, exits_cleanly
 from sfd_core.host.paths import atomic_dir, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.found_path import with_found_path
 from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams
+from sfd_core.experiment.paths import with_found_path
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, ConfigError, IdentityError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread

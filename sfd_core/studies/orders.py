@@ -1,7 +1,6 @@
 """The studies of orders: numbers of one denoiser along offsets, or over the corners of a path, without any training."""
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +8,7 @@ import pandas as pd
 from sfd_core.evaluation.error_field import require_any_order
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
+from sfd_core.experiment.paths import corner_paths
 from sfd_core.reporting.study_figures import corner_figure, offset_figure
 from sfd_core.studies.study import Point, Study
 
@@ -24,21 +24,11 @@ def plan_offsets(base: SamplerParams, offsets: Sequence[float]) -> list[Point]:
 
 
 def plan_corners(base: SamplerParams, times: Sequence[float]) -> list[Point]:
-    """Return the path over every corner (t_tex, t_sem) of the grid of `times`, sampled as `base`.
-
-    The straight path comes first and once, as corner (0.5, 0.5); (0, 1) finishes semantics first, (1, 0) texture. Raises
-    `ConfigError` for an impossible time.
-    """
-    grid = product(sorted({float(time) for time in times}), repeat=2)
-    corners = [(0.5, 0.5), *((t_tex, t_sem) for t_tex, t_sem in grid if t_tex != t_sem)]
+    """Return `corner_paths(times)`, sampled as `base`. Raises `ConfigError` for an impossible time."""
     return [
-        Point.of(
-            f"corner {t_tex:g}/{t_sem:g}",
-            {"t_tex": t_tex, "t_sem": t_sem},
-            base,
-            {"delta_t": None, "path": [[0.0, 0.0], [t_tex, t_sem], [1.0, 1.0]]},
-        )
-        for t_tex, t_sem in corners
+        Point.of(f"corner {t_tex:g}/{t_sem:g}", {"t_tex": t_tex, "t_sem": t_sem}, base, {"delta_t": None, "path": path})
+        for path in corner_paths(times)
+        for t_tex, t_sem in path[1:-1]
     ]
 
 

@@ -19,7 +19,7 @@ FIELD = {"kind": "error_field", "variant": "any_order", "points": 3, "images": 4
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = make_project(tmp_path_factory.mktemp("orders") / "project", ["any_order", "found", "corners", "around"])
+    made = make_project(tmp_path_factory.mktemp("orders") / "project", ["any_order", "found", "corners"])
     train, variants = made.values()["train"], made.values()["variants"]
     any_order = variants["any_order"]
     plain = any_order | {"times": {"kind": "global"}, "delta_t": 0.0}
@@ -36,7 +36,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
                 "any_order": any_order | {"inner": {"block": 2, "weight": 0.5}, "prediction": "data"},
                 "found": plain | {"found_path": True},
                 "corners": plain | {"path": [[0, 0], [0.25, 1], [1, 1]]},
-                "around": plain | {"delta_t": 0.3, "mask_clamped": False, "times": {"kind": "around", "width": 0.2}},
             },
         }
     )

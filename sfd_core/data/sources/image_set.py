@@ -1,6 +1,7 @@
 """What every image source provides: names, classes and labels, and the pixels of one image on request."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,13 @@ def numbered_classes(labels: Sequence[int], location: Location) -> list[str]:
 
 
 def require_classes(classes: Sequence[str], location: Location) -> None:
-    """Raise `DataError` if class folders are named like the parts of a data set, or two classes have one name."""
+    """Raise `DataError` if class folders are named like the parts of a data set, or two classes have one name.
+
+    Names with line breaks, tabs and other control characters are refused, too: tables and messages cannot show them.
+    """
+    odd = next((name for name in classes if re.search(r"[\0-\x1f\x7f]", name)), None)
+    if odd is not None:
+        raise DataError(f"{location} has the class {odd!r}, whose name holds control characters; rename it")
     name, count = Counter(classes).most_common(1)[0] if classes else ("", 0)
     if count > 1:
         raise DataError(f"{location} has {count} classes named {name!r}; give every class a name of its own")

@@ -36,6 +36,8 @@ LABEL_KEYS = ("label", "cls")
 """Keys of the class number in a sample's `.json`."""
 DOTS = "keep one, or replace the dots in their names: a key ends at its first dot"
 BLOCK = 512
+MOST_ZEROS = 2 * BLOCK + tarfile.RECORDSIZE
+"""What ends an archive: two blocks, and the rest of a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,17 @@ def _members(file: IO[bytes], start: int, folder: PurePosixPath) -> Iterator[Mem
         file.seek(archive.offset)
         if file.read(BLOCK) != bytes(BLOCK):
             raise tarfile.ReadError("its end is missing")
+        zeros = BLOCK
         while block := file.read(1 << 20):
+            zeros += len(block)
             if any(block):
                 raise tarfile.ReadError("another archive follows its end, as `cat` leaves it; name the archives one by one")
+        if zeros > MOST_ZEROS and start == 0:
+            print(
+                f"warning: {file.name} ends with {zeros:,} zero bytes, as an unfinished download does; its last members may be "
+                "missing: compare it with its source",
+                file=sys.stderr,
+            )
 
 
 def _list_folders(images: _Images) -> list[str]:

@@ -40,27 +40,13 @@ def test_clamped_parts_can_be_left_out_of_the_loss() -> None:
     assert torch.equal(times.active.semantic, times.t_sem < 1)
 
 
-@pytest.mark.parametrize(
-    "times", [{"kind": "global"}, OWN, {"kind": "around", "width": 0.2}, {"kind": "independent", "absent": 0.2}]
-)
+@pytest.mark.parametrize("times", [{"kind": "global"}, OWN, {"kind": "independent", "absent": 0.2}])
 def test_drawing_depends_on_the_generator_alone(times: dict[str, Any]) -> None:
     first, second, other = (drawn(64, seed, times=times) for seed in (7, 7, 8))
     assert torch.equal(first.t_tex, second.t_tex)
     assert torch.equal(first.t_sem, second.t_sem)
     assert not torch.equal(first.t_tex, other.t_tex)
     assert first.t_tex.dtype == first.t_sem.dtype == torch.float32
-
-
-def test_times_around_the_path_move_each_part_by_a_number_of_its_own() -> None:
-    path, times = drawn(delta_t=0.3), drawn(delta_t=0.3, times={"kind": "around", "width": 0.2})
-    inside = (path.t_tex > 0.2) & (path.t_sem < 0.8)
-    moves = torch.stack([(times.t_tex - path.t_tex)[inside], (times.t_sem - path.t_sem)[inside]]).double()
-    assert moves.abs().max() <= 0.2 + 1e-6
-    assert torch.allclose(moves.std(1), torch.full((2,), 0.2 / 3**0.5, dtype=torch.float64), rtol=0.02)
-    assert abs(torch.corrcoef(moves)[0, 1]) < 0.02
-    assert times.t_tex.min() >= 0
-    assert times.t_sem.max() <= 1
-    assert times.active is None
 
 
 def test_independent_times_are_both_logit_normal_and_have_nothing_in_common() -> None:

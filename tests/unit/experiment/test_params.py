@@ -47,7 +47,7 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
         (
             "variants.sfd.times",
             {"kind": "any"},
-            r"times\.kind: must be one of global, around, own, independent \(given: 'any'\)",
+            r"times\.kind: must be one of global, own, independent \(given: 'any'\)",
         ),
         ("variants.sfd.times", {"kind": "independent"}, r"variants\.sfd\.times\.absent: missing"),
         ("variants.sfd.times", {"kind": "independent", "absent": 1.0}, r"times\.absent: .*less than 1"),

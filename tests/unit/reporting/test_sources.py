@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_outputs import write_studies
 
 from sfd_core.experiment.params import OffsetStudy, Params
 from sfd_core.host.errors import DataError
+from sfd_core.reporting import sources
 from sfd_core.reporting.sources import STUDIES, read_outputs
 
 
@@ -90,3 +92,10 @@ def test_the_schedule_shown_is_that_of_a_training_on_it(params: Params, tree: Pa
     assert outputs.largest_offset == 0.3
     only = replace(outputs, variants={"cascade": outputs.variants["cascade"]})
     assert only.largest_offset == 1.0
+
+
+def test_class_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path) -> None:
+    pd.DataFrame({"class": ["NA", "01", "1"], "samples": [0.5, 0.25, 0.25]}).to_csv(tmp_path / "classes.csv", index=False)
+    table = sources._read_table(tmp_path / "classes.csv", ["class", "samples"])
+    assert list(table["class"]) == ["NA", "01", "1"]
+    assert table["samples"].sum() == 1.0

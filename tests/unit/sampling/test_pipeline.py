@@ -274,6 +274,7 @@ def test_labels_are_found_by_name_in_any_case_and_by_index_of_any_kind() -> None
     assert find_labels(["food & drink", "0", "SYMBOLS", 3], NAMES) == [1, 0, 2, 3]
     assert find_labels([np.int64(2), torch.tensor(1), True], NAMES) == [2, 1, 1]
     assert find_labels([0], []) == [0]
+    assert find_labels(["cat", "Cat", "CAT"], ["Cat", "cat"]) == [1, 0, 1]
 
 
 @pytest.mark.parametrize("label", ["4", "-1", "Animals", "", 4, -1, 0.5, None])

@@ -92,6 +92,13 @@ def test_odd_names_and_class_folders_that_are_links_work(tmp_path: Path) -> None
     assert len(loaded.digest()) == 64
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\x7fb"])
+def test_a_class_whose_name_breaks_a_line_is_refused_in_one(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="holds control characters") as caught:
+        load_images(folder_params(make_folder(tmp_path / "data", {"cat": 1, name: 1})))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe", "socket"])
 def test_what_is_no_file_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(tmp_path / "data", {"cat": 1})

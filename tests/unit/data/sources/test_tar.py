@@ -202,6 +202,16 @@ def test_a_tar_file_cut_between_members_is_found_too(tmp_path: Path) -> None:
         load(path)
 
 
+def test_zero_bytes_in_place_of_the_last_members_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tar(tmp_path / "a.tar", samples({str(number): number % 2 for number in range(8)}))
+    whole = path.read_bytes()
+    assert len(load(path, "stored").names) == 8
+    assert capsys.readouterr().err == ""
+    path.write_bytes(whole + bytes(12_000))
+    assert len(load(path, "stored").names) == 8
+    assert "a.tar ends with" in capsys.readouterr().err
+
+
 def test_other_files_are_no_tar_files(tmp_path: Path) -> None:
     for content in (b"", b"text" * 1000, gzip.compress(tar_bytes(in_folders()))):
         (tmp_path / "a.tar").write_bytes(content)

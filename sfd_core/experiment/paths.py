@@ -1,6 +1,8 @@
-"""The path that stage `schedule` found, and the variants that are trained and sampled along it."""
+"""Paths that no variant writes down: the one that stage `schedule` found, and those that a map of corners compares."""
 
 import json
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from sfd_core.experiment.params import VariantParams
@@ -21,3 +23,13 @@ def with_found_path(variant: VariantParams, schedule: Path) -> VariantParams:
     if corners is None:
         raise ConfigError(f"found_path is true, but {file} holds no path; set `schedule`, and run `dvc repro schedule`")
     return variant.model_copy(update={"path": corners, "found_path": False})
+
+
+def corner_paths(times: Sequence[float]) -> list[list[list[float]]]:
+    """Return the paths of two straight pieces over every corner [t_tex, t_sem] of the grid of `times`.
+
+    The straight path comes first and once, with the corner [0.5, 0.5]; [0, 1] finishes semantics first, [1, 0] texture.
+    """
+    grid = product(sorted({float(time) for time in times}), repeat=2)
+    corners = [[0.5, 0.5], *([t_tex, t_sem] for t_tex, t_sem in grid if t_tex != t_sem)]
+    return [[[0.0, 0.0], corner, [1.0, 1.0]] for corner in corners]
