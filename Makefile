@@ -25,7 +25,7 @@ MLFLOW_PORT ?= 5000
 PYTEST ?=
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
-.PHONY: help setup repro repro-long seeds guided learning-rates test test-slow test-browser test-gpu accept chaos bench check format lock up down status serve-mlflow dashboard clean
+.PHONY: help setup repro repro-long seeds guided learning-rates test test-slow test-browser test-gpu accept chaos bench gpu-check gpu-bench gpu-evidence check format lock up down status serve-mlflow dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,15 @@ bench: setup  ## measure training, data, sampling, metrics and cost; write the t
 	mkdir -p .benchmarks
 	$(BIN)/pytest -m bench --benchmark-columns=min,median,max,rounds --benchmark-sort=name --benchmark-json=.benchmarks/last.json $(PYTEST); \
 		code=$$?; PYTHONPATH=tests:tests/support $(BIN)/python -m bench.performance_page .benchmarks/last.json && exit $$code
+
+gpu-check: setup  ## compare this GPU's results with the CPU's; writes .gpu/results/check.json (docs/gpu.md)
+	$(BIN)/python -m infra.gpu check
+
+gpu-bench: setup  ## measure training and sampling at the paper's sizes on this GPU; writes .gpu/results/bench.json
+	$(BIN)/python -m infra.gpu bench
+
+gpu-evidence: setup  ## train preset cifar10, shortened, on this GPU from .gpu/images.tar.xz; writes .gpu/results/evidence.json
+	$(BIN)/python -m infra.gpu evidence
 
 check: setup  ## check format, lint, types and import directions
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ otherwise. Such modules, and what only they import, do not count.
 """
 
 import ast
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -143,13 +144,27 @@ class _Tree:
 
 
 def _read(path: Path, counts: bool) -> _Module:
-    tree = _Meaning().visit(ast.parse(path.read_text(encoding="utf-8")))
+    tree = _Meaning().visit(_parsed(path.read_text(encoding="utf-8")))
     declared = {
         node.targets[0].id: node.value.value
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Constant)
     }
     return _Module(_digest(_written(tree)), frozenset(_imports(tree)), bool(declared.get(_DECLARATION, counts)))
+
+
+def _parsed(text: str) -> ast.Module:
+    """Parse code while no garbage is collected.
+
+    Python 3.11 raises `SystemError` if a finalizer, or a thread that runs meanwhile, parses, too (python/cpython#106905).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(text)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from bench import machine
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from infra.bench import machine
 
 RATES = pytest.StashKey[dict[str, float]]()
 REMARKS = pytest.StashKey[dict[str, str]]()

@@ -24,10 +24,10 @@ from typing import cast
 
 import numpy as np
 import psutil
-from bench import machine
-from bench.operations import SavedBytes, WorkCounter
-from bench.workload import Measured, Workload, train_with_engine
 
+from infra.bench import machine
+from infra.bench.operations import SavedBytes, WorkCounter
+from infra.bench.workload import Measured, Workload, train_with_engine
 from sfd_core.data.store.shard_writer import write_manifest
 from sfd_core.data.store.shards import FieldSpec, ShardFile, ShardReader
 from sfd_core.experiment.sizes import SizeName

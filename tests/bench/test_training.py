@@ -7,10 +7,11 @@ from statistics import median
 
 import pytest
 import torch
-from bench import machine
-from bench.operations import Work
-from bench.workload import Rates, Workload, break_down_eager, break_down_engine, embedded, interleave
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from infra.bench import machine
+from infra.bench.operations import Work
+from infra.bench.workload import Rates, Workload, break_down_eager, break_down_engine, embedded, interleave
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 

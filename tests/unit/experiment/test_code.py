@@ -1,5 +1,7 @@
 """What counts as the code of a stage, and what does not."""
 
+import ast
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -153,6 +155,18 @@ def test_what_a_module_declares_holds_for_its_package_and_for_what_only_it_impor
     imported = changed(shaping, "lazy.py", lambda text: text + "\nfrom sfd_core.watch.clock import seconds\n")
     assert "sfd_core.watch.clock" in stage_code("two", imported).modules
     assert "sfd_core.watch" not in stage_code("two", imported).modules
+
+
+def test_code_that_is_parsed_while_garbage_is_collected_does_no_harm(package: Path) -> None:
+    def parse(phase: str, _: dict[str, int]) -> None:  # as the traceback of another thread's error does
+        ast.parse(f"phase = {phase!r}")
+
+    (package / "maths.py").write_text(MODULE + "value = [double(1.0), {2: 3}]\n" * 1000)
+    gc.callbacks.append(parse)
+    try:
+        assert stage_code("one", package).modules
+    finally:
+        gc.callbacks.remove(parse)
 
 
 def test_the_version_of_a_library_counts(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         self._kept: dict[int, int] = {}
         super().__init__(self._keep, lambda tensor: tensor)
 
-    def __enter__(self) -> "SavedBytes":
+    def __enter__(self) -> "SavedBytes":  # type: ignore[override]
         super().__enter__()
         return self
 
@@ -163,7 +163,7 @@ def _section(name: str) -> Iterator[None]:
 
 
 def _group_of_event(event: FunctionEvent) -> str:
-    ancestor = event
+    ancestor: FunctionEvent | None = event
     while ancestor is not None:
         if ancestor.name.startswith(OPTIMISER_MARK):
             return OPTIMISER

@@ -6,31 +6,35 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from unittest import mock
 
-import pytest
 import torch
-from bench import eager_baseline
-from bench.operations import Profiler, Work, WorkCounter, averaging
-from emoji import emoji
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from infra.bench import eager_baseline
+from infra.bench.operations import Profiler, Work, WorkCounter, averaging
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.params import TrainParams, VariantParams
+from sfd_core.experiment.params import RepaParams, TrainParams, VariantParams
+from sfd_core.experiment.presets import load_preset
 from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.host.seeding import generator
 from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
+from sfd_core.latents.tokens import StoredTokens
 from sfd_core.models.denoisers.blocks import compile_blocks
+from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
 from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.ema import EMA
-from sfd_core.training.loop import TrainingPlan, run, training_device
-from sfd_core.training.tasks.denoising import FlowTask, LatentBatches
+from sfd_core.training.loop import TrainingPlan, TrainingResult, run
+from sfd_core.training.parallel import training_device
+from sfd_core.training.tasks.denoising import FlowTask, GaussianTask, LatentBatches
 
-PARAMS = emoji()
+PARAMS = load_preset("emoji", Path(__file__).parents[2] / "presets").check()
+"""A small experiment with labels."""
 CLASSES = 10
 STEPS_AT_MOST = 1_000_000
 
@@ -48,6 +52,10 @@ class Workload:
     images: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
     learning_rate: float = 1e-4
+    model: Literal["lightningdit", "dit"] = "lightningdit"
+    token_channels: int = 0
+    """Channels of the encoder's tokens that REPA aligns with; 0 is no REPA."""
+    steps: int = STEPS_AT_MOST
 
     @property
     def tokens(self) -> int:
@@ -61,32 +69,42 @@ class Workload:
 
     @property
     def variant(self) -> VariantParams:
-        """The committed experiment's SFD in this size."""
-        changes = {"size": self.size, "patch": self.patch, "learning_rate": self.learning_rate}
-        return PARAMS.variants["sfd"].model_copy(update=changes)
+        """The committed experiment's SFD, texture alone or DiT in this size."""
+        changes: dict[str, Any] = {"size": self.size, "patch": self.patch, "learning_rate": self.learning_rate}
+        if self.token_channels:
+            changes["repa"] = RepaParams(weight=0.5, mode="cosine+mse", targets="encoder", block=2, width=2048)
+        name = "dit" if self.model == "dit" else "sfd" if self.semantic else "lightningdit"
+        return PARAMS.variants[name].model_copy(update=changes)
 
     @property
     def params(self) -> TrainParams:
-        """The committed experiment's training with this batch, without an end and without checkpoints."""
-        endless = {"steps": STEPS_AT_MOST, "checkpoint_every": STEPS_AT_MOST}
-        changes = endless | {"batch_size": self.batch, "precision": self.precision}
+        """The committed experiment's training with this batch, as a rule without an end and without checkpoints."""
+        changes = {
+            "steps": self.steps,
+            "checkpoint_every": STEPS_AT_MOST,
+            "batch_size": self.batch,
+            "precision": self.precision,
+        }
         optimisation = PARAMS.train.optimisation.model_copy(update=changes)
         return PARAMS.train.model_copy(update={"optimisation": optimisation})
 
-    def network(self) -> LightningDiT:
-        """Return the product's network with random weights, none of them zero."""
-        spec = LatentSpec(self.texture, self.semantic, self.grid, token_channels=0)
-        model = build_denoiser(self.variant, spec, CLASSES)
-        assert isinstance(model, LightningDiT)
-        return _all_random(model)
+    @property
+    def spec(self) -> LatentSpec:
+        """The shape of its latents."""
+        return LatentSpec(self.texture, self.semantic, self.grid, self.token_channels)
 
-    def eager_network(self) -> eager_baseline.EagerLightningDiT:
-        """Return the baseline's network with the weights of `network`."""
+    def network(self) -> LightningDiT | DiT:
+        """Return the product's network with random weights, none of them zero, on the default device."""
+        return all_random(build_denoiser(self.variant, self.spec, CLASSES))
+
+    def eager_network(self, like: nn.Module | None = None) -> eager_baseline.EagerLightningDiT:
+        """Return the baseline's network on the training device with the weights of `like`, by default of `network`."""
         size = MODEL_SIZES[self.size]
-        model = eager_baseline.EagerLightningDiT(
-            size.depth, size.width, size.heads, self.channels, self.grid, self.patch, CLASSES
-        )
-        model.load_state_dict(self.network().state_dict())
+        with training_device():
+            model = eager_baseline.EagerLightningDiT(
+                size.depth, size.width, size.heads, self.channels, self.grid, self.patch, CLASSES
+            )
+        model.load_state_dict((like or self.network()).state_dict())
         return model
 
 
@@ -119,40 +137,48 @@ class Measured(Exception):  # noqa: N818 (no error)
     """All that was to be measured is measured."""
 
 
+def task_of(workload: Workload, folder: Path, model: LightningDiT | DiT) -> FlowTask | GaussianTask:
+    """Return what trains `model` on random latents, which are written to `folder`."""
+    latents = _shard(workload, folder / "latents")
+    batches = LatentBatches(latents, composite(workload), workload.variant, workload.params, CLASSES)
+    if isinstance(model, DiT):
+        return GaussianTask(model, batches)
+    return FlowTask(model, batches, workload.variant, _tokens(workload, folder / "tokens") if workload.token_channels else None)
+
+
 def train_with_engine(
-    workload: Workload, folder: Path, at_step_end: Callable[[int], None], model: LightningDiT | None = None
-) -> None:
-    """Run the product's training until `at_step_end`, called with the number of steps done, raises `Measured`.
+    workload: Workload, folder: Path, at_step_end: Callable[[int], None], model: LightningDiT | DiT | None = None
+) -> TrainingResult | None:
+    """Run the product's training to its end, or until `at_step_end` raises `Measured`, which returns None.
 
-    It is called after every step, and once before the first.
+    `at_step_end` is called with the number of steps done: after every step, and once before the first.
     """
-    model = model or workload.network()
-    batches = LatentBatches(
-        _shard(workload, folder / "latents"), composite(workload), workload.variant, workload.params, CLASSES
-    )
-    task = FlowTask(model, batches, workload.variant)
+    model = (model or workload.network()).to(training_device())
+    task = task_of(workload, folder, model)
     plan = TrainingPlan("bench", workload.params.optimisation, workload.variant.learning_rate)
-    clock = Clock(model.to(training_device()), workload.params, at_step_end)
+    clock = Clock(model, workload.params, at_step_end)
     at_step_end(0)
-    try:
-        run(task, plan, ResumeFolder(folder / "resume"), ema=clock)
-    except Measured:
-        return
-    raise AssertionError("the training ended before the measurement did")
+    with contextlib.suppress(Measured):
+        return run(task, plan, ResumeFolder(folder / "resume"), ema=clock)
+    return None
 
 
-def eager_steps(workload: Workload, folder: Path) -> Iterator[float]:
-    """Yield the losses of the baseline's training, a step each."""
+def eager_steps(workload: Workload, folder: Path, readers: int = 0, like: nn.Module | None = None) -> Iterator[float]:
+    """Yield the losses of the baseline's training, a step each, from the weights of `like`.
+
+    `readers` processes read the latents; 0 is none but this one.
+    """
     variant, train = workload.variant, workload.params
     beta1, beta2 = train.optimisation.betas
     recipe = eager_baseline.Recipe(
         workload.texture, CLASSES, variant.delta_t, variant.semantic_weight, variant.cosine_weight, train.class_dropout,
         variant.mask_clamped, variant.learning_rate, (beta1, beta2), train.optimisation.clip_norm, train.ema_decay,
+        workload.precision == "bfloat16",
     )  # fmt: skip
     mean, std = torch.zeros(workload.channels), torch.ones(workload.channels)
     rows = min(128, workload.images)
     data = eager_baseline.LatentFiles(_files(workload, folder / "files", rows), rows, mean, std, train.flips)
-    return eager_baseline.train(workload.eager_network(), data, recipe, workload.batch)
+    return eager_baseline.train(workload.eager_network(like), data, recipe, workload.batch, readers)
 
 
 @dataclass(frozen=True)
@@ -173,9 +199,8 @@ def break_down_engine(workload: Workload, folder: Path, steps: int) -> Breakdown
 def break_down_eager(workload: Workload, folder: Path, steps: int) -> Breakdown:
     """Take the baseline's training apart."""
     tools = _Breakdown(steps)
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Measured):
-        plain = eager_baseline.update_ema
-        patch.setattr(eager_baseline, "update_ema", averaging()(plain))
+    marked = averaging()(eager_baseline.update_ema)
+    with mock.patch.object(eager_baseline, "update_ema", marked), contextlib.suppress(Measured):
         for done, _ in enumerate(eager_steps(workload, folder), start=1):
             tools.at_step_end(done)
     return tools.result()
@@ -253,10 +278,10 @@ def composite(workload: Workload) -> Composite:
     def standard(channels: int) -> ChannelStatistics:
         return ChannelStatistics(torch.zeros(channels), torch.ones(channels))
 
-    return Composite(LatentStatistics(standard(workload.texture), standard(workload.semantic)))
+    return Composite(LatentStatistics(standard(workload.texture), standard(workload.semantic) if workload.semantic else None))
 
 
-def _all_random(model: LightningDiT) -> LightningDiT:
+def all_random(model: LightningDiT | DiT) -> LightningDiT | DiT:
     """Replace the zeros that a network starts with: products with zero may be cheaper, and gradients vanish behind them."""
     source = generator(0, "all random")
     with torch.no_grad():
@@ -280,6 +305,15 @@ def _shard(workload: Workload, path: Path) -> ShardReader:
     with ShardWriter(path, fields | {"label": FieldSpec("int64", ())}, {}) as writer:
         writer.append(**{name: part.numpy() for name, part in parts.items()}, label=labels.numpy())
     return ShardReader(path)
+
+
+def _tokens(workload: Workload, path: Path) -> StoredTokens:
+    shape = (2, workload.token_channels, workload.grid, workload.grid)
+    source = generator(0, "tokens")
+    with ShardWriter(path, {"tokens": FieldSpec("float16", shape)}, {}) as writer:
+        for _ in range(workload.images):
+            writer.append(tokens=torch.randn(1, *shape, generator=source).half().numpy())
+    return StoredTokens(ShardReader(path))
 
 
 def _files(workload: Workload, folder: Path, rows: int) -> list[Path]:

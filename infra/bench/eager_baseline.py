@@ -170,7 +170,7 @@ class PatchEmbed(nn.Module):
 class EagerLightningDiT(nn.Module):
     """LightningDiT with two clocks (SFD, arXiv 2512.04926, section 3), as `models.denoisers.lightningdit` computes it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the shape of the network)
         self, depth: int, width: int, heads: int, in_channels: int = 48, grid: int = 16, patch: int = 1, num_classes: int = 1000
     ) -> None:
         super().__init__()
@@ -232,17 +232,20 @@ class Recipe:
     betas: tuple[float, float]
     clip_norm: float
     ema_decay: float
+    bfloat16: bool
+    """Whether the network runs under autocast."""
 
 
 def training_loss(model: nn.Module, x1: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
     """Return the loss of normalised latents x1 (N, C, g, g) with labels y (N,)."""
-    n, n_tex = len(x1), recipe.n_texture
-    y = torch.where(torch.rand(n) < recipe.class_dropout, recipe.num_classes, y)
-    u = torch.sigmoid(torch.randn(n)) * (1 + recipe.delta_t)
+    n, n_tex, device = len(x1), recipe.n_texture, x1.device
+    y = torch.where(torch.rand(n, device=device) < recipe.class_dropout, recipe.num_classes, y)
+    u = torch.sigmoid(torch.randn(n, device=device)) * (1 + recipe.delta_t)
     t_tex, t_sem = (u - recipe.delta_t).clamp(min=0), u.clamp(max=1)
     x0 = torch.randn_like(x1)
     t = torch.cat([t_tex[:, None].expand(n, n_tex), t_sem[:, None].expand(n, x1.shape[1] - n_tex)], dim=1)[:, :, None, None]
-    prediction = model(t * x1 + (1 - t) * x0, t_tex, t_sem, y)
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        prediction = model(t * x1 + (1 - t) * x0, t_tex, t_sem, y).float()
     target = x1 - x0
     if recipe.mask_clamped:
         keep = torch.cat(
@@ -263,15 +266,25 @@ def update_ema(ema_model: nn.Module, model: nn.Module, decay: float) -> None:
         averaged[name].mul_(decay).add_(parameter.data, alpha=1 - decay)
 
 
-def train(model: nn.Module, data: LatentFiles, recipe: Recipe, batch_size: int) -> Iterator[float]:
-    """Train for ever; yield the loss of every step once the step is done."""
+def train(model: nn.Module, data: LatentFiles, recipe: Recipe, batch_size: int, readers: int = 0) -> Iterator[float]:
+    """Train for ever, on the model's device; yield the loss of every step once the step is done."""
     model.train()
+    device = next(model.parameters()).device
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0)
-    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True)
+    pinned, kept = device.type == "cuda", readers > 0
+    loader = DataLoader(
+        data,
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=readers,
+        pin_memory=pinned,
+        persistent_workers=kept,
+    )
     while True:
         for x, y in loader:
-            loss = training_loss(model, x, y, recipe)
+            loss = training_loss(model, x.to(device), y.to(device), recipe)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)

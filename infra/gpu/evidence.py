@@ -1,0 +1,142 @@
+"""What the variants of preset `cifar10` learn in minutes: the pipeline's own stages, as many at a time as do not wait.
+
+DVC is not there, so the stages are started directly, in a folder of their own, and
+without stage `code`, which requires the libraries of all stages.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.gpu.record import Record
+from sfd_core.experiment.params import parse_params
+from sfd_core.experiment.presets import load_preset
+from sfd_core.experiment.values import set_value
+from sfd_core.host.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+ACTIVE = ["lightningdit", "sync", "sfd", "cascade", "any_order"]
+SHORT = {
+    "active": ACTIVE,
+    "texture_vae.optimisation": {"steps": 2000, "warmup_steps": 100, "decay_steps": 1000},
+    "semantic_vae.optimisation": {"steps": 2000, "warmup_steps": 100, "decay_steps": 1000},
+    "train.optimisation": {"steps": 4000, "warmup_steps": 300, "decay_steps": 1300, "checkpoint_every": 4000},
+    "train.snapshots": 1,
+    "evaluate.snapshot_samples": 5000,
+    "evaluate.final_samples": 5000,
+    "evaluate.oracle": False,
+}
+"""What makes the preset fit into minutes on one GPU."""
+TINY_STEPS = {"steps": 4, "batch_size": 4, "warmup_steps": 1, "decay_steps": 1, "checkpoint_every": 4, "precision": "float32"}
+TINY = {
+    "active": ["sync", "any_order"],
+    **{f"{group}.optimisation": TINY_STEPS for group in ("texture_vae", "semantic_vae", "train")},
+    **{f"variants.{name}.size": "tiny" for name in ACTIVE},
+    "texture_vae.width": 8,
+    "semantic_vae.width": 32,
+    "semantic_vae.channels": 2,
+    "semantic_vae.pca_channels": 2,
+    "features.batch_size": 8,
+    "reference.batch_size": 8,
+    "train.validation_images": 4,
+    "evaluate.snapshot_samples": 8,
+    "evaluate.final_samples": 8,
+    "evaluate.kid_subset_size": 4,
+    "evaluate.neighbours": 1,
+    "evaluate.sampler.evaluations": 4,
+    "evaluate.sampler.batch_size": 8,
+    "studies.offsets.offsets": [0.0, 0.3],
+    "report.grid_images": 4,
+}
+"""What makes it a trial of seconds on a CPU."""
+KEPT = (
+    "params.yaml",
+    "outputs/*/metrics.json",
+    "outputs/train/*/history.csv",
+    "outputs/train/*/metrics.json",
+    "outputs/evaluate/*/*.json",
+    "outputs/evaluate/*/*.csv",
+    "outputs/evaluate/*/grids/*",
+    "outputs/studies/**/*.*",
+)
+
+Lane = Sequence[tuple[str, ...]]
+"""Stages, each with its arguments, one after the other."""
+
+
+def write_params(path: Path, changes: Mapping[str, Any]) -> list[str]:
+    """Write preset `cifar10` with `changes` by dotted keys; return its active variants. Raises `ConfigError` for bad values."""
+    values = copy.deepcopy(dict(load_preset("cifar10", ROOT / "presets").values))
+    for key, value in changes.items():
+        for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
+            set_value(values, key if name is None else f"{key}.{name}", part)
+    params = parse_params(values, "the evidence's parameters")
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return list(params.active)
+
+
+def evidence(record: Record, tiny: bool, out: Path, images: Path, changes: Sequence[str] = ()) -> None:
+    """Unpack `images`, run the stages and record their numbers; `changes` are KEY=VALUE of params.yaml."""
+    if not images.is_file():
+        raise ConfigError(f"{images} does not exist; make it with `python -m infra.gpu pack`")
+    work = out / "work"
+    (work / "data" / "cifar10").mkdir(parents=True, exist_ok=True)
+    with tarfile.open(images) as archive:
+        archive.extractall(work / "data" / "cifar10", filter="data")
+    given = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
+    active = write_params(work / "params.yaml", SHORT | (TINY if tiny else {}) | given)
+    waves: list[list[Lane]] = [
+        [[("prepare",)]],
+        [[("texture_vae",), ("reference",)], [("features",), ("semantic_vae",)]],
+        [[("encode",), ("schedule",)]],
+        [[("train", "--variant", name), ("evaluate", "--variant", name)] for name in active],
+        [[("studies",)]],
+    ]
+    for wave in waves:
+        with ThreadPoolExecutor(len(wave)) as pool:
+            ended = list(pool.map(lambda lane: all(_stage(record, work, stage) for stage in lane), wave))
+        if not any(ended):
+            break
+    with tarfile.open(out / "evidence.tar.gz", "w:gz") as archive:
+        for path in sorted({path for pattern in KEPT for path in work.glob(pattern) if path.is_file()}):
+            archive.add(path, path.relative_to(work))
+
+
+def _stage(record: Record, work: Path, stage: Sequence[str]) -> bool:
+    """Run one stage and record its numbers; return whether it succeeded."""
+    name = " ".join(word for word in stage if word != "--variant")
+    began = time.monotonic()
+    log = work / f"{name.replace(' ', '-')}.log"
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "4"}
+    with log.open("w") as output:
+        command = [sys.executable, "-m", f"sfd_core.stages.{stage[0]}", *stage[1:]]
+        process = subprocess.Popen(
+            command, cwd=work, stdout=output, stderr=output, env=os.environ | threads | {"PYTHONPATH": paths}
+        )
+        try:
+            code: int | None = process.wait(max(record.left, 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = None
+    result: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1)}
+    if code != 0:
+        result["error"] = "stopped: the time was up" if code is None else f"exit code {code}: {log.read_text()[-1500:]}"
+    folder = work / "outputs" / "/".join(word for word in stage if word != "--variant")
+    if (folder / "metrics.json").is_file():
+        result["metrics"] = json.loads((folder / "metrics.json").read_text())
+    if stage[0] == "studies":
+        result["tables"] = {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.glob("*/*.csv"))}
+    record.add(name, result)
+    return code == 0
