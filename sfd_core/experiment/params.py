@@ -200,7 +200,7 @@ class LDMVAEParams(PublishedVAEParams):
 
 
 class DiffusersVAEParams(PublishedVAEParams):
-    """An AutoencoderKL in the format of diffusers."""
+    """An AutoencoderKL, or a representation autoencoder (AutoencoderRAE), in the format of diffusers."""
 
     kind: Literal["diffusers"]
     weights: Annotated[str, Field(min_length=1)]

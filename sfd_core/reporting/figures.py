@@ -74,7 +74,7 @@ def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, Varia
         axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         ends.append((value, f"{title}  {text.number(value)}", MUTED))
     axes.set(xscale="log", yscale="log", xlabel="training images seen", ylabel=number.words)
-    axes.set_title(params.report.title, loc="left", fontsize=12, fontweight="bold", color=INK)
+    axes.set_title(params.report.title, loc="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
     _label_ends(axes, ends)
     _label_ticks(axes)
     quiet(axes)

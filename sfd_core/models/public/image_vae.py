@@ -19,6 +19,8 @@ from sfd_core.host.paths import file_digest
 from sfd_core.models.public import ldm
 from sfd_core.models.public.weights import load_strictly, read_public_checkpoint
 from sfd_core.models.vaes.autoencoder_kl import CONFIG_KEYS, AutoencoderKLVAE, build_network
+from sfd_core.models.vaes.rae import NETWORK_KEYS, RAEVAE, STATISTICS
+from sfd_core.models.vaes.rae import build_network as build_rae
 
 DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 FORMER_NAMES = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
@@ -26,7 +28,7 @@ ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def read_published_vae(params: LDMVAEParams | DiffusersVAEParams) -> AutoencoderKLVAE:
+def read_published_vae(params: LDMVAEParams | DiffusersVAEParams) -> AutoencoderKLVAE | RAEVAE:
     """Return the frozen VAE that `params` names, on the CPU.
 
     Raises `DataError` if its file is missing, damaged, of another family, or differs from `params` in channels or
@@ -52,14 +54,18 @@ def _read_ldm(params: LDMVAEParams) -> AutoencoderKLVAE:
         raise DataError(f"texture_vae.weights {path}: {error}") from error
 
 
-def _read_diffusers(params: DiffusersVAEParams) -> AutoencoderKLVAE:
+def _read_diffusers(params: DiffusersVAEParams) -> AutoencoderKLVAE | RAEVAE:
     folder = _diffusers_folder(params)
     path = folder / DIFFUSERS_WEIGHTS
     try:
         config = json.loads((folder / DIFFUSERS_CONFIG).read_text())
         made_by = config.get("_class_name")
+        if made_by == "AutoencoderRAE":
+            return _load_rae(config, read_public_checkpoint(path), params.name, path)
         if made_by != "AutoencoderKL":
-            raise DataError(f"{folder / DIFFUSERS_CONFIG} describes a {made_by}, not an AutoencoderKL; choose another VAE")
+            raise DataError(
+                f"{folder / DIFFUSERS_CONFIG} describes a {made_by}, not an AutoencoderKL or AutoencoderRAE; choose another VAE"
+            )
         # Older files rely on diffusers' defaults for missing keys.
         known = {key: config[key] for key in CONFIG_KEYS if key in config}
         return _load_network(known, _current_names(read_public_checkpoint(path)), params.name, path)
@@ -103,3 +109,15 @@ def _load_network(config: Mapping[str, Any], state: Mapping[str, Tensor], name: 
     state = {key: value.float().contiguous() for key, value in state.items()}
     load_strictly(network, state, "give the checkpoint of a latent-diffusion KL VAE")
     return AutoencoderKLVAE(network, {"name": name, "source": file_digest(source)})
+
+
+def _load_rae(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, source: Path) -> RAEVAE:
+    absent = [key for key in STATISTICS.values() if key not in state]
+    if absent:
+        raise DataError(f"the file has no {', '.join(absent)}; give the checkpoint of an RAE")
+    statistics = {key: list(state[value].shape) for key, value in STATISTICS.items()}
+    network = build_rae({key: config[key] for key in NETWORK_KEYS if key in config}, statistics)
+    computed = "decoder.decoder_pos_embed"  # older files hold it, too
+    state = {key: value.float().contiguous() for key, value in state.items() if key != computed}
+    load_strictly(network, state, "give the checkpoint of an RAE")
+    return RAEVAE(network, {"name": name, "source": file_digest(source)})

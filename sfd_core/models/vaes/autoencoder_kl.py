@@ -3,18 +3,15 @@
 Examples: SD-VAE and VA-VAE f16d32, Stable Diffusion's f8d4. Shapes as in `image_vae`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sfd_core.host.errors import DataError
-from sfd_core.models.vaes.image_vae import ImageVAE, LatentShape
+from sfd_core.models.vaes.image_vae import ImageVAE, LatentShape, in_chunks
 from sfd_core.models.vaes.posterior import Posterior
-
-PIXELS_AT_ONCE = 16 * 256**2
-"""Pixels per pass. f16d32 needs 0.18 GB per 256x256 image in float32 on a CPU, so about 3 GB at this size."""
 
 CONFIG_KEYS = (
     "in_channels",
@@ -52,13 +49,13 @@ class AutoencoderKLVAE(ImageVAE):
 
     def encode(self, images: Tensor) -> Posterior:
         """Encode a few images at a time."""
-        moments = _in_chunks(lambda part: self.network.encode(part).latent_dist.parameters, images, images[0, 0].numel())
+        moments = in_chunks(lambda part: self.network.encode(part).latent_dist.parameters, images, images[0, 0].numel())
         return Posterior.from_moments(moments)
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode a few latents at a time."""
         pixels = z[0, 0].numel() * self.shape.downsampling**2
-        return _in_chunks(lambda part: self.network.decode(part).sample, z, pixels)
+        return in_chunks(lambda part: self.network.decode(part).sample, z, pixels)
 
     def description(self) -> Mapping[str, Any]:
         """Return the arguments of diffusers' AutoencoderKL."""
@@ -82,8 +79,3 @@ def build_network(config: Mapping[str, Any]) -> Any:
             return AutoencoderKL(**config)
     except (ValueError, TypeError) as error:
         raise DataError(f"no AutoencoderKL has these sizes ({error}); give the checkpoint of a KL VAE") from error
-
-
-def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-    """Apply `function` to a few rows of `x` at a time, so that memory does not depend on the batch size."""
-    return torch.cat([function(part) for part in torch.split(x, max(1, PIXELS_AT_ONCE // pixels))])

@@ -8,7 +8,10 @@ from safetensors.torch import load_file
 from sfd_core.host.errors import DataError
 from sfd_core.models.vaes.autoencoder_kl import AutoencoderKLVAE
 from sfd_core.models.vaes.image_vae import CONFIG_FILE, WEIGHTS_FILE, ImageVAE, VAEManifest
+from sfd_core.models.vaes.rae import RAEVAE
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
+
+PUBLISHED = (AutoencoderKLVAE, RAEVAE)
 
 
 def load_texture_vae(folder: Path) -> tuple[ImageVAE, Mapping[str, str]]:
@@ -30,8 +33,9 @@ def load_texture_vae(folder: Path) -> tuple[ImageVAE, Mapping[str, str]]:
 def _build(manifest: VAEManifest) -> ImageVAE:
     if manifest.kind == TextureVAE.kind:
         return TextureVAE(TextureVAEShape(**manifest.network))
-    if manifest.kind == AutoencoderKLVAE.kind:
-        return AutoencoderKLVAE.from_description(manifest.network, manifest.identity)
-    raise DataError(
-        f"unknown kind of texture VAE {manifest.kind!r}; this program reads {TextureVAE.kind} and {AutoencoderKLVAE.kind}"
-    )
+    published = {vae.kind: vae.from_description for vae in PUBLISHED}
+    if manifest.kind not in published:
+        raise DataError(
+            f"unknown kind of texture VAE {manifest.kind!r}; this program reads {', '.join([TextureVAE.kind, *published])}"
+        )
+    return published[manifest.kind](manifest.network, manifest.identity)

@@ -128,6 +128,8 @@ def test_same_inputs_give_the_same_files(params: Params, bare: Path, tmp_path: P
 
 
 def test_text_from_outside_cannot_become_markup(params: Params, bare: Path, tmp_path: Path) -> None:
-    hostile = params.model_copy(update={"report": params.report.model_copy(update={"title": "<script>alert(1)</script>"})})
+    hostile = params.model_copy(
+        update={"report": params.report.model_copy(update={"title": "<script>alert(1)</script> $x^{$"})}
+    )
     html = report(hostile, bare, tmp_path / "none", tmp_path / "report").read_text()
     assert "<script>alert(1)" not in html

@@ -20,7 +20,7 @@ from sfd_core.host.paths import file_digest
 from sfd_core.models.public import image_vae as published_vae
 from sfd_core.models.public import ldm
 from sfd_core.models.public.image_vae import read_published_vae
-from sfd_core.models.vaes import autoencoder_kl
+from sfd_core.models.vaes import image_vae
 from sfd_core.models.vaes.autoencoder_kl import AutoencoderKLVAE, build_network
 from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.loader import load_texture_vae
@@ -123,7 +123,7 @@ def test_large_batches_go_through_in_parts(tmp_path: Path, source: LatentDiffusi
     for name in ("encoder", "decoder"):
         part = getattr(vae.network, name)
         part.register_forward_pre_hook(lambda _, inputs, name=name: seen.append((name, len(inputs[0]))))
-    monkeypatch.setattr(autoencoder_kl, "PIXELS_AT_ONCE", 2 * 32**2)
+    monkeypatch.setattr(image_vae, "PIXELS_AT_ONCE", 2 * 32**2)
     require_same(vae, source)
     assert seen == [("encoder", 2), ("encoder", 1), ("decoder", 2), ("decoder", 1)]
 
