@@ -6,16 +6,13 @@ from contextlib import suppress
 from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
-    create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -23,7 +20,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import limits
-from flows.artifacts import show_picture
+from flows.artifacts import Progress, show_picture
 from flows.point import require_remote, track
 from sfd_core.experiment.inputs import require_inputs
 from sfd_core.experiment.params import Params, load_params
@@ -67,7 +64,13 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
 @task(cache_policy=NO_CACHE, task_run_name="{name}")
 def stage(name: str, place: Place, pull: bool) -> bool:
     """Bring one stage up to date, whose inputs are; return whether it ran and was not restored."""
-    place = replace(place, log=place.folder / LOGS / f"reproduce-{name.replace('@', '-')}.log", report=get_run_logger().info)
+    logger, read = get_run_logger(), place.report
+
+    def report(line: str) -> None:
+        logger.info(line)
+        read(line)
+
+    place = replace(place, log=place.folder / LOGS / f"reproduce-{name.replace('@', '-')}.log", report=report)
 
     def slots() -> int:
         place.require_running(name)
@@ -85,7 +88,8 @@ def push(place: Place) -> None:
 
 def _run_stages(place: Place, graph: Mapping[str, set[str]], pull: bool) -> None:
     """Run every stage as soon as its inputs exist; raise the first failure once no other stage can run."""
-    progress = cast("UUID", create_progress_artifact(0.0, key="reproduce", description="stages of the pipeline"))
+    progress = Progress("reproduce", "stages of the pipeline", len(graph))
+    place = replace(place, report=progress.read)
     futures: dict[str, PrefectFuture[Any]] = {}
     for name in TopologicalSorter(graph).static_order():
         before = [futures[other] for other in sorted(graph[name])]
@@ -98,7 +102,7 @@ def _run_stages(place: Place, graph: Mapping[str, set[str]], pull: bool) -> None
                 ran.append(name)
         except Exception as error:  # noqa: BLE001 - results of the other stages are shown all the same
             failures.append(error)
-        update_progress_artifact(progress, 100.0 * number / len(futures))
+        progress.finish(number)
     get_run_logger().info("%d stages, ran: %s", len(futures), ", ".join(ran) or "none, all were up to date or cached")
     if failures:
         create_markdown_artifact(f"# reproduce failed\n\n```\n{failures[0]}\n```\n", key="reproduce-failure")

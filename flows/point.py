@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
-import httpx
 import yaml
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import Artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import Artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import limits
+from flows.artifacts import Progress
 from sfd_core.host import machine
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
@@ -82,16 +81,15 @@ def reproduce(place: Place, targets: Sequence[str], key: str) -> list[str]:
 
     What the remote lacks is sent to it in the same process, so that no machine computes it again.
     """
-    progress = cast("UUID", create_progress_artifact(0.0, key=f"progress-{key}", description=" ".join(targets)))
+    progress = Progress(f"progress-{key}", " ".join(targets), STAGES_OF_A_POINT)
     seen: set[str] = set()
 
     def report(line: str) -> None:
         place.report(line)
-        if line.startswith("Stage '"):
-            seen.add(line.split("'")[1])
-        elif line.startswith("Running stage '"):
-            with suppress(httpx.HTTPError):  # a server that is down holds up no training
-                update_progress_artifact(progress, min(99.0, 100.0 * len(seen) / STAGES_OF_A_POINT))
+        progress.read(line)
+        if line.startswith("Running stage '"):
+            progress.finish(len(seen))
+        if line.startswith(("Stage '", "Running stage '")):
             seen.add(line.split("'")[1])
 
     reporting = replace(place, report=report)
@@ -99,7 +97,7 @@ def reproduce(place: Place, targets: Sequence[str], key: str) -> list[str]:
         ran = stages_run(reporting.dvc("repro", "--pull", *targets, then=["push", "--run-cache", "--with-deps", *targets]))
     else:
         ran = stages_run(reporting.dvc("repro", *targets))
-    update_progress_artifact(progress, 100.0)
+    progress.finish(STAGES_OF_A_POINT)
     return ran
 
 

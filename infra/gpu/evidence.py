@@ -117,7 +117,8 @@ def _stage(record: Record, work: Path, stage: Sequence[str]) -> bool:
     name = " ".join(word for word in stage if word != "--variant")
     began = time.monotonic()
     log = work / f"{name.replace(' ', '-')}.log"
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    given = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = os.pathsep.join([str(ROOT), *given])
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "4"}
     with log.open("w") as output:
         command = [sys.executable, "-m", f"sfd_core.stages.{stage[0]}", *stage[1:]]

@@ -16,7 +16,7 @@ from sfd_core.models.encoders.encoder import PACKAGED
 CARRIED = (
     *("annotated-types", "pydantic", "pydantic-core", "pydantic-settings", "python-dotenv", "typing-inspection"),
     *("dicebear-core", "dicebear-schema", "jsonschema", "jsonschema-specifications", "referencing", "resvg-py", "rpds-py"),
-    *("ruamel-yaml", "torch-fidelity"),
+    *("attrs", "ruamel-yaml", "torch-fidelity"),
 )
 """Packages that the stages import and that a machine with torch, timm, accelerate and scikit-learn need not have."""
 SITE, IMAGES = "site", "images.tar.xz"

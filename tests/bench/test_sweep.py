@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from laboratory import WholeLaboratory, records_of, whole_project
+from laboratory import WholeLaboratory, prefect_variables, records_of, whole_project
 from projects import Project
 from pytest_benchmark.fixture import BenchmarkFixture
 from seaweed import WEED
@@ -32,12 +32,11 @@ STEPS = 100
 
 
 @pytest.fixture
-def laboratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeLaboratory]:
+def laboratory(tmp_path: Path) -> Iterator[WholeLaboratory]:
     """A laboratory that is not up yet; it is stopped in the end."""
     made = WholeLaboratory(whole_project(tmp_path / "first", ["sfd"]), variables={"SFD_WORKER": "first"})
-    monkeypatch.setenv("PREFECT_API_URL", f"{made.address('PREFECT')}/api")
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    yield made
+    with prefect_variables(made.prefect):
+        yield made
     made.run("down", check=False)
 
 

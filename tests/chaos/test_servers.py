@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from faulty_proxy import FaultyProxy, Mode
-from laboratory import WholeLaboratory, await_training, processes_in, records_of, wait_until, whole_project
+from laboratory import WholeLaboratory, await_training, prefect_variables, processes_in, records_of, wait_until, whole_project
 from projects import Project
 from seaweed import WEED
 
@@ -99,9 +99,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     laboratory.variables["SFD_LAB_WORKER"] = (
         f"env AWS_ENDPOINT_URL={s3.endpoint} MLFLOW_TRACKING_URI={mlflow.endpoint} {sys.executable} -m flows.deployments"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_API_URL", f"{laboratory.address('PREFECT')}/api")
-        patch.setenv("PREFECT_HOME", str(project.path.parent / "prefect"))
+    with prefect_variables(laboratory.prefect):
         try:
             laboratory.run("up")
             laboratory.await_deployments()

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from laboratory import Laboratory, flow_project, free_port
+from laboratory import Laboratory, flow_project, free_port, prefect_variables
 from projects import Project
 
 
@@ -12,9 +12,7 @@ from projects import Project
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """A Prefect server; its address is in the environment of the tests, too."""
     made = Laboratory(tmp_path_factory.mktemp("laboratory"), free_port())
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in made.environment.items():
-            patch.setenv(name, value)
+    with prefect_variables(made.environment):
         try:
             made.start_server()
             yield made

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from projects import ROOT, Project, make_project
 from seaweed import free_ports
 
@@ -27,6 +28,21 @@ QUIET = {
     "PREFECT_LOGGING_LEVEL": "INFO",
 }
 PATIENCE = 400.0
+
+
+@contextmanager
+def prefect_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of Prefect for this process, too: it reads them when it is imported, which any test may have done."""
+    from prefect.context import refresh_global_settings_context  # noqa: PLC0415 - only tests with a server pay for it
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            refresh_global_settings_context()
+            yield
+    finally:
+        refresh_global_settings_context()
 
 
 def free_port() -> int:
@@ -233,6 +249,11 @@ class WholeLaboratory(Runs):
     def address(self, name: str) -> str:
         """Return the address of S3, MLFLOW or PREFECT."""
         return f"http://127.0.0.1:{self.ports[f'SFD_LAB_{name}_PORT']}"
+
+    @property
+    def prefect(self) -> dict[str, str]:
+        """The variables of its Prefect server's clients."""
+        return {"PREFECT_API_URL": f"{self.address('PREFECT')}/api", "PREFECT_HOME": str(self.project.path.parent / "prefect")}
 
 
 def whole_project(path: Path, active: list[str]) -> Project:
