@@ -103,7 +103,8 @@ def error_field_figure(field: ErrorField, table: pd.DataFrame) -> Figure:
     for axes, part in zip(figure.subplots(1, 2), ("texture", "semantic"), strict=True):
         errors, times = getattr(field, part).numpy(), field.times.numpy()
         mesh = axes.pcolormesh(times, times, errors.T, norm="log", cmap="cividis", shading="gouraud")
-        figure.colorbar(mesh, ax=axes, label=f"squared error of the {part} velocity")
+        scale = figure.colorbar(mesh, ax=axes, label=f"squared error of the {part} velocity", format="{x:g}")
+        scale.ax.yaxis.set_minor_formatter("{x:g}")
         for (_, point), style in zip(table.iterrows(), line_styles(len(table)), strict=True):
             t_tex, t_sem = zip(*json.loads(point["path"]), strict=True)
             label = f"semantic weight {point['semantic_weight']:g}: {text.number(float(point[number.name]))}"

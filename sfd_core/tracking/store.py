@@ -53,6 +53,7 @@ SAMPLING_NEEDS = (
     "torchvision",
     "timm",
     "diffusers",
+    "transformers",
     "torchdiffeq",
     "safetensors",
     "numpy",
