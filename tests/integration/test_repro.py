@@ -3,13 +3,20 @@
 import csv
 import json
 import re
+import shutil
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import yaml
-from projects import Project, make_project
+from projects import ROOT, Project, make_project
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -171,6 +178,35 @@ def test_stages_side_by_side_restore_what_is_known_and_then_run_nothing(reproduc
     assert here == there  # but for the order of the stages
     assert (project.path / "report" / "index.html").is_file()
     assert "Stage" not in project.run("sfd", "reproduce").stdout
+
+
+def test_a_tree_without_git_gives_all_results_also_behind_a_link_in_a_folder_of_an_odd_name(
+    reproduced: Project, tmp_path: Path
+) -> None:
+    name = 'odd é #100%20?,[x]* "p" $HOME'
+    project = make_project(tmp_path / name, list(VARIANTS), cache_of=reproduced)
+    shutil.rmtree(project.path / ".git")
+    project.run("dvc", "config", "--local", "core.no_scm", "true")  # as `make setup` does
+    (tmp_path / "link").symlink_to(project.path)
+    linked = Project(tmp_path / "link")
+    (recipe,) = re.findall(r"^repro:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = [line.split() for line in re.findall(r"^\t\$\(BIN\)/(.+)$", recipe, re.MULTILINE)]
+    assert commands == [["sfd", "reproduce"], ["sfd", "track"], ["sfd", "results"]]
+    *_, printed = [linked.run(*words).stdout for words in commands]
+    assert re.search(r"^sfd .*\d", printed, re.MULTILINE)
+    with closing(sqlite3.connect(project.path / ".sfd" / "mlflow.db")) as store:
+        (places,) = zip(*store.execute("SELECT artifact_uri FROM runs"), strict=True)
+    assert len(places) == len(VARIANTS) + 2
+    assert all(Path(url2pathname(urlsplit(place).path)).is_relative_to(project.path) for place in places)
+    linked.run("sfd", "experiment", "again")
+    assert (project.path / ".sfd" / "experiments" / "again" / "report" / "index.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["link", name])
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.deployments"],
+        cwd=linked.path, env=linked.environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "is no git repository of its own" in ended.stderr
 
 
 def test_a_stage_that_fails_ends_those_beside_it_and_is_named(reproduced: Project, tmp_path: Path) -> None:
