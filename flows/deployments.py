@@ -16,7 +16,7 @@ sweep is planned in the clone that started it, which keeps its refs.
 import argparse
 import os
 
-from sfd_core.host.addresses import require_s3, require_server
+from sfd_core.host.addresses import PREFECT_EXAMPLE, require_s3, require_server
 from sfd_core.host.errors import exits_cleanly
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--points", action="store_true", help="run only points of sweeps that another worker plans")
     points_only = parser.parse_args().points
     if uri := os.environ.get("PREFECT_API_URL"):  # before Prefect reads it, which takes seconds and may end in a traceback
-        require_server("PREFECT_API_URL", uri, "http://HOST:PORT/api")
+        require_server("PREFECT_API_URL", uri, PREFECT_EXAMPLE)
     require_s3()
     from flows.worker import serve
 

@@ -36,12 +36,11 @@ from flows.point import point
 from flows.studies import guidance_sweep, path_sweep
 from flows.sweep import offset_sweep, search, seeds_sweep, size_sweep, sweep
 from sfd_core.host import machine
-from sfd_core.host.addresses import in_a_line, public, require_server
+from sfd_core.host.addresses import PREFECT_EXAMPLE, in_a_line, public, require_server
 from sfd_core.host.errors import ConfigError, ResourceError
 from sfd_core.workspace import git, journal
 from sfd_core.workspace.dvc import remote_of
 
-EXAMPLE = "http://HOST:PORT/api"
 QUERY_SECONDS = 2.0
 WATCH_SECONDS = 2.0
 SECONDS_TO_START = 4.0
@@ -88,8 +87,8 @@ def serve(points_only: bool) -> None:
 def _make_limit() -> int:
     uri = PREFECT_API_URL.value()
     if not uri:
-        raise ConfigError(f"PREFECT_API_URL is not set, so there is no server to ask for runs; set it to {EXAMPLE}")
-    require_server("PREFECT_API_URL", uri, EXAMPLE)
+        raise ConfigError(f"PREFECT_API_URL is not set, so there is no server to ask for runs; set it to {PREFECT_EXAMPLE}")
+    require_server("PREFECT_API_URL", uri, PREFECT_EXAMPLE)
     try:
         with temporary_settings(AT_START):
             return limits.make_limit()

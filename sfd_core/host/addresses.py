@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from sfd_core.host.errors import ConfigError
 
 LONGEST_REASON = 200
+PREFECT_EXAMPLE = "http://HOST:PORT/api"
 _USER = re.compile(r"^([^:/@]+://)?(?:[^/:@\[]*:(?!\d*(?:/|$)).*@|[^/]*@)")
 """User and password before a host; a password with a `/` differs from a port."""
 _ANY_USER = re.compile(r"(://)[^/\s@]*@")

@@ -15,17 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
-from laboratory import WholeLaboratory, prefect_variables, records_of, whole_project
+from laboratory import NEEDS_S3, WITH_SERVERS, WholeLaboratory, prefect_variables, records_of, whole_project
 from projects import Project
 from pytest_benchmark.fixture import BenchmarkFixture
-from seaweed import WEED
 
-pytestmark = [
-    pytest.mark.bench,
-    pytest.mark.timeout(3600),
-    pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is not installed"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.bench, NEEDS_S3, pytest.mark.timeout(3600), *WITH_SERVERS]
 
 POINTS = 8
 STEPS = 100

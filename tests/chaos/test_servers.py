@@ -18,19 +18,22 @@ from typing import Any
 import psutil
 import pytest
 from faulty_proxy import FaultyProxy, Mode
-from laboratory import WholeLaboratory, await_training, prefect_variables, processes_in, records_of, wait_until, whole_project
+from laboratory import (
+    NEEDS_S3,
+    WITH_SERVERS,
+    WholeLaboratory,
+    await_training,
+    prefect_variables,
+    processes_in,
+    records_of,
+    wait_until,
+    whole_project,
+)
 from projects import Project
-from seaweed import WEED
 
 from sfd_core.host.errors import BUSY_EXIT_CODE
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.xdist_group("servers"),
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is not installed"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("servers"), NEEDS_S3, *WITH_SERVERS]
 
 STEPS, MANY_STEPS = 400, 1500
 """Long enough to be met in the middle, and to outlast a server's absence."""

@@ -10,19 +10,12 @@ from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy
-from laboratory import WholeLaboratory, whole_project
-from seaweed import WEED
+from laboratory import NEEDS_S3, WITH_SERVERS, WholeLaboratory, whole_project
 
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("flows"),
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is not installed"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), NEEDS_S3, *WITH_SERVERS]
 
 MOST_PROCESSES, MOST_REQUESTS = 15, 240
 """Half of 31 and much less than half of 642, which a point once took."""

@@ -14,15 +14,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from laboratory import Laboratory, await_training, flow_project, processes_in, wait_until
+from laboratory import WITH_SERVERS, Laboratory, await_training, flow_project, processes_in, wait_until
 from projects import Project
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.xdist_group("flows"),
-    pytest.mark.timeout(1200),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("flows"), *WITH_SERVERS]
 
 STEPS = 1000
 """Long enough to be interrupted, short enough to be waited for."""

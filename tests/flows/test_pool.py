@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from laboratory import Laboratory
+from laboratory import WITH_SERVERS, Laboratory
 from projects import Project
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = WITH_SERVERS
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -25,7 +25,6 @@ def test_every_flow_that_a_worker_serves_is_a_deployment() -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("flows")
-@pytest.mark.timeout(900)
 def test_a_pool_of_processes_plans_a_sweep(laboratory: Laboratory, tiny: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFD_WORK_POOL", "processes")
     monkeypatch.setenv("SFD_CLONE", str(tiny.path))

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from laboratory import Laboratory, processes_in
+from laboratory import WITH_SERVERS, Laboratory, processes_in
 from projects import Project
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("flows"),
-    pytest.mark.timeout(1200),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), *WITH_SERVERS]
 
 TOO_LARGE = 10**12
 """A batch that no memory holds."""

@@ -6,15 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from laboratory import Laboratory, flow_project
+from laboratory import WITH_SERVERS, Laboratory, flow_project
 from projects import Project
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("flows"),
-    pytest.mark.timeout(1200),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), *WITH_SERVERS]
 
 
 def with_remote(project: Project, remote: Path) -> Project:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from projects import ROOT, Project, make_project
-from seaweed import free_ports
+from seaweed import WEED, free_ports
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -28,6 +28,12 @@ QUIET = {
     "PREFECT_LOGGING_LEVEL": "INFO",
 }
 PATIENCE = 400.0
+WITH_SERVERS = [
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+"""Marks of tests that use a laboratory: Prefect's clients leave connections to the garbage collector."""
+NEEDS_S3 = pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is not installed")
 
 
 @contextmanager
