@@ -185,7 +185,8 @@ def sweep_figure(
 
     axes = over or []
     try:
-        rows = pd.read_csv(table, converters={"variant": str})  # a variant may be called NA or 01
+        # a variant may be called NA or 01
+        rows = pd.read_csv(table, dtype={"variant": str}, keep_default_na=False, na_values=[""])
         missing = [key for key in ["variant", "seed", *axes] if key not in rows.columns]
     except (OSError, ValueError) as error:
         raise DataError(f"{table} is no table of a sweep ({error})") from error

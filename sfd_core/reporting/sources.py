@@ -278,7 +278,7 @@ def _read_arrays(path: Path, required: tuple[str, ...]) -> dict[str, NDArray[Any
 
 def _read_table(path: Path, required: list[str]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, converters=dict.fromkeys(NAMES, str))
+        table = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable table ({error}); run its stage again") from error
     absent = [name for name in required if name not in table]
