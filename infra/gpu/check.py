@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infra.bench.speed import Network, denoiser
-from infra.bench.workload import CLASSES, PARAMS, Measured, Workload, all_random, task_of
+from infra.bench.workload import CLASSES, PARAMS, Clock, Measured, Workload, all_random, task_of
 from infra.gpu.record import Record
 from sfd_core.experiment.params import IndependentTimes, InnerParams, Optimisation
 from sfd_core.host.seeding import generator
@@ -260,29 +260,21 @@ def _alone(workload: Workload, precision: str, bound: float, _: Path) -> dict[st
     return _judged(bound, largest=max(difference(*pair) for pair in zip(alone, together, strict=True)))
 
 
-class _Stopping(EMA):
-    """An average that ends the run at an update, as a kill would."""
-
-    stop_at: int | None = None
-
-    def update(self, model: nn.Module) -> None:
-        super().update(model)
-        if self.updates == self.stop_at:
-            raise Measured
-
-
 def _resume(workload: Workload, folder: Path) -> dict[str, Any]:
     """Compare, bit for bit, a training of six steps with one that ends after the fifth and resumes from the fourth."""
     few = {"steps": 6, "checkpoint_every": 2, "warmup_steps": 0, "decay_steps": 0}
 
     def trained(name: str, stop_at: int | None) -> dict[str, Tensor]:
+        def stop(done: int) -> None:
+            if done == stop_at:
+                raise Measured
+
         model = workload.network().to(training_device())
         optimisation = Optimisation.model_validate(workload.params.optimisation.model_dump() | few)
         task = task_of(workload, folder / f"{name}-{stop_at}", model)
-        ema = _Stopping(model, 0.9, warmup=True)
-        ema.stop_at = stop_at
         plan = TrainingPlan(name, optimisation, 1e-3, snapshot_steps=(6,))
-        return load_file(run(task, plan, ResumeFolder(folder / "resume" / name), ema).snapshots[-1].path)
+        clock = Clock(model, workload.params, stop)
+        return load_file(run(task, plan, ResumeFolder(folder / "resume" / name), clock).snapshots[-1].path)
 
     whole = trained("whole", None)
     try:

@@ -179,14 +179,12 @@ def sweep_figure(
     out: Annotated[Path, output("The PNG file.")],
 ) -> None:
     """Draw the leading distance of a sweep, with error bars over seeds."""
-    import pandas as pd
-
+    from sfd_core.reporting.sources import read_table
     from sfd_core.reporting.sweep import write_sweep_figure
 
     axes = over or []
     try:
-        # a variant may be called NA or 01
-        rows = pd.read_csv(table, dtype={"variant": str}, keep_default_na=False, na_values=[""])
+        rows = read_table(table)
         missing = [key for key in ["variant", "seed", *axes] if key not in rows.columns]
     except (OSError, ValueError) as error:
         raise DataError(f"{table} is no table of a sweep ({error})") from error

@@ -112,8 +112,7 @@ def _cost(costs: list[float], values: list[float], first: int, final: float) -> 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
-        # a variant may be called NA or 01
-        table = pd.read_csv(path, dtype={"variant": str}, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable curve ({error}); run its stage again") from error
     absent = [name for name in columns if name not in table]

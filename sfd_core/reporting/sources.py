@@ -36,8 +36,6 @@ STUDIES = {
 }
 """Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
 
-NAMES = ("class", "study", "variant")
-"""Columns whose values stay text in every table: a name may be `NA` or `01`."""
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
 TABLES = {"offsets": "offsets.csv", "corners": "corners.csv", "error_field": "error_field.csv", "guidance": "curve.csv"}
@@ -276,9 +274,14 @@ def _read_arrays(path: Path, required: tuple[str, ...]) -> dict[str, NDArray[Any
     return arrays
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV table; names of classes, studies and variants stay text: one may be `NA` or `01`."""
+    return pd.read_csv(path, dtype=dict.fromkeys(("class", "study", "variant"), str), keep_default_na=False, na_values=[""])
+
+
 def _read_table(path: Path, required: list[str]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
+        table = read_table(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable table ({error}); run its stage again") from error
     absent = [name for name in required if name not in table]

@@ -49,7 +49,7 @@ def _read_ldm(params: LDMVAEParams) -> AutoencoderKLVAE:
     path = Path(params.weights)
     try:
         state = ldm.network_weights(read_public_checkpoint(path))
-        return _load_network(ldm.configuration(state), ldm.to_diffusers(state), params.name, path)
+        return _load_kl(ldm.configuration(state), ldm.to_diffusers(state), params.name, path)
     except DataError as error:
         raise DataError(f"texture_vae.weights {path}: {error}") from error
 
@@ -68,7 +68,7 @@ def _read_diffusers(params: DiffusersVAEParams) -> AutoencoderKLVAE | RAEVAE:
             )
         # Older files rely on diffusers' defaults for missing keys.
         known = {key: config[key] for key in CONFIG_KEYS if key in config}
-        return _load_network(known, _current_names(read_public_checkpoint(path)), params.name, path)
+        return _load_kl(known, _current_names(read_public_checkpoint(path)), params.name, path)
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{folder / DIFFUSERS_CONFIG} is no VAE configuration ({error}); download it again") from error
     except DataError as error:
@@ -104,10 +104,9 @@ def _current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {FORMER_NAMES.sub(lambda match: match[1] + ATTENTION[match[2]], name): value for name, value in state.items()}
 
 
-def _load_network(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, source: Path) -> AutoencoderKLVAE:
+def _load_kl(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, source: Path) -> AutoencoderKLVAE:
     network = build_network(config)
-    state = {key: value.float().contiguous() for key, value in state.items()}
-    load_strictly(network, state, "give the checkpoint of a latent-diffusion KL VAE")
+    _load(network, state, "give the checkpoint of a latent-diffusion KL VAE")
     return AutoencoderKLVAE(network, {"name": name, "source": file_digest(source)})
 
 
@@ -118,6 +117,9 @@ def _load_rae(config: Mapping[str, Any], state: Mapping[str, Tensor], name: str,
     statistics = {key: list(state[value].shape) for key, value in STATISTICS.items()}
     network = build_rae({key: config[key] for key in NETWORK_KEYS if key in config}, statistics)
     computed = "decoder.decoder_pos_embed"  # older files hold it, too
-    state = {key: value.float().contiguous() for key, value in state.items() if key != computed}
-    load_strictly(network, state, "give the checkpoint of an RAE")
+    _load(network, {key: value for key, value in state.items() if key != computed}, "give the checkpoint of an RAE")
     return RAEVAE(network, {"name": name, "source": file_digest(source)})
+
+
+def _load(network: Any, state: Mapping[str, Tensor], remedy: str) -> None:
+    load_strictly(network, {key: value.float().contiguous() for key, value in state.items()}, remedy)

@@ -4,13 +4,13 @@ Examples: SD-VAE and VA-VAE f16d32, Stable Diffusion's f8d4. Shapes as in `image
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sfd_core.host.errors import DataError
-from sfd_core.models.vaes.image_vae import ImageVAE, LatentShape, in_chunks
+from sfd_core.models.vaes.image_vae import LatentShape, PublishedVAE, in_chunks
 from sfd_core.models.vaes.posterior import Posterior
 
 CONFIG_KEYS = (
@@ -30,20 +30,18 @@ CONFIG_KEYS = (
 """Keys that determine the network; diffusers' other keys scale latents for its pipelines, or speed up large images."""
 
 
-class AutoencoderKLVAE(ImageVAE):
+class AutoencoderKLVAE(PublishedVAE):
     """A published VAE: diffusers' AutoencoderKL, its name and the hash of its file."""
 
     kind: ClassVar[str] = "autoencoder-kl"
 
     def __init__(self, network: Any, origin: Mapping[str, str]) -> None:
-        super().__init__()
-        self.network = network
-        self._origin = {key: origin[key] for key in ("name", "source")}
         config = network.config
-        self.shape = LatentShape(config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1))
+        shape = LatentShape(config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1))
+        super().__init__(network, shape, origin)
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], origin: Mapping[str, str]) -> "AutoencoderKLVAE":
+    def from_description(cls, description: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
         """Build the network of `description` on the meta device, ready for loading weights."""
         return cls(build_network(description), origin)
 
@@ -60,10 +58,6 @@ class AutoencoderKLVAE(ImageVAE):
     def description(self) -> Mapping[str, Any]:
         """Return the arguments of diffusers' AutoencoderKL."""
         return {key: self.network.config[key] for key in CONFIG_KEYS}
-
-    def origin(self) -> Mapping[str, str]:
-        """Return name and `source`, the hash of the published file."""
-        return self._origin
 
 
 def build_network(config: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
@@ -61,6 +61,24 @@ class ImageVAE(nn.Module, ABC):
         save_file(weights, folder / WEIGHTS_FILE)
         identity = {**self.origin(), "weights": file_digest(folder / WEIGHTS_FILE)}
         write_json(folder / CONFIG_FILE, {"kind": self.kind, "network": dict(self.description()), "identity": identity})
+
+
+class PublishedVAE(ImageVAE):
+    """A network of diffusers with the weights of a published file."""
+
+    def __init__(self, network: Any, shape: LatentShape, origin: Mapping[str, str]) -> None:
+        super().__init__()
+        self.network, self.shape = network, shape
+        self._origin = {key: origin[key] for key in ("name", "source")}
+
+    @classmethod
+    @abstractmethod
+    def from_description(cls, description: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
+        """Build the network of `description`, ready for loading weights."""
+
+    def origin(self) -> Mapping[str, str]:
+        """Return name and `source`, the hash of the published file."""
+        return self._origin
 
 
 @dataclass(frozen=True)

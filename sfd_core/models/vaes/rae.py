@@ -5,13 +5,13 @@ Shapes as in `image_vae`; the latents have no distribution, so their variance is
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sfd_core.host.errors import DataError
-from sfd_core.models.vaes.image_vae import ImageVAE, LatentShape, in_chunks
+from sfd_core.models.vaes.image_vae import LatentShape, PublishedVAE, in_chunks
 from sfd_core.models.vaes.posterior import LOG_VARIANCE_RANGE, Posterior
 
 NETWORK_KEYS = (
@@ -32,19 +32,16 @@ STATISTICS = {"latents_mean": "_latents_mean", "latents_std": "_latents_std"}
 """Arguments of diffusers' network and the weights that hold them."""
 
 
-class RAEVAE(ImageVAE):
+class RAEVAE(PublishedVAE):
     """A published RAE: diffusers' AutoencoderRAE, its name and the hash of its file."""
 
     kind: ClassVar[str] = "autoencoder-rae"
 
     def __init__(self, network: Any, origin: Mapping[str, str]) -> None:
-        super().__init__()
-        self.network = network
-        self._origin = {key: origin[key] for key in ("name", "source")}
-        self.shape = LatentShape(network.config["encoder_hidden_size"], network.config["patch_size"])
+        super().__init__(network, LatentShape(network.config["encoder_hidden_size"], network.config["patch_size"]), origin)
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], origin: Mapping[str, str]) -> "RAEVAE":
+    def from_description(cls, description: Mapping[str, Any], origin: Mapping[str, str]) -> Self:
         """Build the network of `description`, ready for loading weights."""
         return cls(build_network(description["network"], description["statistics"]), origin)
 
@@ -67,10 +64,6 @@ class RAEVAE(ImageVAE):
         """Return what `build_network` needs."""
         statistics = {key: list(getattr(self.network, name).shape) for key, name in STATISTICS.items()}
         return {"network": {key: self.network.config[key] for key in NETWORK_KEYS}, "statistics": statistics}
-
-    def origin(self) -> Mapping[str, str]:
-        """Return name and `source`, the hash of the published file."""
-        return self._origin
 
 
 def build_network(config: Mapping[str, Any], statistics: Mapping[str, list[int]]) -> Any:
