@@ -7,7 +7,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), *WITH_SERVERS]
 
 
 def test_progress_shows_finished_stages_and_the_last_line_of_each_training(laboratory: Laboratory) -> None:
-    from prefect.artifacts import Artifact  # noqa: PLC0415 - only tests with a server pay for it
+    from prefect import flow  # noqa: PLC0415 - only tests with a server pay for it
+    from prefect.artifacts import Artifact  # noqa: PLC0415
 
     from flows.artifacts import Progress  # noqa: PLC0415
 
@@ -16,15 +17,19 @@ def test_progress_shows_finished_stages_and_the_last_line_of_each_training(labor
         assert found is not None
         return float(found.data), found.description.split("\n\n")
 
+    @flow
+    def train() -> None:
+        progress = Progress("progress-test", "train@sfd", 4)
+        assert shown() == (0.0, ["train@sfd"])
+        line = "sfd: step 200/400 loss 0.5 30 images/s, 60 s left"
+        progress.read("sfd: resumes at step 100")
+        progress.read(line)
+        assert shown() == (12.5, ["train@sfd", line])
+        last = line.replace("200/400", "400/400")
+        progress.read(last)
+        assert shown() == (12.5, ["train@sfd", line])  # refreshed a moment ago
+        progress.finish(2)
+        assert shown() == (50.0, ["train@sfd", last])
+
     assert laboratory.answers()
-    progress = Progress("progress-test", "train@sfd", 4)
-    assert shown() == (0.0, ["train@sfd"])
-    line = "sfd: step 200/400 loss 0.5 30 images/s, 60 s left"
-    progress.read("sfd: resumes at step 100")
-    progress.read(line)
-    assert shown() == (12.5, ["train@sfd", line])
-    last = line.replace("200/400", "400/400")
-    progress.read(last)
-    assert shown() == (12.5, ["train@sfd", line])  # refreshed a moment ago
-    progress.finish(2)
-    assert shown() == (50.0, ["train@sfd", last])
+    train()
