@@ -59,7 +59,8 @@ def test_nothing_but_the_code_of_the_stage_changed() -> None:
         for dep in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"][names[0]]["deps"]
         if dep["path"] == f"outputs/code/{stage}.json"
     )
-    before = json.loads((ROOT / ".dvc" / "cache" / "files" / "md5" / recorded[:2] / recorded[2:]).read_text())
+    cache = Path(Project(ROOT).run("dvc", "cache", "dir").stdout.strip())
+    before = json.loads((cache / "files" / "md5" / recorded[:2] / recorded[2:]).read_text())
     assert before["libraries"] == dict(stage_code(stage).libraries), "other libraries may compute other numbers; run the stage"
 
 
