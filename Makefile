@@ -38,8 +38,9 @@ repro: setup  ## run the pipeline of params.yaml from data to report/index.html;
 	$(BIN)/sfd results
 
 repro-long: setup  ## the same with LONG_STEPS training steps per variant, in .sfd/experiments/long
-	$(BIN)/sfd experiment long --curves docs/results/long.csv --set train.optimisation.steps=$(LONG_STEPS) \
-		--set train.optimisation.decay_steps=$$(( $(LONG_STEPS) / 3 )) --set train.snapshots=6
+	$(BIN)/sfd experiment long --curves docs/results/long.csv --studies docs/results/long_offsets.csv \
+		--set train.optimisation.steps=$(LONG_STEPS) --set train.optimisation.decay_steps=$$(( $(LONG_STEPS) / 3 )) \
+		--set train.snapshots=6
 
 seeds: setup  ## train and evaluate every active variant with each of SEEDS, in .sfd/experiments/seeds
 	$(BIN)/sfd experiment seeds --vary seed $(SEEDS) --table docs/results/seeds.csv --studies docs/results/offsets.csv
@@ -50,7 +51,7 @@ guided: setup  ## sample every variant with every kind of guidance (preset avata
 learning-rates: setup  ## train every active variant for RATE_STEPS steps at each of RATES, in .sfd/experiments/learning-rates
 	$(BIN)/sfd experiment learning-rates --vary learning_rate $(RATES) --table docs/results/learning_rates.csv \
 		--set train.optimisation.steps=$(RATE_STEPS) --set train.optimisation.decay_steps=$$(( $(RATE_STEPS) / 3 )) \
-		--set train.snapshots=1 --set evaluate.snapshot_samples=500 --set evaluate.final_samples=500 --set evaluate.oracle=false
+		--set train.snapshots=1 --set studies={} --set evaluate.snapshot_samples=500 --set evaluate.final_samples=500 --set evaluate.oracle=false
 
 # Tests run in one process per core and one more, because many wait for a server; each has one thread
 test: setup  ## run all quick tests
