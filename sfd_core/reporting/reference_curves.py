@@ -5,6 +5,7 @@ finished run. A number of another protocol is not compared: other latents, anoth
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,12 @@ def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant
             notes.append("the reference has other parameters of train or of the variant, which may explain a difference")
     for number, points in here.groupby("number", sort=False):
         known = theirs[theirs["number"] == number]
-        for samples, alike in points.groupby("samples", dropna=False):
-            fitting = known[known["samples"].isna() if pd.isna(samples) else known["samples"] == samples]
+        for _, alike in points.groupby("samples", dropna=False):
+            samples = float(alike["samples"].iloc[0])
+            fitting = known[known["samples"].isna() if math.isnan(samples) else known["samples"] == samples]
             if fitting.empty:
                 counts = ", ".join(f"{count:,.0f}" for count in sorted(set(known["samples"].dropna())))
-                of = "" if pd.isna(samples) else f" of {samples:,.0f} samples"
+                of = "" if math.isnan(samples) else f" of {samples:,.0f} samples"
                 notes.append(f"{number}{of} not compared: the reference has {f'{counts} samples' if counts else 'none'}")
             rows += [_row(point, fitting) for point in alike.itertuples() if not fitting.empty]
     return Compared(rows, notes)
