@@ -15,8 +15,9 @@ from pydantic import Field
 from flows import limits
 from flows.artifacts import artifact_key, show_picture
 from flows.point import compute
-from flows.sweep import Name, Preset
+from flows.sweep import Name, Preset, Sweep, cancel, run_sweep
 from sfd_core.experiment.code import pipeline_code
+from sfd_core.experiment.confirmation import WARNING, Confirmation
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.params import Fraction, NonNegative, Offset, Positive, parse_params
 from sfd_core.experiment.paths import corner_paths
@@ -101,7 +102,7 @@ def guidance_sweep(
     _measure(_Study(name, variant, preset, command, "curve", settings, changes, plan), samples, dry_run)
 
 
-@flow(name="path sweep", flow_run_name="{name}", persist_result=False)
+@flow(name="path sweep", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
 def path_sweep(
     name: Name = "paths",
     variant: str = "any_order",
@@ -109,11 +110,12 @@ def path_sweep(
     corners: list[Fraction] = [0.0, 0.5, 1.0],
     samples: Positive | None = None,
     preset: Preset = CURRENT,
+    confirm: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Measure a denoiser of any order along offsets, or over the corner of its path as a map. Finished points are kept.
 
-    A training along one path alone can rank paths differently; to confirm the best ones, train variants with them.
+    A training along one path alone can rank paths differently: `confirm` trains the best two for themselves.
 
     Args:
         name: Name of the sweep; the same name continues it.
@@ -122,6 +124,7 @@ def path_sweep(
         corners: Times of texture and of semantics; every pair of them is the corner of a path of two straight pieces.
         samples: Images a point; empty for evaluate.final_samples.
         preset: The experiment: the current params.yaml, or a preset.
+        confirm: Then train the best two paths, each for itself, as the sweep NAME-confirm.
         dry_run: Only list the points.
     """
 
@@ -141,11 +144,16 @@ def path_sweep(
     kind, times = ("offsets", offsets) if offsets else ("corners", corners)
     settings = ("delta_t",) if offsets else ("t_tex", "t_sem")
     command = ["path-curve", variant, f"--{kind}", *map(repr, times)]
-    _measure(_Study(name, variant, preset, command, kind, settings, {}, plan), samples, dry_run)
+    rows = _measure(_Study(name, variant, preset, command, kind, settings, {}, plan), samples, dry_run)
+    if len(rows) > 1:
+        confirmation = Confirmation.of(variant, rows)
+        get_run_logger().info("to confirm the best two paths, as %s: %s", WARNING, confirmation.command)
+        if confirm:
+            run_sweep(Sweep(f"{name}-confirm", preset, confirmation.space, dry_run=False))
 
 
-def _measure(study: _Study, samples: int | None, dry_run: bool) -> None:
-    """Train the denoiser unless it is cached, measure the study, and show it here and in MLflow."""
+def _measure(study: _Study, samples: int | None, dry_run: bool) -> Rows:
+    """Train the denoiser unless it is cached, measure the study, and show it here and in MLflow; return its table."""
     project, logger = Path.cwd(), get_run_logger()
     with journal.recorded(project, str(flow_run.id)):
         commit = git.base_commit(project)
@@ -156,14 +164,14 @@ def _measure(study: _Study, samples: int | None, dry_run: bool) -> None:
         create_table_artifact(planned, key=artifact_key(study.name, "plan"), description=description)
         logger.info("%s", description)
         if dry_run:
-            return
+            return []
         out = project / SWEEPS / study.name
         options = ["--samples", str(samples)] if samples else []
         with point_place(project, point.key, commit, point.values, logger.info) as place:
             compute(place, [f"train@{study.variant}", "reference"], point.key)
             with machine.slot(limits.slots, logger.info) as slot:
                 place.on(slot).sfd(*study.command, *options, "--out", str(out))
-        _show(Place.of(project, f"sweep-{study.name}", logger.info), study, point, out)
+        return _show(Place.of(project, f"sweep-{study.name}", logger.info), study, point, out)
 
 
 def _check(point: Point, changes: Mapping[str, Any], words: str) -> None:
@@ -172,14 +180,15 @@ def _check(point: Point, changes: Mapping[str, Any], words: str) -> None:
     parse_params(dict(point.values) | {"evaluate": evaluate}, source=words)
 
 
-def _show(place: Place, study: _Study, point: Point, out: Path) -> None:
+def _show(place: Place, study: _Study, point: Point, out: Path) -> Rows:
     files = [out / f"{study.file}.csv", out / f"{study.file}.png"]
     with files[0].open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows: Rows = list(csv.DictReader(file))
     create_table_artifact(rows, key=artifact_key(study.name, "table"), description=f"{study.file} of {study.variant}")
     show_picture(files[1], artifact_key(study.name, "figure"))
     points = [_point(study, row) for row in rows]
     place.report("\n".join(send_to_mlflow(place, study.name, points, files, point.values).where))
+    return rows
 
 
 def _point(study: _Study, row: Mapping[str, str]) -> SweepPoint:

@@ -60,12 +60,12 @@ class Sweep:
     dry_run: bool
 
 
-def _cancel(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def cancel(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """End the points of a sweep that was cancelled."""
     cancel_points(flow_run.id)
 
 
-@flow(name="sweep", flow_run_name="{name}", on_cancellation=[_cancel], persist_result=False)
+@flow(name="sweep", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
 def sweep(
     name: Name = "sweep",
     preset: Preset = CURRENT,
@@ -86,10 +86,10 @@ def sweep(
         changes: Keys, each with one value for all points.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    _run(Sweep(name, preset, Space(variants, grid, seeds, changes), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, grid, seeds, changes), dry_run))
 
 
-@flow(name="offset sweep", flow_run_name="{name}", on_cancellation=[_cancel], persist_result=False)
+@flow(name="offset sweep", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
 def offset_sweep(
     name: Name = "offsets",
     delta_t: Annotated[list[Fraction], Field(min_length=1)] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0],
@@ -110,10 +110,10 @@ def offset_sweep(
         steps: Steps of training instead of the experiment's.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    _run(Sweep(name, preset, Space(variants, {"delta_t": delta_t}, seeds, _steps(steps)), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, {"delta_t": delta_t}, seeds, _steps(steps)), dry_run))
 
 
-@flow(name="model-size sweep", flow_run_name="{name}", on_cancellation=[_cancel], persist_result=False)
+@flow(name="model-size sweep", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
 def size_sweep(
     name: Name = "sizes",
     sizes: Annotated[list[SizeName], Field(min_length=1)] = ["tiny", "S", "B"],
@@ -134,10 +134,10 @@ def size_sweep(
         steps: Steps of training instead of the experiment's.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    _run(Sweep(name, preset, Space(variants, {"size": sizes}, seeds, _steps(steps)), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, {"size": sizes}, seeds, _steps(steps)), dry_run))
 
 
-@flow(name="seeds", flow_run_name="{name}", on_cancellation=[_cancel], persist_result=False)
+@flow(name="seeds", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
 def seeds_sweep(
     name: Name = "seeds",
     seeds: Annotated[Seeds, Field(min_length=1)] = [0, 1, 2],
@@ -156,10 +156,10 @@ def seeds_sweep(
         steps: Steps of training instead of the experiment's.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    _run(Sweep(name, preset, Space(variants, {}, seeds, _steps(steps)), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, {}, seeds, _steps(steps)), dry_run))
 
 
-@flow(name="search", flow_run_name="{name}", on_cancellation=[_cancel], persist_result=False)
+@flow(name="search", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
 def search(
     name: Name = "search",
     variant: str = "sfd",
@@ -207,7 +207,8 @@ def search(
     _require_all(name, rows)
 
 
-def _run(asked: Sweep) -> None:
+def run_sweep(asked: Sweep) -> None:
+    """Compute and show all points of a sweep. Raises `DataError` if one failed."""
     with _at_work(asked) as work:
         points = work.plan(asked.space)
         work.show_plan(points)

@@ -5,7 +5,7 @@ import sys
 from cyclopts import App, CycloptsError, Parameter
 
 from sfd_core import __version__
-from sfd_core.cli import clone, comparison, evaluation, experiment, results, sampling, studies, tracking
+from sfd_core.cli import clone, comparison, curve, evaluation, experiment, results, sampling, studies, tracking
 from sfd_core.host.errors import ConfigError, exits_cleanly
 
 app = App(
@@ -45,6 +45,10 @@ preset.command(experiment.show_preset, name="show")
 preset.command(experiment.check_presets, name="check")
 preset.command(experiment.use_preset, name="use")
 app.command(preset)
+curves = App(name="curve", help="Compare trainings with a reference, or record one.")
+curves.command(curve.compare)
+curves.command(curve.record)
+app.command(curves)
 app.register_install_completion_command()
 
 
@@ -52,7 +56,7 @@ app.register_install_completion_command()
 def main() -> None:
     """Run the command that the command line names."""
     words = sys.argv[1:]
-    if words in ([], ["preset"]):
+    if words in ([], ["preset"], ["curve"]):
         raise ConfigError("name a command; --help lists them")
     try:
         app(words)

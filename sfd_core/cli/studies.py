@@ -24,6 +24,8 @@ from sfd_core.host.paths import atomic_path, stage_dir
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sfd_core.experiment.params import Params
+
 Weighting = Literal["uniform", "logit_normal", "likelihood"]
 INTERVALS = "Where guidance acts on each part's own time, each as FROM,TO (default: 0,1)."
 CORNERS = "Instead of offsets: times of texture and of semantics; every pair is the corner of a path, such as 0 0.5 1."
@@ -95,6 +97,7 @@ def path_curve(
     if table is not None:
         _print(table, [name for name in ("delta_t", "t_tex", "t_sem") if name in table], ("fid", "fd_", "sfid", "is"))
         print(f"\n{out / f'{kind}.csv'}, {out / f'{kind}.png'}")
+        _print_confirmation(params, artifact_folder(artifact), table)
     measurement.processes.leave()
 
 
@@ -208,6 +211,17 @@ def _require_no_order(drawing: Drawing, command: str, reason: str) -> None:
     for option, value in (("--delta-t", drawing.delta_t), ("--path", drawing.path)):
         if value is not None:
             raise ConfigError(f"{option} is not for `sfd {command}`, {reason}")
+
+
+def _print_confirmation(params: "Params", artifact: Path, table: "pd.DataFrame") -> None:
+    """Print the command that trains the best two paths for themselves, if the denoiser is a variant of the parameters."""
+    from sfd_core.experiment.confirmation import WARNING, Confirmation
+    from sfd_core.sampling.artifact import DenoiserManifest
+
+    variant = DenoiserManifest.read(artifact).variant_name
+    if variant in params.variants and len(table) > 1:
+        command = Confirmation.of(variant, table.to_dict("records")).command
+        print(f"\nTo confirm the best two paths, as {WARNING}:\n{command}")
 
 
 def _print(table: "pd.DataFrame", axes: list[str], numbers: tuple[str, ...]) -> None:

@@ -56,11 +56,11 @@ def dashboard(
 
 
 def _published(params: "Params", number: str) -> "Sequence[PublishedCurve]":
-    from sfd_core.reporting.published_numbers import NUMBER, RESOLUTION, curves
+    from sfd_core.reporting.published_numbers import NUMBER, curves
+    from sfd_core.reporting.reference_curves import is_published
     from sfd_core.tracking.dashboard import PublishedCurve
 
-    # against ADM's reference of ImageNet, as published numbers are
-    if number != NUMBER or params.prepare.resolution != RESOLUTION or params.reference.adm_npz is None:
+    if number != NUMBER or not is_published(params):
         return ()
     return [
         PublishedCurve(

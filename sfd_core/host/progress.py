@@ -10,6 +10,10 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 15.0
+FORECAST_STEPS = 200
+"""Steps after which hours and cost of a training are forecast."""
+SHORT = 600.0
+"""Seconds; the forecast of a training that ends sooner is left out."""
 
 
 def with_progress(items: Iterable[T], total: int, what: str, unit: str = "images", step: int = 1) -> Iterator[T]:

@@ -51,7 +51,7 @@ class Settings(EnvironmentSettings):
     gpus_per_point: int = Field(1, ge=1, title="a number of GPUs such as 1 or 8")
     """GPUs of one training in a sweep."""
     hour_price: float | None = Field(None, ge=0, title="a price of an hour such as 2.5")
-    """Price of an hour of a training's machines, in any currency, for its forecast; default: no cost is shown."""
+    """Price of an hour of a training's machines, in any currency, for the forecast of its cost; default: no cost is shown."""
     resume: Literal["continue", "restart"] | None = Field(None, title="continue or restart")
     """Work of other code that took over ten minutes: resume it, or keep it and start again; default: an error."""
     git_remote: str = Field("", title="the name or address of a git remote")

@@ -3,11 +3,14 @@
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from sfd_core.host.progress import FORECAST_STEPS, SHORT
+from sfd_core.host.settings import Settings
 
 STEP, SECONDS = "step", "seconds"
 
@@ -31,15 +34,31 @@ class Curve:
     prefix: str
     clock: Path | None = None
     """A CSV file with columns `step` and `seconds`, for a curve without `seconds`."""
+    steps: int | None = None
+    """Steps of the whole training, for a curve with `seconds` whose hours and cost are forecast."""
 
     def points(self) -> Iterator[Point]:
-        """Yield the points on disk, without non-finite values and without an unfinished last row."""
+        """Yield the points on disk, without non-finite values and without an unfinished last row; then the forecast."""
         clock = [(row[STEP], row[SECONDS]) for row in _rows(self.clock)]
-        for row in _rows(self.path):
+        rows = list(_rows(self.path))
+        for row in rows:
             seconds = row.get(SECONDS, _interpolated(row[STEP], clock))
             for name, value in row.items():
                 if name != STEP and math.isfinite(value):
                     yield Point(metric_name(self.prefix, name), int(row[STEP]), value, seconds)
+        yield from self._forecast(rows)
+
+    def _forecast(self, rows: Sequence[Mapping[str, float]]) -> Iterator[Point]:
+        """Yield hours and cost of a long training as its first 200 steps foretell them."""
+        begun = next((row for row in rows if row[STEP] >= FORECAST_STEPS), None)
+        if begun is None or self.steps is None:
+            return
+        step, passed = int(begun[STEP]), begun.get(SECONDS, math.nan)
+        seconds, price = passed / step * self.steps, Settings.read().hour_price
+        if seconds - passed > SHORT:
+            yield Point("forecast/hours", step, seconds / 3600, passed)
+            if price is not None:
+                yield Point("forecast/cost", step, seconds / 3600 * price, passed)
 
 
 def metric_name(prefix: str, name: str) -> str:

@@ -34,7 +34,10 @@ def follow(spec: RunSpec, history: Path, resume_key: str, every: float = SECONDS
     if is_embedded(uri):
         yield
         return
-    curves = [Curve(history, "train"), Curve(history.with_name("validation.csv"), "validation", clock=history)]
+    curves = [
+        Curve(history, "train", steps=spec.steps),
+        Curve(history.with_name("validation.csv"), "validation", clock=history),
+    ]
     follower = _Follower(uri, spec, curves, resume_key, every)
     follower.start()
     try:

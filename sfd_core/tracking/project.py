@@ -18,7 +18,7 @@ from sfd_core.tracking.address import embedded_file, is_embedded, store_uri, why
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.datasets import DataSet, prepared_images
 from sfd_core.tracking.live import history_key
-from sfd_core.tracking.runs import RunSpec, VAEName, vae_run, variant_run
+from sfd_core.tracking.runs import RunSpec, VAEName, training_steps, vae_run, variant_run
 from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
 from sfd_core.tracking.store import EVALUATION_TAG, Evidence, Store, sync_run
 
@@ -112,7 +112,7 @@ def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
             continue
         metrics = _read_json(folder / "metrics.json")
         evidence = Evidence(
-            curves=[Curve(folder / "history.csv", "train")],
+            curves=[Curve(folder / "history.csv", "train", steps=training_steps(getattr(params, name)))],
             finals=_numbers(metrics, "final"),
             files={
                 "figures": sorted(folder.glob("*.png")),
@@ -138,10 +138,12 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
             key = history_key(train / "history.csv")
             studies = [outputs / "studies" / title for title, study in params.active_studies().items() if study.variant == name]
             describe = partial(variant_run, params, name, outputs)
-            yield _Finished(name, describe, key, _variant_evidence(train, evaluate, studies), training)
+            yield _Finished(
+                name, describe, key, _variant_evidence(train, evaluate, studies, training_steps(params.train)), training
+            )
 
 
-def _variant_evidence(train: Path, evaluate: Path, studies: list[Path]) -> Evidence:
+def _variant_evidence(train: Path, evaluate: Path, studies: list[Path], steps: int | None) -> Evidence:
     results = _read_json(evaluate / "numbers.json")
     finals = _numbers(_read_json(train / "metrics.json"), "final")
     for kind in ("final", "oracle"):
@@ -153,7 +155,7 @@ def _variant_evidence(train: Path, evaluate: Path, studies: list[Path]) -> Evide
     grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
     return Evidence(
         curves=[
-            Curve(train / "history.csv", "train"),
+            Curve(train / "history.csv", "train", steps=steps),
             Curve(train / "validation.csv", "validation", clock=train / "history.csv"),
             Curve(evaluate / "curve.csv", "evaluate", clock=train / "history.csv"),
         ],

@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.params import Group, Params, fingerprint
+from sfd_core.experiment.params import Group, Optimisation, Params, fingerprint
 from sfd_core.experiment.values import flat_values
 from sfd_core.host.paths import OUTPUTS, file_digest
 
@@ -34,6 +34,8 @@ class RunSpec:
     params: Mapping[str, str]
     """Flat, such as `train.optimisation.steps`."""
     tags: Mapping[str, str]
+    steps: int | None = None
+    """Steps of the whole training, of a training in progress."""
 
 
 def variant_run(params: Params, variant: str, outputs: Path = OUTPUTS) -> RunSpec:
@@ -53,9 +55,14 @@ def vae_run(params: Params, name: VAEName, outputs: Path = OUTPUTS) -> RunSpec:
 def training_run(name: str, group: Group) -> RunSpec:
     """Describe the run of a training in progress; the rest is added when it is complete."""
     stage = name if name in UPSTREAM else "train"
-    return _spec(
-        name, "training", {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv]), stage_code(stage).hash
-    )
+    values, command = {"training": group.model_dump(mode="json")}, " ".join(["python", *sys.argv])
+    return replace(_spec(name, "training", values, command, stage_code(stage).hash), steps=training_steps(group))
+
+
+def training_steps(group: Group) -> int | None:
+    """Return the steps that a group of parameters trains for; None for a network that is read from a file."""
+    optimisation: Optimisation | None = getattr(group, "optimisation", None)
+    return None if optimisation is None else optimisation.steps
 
 
 def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, code: str) -> RunSpec:

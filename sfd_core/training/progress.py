@@ -8,15 +8,10 @@ from typing import NoReturn, Self
 
 from tqdm import tqdm
 
+from sfd_core.host.progress import FORECAST_STEPS, SECONDS_BETWEEN_LINES, SHORT
 from sfd_core.host.settings import Settings
 
 SHAPES_RESULTS = False
-
-SECONDS_BETWEEN_LINES = 15.0
-FORECAST_STEPS = 200
-"""Steps after which hours and cost are forecast."""
-SHORT = 600.0
-"""Seconds; the forecast of a training that ends sooner is left out."""
 
 
 class Progress:

@@ -5,6 +5,7 @@ worktree of one commit. Results that the project or an earlier run has are resto
 """
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -68,7 +69,8 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
         for value in axis.values:
             variant = copy.deepcopy(changed["variants"][origin])
             set_value(variant, axis.key, value)
-            name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key}-{value}".replace(".", "p")
+            word = re.sub(r"[\[\], ]+", "_", f"{value}".replace(".", "p")).strip("_")
+            name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key}-{word}"
             changed["variants"][name] = variant
             origins[name] = origin
     changed["active"] = list(origins)

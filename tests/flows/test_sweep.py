@@ -138,9 +138,12 @@ def test_a_search_draws_in_rounds_and_repeats_nothing(swept: Swept) -> None:
 
 
 def test_orders_are_swept_on_one_training(swept: Swept) -> None:
-    state = swept.run("path sweep/path sweep", corners=[0.0, 1.0], samples=6)
+    state = swept.run("path sweep/path sweep", corners=[0.0, 1.0], samples=6, confirm=True)
     assert state.is_completed(), state.message
     assert [(float(row["t_tex"]), float(row["t_sem"])) for row in swept.rows("paths")] == [(0.5, 0.5), (0, 1), (1, 0)]
+    confirmed = swept.rows("paths-confirm")
+    assert [row["status"] for row in confirmed] == ["computed", "computed"]
+    assert all(row["fd_efficientnet_lite0"] > 0 for row in confirmed)
     refused = swept.run("path sweep/path sweep", variant="sfd")
     assert refused.is_failed()
     assert "name one with independent times" in refused.message

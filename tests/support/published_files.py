@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -27,6 +28,20 @@ def write_texture_vae(path: Path, width: int, channels: int = 32, seed: int = 0)
     loss = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(64, 3, 4, 4)}
     torch.save({"epoch": 49, "global_step": 1000, "state_dict": dict(vae.state_dict()) | loss}, _placed(path))
     return path
+
+
+def random_rae() -> Any:
+    """Return diffusers' RAE of images of 32 pixels, with random weights and, as in public files, statistics of every position.
+
+    Its latent has 128 channels on a grid of 2; `save_pretrained` writes it.
+    """
+    from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE  # noqa: PLC0415 - takes seconds
+
+    torch.manual_seed(0)
+    sizes = {"encoder_hidden_size": 128, "encoder_num_hidden_layers": 2, "encoder_input_size": 28, "decoder_hidden_size": 64}
+    decoder = {"decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
+    statistics = {"latents_mean": torch.randn(128, 2, 2), "latents_std": torch.rand(128, 2, 2) + 0.5}
+    return AutoencoderRAE(**sizes, **decoder, **statistics).eval().requires_grad_(False)
 
 
 def write_encoder(path: Path, name: str) -> Path:

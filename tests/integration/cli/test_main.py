@@ -26,9 +26,8 @@ def imported_by(program: str) -> set[str]:
 
 
 def test_no_help_imports_more_than_the_command_line_itself() -> None:
-    names = [(name,) for name in app if not name.startswith("-")] + [
-        ("preset", name) for name in app["preset"] if name[0] != "-"
-    ]
+    names = [(name,) for name in app if not name.startswith("-")]
+    names += [(group, name) for group in ("preset", "curve") for name in app[group] if name[0] != "-"]
     assert len(names) > 15
     program = f"for words in {[(), *names]}: app([*words, '--help'])"
     assert (
@@ -46,6 +45,7 @@ def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
     [
         ([], "name a command"),
         (["preset"], "name a command"),
+        (["curve"], "name a command"),
         (["smaple"], 'Did you mean "sample"'),
         (["preset", "install"], "Available commands: list, show, check, use"),
         (["sample"], "ARTIFACT"),
@@ -173,6 +173,6 @@ def test_the_help_is_plain_text_that_names_every_command(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert printed.isascii()
     commands = ["sample", "evaluate", "guidance-curve", "solvers", "sweep-figure", "import", "validate", "results", "track"]
-    commands += ["status", "compare", "clean"]
+    commands += ["status", "compare", "curve", "clean"]
     for name in [*commands, "dashboard", "experiment", "preset", "--version", "--help", "--install-completion"]:
         assert f"  {name}" in printed

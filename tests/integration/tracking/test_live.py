@@ -11,15 +11,17 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from emoji import emoji
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.seeding import generator
-from sfd_core.tracking import Curve, Evidence, RunSpec, Store, follow, sync_run
+from sfd_core.tracking import Curve, Evidence, RunSpec, Store, follow, sync_run, training_run
 from sfd_core.tracking.live import history_key
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.history import read_history
@@ -155,6 +157,26 @@ def complete(history: Path, server: Server) -> None:
 
 def threads_named(name: str) -> int:
     return sum(thread.name == name for thread in threading.enumerate())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_the_forecast_is_sent_while_the_training_goes_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_HOUR_PRICE", "2")
+    server.start()
+    history = server.folder / "history.csv"
+    history.write_text("step,seconds,loss\n200,36,1\n")
+    spec = training_run("sfd", emoji().train)
+    with follow(replace(spec, steps=20_000), history, "resume", every=0.2):
+        store, sent = Store(server.uri), False
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not sent:
+            metrics = [store.run(run_id).metrics for run_id, _ in store.find({"sfd.resume_key": "resume"})]
+            sent = any((found.get("forecast/hours"), found.get("forecast/cost")) == (1.0, 2.0) for found in metrics)
+            time.sleep(0.2)
+        assert sent
+    assert spec.steps == emoji().train.optimisation.steps
 
 
 @pytest.mark.usefixtures("no_mlflow")

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from sfd_core.tracking.curves import Curve, Point, metric_name
 
 
@@ -24,3 +26,18 @@ def test_an_absent_curve_has_no_points(tmp_path: Path) -> None:
 
 def test_names_take_the_characters_that_mlflow_takes() -> None:
     assert metric_name("evaluate", "precision@3 (k=3)") == "evaluate/precision_3 _k_3_"
+
+
+def test_hours_and_cost_are_forecast_from_the_first_200_steps_of_a_long_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFD_HOUR_PRICE", "2.5")
+    path = tmp_path / "c.csv"
+    path.write_text("step,seconds\n100,50\n200,90\n300,900\n")
+    forecast = [Point("forecast/hours", 200, 5.0, 90.0), Point("forecast/cost", 200, 12.5, 90.0)]
+    assert list(Curve(path, "train", steps=40_000).points())[3:] == forecast
+    monkeypatch.delenv("SFD_HOUR_PRICE")
+    assert list(Curve(path, "train", steps=40_000).points())[3:] == forecast[:1]
+    assert len(list(Curve(path, "train", steps=1000).points())) == len(list(Curve(path, "train").points())) == 3
+    path.write_text("step,seconds\n100,50\n")
+    assert len(list(Curve(path, "train", steps=40_000).points())) == 1

@@ -7,7 +7,7 @@ import pytest
 from emoji import emoji_values
 from synthetic_outputs import write_outputs
 
-from sfd_core.experiment.params import Params, parse_params
+from sfd_core.experiment.params import Params, TrainedVAEParams, parse_params
 from sfd_core.host.paths import OUTPUTS, write_json
 from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.project import _model
@@ -51,6 +51,22 @@ def test_curves_and_final_numbers_of_the_evaluation_are_in_the_run(embedded: Pat
     assert set(protocol) == {"all", *(name.removeprefix("final/") for name in metrics if name.startswith("final/"))}
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/neighbours.png"]
     assert [file.path for file in client.list_artifacts(run_id, "studies/guided")] == ["studies/guided/curve.csv"]
+
+
+def test_the_forecast_of_a_long_training_is_in_the_run(embedded: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_HOUR_PRICE", "2")
+    write_outputs(OUTPUTS, params)
+    steps = params.train.optimisation.steps
+    for folder in (OUTPUTS / "train" / "sfd", OUTPUTS / "texture_vae"):
+        (folder / "history.csv").write_text(f"step,images_seen,seconds,loss\n200,1,3600,1\n{steps},2,9000,0.5\n")
+    completed = track_project(params).completed
+    metrics = Store().run(completed["sfd"]).metrics
+    assert metrics["forecast/hours"] == pytest.approx(steps / 200)
+    assert metrics["forecast/cost"] == pytest.approx(2 * steps / 200)
+    vae = params.texture_vae
+    assert isinstance(vae, TrainedVAEParams)
+    assert Store().run(completed["texture_vae"]).metrics["forecast/hours"] == pytest.approx(vae.optimisation.steps / 200)
+    assert "forecast/hours" not in Store().run(completed["dit"]).metrics
 
 
 def test_only_what_changed_is_sent_again(embedded: Path, params: Params) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
+from published_files import random_rae
 from safetensors.torch import load_file, save_file
 
 from sfd_core.experiment.params import DiffusersVAEParams
@@ -28,11 +28,7 @@ def params(folder: Path, channels: int = 128) -> DiffusersVAEParams:
 @pytest.fixture(scope="module")
 def source() -> Any:
     """Random weights, and statistics of every position, as published files have them."""
-    torch.manual_seed(0)
-    sizes = {"encoder_hidden_size": 128, "encoder_num_hidden_layers": 2, "encoder_input_size": 28, "decoder_hidden_size": 64}
-    decoder = {"decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
-    statistics = {"latents_mean": torch.randn(128, 2, 2), "latents_std": torch.rand(128, 2, 2) + 0.5}
-    return AutoencoderRAE(**sizes, **decoder, **statistics).eval().requires_grad_(False)
+    return random_rae()
 
 
 @pytest.fixture

@@ -1,0 +1,179 @@
+"""Where a training should be by now: losses and distances of variants beside those of a reference, at as many images seen.
+
+The reference is the published FID for ImageNet as in papers (`published_numbers`), else a table that `record` writes of a
+finished run. A number of another protocol is not compared: other latents, another sampler or evaluator, another sample count.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sfd_core.evaluation.convergence import read_curve
+from sfd_core.experiment.params import Params, VariantParams, fingerprint
+from sfd_core.host.errors import DataError
+from sfd_core.host.paths import OUTPUTS, STATE
+from sfd_core.reporting import published_numbers, text
+from sfd_core.reporting.progress import RUNNING, read_work
+from sfd_core.reporting.sources import read_table
+from sfd_core.training.history import read_history
+
+COLUMNS = ["variant", "step", "images_seen", "number", "samples", "value"]
+PROTOCOL = ["latents", "evaluation", "recipe"]
+"""Hashes of the parameters behind a recorded curve."""
+LATENTS = ("prepare", "texture_vae", "features", "semantic_vae", "encode")
+HEADINGS = ("step", "number", "here", "reference", "ratio", "verdict")
+LOSS_ROWS = 10
+"""The loss of a step is the mean of so many rows of the training's curve before it."""
+EXPECTED = 0.05
+"""What is nearer to the reference is as expected; seeds and numbers read off a figure differ by some 2 %."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A variant beside its reference: rows as `HEADINGS`, and what was not compared or has to be known."""
+
+    rows: list[tuple[str, ...]]
+    notes: list[str]
+
+
+def is_published(params: Params) -> bool:
+    """Whether published numbers are of this protocol: FID at 256x256 pixels against ADM's reference of ImageNet."""
+    imagenet = params.prepare.resolution == published_numbers.RESOLUTION and params.reference.adm_npz is not None
+    return imagenet and params.reference.extractors[0] == "inception"
+
+
+def published_model(variant: VariantParams) -> str:
+    """Return what papers call the model of a variant, whether or not a curve of it was published."""
+    if variant.model == "dit":
+        return f"DiT-{variant.size}/2"
+    leads = variant.delta_t > 0 and variant.times.kind == "global"
+    semantics = {"none": " + REPA" if variant.repa.weight > 0 else "", "vae": " + SFD" if leads else " + semantics at once"}
+    return f"LightningDiT-{variant.size}/1{semantics.get(variant.semantic, ' + PCA')}"
+
+
+def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
+    """Return the losses and distances of a variant, in work or finished in `place`, with `COLUMNS`; empty if there are none.
+
+    Raises `DataError` if a file is damaged.
+    """
+    works = [work for work in read_work(place) if work.stage == f"train@{variant}"]
+    unfinished = [work for work in works if Path(work.where).is_relative_to(place / STATE / "resume")]
+    folder, distances = place / OUTPUTS / "train" / variant, _distances(place / OUTPUTS, variant)
+    if unfinished and (unfinished[0].state == RUNNING or not folder.is_dir()):
+        folder, distances = Path(unfinished[0].where), iter(())
+    points = [*_losses(folder), *distances]
+    batch = params.train.optimisation.batch_size
+    rows = [(variant, step, step * batch, number, samples, value) for step, number, samples, value in points]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def record(place: Path, params: Params) -> pd.DataFrame:
+    """Return `measured` of all active variants with the hashes `PROTOCOL`, as `compare` takes it."""
+    tables = [measured(place, params, name).assign(**_protocol(params, params.variants[name])) for name in params.active]
+    return pd.concat(tables, ignore_index=True)
+
+
+def read_reference(params: Params, path: Path) -> pd.DataFrame:
+    """Return the published curves, or the recorded ones in `path`. Raises `DataError` if that is no table of them."""
+    if is_published(params):
+        table = published_numbers.read_published("convergence").rename(columns={"model": "variant", "fid": "value"})
+        seen = table["step"] * published_numbers.BATCH
+        return table.assign(images_seen=seen, number=published_numbers.NUMBER, samples=published_numbers.SAMPLES)
+    try:
+        table = read_table(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable table ({error}); `sfd curve record` writes one of a finished run") from error
+    if absent := [name for name in [*COLUMNS, *PROTOCOL] if name not in table]:
+        raise DataError(f"{path} lacks the columns {', '.join(absent)}; `sfd curve record` writes them")
+    return table
+
+
+def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant: str, name: str | None = None) -> Compared:
+    """Compare a variant with the reference's curve `name` (default: the one of the same variant, or of its published model)."""
+    group, published = params.variants[variant], is_published(params)
+    name = name or (published_model(group) if published else variant)
+    theirs = reference[reference["variant"] == name]
+    if theirs.empty:
+        return Compared([], [f"no reference of {name!r}; there are {', '.join(dict.fromkeys(reference['variant']))}"])
+    rows, notes = [], []
+    if published:
+        guidance = params.evaluate.sampler.guidance
+        notes += [f"FID not compared: guidance is {guidance}, the published curve has none"] if guidance != "none" else []
+        here = here[here["number"] == published_numbers.NUMBER] if guidance == "none" else here[:0]
+    else:
+        same = {key: theirs[key].iloc[0] == value for key, value in _protocol(params, group).items()}
+        if not same["latents"]:
+            return Compared([], [f"not compared: the reference has other parameters of {', '.join(LATENTS)}"])
+        if not same["evaluation"]:
+            notes.append("distances not compared: the reference has another sampler or other evaluators")
+            here = here[here["samples"].isna()]
+        if not same["recipe"]:
+            notes.append("the reference has other parameters of train or of the variant, which may explain a difference")
+    for number, points in here.groupby("number", sort=False):
+        known = theirs[theirs["number"] == number]
+        for _, alike in points.groupby("samples", dropna=False):
+            samples = float(alike["samples"].iloc[0])
+            fitting = known[known["samples"].isna() if math.isnan(samples) else known["samples"] == samples]
+            if fitting.empty:
+                counts = ", ".join(f"{count:,.0f}" for count in sorted(set(known["samples"].dropna())))
+                of = "" if math.isnan(samples) else f" of {samples:,.0f} samples"
+                notes.append(f"{number}{of} not compared: the reference has {f'{counts} samples' if counts else 'none'}")
+            rows += [_row(point, fitting) for point in alike.itertuples() if not fitting.empty]
+    return Compared(rows, notes)
+
+
+def _row(point: Any, theirs: pd.DataFrame) -> tuple[str, ...]:
+    """Return one row; between two points of the reference a number is linear in the logarithm of the images seen."""
+    curve = theirs.sort_values("images_seen")
+    seen, values = np.log(curve["images_seen"].to_numpy(float)), curve["value"].to_numpy(float)
+    expected = float(np.interp(np.log(point.images_seen), seen, values, left=np.nan, right=np.nan))
+    of = "" if pd.isna(point.samples) else f", {point.samples:,.0f} samples"
+    shown = (text.count(point.step), f"{point.number}{of}", text.number(point.value))
+    if not np.isfinite([expected, point.value]).all():
+        return *shown, "", "", "no reference at this step" if np.isnan(expected) else "diverged"
+    ratio = point.value / expected
+    word = "as expected" if abs(ratio - 1) <= EXPECTED else f"{'behind' if ratio > 1 else 'ahead'} by {abs(ratio - 1):.0%}"
+    return *shown, text.number(expected), f"{ratio:.2f}", word
+
+
+def _losses(folder: Path) -> Iterator[tuple[int, str, float, float]]:
+    """Yield step, number, NaN (no samples) and value: validation losses, and the loss at their steps and at the end."""
+    history = folder / "history.csv"
+    rows = read_history(history) if history.is_file() else []
+    validation = read_history(folder / "validation.csv") if (folder / "validation.csv").is_file() else []
+    for step in sorted({int(row["step"]) for row in [*validation, *rows[-1:]]}):
+        losses = [row["loss"] for row in rows if row["step"] <= step][-LOSS_ROWS:]
+        if losses:
+            yield step, "loss", np.nan, float(np.mean(losses))
+    for row in validation:
+        yield from ((int(row["step"]), f"validation loss {part}", np.nan, row[part]) for part in row if part != "step")
+
+
+def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, str, float, float]]:
+    """Yield step, number, samples and value of the Fréchet distances of every snapshot, and of the final ones."""
+    file = outputs / "evaluate" / variant / "numbers.json"
+    if not file.is_file():
+        return
+    curve = read_curve(outputs, variant)
+    names = [str(name) for name in curve if (known := text.number_name(str(name))) is not None and known.kind == "fd"]
+    for row in curve.to_dict("records"):
+        yield from ((int(row["step"]), name, row["samples"], row[name]) for name in names)
+    final = json.loads(file.read_text())["final"]
+    for name in names:
+        yield int(curve["step"].iloc[-1]), name, final[name]["protocol"]["samples"], final[name]["value"]
+
+
+def _protocol(params: Params, variant: VariantParams) -> dict[str, str]:
+    sampler = params.evaluate.sampler.model_copy(update={"batch_size": 1})
+    groups: Sequence[Sequence[Any]] = (
+        [getattr(params, group) for group in LATENTS],
+        [params.reference.extractors, sampler],
+        [params.train, variant],
+    )
+    return {name: fingerprint(*values) for name, values in zip(PROTOCOL, groups, strict=True)}

@@ -1,0 +1,140 @@
+"""Where a training should be by now, against a recorded run and against published numbers."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from synthetic_outputs import FINAL, imagenet_like
+
+from sfd_core.cli.main import app
+from sfd_core.experiment.params import Params
+from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.resume import held
+from sfd_core.reporting.reference_curves import (
+    HEADINGS,
+    Compared,
+    compare,
+    is_published,
+    measured,
+    published_model,
+    read_reference,
+    record,
+)
+from sfd_core.training.history import History, Record
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def project(tmp_path: Path, params: Params, written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "outputs").symlink_to(written)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def table(compared: Compared) -> pd.DataFrame:
+    return pd.DataFrame(compared.rows, columns=HEADINGS)
+
+
+def test_a_run_is_as_expected_beside_itself(project: Path, params: Params) -> None:
+    compared = compare(measured(project, params, "sfd"), record(project, params), params, "sfd")
+    assert not compared.notes
+    assert set(table(compared)["verdict"]) == {"as expected"}
+    assert {"loss", "fd_efficientnet_lite2, 1,500 samples"} <= set(table(compared)["number"])
+
+
+def test_what_is_off_is_ahead_or_behind_and_between_two_points_the_reference_is_interpolated(
+    project: Path, params: Params
+) -> None:
+    here, reference = measured(project, params, "sfd"), record(project, params)
+    reference.loc[reference["number"].str.startswith("fd_"), "value"] *= 0.8
+    reference.loc[reference["number"] == "loss", "value"] *= 2
+    rows = table(compare(here, reference, params, "sfd"))
+    assert set(rows.loc[rows["number"].str.startswith("fd_"), "verdict"]) == {"behind by 25%"}
+    assert set(rows.loc[rows["number"] == "loss", ["ratio", "verdict"]].itertuples(index=False, name=None)) == {
+        ("0.50", "ahead by 50%")
+    }
+    apart = pd.DataFrame({"images_seen": [100.0, 400.0], "value": [10.0, 20.0]})
+    curve = reference[:2].assign(variant="sfd", number="loss", samples=float("nan"), **apart)
+    point = here[here["number"] == "loss"][:1]
+    (row,) = table(compare(point.assign(images_seen=200, value=30.0), curve, params, "sfd")).itertuples()
+    assert (row.reference, row.verdict) == ("15.0", "behind by 100%")
+    (beyond,) = table(compare(point.assign(images_seen=500), curve, params, "sfd")).itertuples()
+    assert beyond.verdict == "no reference at this step"
+
+
+def test_other_protocols_are_not_compared_and_it_says_why(project: Path, params: Params) -> None:
+    here, reference = measured(project, params, "sfd"), record(project, params)
+    few = compare(here.replace({"samples": {1500: 100}}), reference, params, "sfd")
+    assert any("of 100 samples not compared: the reference has 500, 1,500 samples" in note for note in few.notes)
+    other = compare(here, reference.assign(evaluation="x"), params, "sfd")
+    assert other.notes == ["distances not compared: the reference has another sampler or other evaluators"]
+    assert set(table(other)["number"]) == {"loss"}
+    latents = compare(here, reference.assign(latents="x"), params, "sfd")
+    assert not latents.rows
+    assert "prepare, texture_vae" in latents.notes[0]
+    recipe = compare(here, reference.assign(recipe="x"), params, "sfd")
+    assert len(recipe.rows) > len(other.rows)
+    assert "may explain a difference" in recipe.notes[0]
+    assert "no reference of 'nobody'" in compare(here, reference, params, "sfd", "nobody").notes[0]
+
+
+def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--variant", "sfd"])
+    folder = project / ".sfd" / "resume" / "train" / "key"
+    with held(folder, "training"):
+        history = History(folder / "history.csv")
+        history.append(Record(300, 300 * 64, 30.0, {"loss": 9.0}, 1.0, 1e-3, 128.0))
+        history.close()
+        here = measured(project, params, "sfd")
+    assert len(measured(project, params, "sfd")) > 1
+    assert here[["step", "number", "value"]].to_numpy().tolist() == [[300, "loss", 9.0]]
+
+
+def test_fid_stands_beside_the_published_curve_of_its_model(params: Params, tmp_path: Path) -> None:
+    values = imagenet_like(params)
+    reference = values.reference.model_copy(update={"adm_npz": "data/reference.npz"})
+    sfd = values.variants["sfd"].model_copy(update={"size": "XL"})
+    imagenet = values.model_copy(update={"reference": reference, "variants": values.variants | {"sfd": sfd}})
+    assert is_published(imagenet)
+    assert not is_published(values)
+    assert not is_published(params)
+    assert published_model(sfd) == "LightningDiT-XL/1 + SFD"
+    here = pd.DataFrame(
+        [("sfd", 100_000, 80_000 * 256, "fid", 50_000, 8.2), ("sfd", 50_000, 1, "fid", 10_000, 9.0)],
+        columns=["variant", "step", "images_seen", "number", "samples", "value"],
+    )
+    compared = compare(here, read_reference(imagenet, tmp_path / "none.csv"), imagenet, "sfd")
+    assert [row[-1] for row in compared.rows] == ["as expected"]
+    assert compared.notes == ["fid of 10,000 samples not compared: the reference has 50,000 samples"]
+    sampler = imagenet.evaluate.sampler.model_copy(update={"guidance": "cfg"})
+    guided = imagenet.model_copy(update={"evaluate": imagenet.evaluate.model_copy(update={"sampler": sampler})})
+    refused = compare(here, read_reference(guided, tmp_path / "none.csv"), guided, "sfd")
+    assert (refused.rows, refused.notes) == ([], ["FID not compared: guidance is cfg, the published curve has none"])
+
+
+def test_the_commands_record_and_compare(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app(["curve", "record", "--out", "curves.csv"])
+    app(["curve", "compare", "sfd", "--curves", "curves.csv"])
+    printed = capsys.readouterr().out
+    assert printed.count("as expected") > 5
+    assert f"{FINAL['sfd']:,.0f}" in printed
+    app(["curve", "compare", "--curves", "curves.csv"])
+    assert "lightningdit\n" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no readable table"):
+        app(["curve", "compare", "--curves", "none.csv"])
+    (project / "other.csv").write_text("a\n1\n")
+    with pytest.raises(DataError, match="lacks the columns variant"):
+        app(["curve", "compare", "--curves", "other.csv"])
+    with pytest.raises(ConfigError, match="unknown variant 'nobody'"):
+        app(["curve", "compare", ".@nobody"])
+    with pytest.raises(DataError, match="no training in work or finished of redi"):
+        app(["curve", "compare", "redi"])
+
+
+def test_the_committed_curves_can_be_compared_with(params: Params) -> None:
+    table = read_reference(params, ROOT / "docs" / "results" / "curves.csv")
+    assert set(table["variant"]) == {"dit", "lightningdit", "sync", "sfd", "any_order"}
+    assert set(table["step"]) == {200, 400, 600, 800}
