@@ -27,6 +27,12 @@ def show_picture(picture: Path, key: str, description: str | None = None) -> Non
     create_image_artifact(url, key=key, description=description)
 
 
+def show_samples(evaluate: Path, key: str) -> None:
+    """Publish the newest sample grid in the output of an evaluation; nothing if it has none."""
+    if grids := sorted((evaluate / "grids").glob("*.png")):
+        show_picture(grids[-1], key, f"{evaluate.name}, step {int(grids[-1].stem.removeprefix('step-'))}")
+
+
 class Progress:
     """A pipeline's progress as an artifact that refreshes: finished stages; step, loss, rate and time left of trainings."""
 

@@ -15,11 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import limits
-from flows.artifacts import Progress
+from flows.artifacts import Progress, show_samples
 from sfd_core.host import machine
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
-from sfd_core.host.paths import STATE
+from sfd_core.host.paths import STATE, stage_dir
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
 from sfd_core.workspace import git, journal
@@ -55,6 +55,7 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
                 track(project, place)
                 return
             ran = compute(place, targets, key)
+            show_samples(place.folder / stage_dir("evaluate", values["active"][0]), f"samples-{key}")
             track(project, place)
             record = _record(place.folder, values, ran, started)
             Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
@@ -126,14 +127,15 @@ def record_key(key: str, targets: Sequence[str]) -> str:
 def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float) -> dict[str, Any]:
     """Return what the sweep keeps of a point: its lock, its numbers, its cost."""
     variant = values["active"][0]
-    run_key = _run_key(folder / "outputs" / "train" / variant / "history.csv")
+    train, evaluate = (folder / stage_dir(stage, variant) for stage in ("train", "evaluate"))
+    run_key = _run_key(train / "history.csv")
     return {
         "params": (folder / "params.yaml").read_text(),
         "lock": (folder / "dvc.lock").read_text(),
-        "numbers": _numbers(folder / "outputs" / "evaluate" / variant / "metrics.json"),
-        "training": _numbers(folder / "outputs" / "train" / variant / "metrics.json"),
+        "numbers": _numbers(evaluate / "metrics.json"),
+        "training": _numbers(train / "metrics.json"),
         "run_key": run_key,
-        "evaluation": evaluation_key(folder / "outputs" / "evaluate" / variant),
+        "evaluation": evaluation_key(evaluate),
         "data": _hashes(folder / "dvc.lock"),
         "ran": ran,
         "seconds": round(time.monotonic() - started, 1),
