@@ -10,6 +10,9 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
+from prefect.utilities.urls import url_for
+
+from sfd_core.host.addresses import public
 
 STEP = re.compile(r"(?P<training>[^:]+): step (?P<step>\d+)/(?P<steps>\d+) ")
 """Begins the line that a training writes every 15 seconds (`sfd_core.training.progress`)."""
@@ -19,6 +22,11 @@ REFRESH_SECONDS = 20.0
 def artifact_key(name: str, what: str) -> str:
     """Return the key of an artifact in the letters that Prefect allows."""
     return re.sub(r"[^a-z0-9]+", "-", f"{name}-{what}".lower())
+
+
+def page_of(flow_run: str | None) -> str:
+    """Return the address of a flow run's page; "" if it is not known (PREFECT_UI_URL)."""
+    return public(url_for("flow-run", obj_id=flow_run) or "") if flow_run else ""
 
 
 def show_picture(picture: Path, key: str, description: str | None = None) -> None:

@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import limits
 from flows.artifacts import Progress, artifact_key, show_samples
-from flows.point import require_remote, track
+from flows.point import linked, require_remote, track
 from sfd_core.experiment.inputs import require_inputs
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.host import machine
@@ -42,7 +42,7 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
     with journal.recorded(project, str(flow_run.id)):
         params = load_params(project / "params.yaml")
         require_inputs(params, project)
-        place = Place.of(project, "reproduce", get_run_logger().info)
+        place = linked(Place.of(project, "reproduce", get_run_logger().info))
         pull = pull and place.has_remote
         if pull:
             require_remote(place)

@@ -15,11 +15,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import limits
-from flows.artifacts import Progress, show_samples
+from flows.artifacts import Progress, page_of, show_samples
 from sfd_core.host import machine
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, stage_dir
+from sfd_core.host.settings import Settings
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
 from sfd_core.workspace import git, journal
@@ -49,7 +50,8 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
     project, started = Path.cwd(), time.monotonic()
     with journal.recorded(project, str(flow_run.id)):
         git.require_commit(project, commit)
-        with point_place(project, key, commit, values, get_run_logger().info) as place:
+        with point_place(project, key, commit, values, get_run_logger().info) as made:
+            place = linked(made)
             if finished is not None:
                 restore(place, targets, finished)
                 track(project, place)
@@ -59,6 +61,11 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
             track(project, place)
             record = _record(place.folder, values, ran, started)
             Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
+
+
+def linked(place: Place) -> Place:
+    """Return a place whose runs in MLflow link to this flow run."""
+    return replace(place, environment={**place.environment, Settings.variable("flow_run"): page_of(flow_run.id)})
 
 
 def compute(place: Place, targets: Sequence[str], key: str) -> list[str]:
@@ -138,6 +145,7 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
         "evaluation": evaluation_key(evaluate),
         "data": _hashes(folder / "dvc.lock"),
         "ran": ran,
+        "flow_run": page_of(flow_run.id),
         "seconds": round(time.monotonic() - started, 1),
         "worker": machine.worker_name(),
     }

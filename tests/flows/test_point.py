@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_UI_URL, temporary_settings
 
 from flows import point
+from flows.artifacts import page_of
 from sfd_core.workspace.dvc import Place, environment
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +44,9 @@ def test_a_point_whose_stage_is_busy_tries_again(tmp_path: Path, monkeypatch: py
     assert "Running stage 'train'" in point.compute(there, ["train"], "key")
     assert sum("exited with 76" in line for line in lines) == 1
     assert sum("trying again" in line for line in lines) == 1
+
+
+def test_the_page_of_a_flow_run_is_known_without_the_password() -> None:
+    with temporary_settings({PREFECT_UI_URL: "http://user:hidden@host:4200"}):
+        assert page_of("0123") == "http://host:4200/runs/flow-run/0123"
+        assert page_of(None) == ""
