@@ -45,9 +45,9 @@ class Row:
 
     point: Point
     status: str
-    """`computed`, `restored`, `finished before` or `failed`."""
+    """`computed`, `restored`, `finished before`, `pruned` or `failed`."""
     record: Mapping[str, Any]
-    """Numbers and commit; empty for a failed point."""
+    """Numbers and commit; no numbers for a pruned point, nothing for a failed one."""
     message: str = ""
 
     @property
@@ -55,6 +55,11 @@ class Row:
         """What was measured, by name."""
         numbers: Mapping[str, float] = self.record.get("numbers", {})
         return numbers
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Validation loss of texture by step."""
+        return {int(step): loss for step, loss in self.record.get("validation", {}).items()}
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -210,7 +215,7 @@ class Comparison:
         lines += [line for entry in where for line in (entry, "")]
         for row in self.rows:
             if row.message:
-                lines += [f"## {row.point.name} failed", "", "```", row.message, "```", ""]
+                lines += [f"## {row.point.name} {row.status}", "", "```", row.message, "```", ""]
         return "\n".join(lines)
 
 
