@@ -62,6 +62,11 @@ def test_a_point_whose_stage_is_busy_tries_again(tmp_path: Path, monkeypatch: py
     assert sum("trying again" in line for line in lines) == 1
 
 
+def test_limits_that_come_as_json_are_numbers_again() -> None:
+    given = {"key": "key", "commit": "0123", "values": {}, "targets": [], "highest_losses": {"100": 2.5}}
+    assert point.point.validate_parameters(given)["highest_losses"] == {100: 2.5}
+
+
 def test_the_page_of_a_flow_run_is_known_without_the_password() -> None:
     with temporary_settings({PREFECT_UI_URL: "http://user:hidden@host:4200"}):
         assert page_of("0123") == "http://host:4200/runs/flow-run/0123"

@@ -145,7 +145,7 @@ def test_a_search_draws_in_rounds_and_repeats_nothing(swept: Swept) -> None:
 
 
 def test_a_search_stops_a_point_that_is_behind_and_a_sweep_continues_it(swept: Swept) -> None:
-    training = {"steps": 400, "warmup_steps": 1, "decay_steps": 0, "batch_size": 8, "checkpoint_every": 20}
+    training = {"steps": 200, "warmup_steps": 1, "decay_steps": 0, "batch_size": 8, "checkpoint_every": 10}
     changes = {
         "train.validation_images": 6,
         "train.snapshots": 4,

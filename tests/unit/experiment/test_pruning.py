@@ -38,7 +38,7 @@ def test_the_limit_is_that_of_optunas_median_pruner() -> None:
     study = optuna.create_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=4))
     for curve in CURVES:
         study.add_trial(optuna.trial.create_trial(value=0.0, intermediate_values=curve))
-    for loss in (2.0, 2.4, 2.6, 3.0, float("nan")):
+    for loss in (2.0, 2.4, 2.6, 3.0):
         trial = study.ask()
         trial.report(loss, 100)
         assert trial.should_prune() == (step_behind({100: loss}, highest_losses(CURVES)) is not None), loss
