@@ -10,6 +10,9 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_image_artifact, create_progress_artifact, update_progress_artifact
+from prefect.utilities.urls import url_for
+
+from sfd_core.host.addresses import public
 
 STEP = re.compile(r"(?P<training>[^:]+): step (?P<step>\d+)/(?P<steps>\d+) ")
 """Begins the line that a training writes every 15 seconds (`sfd_core.training.progress`)."""
@@ -21,10 +24,21 @@ def artifact_key(name: str, what: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{name}-{what}".lower())
 
 
+def page_of(flow_run: str | None) -> str:
+    """Return the address of a flow run's page; "" if it is not known (PREFECT_UI_URL)."""
+    return public(url_for("flow-run", obj_id=flow_run) or "") if flow_run else ""
+
+
 def show_picture(picture: Path, key: str, description: str | None = None) -> None:
     """Publish a PNG file inside the artifact itself: no server has the file."""
     url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
     create_image_artifact(url, key=key, description=description)
+
+
+def show_samples(evaluate: Path, key: str) -> None:
+    """Publish the newest sample grid in the output of an evaluation; nothing if it has none."""
+    if grids := sorted((evaluate / "grids").glob("*.png")):
+        show_picture(grids[-1], key, f"{evaluate.name}, step {int(grids[-1].stem.removeprefix('step-'))}")
 
 
 class Progress:

@@ -7,7 +7,7 @@ have ended before, and the server accepts each key only once.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from prefect.states import Cancelled, Cancelling
 
 from flows.point import record_key
 from sfd_core.experiment.grid import Point
+from sfd_core.experiment.pruning import Losses
 
 DEPLOYMENT = "point/point"
 POLL_SECONDS = 2.0
@@ -43,6 +44,8 @@ class Request:
     """Begins the name of the flow run."""
     finished: str | None = None
     """Lock file of a finished point: only its run in MLflow is sent."""
+    highest: Losses = field(default_factory=dict)
+    """Validation losses above which it stops early."""
 
     @property
     def tags(self) -> list[str]:
@@ -61,6 +64,11 @@ class Outcome:
     message: str = ""
     """Why it failed."""
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the point was stopped because it was behind others."""
+        return self.record is not None and "pruned" in self.record
+
 
 @dataclass
 class _Wait:
@@ -77,9 +85,8 @@ class Dispatcher:
         self._tag, self._commit, self._report = sweep_tag(sweep), commit, report
         self._waits: list[_Wait] = []
 
-    def submit(self, point: Point, targets: Sequence[str], label: str = "", finished: str | None = None) -> None:
-        """Start the run of a point, or share one that has not ended; of a `finished` point only its run in MLflow is sent."""
-        request = Request(point, targets, label, finished)
+    def submit(self, request: Request) -> None:
+        """Start the run of a point, or share one that has not ended."""
         self._waits.append(_Wait(request, self._start(request)))
 
     def ended(self) -> list[Outcome]:
@@ -108,6 +115,7 @@ class Dispatcher:
                     "values": dict(request.point.values),
                     "targets": list(request.targets),
                     "finished": request.finished,
+                    "highest_losses": {str(step): loss for step, loss in request.highest.items()} or None,
                 }
                 started = run_deployment(
                     DEPLOYMENT,
@@ -131,7 +139,11 @@ class Dispatcher:
             wait.crashed_at = None
             return None
         if state.type == StateType.COMPLETED:
-            return Outcome(point, targets, {}) if wait.request.finished is not None else _recorded(point, targets)
+            outcome = Outcome(point, targets, {}) if wait.request.finished is not None else _recorded(point, targets)
+            if not outcome.is_pruned or wait.request.highest:
+                return outcome
+            wait.run = self._start(wait.request)  # a search stopped the run that this sweep shared with it
+            return None
         if state.type != StateType.CRASHED or wait.attempts >= ATTEMPTS:
             return Outcome(point, targets, None, f"{state.name}: {state.message or 'no reason given'}")
         self._handle_crash(wait)
@@ -177,9 +189,14 @@ def _runs(client: SyncPrefectClient, **criteria: Any) -> list[FlowRun]:
     return client.read_flow_runs(flow_run_filter=FlowRunFilter(**criteria), limit=PAGE)
 
 
+def read_record(point: Point, targets: Sequence[str]) -> dict[str, Any] | None:
+    """Return what the last run of a point recorded; None if there was none, or it failed."""
+    found = cast("Artifact | None", Artifact.get(record_key(point.key, targets)))
+    return None if found is None else dict(json.loads(str(found.data)))
+
+
 def _recorded(point: Point, targets: Sequence[str]) -> Outcome:
-    record = cast("Artifact | None", Artifact.get(record_key(point.key, targets)))
-    return Outcome(point, targets, None if record is None else json.loads(str(record.data)), "it left no record")
+    return Outcome(point, targets, read_record(point, targets), "it left no record")
 
 
 def _is_final(run: FlowRun) -> bool:

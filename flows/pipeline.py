@@ -16,8 +16,8 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import limits
-from flows.artifacts import Progress, show_picture
-from flows.point import require_remote, track
+from flows.artifacts import Progress, artifact_key, show_samples
+from flows.point import linked, require_remote, track
 from sfd_core.experiment.inputs import require_inputs
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.host import machine
@@ -42,7 +42,7 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
     with journal.recorded(project, str(flow_run.id)):
         params = load_params(project / "params.yaml")
         require_inputs(params, project)
-        place = Place.of(project, "reproduce", get_run_logger().info)
+        place = linked(Place.of(project, "reproduce", get_run_logger().info))
         pull = pull and place.has_remote
         if pull:
             require_remote(place)
@@ -73,7 +73,11 @@ def stage(name: str, place: Place, pull: bool) -> bool:
         return limits.slots()
 
     with machine.slot(slots, place.report) as slot:
-        return bool(stages_run(place.on(slot).dvc("repro", "--single-item", *(["--pull"] if pull else []), name)))
+        ran = bool(stages_run(place.on(slot).dvc("repro", "--single-item", *(["--pull"] if pull else []), name)))
+    kind, _, variant = name.partition("@")
+    if kind == "evaluate":
+        show_samples(place.folder / stage_dir(kind, variant), artifact_key("samples", variant))
+    return ran
 
 
 @task(cache_policy=NO_CACHE)
@@ -106,7 +110,7 @@ def _run_stages(place: Place, graph: Mapping[str, set[str]], pull: bool) -> None
 
 
 def _show(project: Path, params: Params) -> None:
-    """Publish the result table, a link to the report and the last variant's samples."""
+    """Publish the result table and a link to the report."""
     rows = []
     for name in params.active:
         with suppress(OSError, ValueError):
@@ -115,6 +119,3 @@ def _show(project: Path, params: Params) -> None:
     create_table_artifact(rows, key="results", description=params.report.title)
     report = project / REPORT / "index.html"
     create_link_artifact(report.as_uri(), key="report", link_text="report/index.html on the worker's machine")
-    pictures = sorted((project / stage_dir("evaluate", params.active[-1]) / "grids").glob("*.png"))
-    if pictures:
-        show_picture(pictures[-1], "samples", f"{params.active[-1]}, last snapshot")

@@ -12,14 +12,18 @@ import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import Artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows import limits
-from flows.artifacts import Progress
+from flows.artifacts import Progress, page_of, show_samples
+from sfd_core.experiment.pruning import Judge, Pruned, read_losses
 from sfd_core.host import machine
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
-from sfd_core.host.paths import STATE
+from sfd_core.host.paths import STATE, stage_dir
+from sfd_core.host.settings import Settings
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
 from sfd_core.workspace import git, journal
@@ -36,7 +40,14 @@ STAGES_OF_A_POINT = 8
 
 
 @flow(name="point", persist_result=False)
-def point(key: str, commit: str, values: dict[str, Any], targets: list[str], finished: str | None = None) -> None:
+def point(
+    key: str,
+    commit: str,
+    values: dict[str, Any],
+    targets: list[str],
+    finished: str | None = None,
+    highest_losses: dict[int, float] | None = None,
+) -> State[Any] | None:
     """Compute one point of a sweep, or restore it from the cache. Sweeps start these runs.
 
     Args:
@@ -45,19 +56,40 @@ def point(key: str, commit: str, values: dict[str, Any], targets: list[str], fin
         values: All parameters.
         targets: DVC stages to bring up to date.
         finished: Lock file of a finished point: nothing is computed, its run is sent to MLflow.
+        highest_losses: Step -> validation loss of texture above which the training stops, its checkpoint kept.
     """
-    project, started = Path.cwd(), time.monotonic()
+    project, started, log, judge = Path.cwd(), time.monotonic(), get_run_logger().info, Judge(highest_losses or {})
+    state: State[Any] | None = None
+
+    def report(line: str) -> None:
+        log(line)
+        judge.read(line)
+
     with journal.recorded(project, str(flow_run.id)):
         git.require_commit(project, commit)
-        with point_place(project, key, commit, values, get_run_logger().info) as place:
-            if finished is not None:
-                restore(place, targets, finished)
+        try:
+            with point_place(project, key, commit, values, report) as made:
+                place = linked(made)
+                if finished is not None:
+                    restore(place, targets, finished)
+                    track(project, place)
+                    return None
+                ran = compute(place, targets, key)
+                judge.require_level()
+                show_samples(place.folder / stage_dir("evaluate", values["active"][0]), f"samples-{key}")
                 track(project, place)
-                return
-            ran = compute(place, targets, key)
-            track(project, place)
-            record = _record(place.folder, values, ran, started)
-            Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
+                record = _record(place.folder, values, ran, started)
+        except Pruned as behind:  # outside of the block, which would delete the folder with the checkpoint
+            kept = f"worker {machine.worker_name()} keeps its checkpoint, from which a sweep with these values goes on"
+            record = {"pruned": f"{behind}; {kept}", "validation": judge.losses}
+            state = Completed(name="Pruned", message=record["pruned"])
+        Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
+        return state
+
+
+def linked(place: Place) -> Place:
+    """Return a place whose runs in MLflow link to this flow run."""
+    return replace(place, environment={**place.environment, Settings.variable("flow_run"): page_of(flow_run.id)})
 
 
 def compute(place: Place, targets: Sequence[str], key: str) -> list[str]:
@@ -77,7 +109,7 @@ def require_remote(place: Place) -> None:
 
 @task(cache_policy=NO_CACHE)
 def reproduce(place: Place, targets: Sequence[str], key: str) -> list[str]:
-    """Run `dvc repro` and return the stages that ran; all others came from the cache, or the remote.
+    """Run `dvc repro` and return the stages that ran; all others came from the cache, or the remote; none after `Pruned`.
 
     What the remote lacks is sent to it in the same process, so that no machine computes it again.
     """
@@ -93,10 +125,11 @@ def reproduce(place: Place, targets: Sequence[str], key: str) -> list[str]:
             seen.add(line.split("'")[1])
 
     reporting = replace(place, report=report)
-    if place.has_remote:
-        ran = stages_run(reporting.dvc("repro", "--pull", *targets, then=["push", "--run-cache", "--with-deps", *targets]))
-    else:
-        ran = stages_run(reporting.dvc("repro", *targets))
+    push = ["push", "--run-cache", "--with-deps", *targets] if place.has_remote else []
+    try:
+        ran = stages_run(reporting.dvc("repro", *(["--pull"] if push else []), *targets, then=push))
+    except Pruned:  # no failure: the flow tells it
+        return []
     progress.finish(STAGES_OF_A_POINT)
     return ran
 
@@ -126,16 +159,19 @@ def record_key(key: str, targets: Sequence[str]) -> str:
 def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float) -> dict[str, Any]:
     """Return what the sweep keeps of a point: its lock, its numbers, its cost."""
     variant = values["active"][0]
-    run_key = _run_key(folder / "outputs" / "train" / variant / "history.csv")
+    train, evaluate = (folder / stage_dir(stage, variant) for stage in ("train", "evaluate"))
+    run_key = _run_key(train / "history.csv")
     return {
         "params": (folder / "params.yaml").read_text(),
         "lock": (folder / "dvc.lock").read_text(),
-        "numbers": _numbers(folder / "outputs" / "evaluate" / variant / "metrics.json"),
-        "training": _numbers(folder / "outputs" / "train" / variant / "metrics.json"),
+        "numbers": _numbers(evaluate / "metrics.json"),
+        "training": _numbers(train / "metrics.json"),
         "run_key": run_key,
-        "evaluation": evaluation_key(folder / "outputs" / "evaluate" / variant),
+        "evaluation": evaluation_key(evaluate),
         "data": _hashes(folder / "dvc.lock"),
         "ran": ran,
+        "validation": read_losses(train / "validation.csv"),
+        "flow_run": page_of(flow_run.id),
         "seconds": round(time.monotonic() - started, 1),
         "worker": machine.worker_name(),
     }

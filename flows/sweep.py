@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.artifacts import artifact_key, show_picture
-from flows.dispatch import Dispatcher, Outcome, cancel_points
+from flows.dispatch import Dispatcher, Outcome, Request, cancel_points, read_record
 from flows.point import require_remote
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.estimates import outlook, project_rates
@@ -32,6 +32,7 @@ from sfd_core.experiment.grid import (
 )
 from sfd_core.experiment.params import Fraction, Positive, Seed
 from sfd_core.experiment.presets import PRESETS
+from sfd_core.experiment.pruning import Losses, limits_of, require_comparable, step_behind
 from sfd_core.experiment.sizes import SizeName
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.settings import Settings
@@ -168,6 +169,7 @@ def search(
     at_once: Positive = 4,
     method: Method = "tpe",
     seed: Seed = 0,
+    prune: bool = False,
     changes: dict[str, Any] = {},
     preset: Preset = CURRENT,
     dry_run: bool = False,
@@ -182,6 +184,8 @@ def search(
         at_once: Points a round, computed by all workers at the same time.
         method: near the best points so far (tpe), at random, or spread evenly (a Sobol sequence).
         seed: Seed of the draws; the training has the variant's own.
+        prune: Stop a training, its checkpoint kept, whose validation loss of texture at a snapshot is above the median of the
+            finished points (four or more). That is not the distance; a sweep with the same values continues the training.
         changes: Keys, each with one value for all points.
         preset: The experiment that is varied: the current params.yaml, or a preset.
         dry_run: Only list the points of the first round, and estimated hours and bytes.
@@ -195,14 +199,18 @@ def search(
         while len(rows) < points:
             draws = searching.ask(min(at_once, points - len(rows)))
             found = [work.plan(replace(asked.space, draws=[draw.values])) for draw in draws]
+            if prune:
+                require_comparable(ranges, found[0][0].values)
             if dry_run:
                 work.show_plan([point for planned in found for point in planned])
                 return
-            fresh = work.compute(list({point.key: point for planned in found for point in planned}.values()))
+            drawn = list({point.key: point for planned in found for point in planned}.values())
+            fresh = work.compute(drawn, searching.highest_losses() if prune else {})
             by_key = {row.point.key: row for row in fresh}
             for draw, (point,) in zip(draws, found, strict=True):
-                rows.append(by_key[point.key])
-                searching.tell(draw, Comparison(name, [by_key[point.key]]).lowest)
+                row = by_key[point.key]
+                rows.append(row)
+                searching.tell(draw, Comparison(name, [row]).lowest, row.losses, row.status == "pruned")
             work.show(list({row.point.key: row for row in rows}.values()), list(ranges))
     _require_all(name, rows)
 
@@ -246,14 +254,42 @@ class _Work:
         create_table_artifact(expected.table, key=artifact_key(self.asked.name, "plan"), description=expected.words)
         self.place.report(expected.words)
 
-    def compute(self, points: Sequence[Point]) -> list[Row]:
-        """Compute the points that are not finished, and return the rows of all."""
+    def compute(self, points: Sequence[Point], highest: Losses = {}) -> list[Row]:
+        """Compute the points that are not finished, and return the rows of all.
+
+        Those with a validation loss above `highest` stop early; what was stopped before and would be again is not started.
+        """
         finished = git.read_records(self.project, POINTS)
         missing = [point for point in points if point.key not in finished]
+        behind = {point.key: row for point in missing if highest and (row := _stopped_before(point, highest))}
+        missing = [point for point in missing if point.key not in behind]
         if missing and self.place.has_remote:
             require_remote(self.place)
-        computed = {row.point.key: row for row in _compute(self.project, self.commit, missing, self.dispatcher)}
+        computed = behind | {row.point.key: row for row in self._compute(missing, highest)}
         return [computed.get(point.key) or Row(point, "finished before", finished[point.key]) for point in points]
+
+    def _compute(self, missing: Sequence[Point], highest: Losses) -> list[Row]:
+        """Compute all points, those that share stages after these, and return their rows."""
+        dispatcher, rows = self.dispatcher, list[Row]()
+        requests = {point.key: Request(point, [point.target], highest=limits_of(highest, point.values)) for point in missing}
+        waiting: dict[str, list[Point]] = {}
+        for group in shared_groups(missing):
+            if len(group) > 1:
+                waiting[group[0].shared] = group
+                dispatcher.submit(Request(group[0], SHARED_TARGETS, "shared stages of "))
+            else:
+                dispatcher.submit(requests[group[0].key])
+        while ended := dispatcher.ended():
+            for outcome in ended:
+                if tuple(outcome.targets) != SHARED_TARGETS:
+                    rows.append(_keep(self.project, self.commit, outcome))
+                    continue
+                for point in waiting.pop(outcome.point.shared):
+                    if outcome.record is None:
+                        rows.append(Row(point, "failed", {}, f"its shared stages failed: {outcome.message}"))
+                    else:
+                        dispatcher.submit(requests[point.key])
+        return rows
 
     def show(self, rows: Sequence[Row], over: Sequence[str]) -> None:
         """Send what MLflow lacks, and publish the comparison of all rows."""
@@ -271,6 +307,13 @@ def _at_work(asked: Sweep) -> Iterator[_Work]:
         yield _Work(asked, project, commit, pipeline_code(project), place, Dispatcher(flow_run.id, commit, log))
 
 
+def _stopped_before(point: Point, highest: Losses) -> Row | None:
+    """Return the row of a point that an earlier run of the search stopped, if it is still behind."""
+    record = read_record(point, [point.target]) or {}
+    row = Row(point, "pruned", record, record.get("pruned", ""))
+    return row if row.message and step_behind(row.losses, limits_of(highest, point.values)) is not None else None
+
+
 def _require_all(name: str, rows: Sequence[Row]) -> None:
     """Raise `DataError` if a point failed."""
     if failed := [row.point.name for row in rows if row.status == "failed"]:
@@ -280,35 +323,12 @@ def _require_all(name: str, rows: Sequence[Row]) -> None:
         )
 
 
-def _compute(project: Path, commit: str, missing: Sequence[Point], dispatcher: Dispatcher) -> list[Row]:
-    """Compute all points, those that share stages after these, and return their rows."""
-    waiting: dict[str, list[Point]] = {}
-    for group in shared_groups(missing):
-        if len(group) > 1:
-            waiting[group[0].shared] = group
-            dispatcher.submit(group[0], SHARED_TARGETS, "shared stages of ")
-        else:
-            dispatcher.submit(group[0], [group[0].target])
-    rows: list[Row] = []
-    while ended := dispatcher.ended():
-        for outcome in ended:
-            if tuple(outcome.targets) != SHARED_TARGETS:
-                rows.append(_keep(project, commit, outcome))
-                continue
-            for point in waiting.pop(outcome.point.shared):
-                if outcome.record is None:
-                    rows.append(Row(point, "failed", {}, f"its shared stages failed: {outcome.message}"))
-                else:
-                    dispatcher.submit(point, [point.target])
-    return rows
-
-
 def _send_missing(place: Place, comparison: Comparison, dispatcher: Dispatcher) -> bool:
     """Send the runs of finished points that MLflow lacks, as it was down or is another store; whether it has all now."""
     lost = comparison.without_run(place)
     for row in lost or []:
         lock = git.file_of(place.folder, str(row.record["commit"]), "dvc.lock")
-        dispatcher.submit(row.point, [row.point.target], "run of ", lock)
+        dispatcher.submit(Request(row.point, [row.point.target], "run of ", lock))
     if lost:
         place.report(f"MLflow lacks {len(lost)} finished points; they are restored and sent")
     complete = lost is not None
@@ -326,6 +346,9 @@ def _keep(project: Path, commit: str, outcome: Outcome) -> Row:
     if outcome.record is None:
         logger.error("%s failed: %s", point.name, outcome.message)
         return Row(point, "failed", {}, outcome.message)
+    if outcome.is_pruned:
+        logger.info("%s pruned: %s", point.name, outcome.record["pruned"])
+        return Row(point, "pruned", outcome.record, outcome.record["pruned"])
     record = {key: value for key, value in outcome.record.items() if key not in {"params", "lock"}}
     record = {"point": point.name, "settings": dict(point.settings), "base": commit, **record}
     files = {"params.yaml": outcome.record["params"], "dvc.lock": outcome.record["lock"]}

@@ -11,8 +11,10 @@ from typing import Any
 
 import optuna
 from optuna import distributions, samplers
+from optuna.trial import TrialState
 
 from sfd_core.experiment.grid import Method, Range
+from sfd_core.experiment.pruning import Losses, highest_losses
 from sfd_core.host.errors import ConfigError
 
 DIGITS = 3
@@ -52,10 +54,16 @@ class Search:
             trials = [self._study.ask(self._distributions) for _ in range(count)]
         return [Draw({key: _plain(value) for key, value in trial.params.items()}, trial) for trial in trials]
 
-    def tell(self, draw: Draw, distance: float | None) -> None:
-        """Say what a combination measured; None if it failed."""
-        state = optuna.trial.TrialState.FAIL if distance is None else optuna.trial.TrialState.COMPLETE
-        self._study.tell(draw.trial, distance, state)
+    def tell(self, draw: Draw, distance: float | None, losses: Losses, pruned: bool = False) -> None:
+        """Say what a combination measured, and its validation losses; no distance if it failed or was `pruned`."""
+        for step, loss in losses.items():
+            draw.trial.report(loss, step)
+        ended = TrialState.PRUNED if pruned else TrialState.FAIL
+        self._study.tell(draw.trial, distance, ended if distance is None else TrialState.COMPLETE)
+
+    def highest_losses(self) -> dict[int, float]:
+        """Return the validation losses above which a point stops early, see `experiment.pruning`."""
+        return highest_losses(trial.intermediate_values for trial in self._study.get_trials(states=[TrialState.COMPLETE]))
 
 
 def _sampler(method: Method, seed: int) -> samplers.BaseSampler:

@@ -54,5 +54,7 @@ class Settings(EnvironmentSettings):
     """Price of an hour of a training's machines, in any currency, for the forecast of its cost; default: no cost is shown."""
     resume: Literal["continue", "restart"] | None = Field(None, title="continue or restart")
     """Work of other code that took over ten minutes: resume it, or keep it and start again; default: an error."""
+    flow_run: str = Field("", title="an address")
+    """Internal: page of the Prefect flow run that computes here, to which its runs in MLflow link."""
     git_remote: str = Field("", title="the name or address of a git remote")
     """Push the refs of finished sweep points to this remote; default: keep them in the clone."""

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from sfd_core.experiment.grid import Point
 from sfd_core.experiment.params import fingerprint
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
-from sfd_core.host.paths import STATE, atomic_path, write_json
+from sfd_core.host.paths import STATE, atomic_path, stage_dir, write_json
 from sfd_core.tracking.address import has_run, is_embedded, why_unusable
 from sfd_core.tracking.registry import Candidate, register_best
+from sfd_core.tracking.runs import FLOW_RUN_TAG
 from sfd_core.tracking.store import COMPLETE_TAG, EVALUATION_TAG, KEY_TAG, Store
-from sfd_core.tracking.sweep import SweepPoint, record_sweep
-from sfd_core.workspace.dvc import Place, ProgramError
+from sfd_core.tracking.sweep import FILES_TAG, REF_TAG, SweepPoint, record_sweep, shown_place
+from sfd_core.workspace import git
+from sfd_core.workspace.dvc import Place, ProgramError, remote_object
 
 SWEEPS = STATE / "sweeps"
 SHOWN = "shown.json"
@@ -33,6 +35,8 @@ class Sent:
     """Paragraphs of Markdown."""
     run: str = ""
     """The sweep's run in MLflow; "" if not everything arrived."""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    """Point -> page of its run in MLflow, or the id of the run in the embedded store."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,9 @@ class Row:
 
     point: Point
     status: str
-    """`computed`, `restored`, `finished before` or `failed`."""
+    """`computed`, `restored`, `finished before`, `pruned` or `failed`."""
     record: Mapping[str, Any]
-    """Numbers and commit; empty for a failed point."""
+    """Numbers and commit; no numbers for a pruned point, nothing for a failed one."""
     message: str = ""
 
     @property
@@ -51,6 +55,11 @@ class Row:
         """What was measured, by name."""
         numbers: Mapping[str, float] = self.record.get("numbers", {})
         return numbers
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Validation loss of texture by step."""
+        return {int(step): loss for step, loss in self.record.get("validation", {}).items()}
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -111,12 +120,13 @@ class Comparison:
 
     def send(self, place: Place, files: Sequence[Path], over: Sequence[str], complete: bool) -> list[str]:
         """Send the sweep to MLflow and return where it is, see `send_to_mlflow`; remember that if all of it is `complete`."""
-        points = [_sweep_point(row) for row in self.measured]
+        points = [self._sweep_point(place, row) for row in self.measured]
         sent = send_to_mlflow(place, self.name, points, files, self.rows[0].point.values, self.candidate)
+        where = [*sent.where, _places(points, sent.runs)]
         if complete and sent.run and files == self._files(place):
-            shown = {"digest": self._digest(place, over), "run": sent.run, "where": sent.where}
+            shown = {"digest": self._digest(place, over), "run": sent.run, "where": where}
             write_json(place.folder / SWEEPS / self.name / SHOWN, shown)
-        return sent.where
+        return where
 
     def shown(self, place: Place, over: Sequence[str]) -> tuple[list[Path], list[str]] | None:
         """Return the files and where the results are, if these were shown before and MLflow still has the sweep's run."""
@@ -132,6 +142,26 @@ class Comparison:
 
     def _files(self, place: Place) -> list[Path]:
         return [place.folder / SWEEPS / self.name / name for name in ("table.csv", "figure.png")]
+
+    def _sweep_point(self, place: Place, row: Row) -> SweepPoint:
+        record = row.record
+        weights = record.get("data", {}).get((stage_dir("train", row.point.variant) / "snapshots").as_posix())
+        places = {
+            REF_TAG: f"{git.REFS}/{self.name}/{row.point.name}",
+            FLOW_RUN_TAG: record.get("flow_run", ""),
+            FILES_TAG: remote_object(place.folder, weights) if weights else "",
+        }
+        return SweepPoint(
+            name=row.point.name,
+            key=row.point.key,
+            settings={"variant": row.point.variant, **{key: str(value) for key, value in row.point.settings.items()}},
+            numbers={name: float(value) for name, value in row.numbers.items()},
+            step=int(record.get("training", {}).get("steps", 0)),
+            commit=str(record["commit"]),
+            run_key=str(record.get("run_key", "")),
+            evaluation=str(record.get("evaluation", "")),
+            places={tag: found for tag, found in places.items() if found},
+        )
 
     def _digest(self, place: Place, over: Sequence[str]) -> str:
         rows = [(row.point.key, row.record.get("commit")) for row in self.rows]
@@ -185,7 +215,7 @@ class Comparison:
         lines += [line for entry in where for line in (entry, "")]
         for row in self.rows:
             if row.message:
-                lines += [f"## {row.point.name} failed", "", "```", row.message, "```", ""]
+                lines += [f"## {row.point.name} {row.status}", "", "```", row.message, "```", ""]
         return "\n".join(lines)
 
 
@@ -208,18 +238,31 @@ def send_to_mlflow(
     try:
         with locked(place.folder / SWEEPS / "tracking.lock"):
             store = Store(uri)
-            run = record_sweep(store, name, points, files)
+            recorded = record_sweep(store, name, points, files)
             model = register_best(store, candidate) if candidate is not None else None
     except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
         place.report(f"warning: {name}: not in MLflow at {shown}: {in_a_line(error, uri)}")
         return Sent([f"not in MLflow at {shown} ({type(error).__name__}); run the sweep again to send its table"])
     lines = [f'Best model: `mlflow.pyfunc.load_model("{model}")`'] if model else []
-    if is_embedded(uri):
+    run, embedded = recorded.parent, is_embedded(uri)
+    runs = f"{shown}/#/experiments/{store.experiment_id}/runs/"
+    if embedded:
         lines.append(f"run {run} of the embedded store (`make serve-mlflow` shows it)")
     else:
-        lines.append(f"[sweep {name} in MLflow]({shown}/#/experiments/{store.experiment_id}/runs/{run})")
+        lines.append(f"[sweep {name} in MLflow]({runs}{run})")
     dashboard = _refresh_dashboard(place, name, values)
-    return Sent(lines + dashboard, run if dashboard else "")
+    pages = {point: found if embedded else f"{runs}{found}" for point, found in recorded.runs.items()}
+    return Sent(lines + dashboard, run if dashboard else "", pages)
+
+
+def _places(points: Sequence[SweepPoint], runs: Mapping[str, str]) -> str:
+    """Return a table in Markdown: where everything of each point is."""
+    rows = [["point", "MLflow", "Git ref", "commit", "Prefect", "weights"], ["---"] * 6]
+    for point in points:
+        found = [runs.get(point.name, ""), *(point.places.get(tag, "") for tag in (REF_TAG, FLOW_RUN_TAG, FILES_TAG))]
+        found.insert(2, point.commit)
+        rows.append([point.name, *(shown_place(place) for place in found)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _refresh_dashboard(place: Place, name: str, values: Mapping[str, Any]) -> list[str]:
@@ -232,16 +275,3 @@ def _refresh_dashboard(place: Place, name: str, values: Mapping[str, Any]) -> li
     except ProgramError as error:
         place.report(f"no dashboard: {error}")
         return []
-
-
-def _sweep_point(row: Row) -> SweepPoint:
-    return SweepPoint(
-        name=row.point.name,
-        key=row.point.key,
-        settings={"variant": row.point.variant, **{key: str(value) for key, value in row.point.settings.items()}},
-        numbers={name: float(value) for name, value in row.numbers.items()},
-        step=int(row.record.get("training", {}).get("steps", 0)),
-        commit=str(row.record["commit"]),
-        run_key=str(row.record.get("run_key", "")),
-        evaluation=str(row.record.get("evaluation", "")),
-    )

@@ -13,10 +13,13 @@ from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import Group, Optimisation, Params, fingerprint
 from sfd_core.experiment.values import flat_values
 from sfd_core.host.paths import OUTPUTS, file_digest
+from sfd_core.host.settings import Settings
 
 LOCK_FILE = Path("requirements.lock")
 COMPARED_TAG = "sfd.compared"
 """`yes` or `no`: whether the comparison shows the run."""
+FLOW_RUN_TAG = "sfd.flow_run"
+"""Page of the Prefect flow run that computed it."""
 VAEName = Literal["texture_vae", "semantic_vae"]
 
 UPSTREAM: Mapping[VAEName, tuple[str, ...]] = {
@@ -71,6 +74,7 @@ def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, code: s
     tags |= {"sfd.code": code} if code else {}
     tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
     tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
+    tags |= {FLOW_RUN_TAG: page} if (page := Settings.read().flow_run) else {}
     flat = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat_values(values).items()}
     return RunSpec(name, flat, tags)
 

@@ -21,6 +21,7 @@ import psutil
 from configobj import ConfigObj
 
 from sfd_core.host import supervisor
+from sfd_core.host.addresses import public
 from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
 from sfd_core.host.machine import Slot, cores
 from sfd_core.host.paths import OUTPUTS, STATE, sqlite_address
@@ -211,6 +212,16 @@ def remote_of(project: Path) -> str | None:
     """Return the name of the default remote, of the project or of the user; None where bytes stay on this machine."""
     name: str | None = _config(project).get("core", {}).get("remote")
     return name
+
+
+def remote_object(project: Path, digest: str) -> str:
+    """Return where the default remote keeps the file, or the listing of the folder, of a DVC hash; "" without a remote."""
+    name = remote_of(project)
+    if name is None:
+        return ""
+    url = str(_config(project).get(f'remote "{name}"', {}).get("url", ""))
+    place = public(url) if "://" in url else str((project / ".dvc" / url).resolve())
+    return f"{place.rstrip('/')}/files/md5/{digest[:2]}/{digest[2:]}"
 
 
 def write_local_config(project: Path, folder: Path, scm: bool = True) -> None:

@@ -1,5 +1,8 @@
 """Artifacts on a real Prefect server."""
 
+from base64 import b64decode
+from pathlib import Path
+
 import pytest
 from laboratory import WITH_SERVERS, Laboratory
 
@@ -33,3 +36,27 @@ def test_progress_shows_finished_stages_and_the_last_line_of_each_training(labor
 
     assert laboratory.answers()
     train()
+
+
+def test_the_newest_sample_grid_is_a_picture_that_refreshes(laboratory: Laboratory, tmp_path: Path) -> None:
+    from prefect import flow  # noqa: PLC0415
+    from prefect.artifacts import Artifact  # noqa: PLC0415
+
+    from flows.artifacts import show_samples  # noqa: PLC0415
+
+    @flow
+    def evaluate(grid: str) -> None:
+        (tmp_path / "sfd" / "grids" / grid).write_bytes(grid.encode())
+        show_samples(tmp_path / "sfd", "samples-test")
+
+    assert laboratory.answers()
+    show_samples(tmp_path / "sfd", "samples-test")
+    assert Artifact.get("samples-test") is None
+    (tmp_path / "sfd" / "grids").mkdir(parents=True)
+    for step in (400, 1200):
+        grid = f"step-{step:07d}.png"
+        evaluate(grid)
+        found = Artifact.get("samples-test")
+        assert found is not None
+        assert b64decode(found.data.partition("base64,")[2]).decode() == grid
+        assert found.description == f"sfd, step {step}"

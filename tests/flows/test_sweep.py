@@ -48,7 +48,13 @@ def test_every_point_has_numbers_a_figure_and_a_commit_that_can_be_checked_out(s
     assert (folder / "figure.png").stat().st_size > 10_000
     with (folder / "table.csv").open(newline="") as file:
         assert [float(row["delta_t"]) for row in csv.DictReader(file)] == [0.0, 0.3]
-    assert "git checkout refs/sfd/offsets/" in swept.laboratory.artifact("offsets-summary")
+    summary = swept.laboratory.artifact("offsets-summary")
+    assert "git checkout refs/sfd/offsets/" in summary
+    (last,) = [point for point in swept.laboratory.points() if point.name == "sfd-delta_t-0p3-seed-0"]
+    page = f"{swept.laboratory.environment['PREFECT_API_URL'].removesuffix('/api')}/runs/flow-run/{last.id}"
+    (line,) = [line for line in summary.splitlines() if line.startswith(f"| {last.name} |")]
+    assert f"[{last.id}]({page})" in line
+    assert "step" in swept.laboratory.description(f"samples-{last.parameters['key']}")
     shown = swept.project.run("git", "show", "refs/sfd/offsets/sfd-delta_t-0p3-seed-0:params.yaml").stdout
     assert "delta_t: 0.3" in shown
     lock = swept.project.run("git", "show", "refs/sfd/offsets/sfd-delta_t-0p3-seed-0:dvc.lock").stdout
@@ -71,6 +77,7 @@ from sfd_core.tracking import Store
 store = Store()
 (parent,) = [run for run, tags in store.find({"sfd.kind": "sweep", "sfd.sweep": "offsets"})]
 print(*[len(store.find(tags)) for tags in ({"mlflow.parentRunId": parent}, {"sfd.kind": "variant"}, {"sfd.kind": "vae"})])
+assert all("/runs/flow-run/" in run.tags["sfd.flow_run"] for run in store.runs() if run.run_id != parent)
 """
     assert swept.project.run("python", "-c", script).stdout.split() == ["2", "2", "2"]
 
@@ -135,6 +142,45 @@ def test_a_search_draws_in_rounds_and_repeats_nothing(swept: Swept) -> None:
     assert swept.run("search/search", **asked).is_completed()
     assert {row["status"] for row in swept.rows("search")} == {"finished before"}
     assert [row["delta_t"] for row in swept.rows("search")] == offsets
+
+
+def test_a_search_stops_a_point_that_is_behind_and_a_sweep_continues_it(swept: Swept) -> None:
+    training = {"steps": 200, "warmup_steps": 1, "decay_steps": 0, "batch_size": 8, "checkpoint_every": 10}
+    changes = {
+        "train.validation_images": 6,
+        "train.snapshots": 4,
+        **{f"train.optimisation.{key}": training[key] for key in training},
+    }
+    ranges = {"learning_rate": {"low": 1e-6, "high": 1e-2, "log": True}}
+    asked = {"name": "pruned", "ranges": ranges, "points": 6, "at_once": 4, "method": "even", "prune": True, "changes": changes}
+    state = swept.run("search/search", **asked)
+    assert state.is_completed(), state.message
+    rows = swept.rows("pruned")
+    assert {row["status"] for row in rows[:4]} == {"computed"}
+    stopped = [row for row in rows[4:] if row["status"] == "pruned"]
+    assert stopped
+    assert "the median of the finished points" in swept.laboratory.artifact("pruned-summary")
+    runs = [run for run in swept.laboratory.points() if run.state.name == "Pruned"]
+    assert [run.name for run in runs] == [row["point"] for row in stopped]
+    (folder, *_) = [swept.project.path / ".sfd" / "points" / run.parameters["key"] for run in runs]
+    assert list(folder.glob(".sfd/resume/train/*/step-*"))
+    before = len(swept.laboratory.points())
+    assert swept.run("search/search", **asked).is_completed()
+    assert len(swept.laboratory.points()) == before
+    assert [row["status"] for row in swept.rows("pruned")[4:]] == [row["status"] for row in rows[4:]]
+    rate = stopped[0]["learning_rate"]
+    assert swept.run(
+        "sweep/sweep", name="continued", variants=["sfd"], grid={"learning_rate": [rate]}, changes=changes
+    ).is_completed()
+    (row,) = swept.rows("continued")
+    assert row["status"] == "computed"
+    assert "sfd: resumed after step" in (swept.project.path / ".sfd" / "logs" / f"{folder.name}.log").read_text()
+
+
+def test_a_search_whose_losses_do_not_compare_is_refused(swept: Swept) -> None:
+    refused = swept.run("search/search", name="refused", prune=True)
+    assert refused.is_failed()
+    assert "points that differ in delta_t do not compare" in refused.message
 
 
 def test_orders_are_swept_on_one_training(swept: Swept) -> None:

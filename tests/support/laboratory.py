@@ -131,11 +131,18 @@ class Runs:
         return sorted(runs, key=lambda run: run.created)
 
     def artifact(self, key: str) -> Any:
+        return self._artifact(key).data
+
+    def description(self, key: str) -> str:
+        """Return what the page of an artifact says of it."""
+        return str(self._artifact(key).description)
+
+    def _artifact(self, key: str) -> Any:
         from prefect.artifacts import Artifact  # noqa: PLC0415
 
         found = Artifact.get(key)
         assert found is not None, key
-        return found.data
+        return found
 
 
 @dataclass

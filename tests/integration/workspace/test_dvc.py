@@ -16,7 +16,16 @@ import pytest
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
 from sfd_core.host.machine import slot, taken
-from sfd_core.workspace.dvc import Place, ProgramError, environment, remote_of, stages_run, tail, write_local_config
+from sfd_core.workspace.dvc import (
+    Place,
+    ProgramError,
+    environment,
+    remote_object,
+    remote_of,
+    stages_run,
+    tail,
+    write_local_config,
+)
 
 ROOT = Path(__file__).parents[3]
 STUBBORN = """
@@ -113,6 +122,7 @@ def test_a_worktree_shares_the_cache_and_the_remotes_of_its_project(tmp_path: Pa
         "['remote \"store\"']\n    url = ../bytes\n"
         '[\'remote "s3"\']\n    url = s3://bucket/x\n    secret_access_key = "a%b#c"\n'
     )
+    assert remote_object(project, "0123.dir") == str(project / "bytes" / "files" / "md5" / "01" / "23.dir")
     write_local_config(project, folder)
     config = Config(str(folder / ".dvc"))
     assert config["cache"]["dir"] == str(project / ".dvc" / "cache")
@@ -121,6 +131,14 @@ def test_a_worktree_shares_the_cache_and_the_remotes_of_its_project(tmp_path: Pa
     assert config["core"]["remote"] == "store"
     assert not config["core"]["autostage"]
     assert (folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
+
+
+def test_an_object_of_the_remote_is_named_without_a_password(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    assert remote_object(tmp_path, "0123.dir") == ""
+    address = "https://user:hidden@host/store/"
+    (tmp_path / ".dvc" / "config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {address}\n")
+    assert remote_object(tmp_path, "0123.dir") == "https://host/store/files/md5/01/23.dir"
 
 
 def test_stages_that_ran_are_told_from_restored_ones() -> None:

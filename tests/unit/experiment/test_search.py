@@ -27,7 +27,7 @@ def drawn(method: Method, seed: int = 0, rounds: int = 8) -> list[dict[str, Any]
     for _ in range(rounds):
         draws = search.ask(4)
         for draw in draws:
-            search.tell(draw, distance(draw.values))
+            search.tell(draw, distance(draw.values), {})
         found += [dict(draw.values) for draw in draws]
     return found
 
@@ -59,7 +59,7 @@ def test_tpe_comes_nearer_to_the_best_than_it_began() -> None:
 def test_a_failed_draw_teaches_nothing_and_stops_nothing() -> None:
     search = Search(RANGES, "tpe", 0)
     for draw in search.ask(4):
-        search.tell(draw, None)
+        search.tell(draw, None, {})
     assert len(search.ask(4)) == 4
 
 
@@ -69,3 +69,15 @@ def test_impossible_ranges_are_refused() -> None:
     for values in ({"low": 1.0, "high": 0.0}, {"low": 0.0, "high": 1.0, "log": True}):
         with pytest.raises(ConfigError, match="is no range"):
             parse_group(Range, values, "the range")
+
+
+def test_a_pruned_draw_teaches_by_its_losses_and_sets_no_limit() -> None:
+    search = Search(RANGES, "tpe", 0)
+    for number, draw in enumerate(search.ask(4)):
+        search.tell(draw, 5.0 + number, {100: 1.0 + number, 200: 0.5})
+    limits = search.highest_losses()
+    assert limits == {100: 2.5, 200: 0.5}
+    for draw in search.ask(4):
+        search.tell(draw, None, {100: 9.0}, pruned=True)
+    assert search.highest_losses() == limits
+    assert len(search.ask(2)) == 2

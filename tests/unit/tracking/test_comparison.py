@@ -49,7 +49,11 @@ def test_the_table_shows_what_was_varied_how_it_ended_and_the_numbers() -> None:
 def test_what_was_shown_is_sent_again_only_if_it_differs_or_mlflow_lost_it(embedded: Path) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
 
-    rows = [replace(row, record={**row.record, "commit": row.point.name}) for row in comparison().measured]
+    (embedded / ".dvc").mkdir(exist_ok=True)
+    (embedded / ".dvc" / "config").write_text("[core]\n    remote = store\n['remote \"store\"']\n    url = s3://sfd/dvc\n")
+    page = "http://prefect:4200/runs/flow-run/7"
+    known = {"flow_run": page, "data": {"outputs/train/sfd/snapshots": "0123.dir"}}
+    rows = [replace(row, record={**row.record, **known, "commit": row.point.name}) for row in comparison().measured]
     made, place = Comparison("offsets", rows), Place(embedded, environment(embedded), embedded / "log")
     files = made.write(place, ["delta_t"])
     assert made.shown(place, ["delta_t"]) is None
@@ -57,9 +61,13 @@ def test_what_was_shown_is_sent_again_only_if_it_differs_or_mlflow_lost_it(embed
     assert made.shown(place, ["delta_t"]) is None
     where = made.send(place, files, ["delta_t"], complete=True)
     assert made.shown(place, ["delta_t"]) == (files, where)
+    store = Store()
+    (child,) = [run.run_id for run in store.runs() if run.name == "sfd-delta_t-0-seed-0"]
+    name = "sfd-delta_t-0-seed-0"
+    places = f"`refs/sfd/offsets/{name}` | `{name}` | [7]({page}) | `s3://sfd/dvc/files/md5/01/23.dir` |"
+    assert f"| {name} | `{child}` | {places}" in where[-1].splitlines()
     changed = [replace(rows[0], record={**rows[0].record, "commit": "other"}), rows[1]]
     assert Comparison("offsets", changed).shown(place, ["delta_t"]) is None
-    store = Store()
     ((parent, _),) = store.find({"sfd.kind": "sweep"})
     MlflowClient(store.uri).delete_run(parent)
     assert made.shown(place, ["delta_t"]) is None

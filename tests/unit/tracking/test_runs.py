@@ -28,6 +28,12 @@ def test_a_training_under_way_carries_its_group() -> None:
     assert training_run("sfd", PARAMS.train).params["training.snapshots"] == str(PARAMS.train.snapshots)
 
 
+def test_a_run_links_to_the_flow_run_that_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "sfd.flow_run" not in training_run("sfd", PARAMS.train).tags
+    monkeypatch.setenv("SFD_FLOW_RUN", "http://prefect:4200/runs/flow-run/7")
+    assert training_run("sfd", PARAMS.train).tags["sfd.flow_run"] == "http://prefect:4200/runs/flow-run/7"
+
+
 @pytest.mark.usefixtures("no_mlflow")
 def test_describing_a_run_needs_no_mlflow() -> None:
     assert variant_run(PARAMS, "dit").tags["sfd.command"] == "dvc repro evaluate@dit"
