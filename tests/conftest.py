@@ -6,7 +6,17 @@ from collections.abc import Iterator
 import pytest
 from projects import Project, make_project
 
-SHARED = {"reproduced": "pipeline", "empty_store": "mlflow", "alone": "parallel", "endpoint": "s3"}
+SHARED = {
+    "reproduced": "pipeline",
+    "empty_store": "mlflow",
+    "alone": "parallel",
+    "endpoint": "s3",
+    "written": "report",
+    "studied": "studies",
+    "stages": "stages",
+    "weights": "inception",
+    "avatars": "avatars",
+}
 """Fixtures that take seconds to set up -> the group whose tests share one, in one process."""
 
 

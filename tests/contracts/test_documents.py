@@ -209,8 +209,10 @@ def test_light_commands_run_and_experiments_can_be_planned(
 
 
 def test_every_link_of_a_document_leads_somewhere() -> None:
+    targets = {path: re.findall(r"\]\(([^)#:\s]*(?:#[^)\s]*)?)\)", path.read_text()) for path in DOCUMENTS}
+    assert targets[ROOT / "README.md"]
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:\s]*(?:#[^)\s]*)?)\)", document.read_text()):
+        for target in targets[document]:
             name, _, heading = target.partition("#")
             file = document.parent / name if name else document
             assert file.exists(), f"{document}: {target}"
@@ -225,6 +227,7 @@ def headings_of(document: Path) -> list[str]:
 
 
 def test_the_shell_understands_every_block() -> None:
+    assert FENCED.search((ROOT / "README.md").read_text())
     for document in DOCUMENTS:
         for block in FENCED.findall(document.read_text()):
             ended = subprocess.run(["bash", "-n", "-c", block], capture_output=True, text=True, check=False)

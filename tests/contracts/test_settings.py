@@ -36,6 +36,8 @@ def test_the_table_names_every_variable_that_is_read_and_no_other() -> None:
 
 def test_only_the_settings_read_variables_of_this_project() -> None:
     reading = re.compile(r"(environ(\.get|\.setdefault|\.pop)?[\[(]|getenv\()[^)\]]*SFD_")
+    assert reading.search('os.environ.get("SFD_RESUME")')
+    assert reading.search('getenv("SFD_RESUME")')
     for path in SOURCES:
         if path.suffix == ".py":
             assert not reading.search(path.read_text()), path

@@ -23,4 +23,5 @@ def test_any_words_are_a_command_or_a_mistake(examples: int) -> None:
         with suppress(CycloptsError):
             app.parse_args([command, *words], print_error=False, exit_on_error=False)
 
+    assert set(COMMANDS) <= set(app)
     try_examples(check, examples, st.sampled_from(COMMANDS), st.lists(WORDS, max_size=8))

@@ -84,3 +84,11 @@ def test_the_logit_normal_weight_is_the_density_of_training_times() -> None:
     times = torch.linspace(0, 1, 20_001, dtype=torch.float64)[1:-1]
     assert sum(WEIGHTS["logit_normal"](t) for t in times.tolist()) / 20_000 == pytest.approx(1, abs=1e-6)
     assert WEIGHTS["logit_normal"](0.5) == pytest.approx(4 / math.sqrt(2 * math.pi))
+
+
+def test_semantics_count_by_their_weight_and_texture_as_it_is() -> None:
+    field = ErrorField(torch.tensor([0.0, 0.5, 1.0]), torch.full((3, 3), 3.0), torch.full((3, 3), 5.0))
+    costs = PathCosts(field, 2.0, "uniform")
+    assert costs.path([(0, 0), (2, 0)]) == pytest.approx(3)
+    assert costs.path([(0, 0), (0, 2)]) == pytest.approx(2 * 5)
+    assert costs.path([(0, 0), (1, 2), (2, 2)]) == pytest.approx(3 + 2 * 5)

@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss
+from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss, velocity_errors
 from sfd_core.diffusion.schedule import Active, Schedule
 
 N, TEXTURE, SEMANTIC, SIDE = 5, 3, 2, 4
@@ -175,3 +176,13 @@ def test_masks_fit_any_number_of_images() -> None:
     masked = flow_loss(prediction, target, TEXTURE, PLAIN, active=texture_only).mse
     squares = (prediction - target)[:, :TEXTURE].square().sum() / target.numel()
     assert torch.allclose(masked, squares)
+
+
+@pytest.mark.parametrize("channels", [TEXTURE, TEXTURE + SEMANTIC])
+def test_the_error_of_an_image_is_the_mean_over_each_part_in_float64(channels: int) -> None:
+    prediction, target = (values[:, :channels] for values in pair(torch.float16))
+    squared = (prediction.double() - target.double()).square().numpy()
+    parts = [part for part in (squared[:, :TEXTURE], squared[:, TEXTURE:]) if part.shape[1]]
+    found = velocity_errors(prediction, target, TEXTURE)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found, np.stack([part.reshape(N, -1).mean(1) for part in parts], axis=1), rtol=1e-12)

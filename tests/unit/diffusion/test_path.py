@@ -1,6 +1,6 @@
 import torch
 
-from sfd_core.diffusion.path import channel_times, interpolate, predict_data, sample_path, velocity
+from sfd_core.diffusion.path import channel_times, interpolate, predict_data, sample_path, velocity, velocity_to
 from sfd_core.diffusion.schedule import LocalTimes, Schedule
 
 N, TEXTURE, SEMANTIC = 6, 3, 2
@@ -50,3 +50,13 @@ def test_without_an_offset_the_composite_path_is_plain_flow_matching() -> None:
     assert torch.equal(sample.velocity, x1 - x0)
     alone = sample_path(x0[:, :TEXTURE], x1[:, :TEXTURE], times, TEXTURE)
     assert torch.equal(alone.x_t, sample.x_t[:, :TEXTURE])
+
+
+def test_the_velocity_to_the_data_is_that_of_the_path_until_its_bound_near_the_end() -> None:
+    x0, x1 = (end.double() for end in ends())
+    t = torch.tensor([0.0, 0.3, 0.9, 0.95, 0.99, 1.0], dtype=torch.float64)[:, None, None, None]
+    found, path = velocity_to(x1, interpolate(x0, x1, t), t), velocity(x0, x1)
+    assert torch.allclose(found[:4], path[:4])
+    # 1 - t counts as 0.05 from there on
+    assert torch.allclose(found[4], path[4] * 0.01 / 0.05)
+    assert torch.allclose(found[5], torch.zeros_like(path[5]))

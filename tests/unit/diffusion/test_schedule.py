@@ -237,3 +237,21 @@ def test_a_table_that_is_no_path_is_refused(corners: list[tuple[float, float]], 
 def test_a_part_is_denoised_between_its_first_and_last_rise() -> None:
     assert Schedule.offset(0.3).interval(semantic=True) == (0, 1)
     assert Schedule.offset(0.3).interval(semantic=False) == (0.3, 1.3)
+
+
+@pytest.mark.parametrize("delta_t", [0.1, 0.3, 0.37, 0.7])
+def test_local_times_are_rounded_once_from_global_time(delta_t: float) -> None:
+    u = torch.linspace(0, 1 + delta_t, 333, dtype=torch.float64)
+    times = Schedule.offset(delta_t).local_times(u)
+    assert torch.equal(times.t_tex, (u - delta_t).clamp(0, 1))
+    assert torch.equal(times.t_sem, u.clamp(max=1))
+
+
+def test_a_part_stands_still_between_two_rises_at_one_rate() -> None:
+    schedule = Schedule.table([(0, 0), (0.5, 0), (0.5, 0.9), (1, 1)])
+    u = torch.tensor([0.25, 0.5, 1.0, 1.4, 1.9], dtype=torch.float64)
+    times, moving = schedule.local_times(u), schedule.active(u)
+    assert times.t_tex.tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5, 1])
+    assert times.t_sem.tolist() == pytest.approx([0, 0, 0.5, 0.9, 1])
+    assert moving.texture.tolist() == [True, False, False, True, False]
+    assert moving.semantic.tolist() == [False, True, True, True, False]

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -94,3 +95,14 @@ def test_a_curve_without_its_training_has_no_seconds(tmp_path: Path) -> None:
     curves = read_curves(tmp_path, ["a"])
     assert curves["seconds"].isna().all()
     assert reach(curves, "a", "a").seconds is None
+
+
+def test_nothing_is_interpolated_from_a_snapshot_without_a_distance_or_without_a_cost(tmp_path: Path) -> None:
+    write_curve(tmp_path, "gap", [100.0, math.nan, 50.0])
+    write_curve(tmp_path, "start", [100.0, 50.0, 40.0])
+    write_curve(tmp_path, "target", [90.0, 70.0, 60.0])
+    curves = read_curves(tmp_path, ["gap", "start", "target"])
+    curves.loc[(curves["variant"] == "start") & (curves["step"] == 100), ["step", "images_seen", "flops", "seconds"]] = 0
+    for variant, steps in (("gap", 400), ("start", 200)):
+        found = reach(curves, variant, "target")
+        assert (found.steps, found.images_seen, found.flops, found.seconds) == (steps, 64 * steps, 1e9 * steps, steps / 10)

@@ -170,3 +170,14 @@ def test_too_few_images_and_nan_are_refused() -> None:
     broken[3] = torch.inf
     with pytest.raises(NumericsError, match="image 3"):
         score({"features": broken}, reference, 20)
+
+
+def test_features_far_from_the_origin_lose_no_digits_in_precision_and_recall() -> None:
+    """Distances do not change with the origin. Of numbers near 4096 float32 would leave a squared distance no digit."""
+    real, drawn = ((64 * cloud(count, count, width=4)).round() / 64 for count in (80, 50))
+    far = torch.tensor([4096.0, -4096.0, 4096.0, -4096.0])
+    near = score({"features": drawn}, reference_of(real), kid_subset_size=20)
+    moved = score({"features": drawn + far}, reference_of(real + far), kid_subset_size=20)
+    for kind in ("precision", "recall"):
+        assert 0 < near[kind] < 1
+        assert moved[kind] == near[kind]

@@ -112,6 +112,7 @@ def test_words_count_where_something_is_done_with_them(package: Path) -> None:
         return stage_code("one", changed(package, "maths.py", lambda before: before + text)).hash
 
     assert hash_of("\nlog('a')\n") == hash_of("\nlog('b')\n")
+    assert hash_of("\nasync def a() -> int: ...\n") == hash_of("\nasync def a() -> float: ...\n")
     assert hash_of("\nx = log('a')\n") != hash_of("\nx = log('b')\n")
     assert hash_of("\nparser.add_argument('x', help='a')\n") == hash_of("\nparser.add_argument('x', help='b')\n")
     assert hash_of("\nparser.add_argument('x', default='a')\n") != hash_of("\nparser.add_argument('x', default='b')\n")
@@ -124,6 +125,7 @@ def test_what_an_editor_leaves_does_not_count(package: Path) -> None:
     copy = changed(package, "maths.py", lambda text: text + "# a comment\n")
     for name in (".maths.py.swp", "maths.py~", ".DS_Store", "notes.ipynb", ".hidden.js"):
         (copy / name).write_text("x")
+    (copy / "watch" / "style.css").write_text("of a package that is not imported")
     assert stage_code("one", copy) == stage_code("one", package)
 
 
@@ -143,6 +145,10 @@ def test_lazy_imports_imports_by_name_and_files_beside_code_count(package: Path)
         "sfd_core", "sfd_core.stages", "sfd_core.stages.two", "sfd_core.lazy", "sfd_core.named", "sfd_core/stages/page.js",
     }  # fmt: skip
     assert set(code.libraries) == {"numpy"}
+    by_name = 'import importlib\n\nnames = ["sfd_core.lazy:value", "yaml"]\n'
+    more = stage_code("one", changed(package, "maths.py", lambda text: text + by_name))
+    assert "sfd_core.lazy" in more.modules
+    assert set(more.libraries) == {"numpy", "PyYAML"}
     page = changed(package, "stages/page.js", lambda text: text + "draw()")
     assert code.differences(stage_code("two", page)) == ["sfd_core/stages/page.js"]
 
@@ -167,6 +173,7 @@ def test_code_that_is_parsed_while_garbage_is_collected_does_no_harm(package: Pa
         assert stage_code("one", package).modules
     finally:
         gc.callbacks.remove(parse)
+    assert gc.isenabled()
 
 
 def test_the_version_of_a_library_counts(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

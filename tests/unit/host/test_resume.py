@@ -1,4 +1,6 @@
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,34 @@ def test_other_code_asks_before_it_throws_longer_work_away(work: Path) -> None:
     assert codes_of(work) == [OLD]
 
 
+@pytest.mark.parametrize(("count", "more"), [(8, ""), (10, " and 2 more")])
+def test_of_many_modules_that_differ_the_first_eight_are_named(work: Path, count: int, more: str) -> None:
+    other = Code("other", OLD.modules | {f"sfd_core.m{number}": "1" for number in range(count)}, OLD.libraries)
+    named = ", ".join(f"sfd_core.m{number}" for number in range(8))
+    with pytest.raises(ConfigError, match=rf": {named}{more} differ"):
+        settle(work, other, HOUR)
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/x/bin/sfd", "evaluate", "a b"], "sfd evaluate 'a b'"),
+        (["/x/sfd_core/cli/__main__.py", "solvers"], "sfd solvers"),
+        (["/x/sfd_core/stages/train.py", "--variant", "sfd"], "dvc repro"),
+    ],
+)
+def test_the_user_is_told_to_run_the_same_command_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], command: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(ConfigError) as raised:
+        settle(work, NEW, HOUR)
+    assert [line.partition("SFD_RESUME=")[2] for line in str(raised.value).splitlines()[1:]] == [
+        f"continue {command}",
+        f"restart {command}",
+    ]
+
+
 def test_the_user_lets_other_code_go_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFD_RESUME", "continue")
     settle(work, NEW, HOUR)
@@ -113,6 +143,7 @@ def test_the_user_lets_other_code_go_on(work: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("SFD_RESUME")
     settle(work, NEW, HOUR)
     assert (work / "pieces" / "00000").exists(), "the last code goes on without asking"
+    assert mixed_codes(work) == {"codes": [OLD.hash, NEW.hash]}, "and the result still says that there were two"
 
 
 def test_the_user_starts_again_and_the_old_work_is_kept(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +178,36 @@ def test_work_that_is_kept_twice_is_kept_in_two_places(work: Path, monkeypatch: 
     assert (kept / f"key-{OLD.hash[:8]}-2" / "number").read_text() == "2"
 
 
-def test_nothing_to_resume_is_no_work_of_other_code(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_resume_is_no_work_of_other_code(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SFD_RESUME", "continue")
     settle(work, NEW, 0.0)
     assert codes_of(work) == [NEW]
     assert [path.name for path in work.iterdir()] == ["code.json"]
+    assert capsys.readouterr().err == ""
+
+
+def test_folders_without_a_file_are_no_work(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "pieces" / "00000").unlink()
+    settle(work, NEW)
+    assert codes_of(work) == [NEW]
+    assert capsys.readouterr().err == ""
+
+
+def test_codes_whose_work_is_gone_are_forgotten(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_RESUME", "continue")
+    settle(work, NEW, HOUR)
+    shutil.rmtree(work / "pieces")
+    settle(work, NEW, 0.0)
+    assert codes_of(work) == [NEW]
+
+
+def test_a_few_minutes_are_not_kept_when_the_user_starts_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFD_RESUME", "restart")
+    settle(work, NEW, 600.0)
+    assert codes_of(work) == [NEW]
+    assert not Path(".sfd/kept").exists()
 
 
 @pytest.mark.parametrize("value", ["yes", "CONTINUE"])

@@ -256,3 +256,12 @@ def test_statistics_that_are_views_are_written_and_half_of_them_are_refused(tmp_
     save_file({"texture_mean": torch.zeros(3)}, tmp_path / "half")
     with pytest.raises(DataError, match="no latent statistics"):
         load_statistics(tmp_path / "half")
+
+
+def test_scaled_statistics_give_the_channels_their_deviations_at_the_same_energy() -> None:
+    z = latents()[0]
+    scaled = moments(z).scaled(torch.tensor([1.0, 2.0, 4.0]))
+    x = scaled.normalise(z)
+    assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(TEXTURE), atol=1e-5)
+    assert torch.allclose(x.std((0, 2, 3), correction=0), torch.tensor([1.0, 2.0, 4.0]) / 7**0.5, rtol=1e-4)
+    assert torch.allclose(scaled.denormalise(x), z, atol=1e-4)

@@ -21,9 +21,13 @@ def imagenet(params: Params) -> Params:
 
 
 @pytest.fixture(scope="module")
-def page(imagenet: Params, tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("imagenet")
-    outputs = write_outputs(root / "outputs", imagenet, CLASSES)
+def outputs(imagenet: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_outputs(tmp_path_factory.mktemp("imagenet") / "outputs", imagenet, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def page(imagenet: Params, outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("page")
     return report(imagenet, outputs, write_studies(root / "results"), root / "report").read_text()
 
 
@@ -90,15 +94,14 @@ def test_twemoji_distances_never_stand_beside_them(params: Params, written: Path
 
 @pytest.mark.parametrize("change", ["resolution", "classes", "extractor"])
 def test_another_resolution_other_classes_or_another_extractor_do_not_compare(
-    change: str, params: Params, imagenet: Params, tmp_path: Path
+    change: str, params: Params, imagenet: Params, outputs: Path, tmp_path: Path
 ) -> None:
     changed = imagenet
     if change == "resolution":
         changed = imagenet.model_copy(update={"prepare": imagenet.prepare.model_copy(update={"resolution": 512})})
     if change == "extractor":
         changed = imagenet.model_copy(update={"reference": params.reference})
-    outputs = write_outputs(tmp_path / "outputs", changed, CLASSES[: 100 if change == "classes" else None])
-    assert not comparable(changed, read_outputs(changed, outputs, tmp_path))
-    same = write_outputs(tmp_path / "same", imagenet, CLASSES)
-    assert comparable(imagenet, read_outputs(imagenet, same, tmp_path))
+    others = write_outputs(tmp_path / "outputs", changed, CLASSES[: 100 if change == "classes" else None])
+    assert not comparable(changed, read_outputs(changed, others, tmp_path))
+    assert comparable(imagenet, read_outputs(imagenet, outputs, tmp_path))
     assert published_numbers.SAMPLES == 50_000

@@ -1,6 +1,8 @@
 """Stage `studies`: each study by its kind, nothing measured twice, an interrupted stage goes on."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,7 @@ def params() -> Params:
 
 
 @pytest.fixture(scope="module")
-def laid_out(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def studied(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("studied")
     outputs = path / "outputs"
     any_order = variant(times={"kind": "independent", "absent": 0.1})
@@ -72,33 +74,44 @@ def run(study: StudyParams, params: Params, out: Path) -> tuple[pd.DataFrame, in
     return points_drawn(out, measured)
 
 
+Measured = Callable[[str], tuple[pd.DataFrame, int, Path]]
+"""The name of a study to its table, how many points were drawn, and its folder."""
+
+
+@pytest.fixture(scope="module")
+def measured(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """Each study is measured when a test first asks for it; the tests leave its folder as it is."""
+    root = tmp_path_factory.mktemp("measured")
+    return cache(lambda name: (*run(params.active_studies()[name], params, root / name), root / name))
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(studied)
+
+
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_measures_each_of_its_points_once(
-    name: str, params: Params, laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(laid_out)
-    study = params.active_studies()[name]
-    table, drawn = run(study, params, tmp_path / name)
+def test_a_study_measures_each_of_its_points_once(name: str, params: Params, measured: Measured) -> None:
+    table, drawn, folder = measured(name)
     assert len(table) == (3 if name == "offsets" else 2)
     assert drawn == table["file"].nunique() == (1 if name == "field" else len(table))  # here both weights have one path
     alike = name == "auto"  # here the snapshot guides itself
     assert table["fd_efficientnet_lite0"].nunique() == (1 if alike else drawn)
-    again, none = run(study, params, tmp_path / name)
+    again, none = run(params.active_studies()[name], params, folder)
     assert none == 0
     pd.testing.assert_frame_equal(again, table)
-    assert len(list((tmp_path / name).glob("*.png"))) == 1
+    assert len(list(folder.glob("*.png"))) == 1
 
 
 def test_the_error_field_is_that_of_its_definition_and_its_paths_are_sampled_along(
-    params: Params, laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    params: Params, studied: Path, measured: Measured
 ) -> None:
-    monkeypatch.chdir(laid_out)
-    run(params.active_studies()["field"], params, tmp_path)
-    stored = np.load(tmp_path / "field.npz")
+    table, _, folder = measured("field")
+    stored = np.load(folder / "field.npz")
     assert stored["times"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     denoiser, held_out = (
-        load_denoiser(laid_out / "outputs" / "train" / "any_order"),
-        laid_out / "outputs" / "encode" / "held_out",
+        load_denoiser(studied / "outputs" / "train" / "any_order"),
+        studied / "outputs" / "encode" / "held_out",
     )
     rows = [0, 2, 4, 6, 8]
     shard = ShardReader(held_out)
@@ -112,19 +125,12 @@ def test_the_error_field_is_that_of_its_definition_and_its_paths_are_sampled_alo
     squared = (predicted - (x1 - x0)).square()
     assert stored["texture"][1, 2] == pytest.approx(squared[:, :4].mean().item(), rel=1e-4)
     assert stored["semantic"][1, 2] == pytest.approx(squared[:, 4:].mean().item(), rel=1e-4)
-    table = pd.read_csv(tmp_path / "error_field.csv")
     for path, sampler in zip(table["path"], table["sampler"], strict=True):
         assert sampler == f"{params.evaluate.sampler.solver}, path {json.loads(path)}"
 
 
-def test_kinds_of_guidance_draw_different_images_but_the_same_without_any(
-    params: Params, laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(laid_out)
-    found = {}
-    for name in ("auto", "semantic", "both"):
-        table, _ = run(params.active_studies()[name], params, tmp_path / name)
-        found[name] = table.set_index("scale")["fd_efficientnet_lite0"]
+def test_kinds_of_guidance_draw_different_images_but_the_same_without_any(measured: Measured) -> None:
+    found = {name: measured(name)[0].set_index("scale")["fd_efficientnet_lite0"] for name in ("auto", "semantic", "both")}
     plain = found["auto"][1.0]
     assert plain == found["semantic"][1.0] == found["both"][1.0]
     # the snapshot guides itself here, so that AutoGuidance changes nothing, and semantic guidance by it is that by itself
@@ -133,9 +139,9 @@ def test_kinds_of_guidance_draw_different_images_but_the_same_without_any(
 
 
 def test_the_stage_goes_on_where_it_was_interrupted_and_leaves_nothing_else(
-    params: Params, laid_out: Path, monkeypatch: pytest.MonkeyPatch
+    params: Params, studied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(laid_out)
+    two = params.model_copy(update={"studies": {name: params.studies[name] for name in ("offsets", "auto")}})
     measure, seen = stage.measure_study, []
 
     def breaks_off(study: StudyParams, params: Params, out: Path, processes: Processes) -> None:
@@ -145,13 +151,13 @@ def test_the_stage_goes_on_where_it_was_interrupted_and_leaves_nothing_else(
         measure(study, params, out, processes)
 
     monkeypatch.setattr(stage, "measure_study", breaks_off)
-    (laid_out / "outputs" / "studies" / "old").mkdir(parents=True)
+    (studied / "outputs" / "studies" / "old").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
-        stage.studies(params, laid_out / "outputs" / "studies", ALONE)
-    (kept,) = (laid_out / ".sfd" / "resume" / "studies").rglob("offsets.csv")
+        stage.studies(two, studied / "outputs" / "studies", ALONE)
+    (kept,) = (studied / ".sfd" / "resume" / "studies").rglob("offsets.csv")
     before = {file.name: file.stat().st_mtime_ns for file in kept.parent.glob("points/*.json")}
-    stage.studies(params, laid_out / "outputs" / "studies", ALONE)
-    assert {path.name for path in (laid_out / "outputs" / "studies").iterdir()} == set(STUDIES)
-    after = (laid_out / "outputs" / "studies" / "offsets" / "points").glob("*.json")
+    stage.studies(two, studied / "outputs" / "studies", ALONE)
+    assert {path.name for path in (studied / "outputs" / "studies").iterdir()} == {"offsets", "auto"}
+    after = (studied / "outputs" / "studies" / "offsets" / "points").glob("*.json")
     assert {file.name: file.stat().st_mtime_ns for file in after} == before
-    assert not list((laid_out / ".sfd" / "resume" / "studies").iterdir())
+    assert not list((studied / ".sfd" / "resume" / "studies").iterdir())

@@ -10,13 +10,13 @@ from sfd_core.host.processes import ALONE
 
 
 @pytest.fixture(scope="module")
-def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("studied")
     lay_out(path)
     return path
 
 
 @pytest.fixture
-def measuring(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
+def measuring(studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
     monkeypatch.chdir(tmp_path)
-    return measurement(laid_out, ALONE)
+    return measurement(studied, ALONE)

@@ -19,7 +19,7 @@ POINTS = plan_offsets(SAMPLER, [1, 0.3, -1, 0.3])
 
 
 @pytest.fixture(scope="module")
-def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("offsets")
     artifact(path / "train", texture_vae(path / "vae"), ANY_ORDER)
     small_evaluator(path)
@@ -57,11 +57,11 @@ def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
         run_orders("offsets", measuring, POINTS, 6, tmp_path / "out")
 
 
-def test_numbers_of_a_denoiser_without_labels_say_so(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_a_denoiser_without_labels_say_so(studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = artifact(tmp_path / "train", laid_out / "vae", ANY_ORDER, classes=[])
-    evaluator, alone = measurement(laid_out, Processes(0, 1)).evaluator, Processes(0, 1)
-    unlabelled = Measurement(folder, Pipeline.from_artifact(folder, laid_out / "vae"), evaluator, alone)
+    folder = artifact(tmp_path / "train", studied / "vae", ANY_ORDER, classes=[])
+    evaluator, alone = measurement(studied, Processes(0, 1)).evaluator, Processes(0, 1)
+    unlabelled = Measurement(folder, Pipeline.from_artifact(folder, studied / "vae"), evaluator, alone)
     result = unlabelled.run(Order([0] * 6, SAMPLER), "samples")
     assert result is not None
     assert {number.protocol["labels"] for number in result[0].values()} == {UNLABELLED}

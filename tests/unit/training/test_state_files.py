@@ -140,3 +140,35 @@ def test_forgetting_later_snapshots_removes_what_a_kill_left_of_one(tmp_path: Pa
         (folder / name).touch()
     ResumeFolder(tmp_path / "resume").forget_beyond(10)
     assert [path.name for path in folder.iterdir()] == ["step-00000010.safetensors"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_checkpoint_that_lacks_the_file_of_one_process_is_damaged(tmp_path: Path, number: int) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    resume.save(2, piece(0, 6))
+    for part, (first, stop) in enumerate(((0, 3), (3, 6))):
+        resume.save(3, piece(first, stop), (part, 2))
+    (resume.path / "step-00000003" / f"state-{number:05d}-of-00002.safetensors").unlink()
+    assert resume.newest() == 2
+
+
+def test_a_state_of_weights_in_another_order_of_memory_is_saved(tmp_path: Path) -> None:
+    resume = ResumeFolder(tmp_path / "resume")
+    resume.save(3, State.copied({"weight": WHOLE.T}, {}))
+    into = {"weight": torch.zeros(2, 6)}
+    resume.read(3, into)
+    assert torch.equal(into["weight"], WHOLE.T)
+
+
+def test_a_wanted_checkpoint_takes_the_place_of_that_of_an_equal_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in (1.0, 2.0):
+        resume = ResumeFolder(Path(".sfd/resume/train/key"), Code("c" * 64))
+        resume.settle()
+        resume.save(10, State.copied({"weight": torch.full((1,), value)}, {"value": value}))
+        (kept,) = resume.delete(lambda step: step == 10)
+    into = {"weight": torch.zeros(1)}
+    assert ResumeFolder(kept.parent).read(10, into) == {"value": 2.0}
+    assert into["weight"].item() == 2.0

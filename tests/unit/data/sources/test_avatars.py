@@ -12,27 +12,27 @@ PER_STYLE = 100
 
 
 @pytest.fixture(scope="module")
-def images() -> ImageSet:
+def avatars() -> ImageSet:
     return avatar_images(STYLES, PER_STYLE, 32)
 
 
-def test_the_same_seed_gives_the_same_drawing(images: ImageSet) -> None:
-    assert images.names[:2] == ["thumbs/s0", "thumbs/s1"]
-    for index in (0, 1, len(images.names) - 1):
-        style, seed = images.names[index].split("/")
-        assert np.array_equal(images.render(index, 0), draw((style, int(seed[1:])), 32))
-    assert images.digest() == avatar_images(STYLES, PER_STYLE, 32).digest()
+def test_the_same_seed_gives_the_same_drawing(avatars: ImageSet) -> None:
+    assert avatars.names[:2] == ["thumbs/s0", "thumbs/s1"]
+    for index in (0, 1, len(avatars.names) - 1):
+        style, seed = avatars.names[index].split("/")
+        assert np.array_equal(avatars.render(index, 0), draw((style, int(seed[1:])), 32))
+    assert avatars.digest() == avatar_images(STYLES, PER_STYLE, 32).digest()
 
 
-def test_a_style_is_a_class(images: ImageSet) -> None:
-    assert images.classes == STYLES
-    assert [name.split("/")[0] for name in images.names] == [STYLES[label] for label in images.labels]
+def test_a_style_is_a_class(avatars: ImageSet) -> None:
+    assert avatars.classes == STYLES
+    assert [name.split("/")[0] for name in avatars.names] == [STYLES[label] for label in avatars.labels]
 
 
-def test_equal_pictures_are_kept_once(images: ImageSet) -> None:
-    pictures = [images.render(index, 0).tobytes() for index in range(len(images.names))]
+def test_equal_pictures_are_kept_once(avatars: ImageSet) -> None:
+    pictures = [avatars.render(index, 0).tobytes() for index in range(len(avatars.names))]
     assert len(set(pictures)) == len(pictures)
-    numbers = {style: [int(name.split("/s")[1]) for name in images.names if name.startswith(style)] for style in STYLES}
+    numbers = {style: [int(name.split("/s")[1]) for name in avatars.names if name.startswith(style)] for style in STYLES}
     assert numbers["thumbs"] == list(range(PER_STYLE))
     # robots of few parts: number 97 is number 55
     assert 97 not in numbers["pixelbot"]
@@ -40,8 +40,8 @@ def test_equal_pictures_are_kept_once(images: ImageSet) -> None:
     assert all(a < b for a, b in pairwise(numbers["pixelbot"]))
 
 
-def test_drawings_fill_the_picture_in_colours_on_white(images: ImageSet) -> None:
-    picture = images.render(0, 0)
+def test_drawings_fill_the_picture_in_colours_on_white(avatars: ImageSet) -> None:
+    picture = avatars.render(0, 0)
     assert picture.shape == (32, 32, 3)
     assert picture.dtype == np.uint8
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
@@ -61,6 +61,6 @@ def test_a_style_that_may_not_be_used_is_refused_with_those_that_may(style: str)
         avatar_images(["thumbs", style], 2, 32)
 
 
-def test_there_is_one_rendering_of_a_drawing(images: ImageSet) -> None:
+def test_there_is_one_rendering_of_a_drawing(avatars: ImageSet) -> None:
     with pytest.raises(DataError, match=r"set prepare\.copies to 1"):
-        images.render(0, 1)
+        avatars.render(0, 1)
