@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from sfd_core.cli.main import app
-from sfd_core.experiment.inputs import missing_inputs, require_inputs
+from sfd_core.experiment.inputs import found_at, missing_inputs, require_inputs
 from sfd_core.experiment.presets import load_preset
-from sfd_core.host.errors import DataError
+from sfd_core.host.errors import ConfigError, DataError
 
 PRESETS = Path(__file__).parents[3] / "presets"
 OF_IMAGENET = {
@@ -43,6 +43,13 @@ def test_a_pattern_that_matches_a_file_is_there(tmp_path: Path) -> None:
         require_inputs(pattern, tmp_path)
     (tmp_path / "train-0.tar").touch()
     require_inputs(pattern, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a/**b/*.tar"])
+def test_words_that_can_be_no_path_are_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ConfigError, match="can be neither a path nor a pattern") as told:
+        found_at(path, tmp_path)
+    assert repr(path) in str(told.value)
 
 
 def test_validate_says_what_is_not_there_yet(
