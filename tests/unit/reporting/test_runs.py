@@ -1,5 +1,6 @@
 """Finished runs by name, and two of them side by side."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -90,6 +91,26 @@ def test_what_differs_is_told_and_nothing_else(compared: Comparison, project: Pa
     assert Comparison(compared.one, compared.one).differences.empty
     whole = Comparison(open_run(project=project), open_run("later", project))
     assert list(whole.differences.index) == ["train.optimisation.steps", "active", "variants.sfd.delta_t", "code of train"]
+
+
+def test_values_edited_after_the_run_are_not_told_as_those_of_the_run(
+    params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = params.model_dump(mode="json")
+    project = lay_out(tmp_path / "project", values)
+    train, rate = copy.deepcopy(values["train"]), values["variants"]["sfd"]["learning_rate"]
+    recorded = {"train": train, "variants.sfd": copy.deepcopy(values["variants"]["sfd"])}
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train@sfd": {"params": {"params.yaml": recorded}}}}))
+    assert open_run("sfd", project).params.train.optimisation.steps == train["optimisation"]["steps"]
+    assert not capsys.readouterr().err
+    values["variants"]["sfd"]["learning_rate"] = 2 * rate
+    values["train"]["optimisation"]["steps"] += 1
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    run = open_run("sfd", project)
+    assert run.parameters["variant.learning_rate"] == rate
+    assert run.parameters["train.optimisation.steps"] == train["optimisation"]["steps"]
+    told = capsys.readouterr().err
+    assert "params.yaml was edited since: train.optimisation.steps, variants.sfd.learning_rate; " in told
 
 
 def test_variants_that_both_have_are_named_by_their_runs(compared: Comparison, project: Path) -> None:
