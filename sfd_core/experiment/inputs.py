@@ -67,10 +67,12 @@ def found_at(path: str, project: Path) -> list[Path]:
 
 
 def link_inputs(params: Params, folder: Path, project: Path) -> None:
-    """Link inputs with relative paths into the experiment's folder."""
+    """Link inputs with relative paths into the experiment's folder; a link to where they lay before is made anew."""
     for path in named_inputs(params, project).values():
         for target in found_at(path, project) if not Path(path).is_absolute() else []:
             link = folder / target.relative_to(project)
+            if link.is_symlink() and link.readlink() != target.resolve():
+                link.unlink()
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(target.resolve())
