@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_numbers_curves_and_samples_stand_side_by_side(compared: Comparison) -> 
     samples = compared.samples(3)
     assert samples.shape == (64, 96, 3)
     np.testing.assert_array_equal(samples[:32], samples[32:])
+
+
+def test_numbers_that_do_not_compare_are_said_to(compared: Comparison) -> None:
+    assert "do not compare" not in "".join(compared.tables)
+    (variant,) = compared.other.outputs.variants.values()
+    numbers = {
+        name: replace(number, protocol={**number.protocol, "reference_digest": "other images"})
+        for name, number in variant.numbers.items()
+    }
+    outputs = replace(compared.other.outputs, variants={"sfd": replace(variant, numbers=numbers)})
+    headings = "".join(Comparison(compared.one, replace(compared.other, outputs=outputs)).tables)
+    assert re.search(
+        r"These numbers do not compare: \w+ was measured with reference_digest \w+ in sfd and other images in later@sfd\.",
+        headings,
+    )
 
 
 def test_the_page_refers_to_nothing_outside_itself(compared: Comparison, tmp_path: Path) -> None:
