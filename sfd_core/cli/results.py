@@ -19,12 +19,12 @@ def results(
     *, project: Annotated[Path, Parameter(help="Folder of the project or of an experiment (default: here).")] = Path()
 ) -> None:
     """Print the result table, and where the report is."""
-    from sfd_core.experiment.params import load_params
     from sfd_core.reporting.lines import aligned, table_rows
     from sfd_core.reporting.sources import read_outputs
     from sfd_core.reporting.tables import result_table
+    from sfd_core.workspace.places import recorded_params
 
-    table = result_table(read_outputs(load_params(project / PARAMS), project / OUTPUTS, project / STUDIES))
+    table = result_table(read_outputs(recorded_params(project), project / OUTPUTS, project / STUDIES))
     print(f"{table.caption}. {table.note}\n\n{aligned(table_rows(table))}")
     print(f"\nreport: {(project / REPORT / 'index.html').resolve()}")
 

@@ -60,7 +60,7 @@ def guidance_curve(
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    table = run_curve(measurement, points, samples or params.evaluate.final_samples, out)
+    table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, parts)
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
         print(f"\n{out / 'curve.csv'}, {out / 'curve.png'}")

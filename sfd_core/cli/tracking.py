@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def track(*, strict: Annotated[bool, Parameter(help="Fail if the store did not take everything.")] = False) -> None:
     """Send the curves, pictures and models that MLflow lacks."""
-    from sfd_core.experiment.params import load_params
     from sfd_core.tracking.project import track_project
+    from sfd_core.workspace.places import recorded_params
 
-    tracked = track_project(load_params(PARAMS))
+    tracked = track_project(recorded_params(Path()))
     if tracked.failed and strict:
         raise ResourceError(f"not in MLflow at {tracked.uri}: {', '.join(tracked.failed)}; run `sfd track` again later")
 

@@ -51,19 +51,28 @@ def require_none_in_outputs(params: Params, project: Path = Path()) -> None:
 
 
 def found_at(path: str, project: Path) -> list[Path]:
-    """Return the file or folder `path`, or all files that match it as a pattern; relative to `project`."""
+    """Return the file or folder `path`, or all files that match it as a pattern; relative to `project`.
+
+    Raises `ConfigError` for words that can be neither.
+    """
     found = project / path
-    if found.exists():
-        return [found]
-    base = Path(Path(path).anchor) if Path(path).is_absolute() else project
-    return sorted(base.glob(str(Path(path).relative_to(Path(path).anchor))))
+    try:
+        if found.exists():
+            return [found]
+        base = Path(Path(path).anchor) if Path(path).is_absolute() else project
+        return sorted(base.glob(str(Path(path).relative_to(Path(path).anchor))))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path!r} can be neither a path nor a pattern ({reason}); correct it in params.yaml") from error
 
 
 def link_inputs(params: Params, folder: Path, project: Path) -> None:
-    """Link inputs with relative paths into the experiment's folder."""
+    """Link inputs with relative paths into the experiment's folder; a link to where they lay before is made anew."""
     for path in named_inputs(params, project).values():
         for target in found_at(path, project) if not Path(path).is_absolute() else []:
             link = folder / target.relative_to(project)
+            if link.is_symlink() and link.readlink() != target.resolve():
+                link.unlink()
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(target.resolve())

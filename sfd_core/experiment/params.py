@@ -5,6 +5,7 @@ The groups of `Params` are the stages of `dvc.yaml`. `variants` defines the deno
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,10 @@ Corners = TypeVar("Corners", bound=Sequence[Sequence[float]])
 Weighting = Literal["uniform", "logit_normal", "likelihood"]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 """Also a folder's name."""
+
+SHORT = reprlib.Repr()
+"""Shows a given value; one that anchors multiply may be larger than the memory."""
+SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist, SHORT.maxstring, SHORT.maxlong, SHORT.maxother = 3, 10, 20, 200, 60, 200
 
 LABELS = {
     "twemoji": ("category", "subcategory"),
@@ -853,7 +858,7 @@ def _explain(detail: Any) -> str:
         kinds = ", ".join(KINDS[where.split(".")[0] if where.startswith("studies.") else where.rpartition(".")[2]])
         return f"{where}.kind: must be one of {kinds} (given: {detail['input'].get('kind')!r})"
     message = detail["msg"].removeprefix("Value error, ")
-    given = "" if detail["type"] == "value_error" else f" (given: {detail['input']!r})"
+    given = "" if detail["type"] == "value_error" else f" (given: {SHORT.repr(detail['input'])})"
     return f"{where}: {message}{given}"
 
 

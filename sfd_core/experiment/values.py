@@ -5,9 +5,27 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sfd_core.host.errors import ConfigError
+
+LARGEST = 2**63
+
+
+class _Constructor(SafeConstructor):
+    """Refuses whole numbers that no value can take; Python cannot even print one of 5,000 digits."""
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        value = super().construct_yaml_int(node)
+        if not -LARGEST < value < LARGEST:
+            raise ConstructorError(
+                None, None, f"the number {node.value[:20]}... is larger than any value can be", node.start_mark
+            )
+        return value
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
 
 
 def read_utf8(path: Path) -> str:
@@ -24,7 +42,9 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises `ConfigError` with the line of what cannot be read, of a key that is there twice, and of tags.
     """
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Constructor = _Constructor
+        return yaml.load(text)
     except MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise ConfigError(f"{source} is not valid YAML: {line}{error.problem}") from error

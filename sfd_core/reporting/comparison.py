@@ -49,6 +49,10 @@ th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align:
 </html>
 """
 Rows = list[list[str]]
+MEASURED_BY = ("samples", "weights", "input_size", "preprocessing", "reference_digest", "settings")
+"""What of a number's protocol must be equal for two of them to compare."""
+MOST_SHOWN = 60
+"""Characters of such a value."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Comparison:
                 ["", self.one.name, self.other.name],
                 *self.differences.reset_index().astype(str).to_numpy().tolist(),
             ],
-            f"{numbers.caption}. {numbers.note}": table_rows(numbers),
+            f"{numbers.caption}. {numbers.note}{self._caution()}": table_rows(numbers),
             **self._curves(),
         }
 
@@ -106,6 +110,20 @@ class Comparison:
                 title=self.both.name, style=style, tables=self.tables, pictures=pictures
             )
             temporary.write_text(page, encoding="utf-8")
+
+    def _caution(self) -> str:
+        """Say why the numbers of the two do not compare; empty where they do."""
+        one, other = (next(iter(run.outputs.variants.values())).numbers for run in (self.one, self.other))
+        for name in (name for name in one if name in other):
+            for key in MEASURED_BY:
+                values = [str(numbers[name].protocol.get(key)) for numbers in (one, other)]
+                if values[0] != values[1]:
+                    here, there = (value[:MOST_SHOWN] for value in values)
+                    return (
+                        f" These numbers do not compare: {name} was measured with {key} {here} in {self.one.name} and {there} "
+                        f"in {self.other.name}."
+                    )
+        return ""
 
     def _curves(self) -> dict[str, Rows]:
         number = primary_number(self.both.outputs, self.both.params.features.encoder)

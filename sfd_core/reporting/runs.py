@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sfd_core.experiment.params import Params, load_params
+from sfd_core.experiment.params import Params
 from sfd_core.experiment.values import flat_values
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import OUTPUTS
@@ -25,7 +25,7 @@ from sfd_core.reporting import figures
 from sfd_core.reporting.html import results_table
 from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.sources import Outputs, VariantOutputs, read_outputs
-from sfd_core.workspace.places import find_place
+from sfd_core.workspace.places import find_place, recorded_params
 
 RESULTS = Path("docs") / "results"
 EVALUATED = "numbers.json"
@@ -113,7 +113,7 @@ def open_run(name: str = ".", project: Path = Path()) -> Run:
     has the name, or nothing of it was evaluated.
     """
     place, variant = find_place(name, project)
-    params = load_params(place / "params.yaml")
+    params = recorded_params(place)
     evaluated = [one for one in params.active if (place / OUTPUTS / "evaluate" / one / EVALUATED).is_file()]
     active = [one for one in evaluated if variant in {None, one}]
     if not active:

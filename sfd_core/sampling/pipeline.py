@@ -245,8 +245,15 @@ class Pipeline:
                 "semantics that could lead; set it to null"
             )
         if variant.family == "flow":
-            settings = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift)
-            self._schedule(sampler).grid(settings.intervals, settings.shift)
+            settings, schedule = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift), self._schedule(sampler)
+            schedule.grid(settings.intervals, settings.shift)
+            apart = variant.semantic != "none" and any(knot.t_tex != knot.t_sem for knot in schedule.knots)
+            for name, network in (("this denoiser", self.denoiser), ("its guide", self.guide)):
+                if apart and network is not None and cast(LightningDiT, network.model).embedders == 1:
+                    raise ConfigError(
+                        f"{name} has one time embedder, so it would take the time of texture for that of semantics; sample "
+                        "with delta_t 0"
+                    )
         else:
             GaussianProcess().respaced(sampler.evaluations)
 

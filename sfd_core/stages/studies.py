@@ -37,7 +37,7 @@ def measure_study(study: StudyParams, params: Params, out: Path, processes: Proc
         return
     guided = guided_by(sampler, study.guidance, None if study.guide_step is None else artifact, study.guide_step)
     points = plan_points(guided, study.scales, [(0.0, 1.0)], [sampler.evaluations], study.parts)
-    run_curve(Measurement.load(params, artifact, None, guided, processes), points, samples, out)
+    run_curve(Measurement.load(params, artifact, None, guided, processes), points, samples, out, study.parts)
 
 
 def studies(params: Params, out: Path, processes: Processes) -> None:

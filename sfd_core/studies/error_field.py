@@ -37,8 +37,12 @@ def run_error_field(
     """
     require_any_order(measurement.pipeline.denoiser)
     field = _field(measurement, study, base.batch_size, latents, out / "field.npz")
-    points = plan_least_cost(base, field, study)
-    return Study("error_field", partial(error_field_figure, field), measurement, samples, out).run(points)
+
+    def plan(weights: list[float]) -> list[Point]:
+        return plan_least_cost(base, field, study.model_copy(update={"semantic_weights": weights}))
+
+    drawn = Study("error_field", partial(error_field_figure, field), measurement, samples, out)
+    return drawn.run(plan(study.semantic_weights), lambda row: plan([row["semantic_weight"]])[0].sampler)
 
 
 def _field(measurement: Measurement, study: ErrorFieldStudy, batch_size: int, latents: ShardReader, file: Path) -> ErrorField:

@@ -1,9 +1,9 @@
 """The study of guidance: numbers over scale, interval and evaluations, without any training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -58,11 +58,18 @@ def run_curve(
     points: Sequence[Point],
     samples: int,
     out: Path,
+    parts: Parts = "both",
 ) -> pd.DataFrame | None:
-    """Measure all points, write `points/*.json`, `curve.csv` and `curve.png` to `out`, and return the table.
+    """Measure all points of `parts`, write `points/*.json`, `curve.csv` and `curve.png` to `out`, and return the table.
 
     The table and the figure are renewed after every point. All processes but the first return None. Raises `DataError` for a
     damaged file of a point.
     """
+
+    def again(row: Mapping[str, Any]) -> SamplerParams:
+        interval = (row["interval_from"], row["interval_to"])
+        (point,) = plan_points(points[0].sampler, [row["scale"]], [interval], [row["evaluations"]], parts)
+        return point.sampler
+
     study = Study("curve", guidance_figure, measurement, samples, out)
-    return study.run(points, dict.fromkeys(("evaluations", "guidance", *COLUMNS)))
+    return study.run(points, again, dict.fromkeys(("evaluations", "guidance", *COLUMNS)))

@@ -39,6 +39,10 @@ COLUMNS = (
 """What of a number's protocol stands in the table."""
 
 
+Again = Callable[[Mapping[str, Any]], SamplerParams]
+"""How a study would sample at the settings and `evaluations` of a row of its table."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One way to sample."""
@@ -59,7 +63,7 @@ class Point:
 class Study:
     """Points of one denoiser: `<out>/points/*` (one file each), `<out>/<name>.csv` and `<out>/<name>.png` (all of them).
 
-    A table that is there keeps the points of earlier calls that were measured like those of this one.
+    A table that is there keeps the points of earlier calls that differ from those of this one in nothing but their settings.
     """
 
     name: str
@@ -119,11 +123,17 @@ class Study:
                     rows.append({**point.settings, **_read_row(file, columns)})
                     yield pd.DataFrame(rows)
 
-    def run(self, points: Sequence[Point], columns: Iterable[str] = COLUMNS) -> pd.DataFrame | None:
-        """Measure every point, renew table and figure after each, and return the table; None in all processes but the first."""
-        table = None
+    def run(self, points: Sequence[Point], again: Again, columns: Iterable[str] = COLUMNS) -> pd.DataFrame | None:
+        """Measure every point, renew table and figure after each, and return the table; None in all processes but the first.
+
+        `again` tells which rows of an earlier call belong to the same curve: those that this call would have drawn.
+        """
+        table = earlier = None
         for measured in self.measure(points, columns):
-            table = self._joined(measured, list(points[0].settings))
+            earlier = self._earlier(measured, again) if earlier is None else earlier
+            others = earlier[~earlier["file"].isin(measured["file"])]
+            axes = list(points[0].settings)
+            table = measured if others.empty else pd.concat([measured, others]).sort_values(axes, ignore_index=True)
             self.write(table)
         return table
 
@@ -137,18 +147,23 @@ class Study:
                     f"{self.out} holds points of weights {found[:12]}, but this denoiser has {own[:12]}; give another folder"
                 )
 
-    def _joined(self, table: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
-        """Return `table` with the rows that only an earlier one has; then it is sorted by `axes`."""
+    def _earlier(self, table: pd.DataFrame, again: Again) -> pd.DataFrame:
+        """Return the rows of the table of earlier calls that this one would have drawn."""
         path = self.out / f"{self.name}.csv"
-        if not path.is_file():
-            return table
-        before = pd.read_csv(path)
-        alike = [name for name in ("samples", "seed", "extractor", "weights", "reference_digest") if name in table.columns]
-        if list(before.columns) != list(table.columns) or before.empty:
-            return table
-        same = (before[alike].astype(str) == table[alike].iloc[0].astype(str)).all(axis=1)
-        others = before[same & ~before["file"].isin(table["file"])]
-        return table if others.empty else pd.concat([table, others]).sort_values(axes, ignore_index=True)
+        before = pd.read_csv(path) if path.is_file() else table[:0]
+        if list(before.columns) != list(table.columns):
+            return table[:0]
+        own = [self._is_own(row, again) for row in before.to_dict("records")]
+        return before[pd.Series(own, before.index, dtype=bool)]
+
+    def _is_own(self, row: Mapping[Any, Any], again: Again) -> bool:
+        """Whether this call would have written the row's file: it is named after all that its numbers depend on."""
+        file = self.points / str(row["file"])
+        if not file.is_file():
+            return False
+        # the adaptive solver's row holds what it chose, the recipe what it was asked for
+        asked = {**row, "evaluations": _recipe(file)["sampler"]["evaluations"]}
+        return bool(file.stem == self.measurement.key(again(asked), len(self.labels)))
 
     def write(self, table: pd.DataFrame) -> None:
         """Write the table and its figure."""

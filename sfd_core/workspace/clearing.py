@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.locks import is_held
 from sfd_core.host.paths import OUTPUTS, REPORT, STATE
@@ -13,6 +14,7 @@ from sfd_core.host.resume import LOCK
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, running_stages
 from sfd_core.workspace.places import EXPERIMENTS, SHOWN
+from sfd_core.workspace.places import LOCK as LOCK_FILE
 
 RESUME = STATE / "resume"
 KEPT = (RESUME, STATE / "checkpoints", STATE / "kept")
@@ -69,10 +71,24 @@ def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) 
             yield replace(item, why=IN_WORK)
         elif name in KEPT and not checkpoints:
             yield replace(item, why="holds checkpoints; --checkpoints deletes it, too")
+        elif name == OUTPUTS and (own := _undeclared(place)):
+            yield replace(item, why=f"{own[0]}{' and more' * (len(own) > 1)} is no stage's output; move it to another place")
         elif name == OUTPUTS and (lost := _outside_cache(place, project)):
             yield replace(item, why=f"DVC's cache lacks {lost[0]}{' and more' * (len(lost) > 1)}; `dvc commit` puts it there")
         else:
             yield item
+
+
+def _undeclared(place: Path) -> list[str]:
+    """Return the files in the outputs that no stage wrote, hidden ones left out; nothing can make them again."""
+    lock = place / LOCK_FILE
+    if not lock.is_file():
+        return []
+    stages = parse_yaml(read_utf8(lock), str(lock)).get("stages") or {}
+    declared = {Path(out["path"]) for stage in stages.values() for out in stage.get("outs", [])}
+    files = (file.relative_to(place) for file in sorted((place / OUTPUTS).rglob("*")) if file.is_file())
+    shown = (file for file in files if not any(part.startswith(".") for part in file.parts))
+    return [str(file) for file in shown if declared.isdisjoint((file, *file.parents))]
 
 
 def _outside_cache(place: Path, project: Path) -> list[str]:

@@ -1,10 +1,14 @@
 """The folder with results that a name means: a project, an experiment, a variant of the project, or a Git ref."""
 
+import copy
+import sys
 from pathlib import Path
 
-from sfd_core.experiment.params import load_params
+from sfd_core.experiment.params import Params, load_params, parse_params
+from sfd_core.experiment.values import flat_values, parse_yaml, read_utf8, set_value
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import STATE, atomic_dir
+from sfd_core.host.resume import MOST_NAMED
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
 
@@ -12,6 +16,9 @@ EXPERIMENTS = STATE / "experiments"
 SHOWN = STATE / "shown"
 """Results of Git refs that were looked at."""
 PARAMS = "params.yaml"
+LOCK = "dvc.lock"
+SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference")
+"""Stages that all variants share."""
 
 
 def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:
@@ -39,12 +46,39 @@ def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:
     return _restored(project, base, commit), variant
 
 
+def recorded_params(place: Path) -> Params:
+    """Return the parameters that made the results in a folder, as far as its dvc.lock has them.
+
+    Where params.yaml was edited since, stderr says so: what was not run is shown as nobody's. Raises `ConfigError` for a file
+    that cannot be used.
+    """
+    params = load_params(place / PARAMS)
+    lock = place / LOCK
+    if not lock.is_file():
+        return params
+    stages = parse_yaml(read_utf8(lock), str(lock)).get("stages") or {}
+    names = [*SHARED, *(f"{stage}@{variant}" for stage in ("train", "evaluate") for variant in params.active)]
+    values = copy.deepcopy(params.given())
+    for name in names:
+        for key, value in stages.get(name, {}).get("params", {}).get(PARAMS, {}).items():
+            set_value(values, key, value)
+    made = parse_params(values, f"what {lock} records")
+    before, now = (flat_values(of.model_dump(mode="json")) for of in (made, params))
+    if edited := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        print(
+            f"{place / PARAMS} was edited since: {', '.join(edited[:MOST_NAMED])}{' and more' * (len(edited) > MOST_NAMED)}; "
+            "results are told with the values that made them; `make repro` brings them up to date",
+            file=sys.stderr,
+        )
+    return made
+
+
 def _restored(project: Path, ref: str, commit: str) -> Path:
     folder = project / SHOWN / commit
     if folder.is_dir():
         return folder
     with atomic_dir(folder) as place:
-        for name in (PARAMS, "dvc.yaml", "dvc.lock"):
+        for name in (PARAMS, "dvc.yaml", LOCK):
             (place / name).write_text(git.file_of(project, commit, name) + "\n")
         write_local_config(project, place, scm=False)
         stages = [f"{stage}@{variant}" for variant in load_params(place / PARAMS).active for stage in ("train", "evaluate")]

@@ -90,6 +90,7 @@ ODD = {
     "keys alone": "? ? ? x",
     "another version": "%YAML 9.9\n---\na: 1",
     "half a number": "a: 0x",
+    "a number of 5,000 digits": "a: 0x" + "f" * 5000,
 }
 
 
@@ -97,3 +98,14 @@ ODD = {
 def test_odd_texts_are_values_or_an_error(name: str) -> None:
     message = told(lambda: parse_yaml(ODD[name], "params.yaml"))
     assert not message or "params.yaml is not valid YAML" in message
+
+
+def test_values_that_anchors_multiply_are_refused_at_once() -> None:
+    rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    rows += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 12)]
+    message = told(lambda: parse_params(parse_yaml("\n".join(rows), "params.yaml")))
+    assert "a11: unknown key" in message
+    values = yaml.safe_load("\n".join(rows))
+    message = told(lambda: parse_params(changed(("studies",), values["a11"])))
+    assert "studies: Input should be a valid dictionary (given: [[[" in message
+    assert len(message) < 100_000

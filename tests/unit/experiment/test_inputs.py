@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from sfd_core.cli.main import app
-from sfd_core.experiment.inputs import missing_inputs, require_inputs
+from sfd_core.experiment.inputs import found_at, link_inputs, missing_inputs, require_inputs
 from sfd_core.experiment.presets import load_preset
-from sfd_core.host.errors import DataError
+from sfd_core.host.errors import ConfigError, DataError
 
 PRESETS = Path(__file__).parents[3] / "presets"
 OF_IMAGENET = {
@@ -43,6 +43,27 @@ def test_a_pattern_that_matches_a_file_is_there(tmp_path: Path) -> None:
         require_inputs(pattern, tmp_path)
     (tmp_path / "train-0.tar").touch()
     require_inputs(pattern, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a/**b/*.tar"])
+def test_words_that_can_be_no_path_are_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ConfigError, match="can be neither a path nor a pattern") as told:
+        found_at(path, tmp_path)
+    assert repr(path) in str(told.value)
+
+
+def test_an_experiment_reads_the_images_that_the_project_reads_now(tmp_path: Path) -> None:
+    params = load_preset("cifar10", PRESETS).check()
+    project, folder = tmp_path / "project", tmp_path / "project" / ".sfd" / "experiments" / "again"
+    (project / "data").mkdir(parents=True)
+    for disk in ("one", "two"):
+        for part in ("train", "test"):
+            (tmp_path / disk / part).mkdir(parents=True)
+        link = project / "data" / "cifar10"
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / disk)
+        link_inputs(params, folder, project)
+        assert (folder / "data" / "cifar10" / "train").resolve() == tmp_path / disk / "train"
 
 
 def test_validate_says_what_is_not_there_yet(

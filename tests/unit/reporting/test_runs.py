@@ -1,7 +1,9 @@
 """Finished runs by name, and two of them side by side."""
 
+import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,26 @@ def test_what_differs_is_told_and_nothing_else(compared: Comparison, project: Pa
     assert list(whole.differences.index) == ["train.optimisation.steps", "active", "variants.sfd.delta_t", "code of train"]
 
 
+def test_values_edited_after_the_run_are_not_told_as_those_of_the_run(
+    params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = params.model_dump(mode="json")
+    project = lay_out(tmp_path / "project", values)
+    train, rate = copy.deepcopy(values["train"]), values["variants"]["sfd"]["learning_rate"]
+    recorded = {"train": train, "variants.sfd": copy.deepcopy(values["variants"]["sfd"])}
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train@sfd": {"params": {"params.yaml": recorded}}}}))
+    assert open_run("sfd", project).params.train.optimisation.steps == train["optimisation"]["steps"]
+    assert not capsys.readouterr().err
+    values["variants"]["sfd"]["learning_rate"] = 2 * rate
+    values["train"]["optimisation"]["steps"] += 1
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    run = open_run("sfd", project)
+    assert run.parameters["variant.learning_rate"] == rate
+    assert run.parameters["train.optimisation.steps"] == train["optimisation"]["steps"]
+    told = capsys.readouterr().err
+    assert "params.yaml was edited since: train.optimisation.steps, variants.sfd.learning_rate; " in told
+
+
 def test_variants_that_both_have_are_named_by_their_runs(compared: Comparison, project: Path) -> None:
     assert list(compared.both.outputs.variants) == ["sfd", "later@sfd"]
     other = Comparison(open_run("dit", project), open_run("later@sfd", project)).both
@@ -108,6 +130,21 @@ def test_numbers_curves_and_samples_stand_side_by_side(compared: Comparison) -> 
     samples = compared.samples(3)
     assert samples.shape == (64, 96, 3)
     np.testing.assert_array_equal(samples[:32], samples[32:])
+
+
+def test_numbers_that_do_not_compare_are_said_to(compared: Comparison) -> None:
+    assert "do not compare" not in "".join(compared.tables)
+    (variant,) = compared.other.outputs.variants.values()
+    numbers = {
+        name: replace(number, protocol={**number.protocol, "reference_digest": "other images"})
+        for name, number in variant.numbers.items()
+    }
+    outputs = replace(compared.other.outputs, variants={"sfd": replace(variant, numbers=numbers)})
+    headings = "".join(Comparison(compared.one, replace(compared.other, outputs=outputs)).tables)
+    assert re.search(
+        r"These numbers do not compare: \w+ was measured with reference_digest \w+ in sfd and other images in later@sfd\.",
+        headings,
+    )
 
 
 def test_the_page_refers_to_nothing_outside_itself(compared: Comparison, tmp_path: Path) -> None:

@@ -170,8 +170,18 @@ def test_a_synchronous_checkpoint_with_one_clock(tmp_path: Path, vae: Path, enco
     with pytest.raises(ConfigError, match=r"delta_t is 0\.3, but .* has one time embedder.*--delta-t 0"):
         imported(tmp_path / "wrong", model, known)
     folder = imported(tmp_path / "sync", model, known, replace(SFD, delta_t=0.0))
-    drawn = Pipeline.from_artifact(folder, vae)([0, 1, 2], seed=3, sampler=SAMPLER).images
+    pipeline = Pipeline.from_artifact(folder, vae)
+    drawn = pipeline([0, 1, 2], seed=3, sampler=SAMPLER).images
     assert torch.equal(drawn, drawn_by_hand(model, vae, delta_t=0.0))
+    for order in ({"delta_t": 0.3}, {"path": [[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]}):
+        with pytest.raises(ConfigError, match=r"this denoiser has one time embedder, so .*; sample with delta_t 0"):
+            pipeline([0], seed=3, sampler=SAMPLER, **order)
+    two = Pipeline.from_artifact(imported(tmp_path / "two", network(), known), vae)
+    guided = Pipeline(two.denoiser, two.vae, pipeline.denoiser)
+    sampler = SAMPLER.model_copy(update={"guidance": "autoguidance", "guide": "sync"})
+    guided.require_possible([0], sampler.model_copy(update={"delta_t": 0.0}))
+    with pytest.raises(ConfigError, match="its guide has one time embedder"):
+        guided.require_possible([0], sampler)
 
 
 def test_safetensors_import(tmp_path: Path, vae: Path, encode: Path) -> None:

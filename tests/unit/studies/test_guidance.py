@@ -11,7 +11,7 @@ from PIL import Image
 from sfd_core.cli.studies import parse_interval
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.studies.guidance import plan_points, run_curve
+from sfd_core.studies.guidance import Parts, plan_points, run_curve
 from sfd_core.studies.study import Point
 
 GUIDED = SAMPLER.model_copy(update={"guidance": "cfg"})
@@ -19,9 +19,9 @@ WHOLE, LATE = (0.0, 1.0), (0.3, 1.0)
 POINTS = plan_points(GUIDED, [1.0, 2.0], [WHOLE, LATE], [4])
 
 
-def run(measuring: Measurement, points: list[Point], out: Path) -> tuple[pd.DataFrame, int]:
+def run(measuring: Measurement, points: list[Point], out: Path, parts: Parts = "both") -> tuple[pd.DataFrame, int]:
     """Return the table and how many points were drawn."""
-    return points_drawn(out, lambda: run_curve(measuring, points, 6, out))
+    return points_drawn(out, lambda: run_curve(measuring, points, 6, out, parts))
 
 
 def test_every_combination_is_a_point_and_scale_one_only_once() -> None:
@@ -84,6 +84,17 @@ def test_another_call_adds_to_the_table_what_was_measured_alike(measuring: Measu
     assert list(both["scale"]) == [1.0, 2.0, 3.0]
     assert list(both["file"])[::2] == list(first["file"])
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "curve" / "curve.csv"), both, check_dtype=False)
+
+
+def test_a_curve_never_joins_what_was_guided_otherwise(measuring: Measurement, tmp_path: Path) -> None:
+    """Else one line would show two ways to guide, or two solvers."""
+    run(measuring, plan_points(GUIDED, [3.0], [WHOLE], [4], "texture"), tmp_path, "texture")
+    for changes in ({}, {"solver": "ab2"}, {"shift": 2.0}):
+        base = GUIDED.model_copy(update=changes)
+        table, drawn = run(measuring, plan_points(base, [2.0], [WHOLE], [4]), tmp_path)
+        assert (list(table["scale"]), drawn) == ([2.0], 1)
+    table, _ = run(measuring, plan_points(GUIDED, [4.0], [WHOLE], [4], "texture"), tmp_path, "texture")
+    assert list(table["scale"]) == [4.0]
 
 
 def test_a_folder_of_another_denoiser_is_left_alone(measuring: Measurement, tmp_path: Path) -> None:

@@ -50,6 +50,23 @@ def test_each_offset_is_sampled_along_its_path_and_kept(measuring: Measurement, 
     pd.testing.assert_frame_equal(again, table)
 
 
+@pytest.mark.parametrize("kind", ["offsets", "corners"])
+def test_points_of_another_number_of_evaluations_are_another_curve(kind: str, measuring: Measurement, tmp_path: Path) -> None:
+    plan = {
+        "offsets": lambda base, time: plan_offsets(base, [time]),
+        "corners": lambda base, time: plan_corners(base, [0, time]),
+    }
+    more = SAMPLER.model_copy(update={"evaluations": 6})
+    first = run_orders(kind, measuring, plan[kind](SAMPLER, 0.3), 6, tmp_path)
+    other = run_orders(kind, measuring, plan[kind](more, 0.5), 6, tmp_path)
+    back = run_orders(kind, measuring, plan[kind](more, 0.3), 6, tmp_path)
+    assert first is not None
+    assert other is not None
+    assert back is not None
+    assert set(other["evaluations"]) == set(back["evaluations"]) == {6}
+    assert len(back) > len(other) == len(first)
+
+
 def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
     lay_out(tmp_path)
     measuring = measurement(tmp_path, Processes(0, 1))

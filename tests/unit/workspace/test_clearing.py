@@ -40,6 +40,16 @@ def test_experiments_and_points_go_unless_something_works_in_them_or_can_be_resu
     assert {item.path.name: item.size for item in find_clearable(project, True)}["stopped"] == 3
 
 
+def test_outputs_with_a_file_that_no_stage_wrote_are_kept(project: Path) -> None:
+    """Such as numbers of `sfd evaluate --out` or an imported denoiser: DVC restores neither."""
+    done = project / ".sfd" / "experiments" / "done"
+    (done / "outputs" / "train" / "sfd").mkdir(parents=True)
+    (done / "outputs" / "train" / "sfd" / "model.json").touch()
+    (done / "outputs" / "mine.json").touch()
+    (done / "dvc.lock").write_text("stages: {train@sfd: {outs: [{path: outputs/train/sfd}]}}")
+    assert reasons(project)["done"] == "outputs/mine.json is no stage's output; move it to another place"
+
+
 def test_a_folder_that_is_no_project_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     with pytest.raises(ConfigError, match="is no project"):
