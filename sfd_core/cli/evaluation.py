@@ -78,6 +78,7 @@ def evaluate(
     if png:
         require_new_folder(png)
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, sampler)
+    drawing.require_meaning(measurement.pipeline.denoiser.variant)
     _measure(measurement, sampler, count, params.prepare.resolution, Exports(out, npz, png))
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import existing_parent, stage_dir
 
 if TYPE_CHECKING:
-    from sfd_core.experiment.params import Params, SamplerParams
+    from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 
 PARAMS = Path("params.yaml")
 SAMPLER = Group("Sampler", help="Default: evaluate.sampler of params.yaml.", sort_key=2)
@@ -105,6 +106,14 @@ class Drawing:
         if self.guidance == "none":
             sampler["texture"]["scale"] = sampler["semantic"]["scale"] = 1.0
         return parse_sampler(sampler, "what the options ask for")
+
+    def require_meaning(self, variant: "VariantParams") -> None:
+        """Raise `ConfigError` for an option that changes no image of a denoiser like `variant`."""
+        unused = ["gaussian_solver"] if variant.family == "flow" else ["solver", "shift"]
+        unused += ["semantic_scale", "semantic_interval"] if variant.semantic == "none" else []
+        if given := [f"--{name.replace('_', '-')}" for name in unused if getattr(self, name) is not None]:
+            kind = f"model {variant.model}{', which has no semantics' if variant.semantic == 'none' else ''}"
+            raise ConfigError(f"{' and '.join(given)} would change nothing: this denoiser is of {kind}; leave it out")
 
 
 UNCHANGED = Drawing()

@@ -60,6 +60,7 @@ def guidance_curve(
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
+    drawing.require_meaning(measurement.pipeline.denoiser.variant)
     table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, parts)
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
@@ -93,6 +94,7 @@ def path_curve(
         raise ConfigError("path-curve compares offsets or corners; give either --offsets or --corners")
     kind, points = ("corners", plan_corners(base, corners)) if corners else ("offsets", plan_offsets(base, offsets or []))
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
+    drawing.require_meaning(measurement.pipeline.denoiser.variant)
     table = run_orders(kind, measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, [name for name in ("delta_t", "t_tex", "t_sem") if name in table], ("fid", "fd_", "sfid", "is"))
@@ -131,6 +133,7 @@ def error_field(
 
     latents = ShardReader(stage_dir("encode") / "held_out")
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
+    drawing.require_meaning(measurement.pipeline.denoiser.variant)
     table = run_error_field(measurement, study, base, samples or params.evaluate.final_samples, latents, out)
     if table is not None:
         _print(table, ["semantic_weight", "path"], ("fid", "fd_", "sfid", "is"))
@@ -164,6 +167,7 @@ def solvers(
 
     points = plan_solvers(base, solvers or ["euler", "heun", "ab2"], evaluations or [base.evaluations], target)
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
+    drawing.require_meaning(measurement.pipeline.denoiser.variant)
     table = run_solvers(measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, ["solver", "evaluations"], ("fid", "fd_", "difference", "error"))

@@ -41,6 +41,26 @@ def test_options_that_do_not_fit_are_errors_that_name_them(words: list[str], nam
         sampler_of(*words)
 
 
+@pytest.mark.parametrize(
+    ("variant", "drawing", "named"),
+    [
+        ("dit", Drawing(solver="heun"), "--solver"),
+        ("dit", Drawing(shift=2.0), "--shift"),
+        ("sfd", Drawing(gaussian_solver="ddpm"), "--gaussian-solver"),
+        ("lightningdit", Drawing(guidance="cfg", semantic_scale=2.0), "--semantic-scale"),
+        ("lightningdit", Drawing(guidance="cfg", semantic_interval=(0.0, 0.5)), "--semantic-interval"),
+    ],
+)
+def test_options_that_would_change_no_image_are_refused(variant: str, drawing: Drawing, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named} would change nothing"):
+        drawing.require_meaning(PARAMS.variants[variant])
+
+
+@pytest.mark.parametrize("variant", ["sfd", "lightningdit", "dit"])
+def test_options_for_every_denoiser_are_taken_by_each(variant: str) -> None:
+    Drawing(seed=1, guidance="cfg", texture_scale=2.0, texture_interval=(0.0, 0.5)).require_meaning(PARAMS.variants[variant])
+
+
 def test_a_path_or_an_offset_replaces_the_order_of_the_experiment() -> None:
     corners = [[0.0, 0.0], [0.1, 0.8], [1.0, 1.0]]
     assert sampler_of("--path", "[[0, 0], [0.1, 0.8], [1, 1]]").path == corners
