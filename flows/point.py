@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import Artifact
 from prefect.cache_policies import NO_CACHE
@@ -27,7 +26,7 @@ from sfd_core.host.settings import Settings
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
 from sfd_core.workspace import git, journal
-from sfd_core.workspace.dvc import Place, ProgramError, stages_run
+from sfd_core.workspace.dvc import Place, ProgramError, locked_stages, stages_run
 from sfd_core.workspace.experiments import point_place
 
 TRACKING_LOCK = STATE / "points-tracking.lock"
@@ -168,7 +167,7 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
         "training": _numbers(train / "metrics.json"),
         "run_key": run_key,
         "evaluation": evaluation_key(evaluate),
-        "data": _hashes(folder / "dvc.lock"),
+        "data": _hashes(folder),
         "ran": ran,
         "validation": read_losses(train / "validation.csv"),
         "flow_run": page_of(flow_run.id),
@@ -187,7 +186,6 @@ def _run_key(history: Path) -> str:
     return history_key(history) if history.is_file() else ""
 
 
-def _hashes(lock: Path) -> dict[str, str]:
+def _hashes(folder: Path) -> dict[str, str]:
     """Return the DVC hash of every output of the pipeline."""
-    stages = yaml.safe_load(lock.read_text())["stages"]
-    return {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", [])}
+    return {out["path"]: out["md5"] for entry in locked_stages(folder).values() for out in entry.get("outs", [])}

@@ -49,12 +49,11 @@ def compare(
 
 def record(run: Annotated[str, RUN] = ".", /, *, out: Annotated[Path, output("The table, one CSV file.")] = CURVES) -> None:
     """Write the losses and distances of all variants of a finished run, as a reference for `sfd curve compare`."""
-    from sfd_core.experiment.params import load_params
     from sfd_core.host.paths import atomic_path
     from sfd_core.reporting.reference_curves import record as recorded
-    from sfd_core.workspace.places import find_place
+    from sfd_core.workspace.places import find_place, recorded_params
 
     place, _ = find_place(run)
     with atomic_path(out) as temporary:
-        recorded(place, load_params(place / PARAMS)).to_csv(temporary, index=False)
+        recorded(place, recorded_params(place)).to_csv(temporary, index=False)
     print(out)

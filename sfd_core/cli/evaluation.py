@@ -77,8 +77,7 @@ def evaluate(
 
     if png:
         require_new_folder(png)
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, sampler)
-    drawing.require_meaning(measurement.pipeline.denoiser.variant)
+    measurement = drawn_measurement(params, artifact, drawing, sampler)
     _measure(measurement, sampler, count, params.prepare.resolution, Exports(out, npz, png))
 
 
@@ -125,6 +124,13 @@ def _repeat(params: "Params", recorded: Path, moved: str | None, out: Path | Non
     if out and measurement.processes.first:
         write_json(out, groups)
     measurement.processes.leave()
+
+
+def drawn_measurement(params: "Params", artifact: str, drawing: Drawing, sampler: "SamplerParams") -> "Measurement":
+    """Load a denoiser as the command line asks for it. Raises `ConfigError` for an option that changes none of its images."""
+    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, sampler)
+    drawing.require_meaning(measurement.pipeline.denoiser.variant)
+    return measurement
 
 
 def load_measurement(params: "Params", artifact: Path, step: int | None, sampler: "SamplerParams") -> "Measurement":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sfd_core.cli.evaluation import load_measurement
+from sfd_core.cli.evaluation import drawn_measurement
 from sfd_core.cli.options import (
     ARTIFACT,
     EVALUATIONS,
@@ -59,8 +59,7 @@ def guidance_curve(
     from sfd_core.studies.guidance import plan_points, run_curve
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    drawing.require_meaning(measurement.pipeline.denoiser.variant)
+    measurement = drawn_measurement(params, artifact, drawing, base)
     table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, parts)
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
@@ -93,8 +92,7 @@ def path_curve(
     if (offsets is None) == (corners is None):
         raise ConfigError("path-curve compares offsets or corners; give either --offsets or --corners")
     kind, points = ("corners", plan_corners(base, corners)) if corners else ("offsets", plan_offsets(base, offsets or []))
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    drawing.require_meaning(measurement.pipeline.denoiser.variant)
+    measurement = drawn_measurement(params, artifact, drawing, base)
     table = run_orders(kind, measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, [name for name in ("delta_t", "t_tex", "t_sem") if name in table], ("fid", "fd_", "sfid", "is"))
@@ -132,8 +130,7 @@ def error_field(
     from sfd_core.studies.error_field import run_error_field
 
     latents = ShardReader(stage_dir("encode") / "held_out")
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    drawing.require_meaning(measurement.pipeline.denoiser.variant)
+    measurement = drawn_measurement(params, artifact, drawing, base)
     table = run_error_field(measurement, study, base, samples or params.evaluate.final_samples, latents, out)
     if table is not None:
         _print(table, ["semantic_weight", "path"], ("fid", "fd_", "sfid", "is"))
@@ -166,8 +163,7 @@ def solvers(
     from sfd_core.studies.solvers import plan_solvers, run_solvers, smallest_budgets
 
     points = plan_solvers(base, solvers or ["euler", "heun", "ab2"], evaluations or [base.evaluations], target)
-    measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, base)
-    drawing.require_meaning(measurement.pipeline.denoiser.variant)
+    measurement = drawn_measurement(params, artifact, drawing, base)
     table = run_solvers(measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, ["solver", "evaluations"], ("fid", "fd_", "difference", "error"))

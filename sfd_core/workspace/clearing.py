@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.locks import is_held
 from sfd_core.host.paths import OUTPUTS, REPORT, STATE
 from sfd_core.host.resume import LOCK
 from sfd_core.workspace import git
-from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, running_stages
+from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, locked_stages, running_stages
 from sfd_core.workspace.places import EXPERIMENTS, SHOWN
-from sfd_core.workspace.places import LOCK as LOCK_FILE
 
 RESUME = STATE / "resume"
 KEPT = (RESUME, STATE / "checkpoints", STATE / "kept")
@@ -81,10 +79,9 @@ def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) 
 
 def _undeclared(place: Path) -> list[str]:
     """Return the files in the outputs that no stage wrote, hidden ones left out; nothing can make them again."""
-    lock = place / LOCK_FILE
-    if not lock.is_file():
+    stages = locked_stages(place)
+    if not stages:
         return []
-    stages = parse_yaml(read_utf8(lock), str(lock)).get("stages") or {}
     declared = {Path(out["path"]) for stage in stages.values() for out in stage.get("outs", [])}
     files = (file.relative_to(place) for file in sorted((place / OUTPUTS).rglob("*")) if file.is_file())
     shown = (file for file in files if not any(part.startswith(".") for part in file.parts))

@@ -15,17 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 import psutil
 from configobj import ConfigObj
 
+from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host import supervisor
 from sfd_core.host.addresses import public
 from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
 from sfd_core.host.machine import Slot, cores
 from sfd_core.host.paths import OUTPUTS, STATE, sqlite_address
 
+LOCK = "dvc.lock"
 LOGS = STATE / "logs"
 OF_VARIANTS = ("train", "evaluate")
 """Stages that run once a variant."""
@@ -206,6 +208,12 @@ def environment(project: Path) -> dict[str, str]:
     kept.setdefault("MLFLOW_TRACKING_URI", sqlite_address(project.resolve() / STATE / "mlflow.db"))
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     return kept | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def locked_stages(folder: Path) -> dict[str, Any]:
+    """Return what dvc.lock records of each stage; empty without the file. Raises `ConfigError` if it is no YAML."""
+    lock = folder / LOCK
+    return dict(parse_yaml(read_utf8(lock), str(lock)).get("stages") or {}) if lock.is_file() else {}
 
 
 def remote_of(project: Path) -> str | None:

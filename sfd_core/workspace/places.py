@@ -5,18 +5,17 @@ import sys
 from pathlib import Path
 
 from sfd_core.experiment.params import Params, load_params, parse_params
-from sfd_core.experiment.values import flat_values, parse_yaml, read_utf8, set_value
+from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import STATE, atomic_dir
 from sfd_core.host.resume import MOST_NAMED
 from sfd_core.workspace import git
-from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
+from sfd_core.workspace.dvc import LOCK, LOGS, Place, ProgramError, environment, locked_stages, write_local_config
 
 EXPERIMENTS = STATE / "experiments"
 SHOWN = STATE / "shown"
 """Results of Git refs that were looked at."""
 PARAMS = "params.yaml"
-LOCK = "dvc.lock"
 SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference")
 """Stages that all variants share."""
 
@@ -53,16 +52,13 @@ def recorded_params(place: Path) -> Params:
     that cannot be used.
     """
     params = load_params(place / PARAMS)
-    lock = place / LOCK
-    if not lock.is_file():
-        return params
-    stages = parse_yaml(read_utf8(lock), str(lock)).get("stages") or {}
+    stages = locked_stages(place)
     names = [*SHARED, *(f"{stage}@{variant}" for stage in ("train", "evaluate") for variant in params.active)]
     values = copy.deepcopy(params.given())
     for name in names:
         for key, value in stages.get(name, {}).get("params", {}).get(PARAMS, {}).items():
             set_value(values, key, value)
-    made = parse_params(values, f"what {lock} records")
+    made = parse_params(values, f"what {place / LOCK} records")
     before, now = (flat_values(of.model_dump(mode="json")) for of in (made, params))
     if edited := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         print(
