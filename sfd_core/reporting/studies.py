@@ -116,7 +116,8 @@ def path_words(path: str) -> str:
 
 
 def guided_table(table: pd.DataFrame, number: str) -> Table:
-    """Lay out every study of guidance at its best scale by `number`, best first."""
+    """Lay out every study of guidance at its best scale by `number`, best first; a point without scale is none."""
+    table = table[table["scale"].notna()]
     best = table.loc[table.groupby("study")[number].idxmin()].sort_values(number)
     rows = [
         Row(study, [Cell(f"{point['scale']:g}"), *_cells(point[_numbers(table)], number, best=rank == 0)])

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from denoisers import variant
@@ -184,6 +185,8 @@ def test_every_study_of_guidance_is_a_row_at_its_best_scale() -> None:
     assert [(row.title, row.cells[0].text, row.cells[1].text) for row in table.rows] == [("b", "2", "10.0"), ("a", "2", "20.0")]
     assert table.columns == ["Scale", "Fréchet distance ↓", "Precision ↑"]
     assert [[cell.best for cell in row.cells] for row in table.rows] == [[False, True, False], [False] * 3]
+    unguided = pd.DataFrame([{"study": "offsets", "scale": np.nan, "samples": 100, "fd_efficientnet_lite2": 5.0}])
+    assert studies.guided_table(pd.concat([points, unguided], ignore_index=True), "fd_efficientnet_lite2").rows == table.rows
     by_lite0 = studies.guided_table(points.assign(fd_efficientnet_lite0=[9.0, 2.0, 1.0, 3.0]), "fd_efficientnet_lite0")
     assert [[cell.best for cell in row.cells] for row in by_lite0.rows] == [[False, False, False, True], [False] * 4]
     assert sum(span for _, span in table.groups) == len(table.columns)
