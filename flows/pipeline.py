@@ -24,6 +24,7 @@ from sfd_core.host import machine
 from sfd_core.host.paths import REPORT, stage_dir
 from sfd_core.workspace import journal
 from sfd_core.workspace.dvc import LOGS, Place, stages_run
+from sfd_core.workspace.places import look_at_inputs
 
 STAGES_AT_ONCE = 16
 """Threads; the machine's slots limit how many of them compute."""
@@ -47,6 +48,7 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
         if pull:
             require_remote(place)
         try:
+            look_at_inputs(place)
             _run_stages(place, place.stage_graph(), pull)
         except BaseException:
             place.stop.set()

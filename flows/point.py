@@ -35,7 +35,7 @@ NETWORK_RETRIES = [5.0, 20.0, 60.0]
 """Seconds before each retry of a step that only the network can fail."""
 RECORD_TYPE = "point"
 BUSY_SECONDS = 30.0
-STAGES_OF_A_POINT = 8
+STAGES_OF_A_POINT = 11
 
 
 @flow(name="point", persist_result=False)

@@ -67,12 +67,15 @@ def experiment(
 def reproduce(*, at_once: Annotated[int | None, AT_ONCE] = None) -> None:
     """Run the pipeline of params.yaml, several stages at a time.
 
-    Like `dvc repro`, which runs one stage after another.
+    Like `dvc repro`, which runs one stage after another and does not see that images or weights changed under their path.
     """
     from sfd_core.host.machine import stages_at_once
     from sfd_core.workspace.dvc import Place, environment
+    from sfd_core.workspace.places import look_at_inputs
 
-    Place(Path(), environment(Path())).reproduce(at_once or stages_at_once())
+    place = Place(Path(), environment(Path()))
+    look_at_inputs(place)
+    place.reproduce(at_once or stages_at_once())
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -15,6 +15,7 @@ LATENTS = Group("Latents that it was trained on", validator=mutually_exclusive, 
 KIND = """sfd: texture and semantics at two clocks (SFD); autoguidance: an SFD that was stopped early, to guide another;
 lightningdit: texture alone (LightningDiT)."""
 LAST_STEP = 10**9
+PAPER = 0.3
 STATISTICS = "In place of --encode: latents_stats.pt of the public code, of texture and then of semantics."
 
 
@@ -56,9 +57,11 @@ def import_(
     out: Annotated[Path, output("Folder of the artifact, such as weights/sfd-xl.", folder=True)],
     encode: Annotated[Path, Parameter(help="Output of encode.", group=LATENTS)] = ENCODE,
     statistics: Annotated[list[Path] | None, Parameter(help=STATISTICS, group=LATENTS)] = None,
-    texture_vae: Annotated[Path, Parameter(help="With --statistics: the VAE that decodes the samples.")] = TEXTURE_VAE,
+    texture_vae: Annotated[
+        Path | None, Parameter(help=f"With --statistics: the VAE that decodes (default: {TEXTURE_VAE}).")
+    ] = None,
     num_classes: Annotated[int | None, whole("Name the classes 0 to N - 1 (default: as encoded).")] = None,
-    delta_t: Annotated[float, Parameter(help="By how much semantics led in its training, in the paper 0.3.")] = 0.3,
+    delta_t: Annotated[float | None, Parameter(help=f"How far semantics led in its training (default: {PAPER}).")] = None,
     step: Annotated[int | None, whole("Training steps (default: the number that names the file).", 0, LAST_STEP)] = None,
     batch_size: Annotated[int, whole("Images a step, in the paper 256.")] = 256,
 ) -> None:
@@ -68,10 +71,18 @@ def import_(
     """
     from sfd_core.sampling.importing import ImportOptions, LatentSource, import_denoiser
 
+    if kind == "lightningdit" and delta_t is not None:
+        raise ConfigError(f"--delta-t {delta_t} changes nothing: a {kind} has no semantics to lead; leave it out")
+    if texture_vae and not statistics:
+        raise ConfigError(
+            "--texture-vae changes nothing without --statistics: the encoded latents name their own; leave it out"
+        )
+    delta_t = PAPER if delta_t is None else delta_t
     if not 0 <= delta_t <= 1:
         raise ConfigError(f"--delta-t {delta_t} is no share of global time; give a number from 0 to 1")
     options = ImportOptions(kind, delta_t, step_of(file) if step is None else step, batch_size, num_classes)
-    source = LatentSource.of_statistics(statistics, texture_vae) if statistics else LatentSource.of_encode(encode)
+    decoder = texture_vae or TEXTURE_VAE
+    source = LatentSource.of_statistics(statistics, decoder) if statistics else LatentSource.of_encode(encode)
     manifest = import_denoiser(file, options, source, out)
     print(
         f"{out}: {manifest.variant_name}, {manifest.parameters / 1e6:.1f}M parameters, step {options.step}, "

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from sfd_core.experiment.inputs import require_inputs, require_none_in_outputs
+from sfd_core.experiment.inputs import input_digests, require_inputs, require_none_in_outputs
 from sfd_core.experiment.params import Group, Params, VariantParams, fingerprint, load_params, parse_params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.experiment.values import set_value
@@ -77,7 +77,7 @@ class Point:
     values: Mapping[str, Any]
     """Raw parameters, complete, of this variant alone."""
     key: str
-    """Hash of parameters and code: equal keys are one experiment, in any sweep."""
+    """Hash of parameters, code, and files at the paths of the parameters: equal keys are one experiment, in any sweep."""
     shared: str
     """Hash of everything that its stages before training depend on."""
 
@@ -107,6 +107,8 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
     wanted = list(dict.fromkeys(space.variants or base.active))
     variants, _ = split_variants(base, wanted, filter(_is_of_variant, space.keys))
     _require_values(space, len(variants))
+    if any(found := input_digests(base, project).values()):
+        code = fingerprint(code, list(found))
     points: dict[str, Point] = {}
     keys = [*space.grid, *(["seed"] if space.seeds else [])]
     axes = [*space.grid.values(), *([space.seeds] if space.seeds else [])]

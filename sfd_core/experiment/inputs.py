@@ -1,10 +1,16 @@
-"""Files and folders that an experiment reads, checked for existence before a long run."""
+"""Files and folders that an experiment reads and DVC does not own: whether they are there, and whether they are the same."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from sfd_core.experiment.params import DiffusersVAEParams, LDMVAEParams, Params
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.paths import OUTPUTS
+from sfd_core.host.paths import OUTPUTS, file_digest, files_below, stage_dir
+
+IMAGES = "prepare"
+READERS = (IMAGES, "texture_vae", "features", "semantic_vae", "reference", "evaluate")
+"""Stages that read such files."""
 
 
 def named_inputs(params: Params, project: Path = Path()) -> dict[str, str]:
@@ -50,6 +56,43 @@ def require_none_in_outputs(params: Params, project: Path = Path()) -> None:
             )
 
 
+def input_digests(params: Params, project: Path = Path()) -> dict[str, dict[str, str]]:
+    """Return, for each stage of `READERS`, a hash of the files at each of its keys in `params.yaml`.
+
+    Images count by their names and sizes, everything else by its content. Where nothing lies at a path any more, what was
+    recorded counts, or the key is left out. Raises `DataError` for a folder with entries that are no files.
+    """
+    digests: dict[str, dict[str, str]] = {stage: {} for stage in READERS}
+    for key, path in named_inputs(params, project).items():
+        stage = key.partition(".")[0]
+        found = found_at(path, project)
+        digest = _digest(found, by_content=stage != IMAGES) if found else recorded_digests(stage, project).get(key)
+        if digest:
+            digests[stage][key] = digest
+    return digests
+
+
+def recorded_digests(stage: str, project: Path = Path()) -> dict[str, str]:
+    """Return what stage `inputs` recorded of the files that `stage` reads; empty if it did not run."""
+    path = project / stage_dir("inputs") / f"{stage}.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def require_recorded_inputs(stage: str, params: Params) -> None:
+    """Raise `ConfigError` if `stage` reads files and they are not those that stage `inputs` recorded for it."""
+    if stage not in READERS or not stage_dir("inputs").is_dir():
+        return
+    recorded = recorded_digests(stage)
+    named = named_inputs(params)
+    changed = [key for key, digest in input_digests(params)[stage].items() if recorded.get(key) != digest]
+    if changed:
+        raise ConfigError(
+            f"{in_words({key: named[key] for key in changed})} changed after stage inputs looked, so the result of stage "
+            f"{stage} would be recorded as that of other files; run `dvc repro --single-item --force inputs`, then the same "
+            "command again"
+        )
+
+
 def found_at(path: str, project: Path) -> list[Path]:
     """Return the file or folder `path`, or all files that match it as a pattern; relative to `project`.
 
@@ -81,6 +124,17 @@ def link_inputs(params: Params, folder: Path, project: Path) -> None:
 def in_words(inputs: dict[str, str]) -> str:
     """Return inputs as one line of text."""
     return ", ".join(f"{path} ({key})" for key, path in inputs.items())
+
+
+def _digest(found: list[Path], *, by_content: bool) -> str:
+    digest = hashlib.sha256()
+    for top in found:
+        for file in files_below(top) if top.is_dir() else [top]:
+            name = file.relative_to(top if top.is_dir() else top.parent)
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
+            if by_content:
+                digest.update(file_digest(file).encode())
+    return digest.hexdigest()
 
 
 def _vae_weights(params: Params, project: Path) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core.experiment.code import require_recorded_code
+from sfd_core.experiment.inputs import require_recorded_inputs
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
@@ -17,8 +18,9 @@ PIPELINE = Path("dvc.yaml")
 def begin_stage(stage: str, variant: str = "") -> Params:
     """Return the parameters of the project for a stage, or one variant of a matrix stage.
 
-    DVC records the parameters that it finds when a stage has ended. Where those of the stage are no longer what it ran with,
-    its outputs are not written. Raises `ConfigError` for values that cannot be used, and for other code than is recorded.
+    DVC records the parameters that it finds when a stage has ended. Where those of the stage, or files that it reads, are no
+    longer what it ran with, its outputs are not written. Raises `ConfigError` for values that cannot be used, and for other
+    code or other files than are recorded.
     """
     if OUTPUTS.is_symlink():
         raise ConfigError(
@@ -28,6 +30,7 @@ def begin_stage(stage: str, variant: str = "") -> Params:
     params = load_params()
     if variant:
         params.variant(variant)  # an unknown one is reported before anything is read
+    require_recorded_inputs(stage, params)
     began = _values(stage, variant, params)
 
     def require_unchanged() -> None:
@@ -38,6 +41,7 @@ def begin_stage(stage: str, variant: str = "") -> Params:
                 f"{', '.join(changed)} of params.yaml changed while stage {stage} ran; DVC would record its result, that "
                 "of the old values, as one of the new, so it is not written. Start the stage again, with either values"
             )
+        require_recorded_inputs(stage, params)
 
     check_before_outputs(require_unchanged)
     return params

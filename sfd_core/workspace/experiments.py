@@ -25,7 +25,7 @@ from sfd_core.host.names import require_name
 from sfd_core.host.paths import atomic_dir
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
-from sfd_core.workspace.places import EXPERIMENTS
+from sfd_core.workspace.places import EXPERIMENTS, look_at_inputs
 
 MOST_SHOWN = 5
 COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore", "requirements.lock")
@@ -101,7 +101,9 @@ def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path(
             _copy_code(place, project)
             _write_values(plan.values, params, place, project, scm=False)
         try:
-            Place(folder, environment(project)).reproduce(at_once)
+            made = Place(folder, environment(project))
+            look_at_inputs(made)
+            made.reproduce(at_once)
         except ProgramError as error:
             raise DataError(f"the pipeline stopped in {folder}; see the error above; the same command continues it") from error
 
@@ -131,7 +133,9 @@ def point_place(
     require_inputs(params, project)
     with git.worktree(project, key, commit) as (folder, held):
         _write_values(values, params, folder, project, scm=True)
-        yield Place(folder, environment(project), project / LOGS / f"{key}.log", (held,), report)
+        place = Place(folder, environment(project), project / LOGS / f"{key}.log", (held,), report)
+        look_at_inputs(place)
+        yield place
         git.forget_worktree(project, folder)
 
 

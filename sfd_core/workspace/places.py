@@ -4,10 +4,11 @@ import copy
 import sys
 from pathlib import Path
 
+from sfd_core.experiment.inputs import input_digests, recorded_digests
 from sfd_core.experiment.params import Params, load_params, parse_params
 from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import DataError
-from sfd_core.host.paths import STATE, atomic_dir
+from sfd_core.host.paths import STATE, atomic_dir, stage_dir
 from sfd_core.host.resume import MOST_NAMED
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOCK, LOGS, Place, ProgramError, environment, locked_stages, write_local_config
@@ -18,6 +19,18 @@ SHOWN = STATE / "shown"
 PARAMS = "params.yaml"
 SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference")
 """Stages that all variants share."""
+
+
+def look_at_inputs(place: Place) -> None:
+    """Run stage `inputs` where images or weights are no longer those that it recorded, which DVC cannot know.
+
+    Where it recorded none, DVC runs it: what it writes is never restored from the run-cache.
+    """
+    if not (place.folder / stage_dir("inputs")).is_dir():
+        return
+    digests = input_digests(load_params(place.folder / PARAMS), place.folder)
+    if any(found != recorded_digests(stage, place.folder) for stage, found in digests.items()):
+        place.dvc("repro", "--force", "--single-item", "inputs")
 
 
 def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:

@@ -133,12 +133,23 @@ def _compiled(results: Mapping[str, Result]) -> str:
     return _table((*RATE_HEADS, "first step, seconds"), rows)
 
 
-RATE_HEADS = ("network", "channels", "tokens", "batch", "eager loop, images/s", "engine, images/s", "ratio", "spread", "rounds")
+RATE_HEADS = (
+    "network",
+    "channels",
+    "tokens",
+    "batch",
+    "threads",
+    "eager loop, images/s",
+    "engine, images/s",
+    "ratio",
+    "spread",
+    "rounds",
+)
 
 
 def _against_eager(result: Result) -> Sequence[str]:
     return (
-        result["size"], f"{result['channels']}", f"{result['tokens']}", f"{result['batch']}",
+        result["size"], f"{result['channels']}", f"{result['tokens']}", f"{result['batch']}", f"{result['threads']}",
         f"{median(result['eager']):,.1f}", f"{median(result['engine']):,.1f}", f"**{median(result['ratios']):.2f}**",
         f"{min(result['ratios']):.2f} to {max(result['ratios']):.2f}", f"{len(result['ratios'])}",
     )  # fmt: skip

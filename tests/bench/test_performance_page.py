@@ -17,8 +17,8 @@ from sfd_core.host.errors import DataError
 ROOT = Path(__file__).parents[2]
 PAGE = "# Title\n\nBy hand.\n\n<!-- table: training -->\nold\n<!-- end -->\n\nMore.\n<!-- table: gpu -->\n<!-- end -->\n"
 TRAINING = {
-    "size": "S", "channels": 48, "tokens": 64, "batch": 16, "eager": [10.0, 11.0, 12.0], "engine": [15.0, 16.5, 18.6],
-    "ratios": [1.5, 1.5, 1.55],
+    "size": "S", "channels": 48, "tokens": 64, "batch": 16, "threads": 2, "eager": [10.0, 11.0, 12.0],
+    "engine": [15.0, 16.5, 18.6], "ratios": [1.5, 1.5, 1.55],
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_tables_are_written_anew_and_prose_stays() -> None:
     page = fill(PAGE, kept)
     assert page.startswith("# Title\n\nBy hand.\n")
     assert "\n\nMore.\n" in page
-    assert "| S | 48 | 64 | 16 | 11.0 | 16.5 | **1.50** | 1.50 to 1.55 | 3 |\n" in page
+    assert "| S | 48 | 64 | 16 | 2 | 11.0 | 16.5 | **1.50** | 1.50 to 1.55 | 3 |\n" in page
     assert "commit 01234567+" in page
     assert "kept 0.25 cores busy" in page
     assert "old" not in page

@@ -32,11 +32,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("size", WORKLOADS)
 def test_engine_against_an_eager_loop(
-    benchmark: BenchmarkFixture, note: Note, remark: Callable[[str], None], tmp_path: Path, size: str
+    benchmark: BenchmarkFixture, note: Note, remark: Callable[[str], None], tmp_path: Path, size: str, threads: int
 ) -> None:
     workload = WORKLOADS[size]
     rates = benchmark.pedantic(lambda: interleave(workload, tmp_path, *ROUNDS[size]))
-    note(**_described(workload), eager=rates.eager, engine=rates.engine, ratios=rates.ratios)
+    note(**_described(workload), threads=threads, eager=rates.eager, engine=rates.engine, ratios=rates.ratios)
     remark(_compared(rates))
 
 
@@ -70,12 +70,14 @@ def test_compiled_engine_against_an_eager_loop(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     size: str,
+    threads: int,
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
     torch.compiler.reset()
     workload = WORKLOADS[size]
     rates = benchmark.pedantic(lambda: interleave(workload, tmp_path, *ROUNDS[size], compiled=True))
-    note(**_described(workload), eager=rates.eager, engine=rates.engine, ratios=rates.ratios, first_step=rates.first_step)
+    speeds = {"eager": rates.eager, "engine": rates.engine, "ratios": rates.ratios, "first_step": rates.first_step}
+    note(**_described(workload), threads=threads, **speeds)
     remark(f"{_compared(rates)} after a first step of {rates.first_step:.0f} s")
 
 

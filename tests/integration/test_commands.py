@@ -144,7 +144,7 @@ def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Projec
     words = ["experiment", "seeds", "--variants", "sfd", "--vary", "seed", "0", "1", "--table", ".sfd/seeds.csv"]
     printed = reproduced.run("sfd", *words, "--curves", ".sfd/curves.csv").stdout
     ran = [stage for stage, then in re.findall(r"^Running stage '([^']+)':\n(.*)", printed, re.MULTILINE)]
-    assert set(ran) == {"train@sfd-seed-1", "evaluate@sfd-seed-1", "studies", "report"}
+    assert set(ran) == {"inputs", "train@sfd-seed-1", "evaluate@sfd-seed-1", "studies", "report"}
     table = pd.read_csv(reproduced.path / ".sfd" / "seeds.csv")
     assert table[["variant", "seed"]].to_numpy().tolist() == [["sfd", 0], ["sfd", 1]]
     assert table["fd_efficientnet_lite0"].nunique() == 2

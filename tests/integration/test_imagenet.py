@@ -128,7 +128,7 @@ def paper(imagenet: Project) -> Run:
 
 def test_every_output_is_there(paper: Run) -> None:
     lock = yaml.safe_load((paper.path / "dvc.lock").read_text())["stages"]
-    stages = {"code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "report"}
+    stages = {"code", "inputs", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "report"}
     assert set(lock) == stages | {f"{stage}@{name}" for stage in ("train", "evaluate") for name in VARIANTS}
     for stage, entry in lock.items():
         for out in entry["outs"]:

@@ -16,7 +16,10 @@ from urllib.request import url2pathname
 
 import pytest
 import yaml
-from projects import ROOT, Project, make_project
+from projects import CLASSES, IMAGES_PER_CLASS, ROOT, Project, make_project
+
+from sfd_core.workspace.dvc import Place, environment
+from sfd_core.workspace.places import look_at_inputs
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -49,7 +52,19 @@ def project(reproduced: Project) -> Iterator[Project]:
 def test_every_declared_output_is_written(project: Project) -> None:
     lock = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
     assert set(lock) == {
-        *("code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference", "studies", "report"),
+        *(
+            "code",
+            "inputs",
+            "prepare",
+            "texture_vae",
+            "features",
+            "semantic_vae",
+            "encode",
+            "schedule",
+            "reference",
+            "studies",
+            "report",
+        ),
         *(f"{stage}@{variant}" for stage in ("train", "evaluate") for variant in VARIANTS),
     }
     for stage, entry in lock.items():
@@ -79,17 +94,17 @@ EVALUATIONS = {f"evaluate@{variant}" for variant in VARIANTS}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"prepare.seed": 7}, {"prepare"}),
-        ({"texture_vae.kl_weight": 0.5}, {"texture_vae"}),
-        ({"features.batch_size": 4}, {"features"}),
-        ({"semantic_vae.channels": 3}, {"semantic_vae"}),
+        ({"prepare.seed": 7}, {"inputs", "prepare"}),
+        ({"texture_vae.kl_weight": 0.5}, {"inputs", "texture_vae"}),
+        ({"features.batch_size": 4}, {"inputs", "features"}),
+        ({"semantic_vae.channels": 3}, {"inputs", "semantic_vae"}),
         ({"encode.seed": 7}, {"encode"}),
         ({"train.ema_decay": 0.9}, {"schedule", *TRAININGS}),
         ({"schedule": {"kind": "learned"}}, {"schedule"}),
         ({"variants.sfd.delta_t": 0.5}, {"train@sfd"}),
         ({"variants.lightningdit.seed": 7}, set()),
-        ({"reference.batch_size": 4}, {"reference", *EVALUATIONS, "studies"}),
-        ({"evaluate.sampler.evaluations": 5}, {*EVALUATIONS, "studies"}),
+        ({"reference.batch_size": 4}, {"inputs", "reference", *EVALUATIONS, "studies"}),
+        ({"evaluate.sampler.evaluations": 5}, {"inputs", *EVALUATIONS, "studies"}),
         ({"studies.guided.scales": [1.5]}, {"studies"}),
         ({"report.title": "Another"}, set()),
         ({"engine.checkpoint_seconds": 9.0}, None),
@@ -173,11 +188,40 @@ def test_the_command_line_reads_the_project(project: Project) -> None:
 def test_stages_side_by_side_restore_what_is_known_and_then_run_nothing(reproduced: Project, tmp_path: Path) -> None:
     project = make_project(tmp_path / "side-by-side", list(VARIANTS), cache_of=reproduced)
     first = project.run("sfd", "reproduce", "--at-once", "3")
-    assert ran(first.stdout) == []
+    assert ran(first.stdout) == ["inputs"]
     here, there = (yaml.safe_load((one.path / "dvc.lock").read_text()) for one in (project, reproduced))
     assert here == there  # but for the order of the stages
     assert (project.path / "report" / "index.html").is_file()
     assert "Stage" not in project.run("sfd", "reproduce").stdout
+
+
+def test_images_that_change_under_their_path_are_read_again(reproduced: Project, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "changing", ["sfd"], cache_of=reproduced)
+    place = Place(project.path, environment(project.path))
+    assert ran(project.run("dvc", "repro", "prepare").stdout) == ["inputs"]  # the rest is restored
+    before = (project.path / "dvc.lock").read_text()
+    added = project.path / "images" / "circles" / "added.png"
+    shutil.copy2(project.path / "images" / "circles" / "0.png", added)
+    ended = project.run("dvc", "repro", "--force", "--single-item", "prepare", check=False)
+    assert ended.returncode != 0
+    assert "images (prepare.path) changed after stage inputs looked" in ended.stderr
+
+    look_at_inputs(place)
+    assert ran(project.run("dvc", "repro", "prepare").stdout) == ["prepare"]
+    counts = json.loads((project.path / "outputs" / "prepare" / "metrics.json").read_text())["images"]
+    assert sum(counts.values()) == len(CLASSES) * IMAGES_PER_CLASS + 1
+
+    added.write_text("no image")
+    ended = project.run("sfd", "reproduce", check=False)
+    assert (ended.returncode, "added.png" in ended.stderr) == (2, True), ended.stderr
+
+    added.unlink()
+    look_at_inputs(place)
+    assert ran(project.run("dvc", "repro", "prepare").stdout) == []
+    assert (project.path / "dvc.lock").read_text() == before
+    shutil.rmtree(project.path / "images")
+    look_at_inputs(place)
+    assert json.loads(project.run("dvc", "status", "--json", "prepare", "inputs").stdout) == {}
 
 
 def test_a_tree_without_git_gives_all_results_also_behind_a_link_in_a_folder_of_an_odd_name(

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.timeout(900)
 
 PROGRAM = Path(__file__).parents[1] / "support" / "imported_modules.py"
 STAGES = (
-    "code", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train@sfd", "train@repa", "train@dit",
-    "evaluate@sfd", "studies", "report",
+    "code", "inputs", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train@sfd", "train@repa",
+    "train@dit", "evaluate@sfd", "studies", "report",
 )  # fmt: skip
-QUICK = ("code", "encode", "train@sfd", "evaluate@sfd", "studies", "report")
+QUICK = ("code", "inputs", "encode", "train@sfd", "evaluate@sfd", "studies", "report")
 """Run in the quick tests; the others with the slow ones."""
 CHECKED_WITH = {"sfd_core.experiment.sizes"}
 """Counts where a network is built; every stage imports it because the checks of all parameters do."""
@@ -41,7 +41,7 @@ def locked(project: Project, stage: str) -> dict[str, Any]:
 def test_a_stage_repeats_its_result_from_its_declared_inputs_alone(reproduced: Project, tmp_path: Path, stage: str) -> None:
     fresh = copy_pipeline(tmp_path / "fresh")
     shutil.copy2(reproduced.path / "params.yaml", fresh.path)
-    if stage == "prepare":
+    if stage in {"inputs", "prepare"}:
         shutil.copytree(reproduced.path / "images", fresh.path / "images")
     for path in [entry["path"] for entry in locked(reproduced, stage).get("deps", []) if entry["path"].startswith("outputs/")]:
         (fresh.path / path).parent.mkdir(parents=True, exist_ok=True)

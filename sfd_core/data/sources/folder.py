@@ -1,11 +1,11 @@
 """A folder of class folders as a data set (ImageNet's layout)."""
 
-import os
 from pathlib import Path
 
 from sfd_core.data.sources.crops import Pixels, centre_crop, read_image
 from sfd_core.data.sources.image_set import ImageSet, Location, require_classes, require_plain, stamp_files
 from sfd_core.host.errors import DataError
+from sfd_core.host.paths import files_below
 
 
 def folder_images(location: Location, resolution: int) -> ImageSet:
@@ -19,7 +19,7 @@ def folder_images(location: Location, resolution: int) -> ImageSet:
     classes, names, labels = _class_folders(root, location), [], []
     require_classes(classes, location)
     for label, name in enumerate(classes):
-        found = _files_below(root / name)
+        found = files_below(root / name)
         if not found:
             raise DataError(f"class folder {root / name} is empty; add images or remove the folder")
         names += [file.relative_to(root).as_posix() for file in found]
@@ -44,29 +44,3 @@ def _class_folders(root: Path, location: Location) -> list[str]:
             "put every image into the folder of its class"
         )
     return folders
-
-
-def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """Return all files of a class folder and its sub-folders, sorted; hidden ones are skipped, links are followed.
-
-    Raises `DataError` for a folder that cannot be read, a link to a folder above it, and what is no file, such as a pipe.
-    """
-    real = folder.resolve()
-    if real in above:
-        raise DataError(f"{folder} is a link to a folder that holds it; remove the link")
-    found: list[Path] = []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); make it readable or remove it") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += _files_below(Path(entry), (*above, real))
-        elif entry.is_file():
-            found.append(Path(entry))
-        else:
-            kind = "a broken link" if entry.is_symlink() else "a pipe, a socket or a device"
-            raise DataError(f"{entry.path} is {kind} instead of an image; remove it")
-    return sorted(found)

@@ -105,6 +105,11 @@ def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
         (["import", "sfd", "1.pt", "--out", "new", "--num-classes", str(10**30)], "--num-classes"),
         (["import", "sfd", "1.pt", "--out", "new", "--delta-t", "nan"], "--delta-t"),
         (["import", "sfd", "1.pt", "--out", "new", "--delta-t", "-0.1"], "--delta-t"),
+        (["import", "lightningdit", "1.pt", "--out", "new", "--delta-t", "0.2"], "--delta-t 0.2 changes nothing"),
+        (
+            ["import", "sfd", "1.pt", "--out", "new", "--texture-vae", "vae"],
+            "--texture-vae changes nothing without --statistics",
+        ),
         (["experiment", "new", "--at-once", "-1"], "--at-once"),
     ],
 )

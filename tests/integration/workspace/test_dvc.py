@@ -222,7 +222,8 @@ def test_stages_are_known_with_those_whose_outputs_they_read(tmp_path: Path) -> 
 
 def test_stages_of_the_project_wait_for_what_they_read(tmp_path: Path) -> None:
     graph = Place(ROOT, environment(tmp_path), tmp_path / "log").stage_graph()
-    graph = {stage: before - {"code"} for stage, before in graph.items()}
+    assert graph["inputs"] == {"code"}
+    graph = {stage: before - {"code", "inputs"} for stage, before in graph.items()}
     assert graph["prepare"] == set()
     assert graph["encode"] == {"prepare", "texture_vae", "features", "semantic_vae"}
     assert graph["train@sfd"] == {"prepare", "features", "semantic_vae", "encode", "schedule"}

@@ -1,13 +1,24 @@
 """What an experiment names and is not there is told before anything runs."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sfd_core.cli.main import app
-from sfd_core.experiment.inputs import found_at, link_inputs, missing_inputs, require_inputs
+from sfd_core.experiment.inputs import (
+    found_at,
+    input_digests,
+    link_inputs,
+    missing_inputs,
+    require_inputs,
+    require_recorded_inputs,
+)
+from sfd_core.experiment.params import Params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.paths import write_json
 
 PRESETS = Path(__file__).parents[3] / "presets"
 OF_IMAGENET = {
@@ -73,3 +84,67 @@ def test_validate_says_what_is_not_there_yet(
     (tmp_path / "params.yaml").write_text(load_preset("imagenet256-b", PRESETS).text)
     app(["validate", str(tmp_path / "params.yaml")])
     assert "not there yet: data/imagenet/train (prepare.path), " in capsys.readouterr().out
+
+
+def of_folder(path: Path, **changes: object) -> Params:
+    """Return preset cifar10 with images in `path` and weights as `changes`."""
+    params = load_preset("cifar10", PRESETS).check()
+    prepare = params.prepare.model_copy(update={"path": str(path), "held_out_path": None})
+    return params.model_copy(update={"prepare": prepare, **changes})
+
+
+def make_images(folder: Path) -> Path:
+    for name, content in {"cat/1.png": b"one", "cat/deep/2.png": b"two", "dog/1.png": b"three", "dog/.hidden": b"x"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda root: (root / "dog/2.png").write_bytes(b"new"), False),
+        (lambda root: (root / "dog/1.png").unlink(), False),
+        (lambda root: (root / "dog/1.png").write_bytes(b"longer than before"), False),
+        (lambda root: (root / "cat/1.png").rename(root / "cat/3.png"), False),
+        (lambda root: (root / "dog/.other").write_bytes(b"y"), True),
+        (lambda root: (root / "dog/1.png").touch(), True),
+        (shutil.rmtree, True),
+    ],
+    ids=["added", "removed", "longer", "renamed", "hidden", "touched", "gone"],
+)
+def test_images_count_by_names_and_sizes_and_after_them_by_what_was_recorded(
+    tmp_path: Path, change: Callable[[Path], object], same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = of_folder(make_images(tmp_path / "images"))
+    before = input_digests(params)
+    assert list(before["prepare"]) == ["prepare.path"]
+    write_json(Path("outputs/inputs/prepare.json"), before["prepare"])
+    require_recorded_inputs("prepare", params)
+    change(tmp_path / "images")
+    assert (input_digests(params) == before) == same
+    if same:
+        require_recorded_inputs("prepare", params)
+    else:
+        with pytest.raises(ConfigError, match=r"images \(prepare.path\) changed after stage inputs looked.*--force inputs"):
+            require_recorded_inputs("prepare", params)
+
+
+def test_images_that_moved_are_the_same_and_never_read_ones_have_no_hash(tmp_path: Path) -> None:
+    before = input_digests(of_folder(make_images(tmp_path / "images")))
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert input_digests(of_folder(tmp_path / "moved")) == before
+    assert input_digests(of_folder(tmp_path / "images"), tmp_path)["prepare"] == {}
+
+
+def test_weights_count_by_their_content(tmp_path: Path) -> None:
+    params = of_folder(make_images(tmp_path / "images"))
+    weights = tmp_path / "encoder.safetensors"
+    params = params.model_copy(update={"features": params.features.model_copy(update={"weights": str(weights)})})
+    digests = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        digests.append(input_digests(params)["features"]["features.weights"])
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]

@@ -111,7 +111,7 @@ def test_what_is_no_file_is_named(tmp_path: Path, kind: str, monkeypatch: pytest
         with socket.socket(socket.AF_UNIX) as opened:
             opened.bind("odd.png")
     said = "a broken link" if kind == "link" else "a pipe, a socket or a device"
-    with pytest.raises(DataError, match=rf"cat/odd\.png is {said} instead of an image"):
+    with pytest.raises(DataError, match=rf"cat/odd\.png is {said} instead of a file"):
         load_images(folder_params(root))
 
 
