@@ -33,7 +33,8 @@ class Prefetcher:
     @contextmanager
     def running(cls, make: Callable[[int], list[Batch]], start: int, stop: int, device: torch.device) -> Iterator["Prefetcher"]:
         """Give a prefetcher whose thread ends with the block; `make` returns the parts of a step, on the CPU."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        # without this the thread gets a team of workers of its own, which keep those of the network from the cores
+        pool = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
         try:
             yield cls(make, start, stop, device, pool)
         finally:
