@@ -142,7 +142,8 @@ def test_an_object_of_the_remote_is_named_without_a_password(tmp_path: Path) -> 
 
 
 def test_stages_that_ran_are_told_from_restored_ones() -> None:
-    printed = "Stage 'prepare' is cached - skipping run\nRunning stage 'train@sfd':\n> python\nRunning stage 'evaluate@sfd':\n"
+    names = ("inputs", "train@sfd", "evaluate@sfd")
+    printed = "Stage 'prepare' is cached - skipping run\n" + "".join(f"Running stage '{name}':\n> python\n" for name in names)
     assert stages_run(printed) == ["train@sfd", "evaluate@sfd"]
     assert tail("\n".join(["", *map(str, range(50)), ""])).split()[0] == "25"
 
