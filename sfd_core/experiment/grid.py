@@ -2,15 +2,16 @@
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from sfd_core.experiment.inputs import input_digests, require_inputs, require_none_in_outputs
+from sfd_core.experiment.inputs import input_digests, named_inputs, require_inputs, require_none_in_outputs
 from sfd_core.experiment.params import Group, Params, VariantParams, fingerprint, load_params, parse_params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.experiment.values import set_value
@@ -99,7 +100,7 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
 
     Raises `ConfigError` or `DataError` that names the first invalid point.
     """
-    changed = copy.deepcopy(dict(values))
+    changed = copy.deepcopy(dict(values)) | {"studies": {}}  # a point has none
     for key, value in space.changes.items():
         if not _is_of_variant(key):
             set_value(changed, key, value)
@@ -107,13 +108,20 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
     wanted = list(dict.fromkeys(space.variants or base.active))
     variants, _ = split_variants(base, wanted, filter(_is_of_variant, space.keys))
     _require_values(space, len(variants))
-    if any(found := input_digests(base, project).values()):
-        code = fingerprint(code, list(found))
+
+    @cache
+    def digests(named: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]:
+        return input_digests(dict(named), project=project)
+
+    def code_with(params: Params) -> str:
+        found = digests(tuple(named_inputs(params, project).items()))
+        return fingerprint(code, found) if any(found.values()) else code
+
     points: dict[str, Point] = {}
     keys = [*space.grid, *(["seed"] if space.seeds else [])]
     axes = [*space.grid.values(), *([space.seeds] if space.seeds else [])]
     for name, drawn, *chosen in product(variants, space.draws or [{}], *axes):
-        point = _point(changed, name, {**drawn, **dict(zip(keys, chosen, strict=True))}, space, code)
+        point = _point(changed, name, {**drawn, **dict(zip(keys, chosen, strict=True))}, space, code_with)
         points.setdefault(point.key, point)
     for point in points.values():
         params = parse_params(point.values)
@@ -147,7 +155,9 @@ def shared_groups(points: Sequence[Point]) -> list[list[Point]]:
     return list(groups.values())
 
 
-def _point(values: Mapping[str, Any], variant: str, settings: dict[str, Any], space: Space, code: str) -> Point:
+def _point(
+    values: Mapping[str, Any], variant: str, settings: dict[str, Any], space: Space, code_with: Callable[[Params], str]
+) -> Point:
     own = copy.deepcopy(dict(values)) | {"active": [variant], "studies": {}}
     own["variants"] = {variant: own["variants"][variant]}
     own["report"] = own["report"] | {"baseline": variant}
@@ -157,6 +167,7 @@ def _point(values: Mapping[str, Any], variant: str, settings: dict[str, Any], sp
     name = point_name(variant, settings)
     params = parse_params(own, source=f"point {name}")
     plain = params.given()
+    code = code_with(params)
     return Point(name, variant, settings, plain, fingerprint(plain, code), _shared_key(plain, code))
 
 

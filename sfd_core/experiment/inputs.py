@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sfd_core.experiment.params import DiffusersVAEParams, LDMVAEParams, Params
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.paths import OUTPUTS, file_digest, files_below, stage_dir
+from sfd_core.host.files import files_below
+from sfd_core.host.paths import OUTPUTS, file_digest, stage_dir
 
 IMAGES = "prepare"
-READERS = (IMAGES, "texture_vae", "features", "semantic_vae", "reference", "evaluate")
-"""Stages that read such files."""
+READERS = {name: name for name in (IMAGES, "texture_vae", "features", "semantic_vae", "reference", "evaluate")}
+READERS["studies"] = "evaluate"
+"""Stages that read such files -> the group whose keys name them."""
+END_BYTES = 2**20
+"""Read at both ends of an archive of images, where its headers or its footer lie."""
 
 
 def named_inputs(params: Params, project: Path = Path()) -> dict[str, str]:
@@ -47,49 +52,56 @@ def require_inputs(params: Params, project: Path = Path()) -> None:
 
 
 def require_none_in_outputs(params: Params, project: Path = Path()) -> None:
-    """Raise `ConfigError` for an input inside `outputs`, which every experiment creates for itself."""
+    """Raise `ConfigError` for an input inside `outputs`, which stages write."""
     for key, path in named_inputs(params, project).items():
         if Path(path).parts[:1] == (OUTPUTS.name,):
             raise ConfigError(
-                f"{key} {path} lies in {OUTPUTS}, which every experiment creates anew; copy it to another place, such as "
+                f"{key} {path} lies in {OUTPUTS}, which stages write anew; copy it to another place, such as "
                 f"weights/{Path(path).name}, and use that path"
             )
 
 
-def input_digests(params: Params, project: Path = Path()) -> dict[str, dict[str, str]]:
-    """Return, for each stage of `READERS`, a hash of the files at each of its keys in `params.yaml`.
+def input_digests(
+    named: Mapping[str, str], stages: Iterable[str] = READERS, project: Path = Path()
+) -> dict[str, dict[str, str]]:
+    """Return, for each stage of `READERS`, a hash of the files at each of its keys of `named_inputs`.
 
-    Images count by their names and sizes, everything else by its content. Where nothing lies at a path any more, what was
-    recorded counts, or the key is left out. Raises `DataError` for a folder with entries that are no files.
+    Images count by names and sizes, archives of images also by their first and last bytes, everything else by its content.
+    Where nothing lies at a path any more, what was recorded counts, or the key is left out. Raises `DataError` for files that
+    cannot be read, and for entries of a folder that are no files.
     """
-    digests: dict[str, dict[str, str]] = {stage: {} for stage in READERS}
-    for key, path in named_inputs(params, project).items():
-        stage = key.partition(".")[0]
-        found = found_at(path, project)
-        digest = _digest(found, by_content=stage != IMAGES) if found else recorded_digests(stage, project).get(key)
-        if digest:
-            digests[stage][key] = digest
+    digests: dict[str, dict[str, str]] = {stage: {} for stage in stages}
+    for stage, known in digests.items():
+        for key, path in named.items():
+            if key.partition(".")[0] != READERS[stage]:
+                continue
+            if found := found_at(path, project):
+                known[key] = _digest(found, images=stage == IMAGES)
+            elif digest := recorded_digests(stage, project).get(key):
+                known[key] = digest
     return digests
 
 
 def recorded_digests(stage: str, project: Path = Path()) -> dict[str, str]:
-    """Return what stage `inputs` recorded of the files that `stage` reads; empty if it did not run."""
+    """Return what stage `inputs` recorded of the files that `stage` reads; empty if it did not run, or the file is damaged."""
     path = project / stage_dir("inputs") / f"{stage}.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def require_recorded_inputs(stage: str, params: Params) -> None:
     """Raise `ConfigError` if `stage` reads files and they are not those that stage `inputs` recorded for it."""
     if stage not in READERS or not stage_dir("inputs").is_dir():
         return
-    recorded = recorded_digests(stage)
-    named = named_inputs(params)
-    changed = [key for key, digest in input_digests(params)[stage].items() if recorded.get(key) != digest]
+    recorded, named = recorded_digests(stage), named_inputs(params)
+    changed = [key for key, digest in input_digests(named, [stage])[stage].items() if recorded.get(key) != digest]
     if changed:
         raise ConfigError(
             f"{in_words({key: named[key] for key in changed})} changed after stage inputs looked, so the result of stage "
-            f"{stage} would be recorded as that of other files; run `dvc repro --single-item --force inputs`, then the same "
-            "command again"
+            f"{stage} would be recorded as that of other files; run `dvc repro --force inputs`, then the same command again"
         )
 
 
@@ -110,8 +122,11 @@ def found_at(path: str, project: Path) -> list[Path]:
 
 
 def link_inputs(params: Params, folder: Path, project: Path) -> None:
-    """Link inputs with relative paths into the experiment's folder; a link to where they lay before is made anew."""
+    """Link inputs with relative paths into the experiment's folder; a link to where they lay before is made anew or goes."""
     for path in named_inputs(params, project).values():
+        for link in found_at(path, folder) if not Path(path).is_absolute() else []:
+            if link.is_symlink() and not link.exists():
+                link.unlink()
         for target in found_at(path, project) if not Path(path).is_absolute() else []:
             link = folder / target.relative_to(project)
             if link.is_symlink() and link.readlink() != target.resolve():
@@ -126,15 +141,30 @@ def in_words(inputs: dict[str, str]) -> str:
     return ", ".join(f"{path} ({key})" for key, path in inputs.items())
 
 
-def _digest(found: list[Path], *, by_content: bool) -> str:
+def _digest(found: list[Path], *, images: bool) -> str:
     digest = hashlib.sha256()
     for top in found:
+        folder = top if top.is_dir() and len(found) == 1 else top.parent
         for file in files_below(top) if top.is_dir() else [top]:
-            name = file.relative_to(top if top.is_dir() else top.parent)
-            digest.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
-            if by_content:
-                digest.update(file_digest(file).encode())
+            if not file.is_file():
+                raise DataError(f"{file} is no file that can be read, such as a broken link; correct or remove it")
+            try:
+                size = file.stat().st_size
+                digest.update(f"{file.relative_to(folder)}\0{size}\0".encode(errors="surrogateescape"))
+                if not images:
+                    digest.update(file_digest(file).encode())
+                elif not top.is_dir():
+                    digest.update(_ends(file, size))
+            except OSError as error:
+                raise DataError(f"{file} cannot be read ({error.strerror}); make it readable, then run again") from error
     return digest.hexdigest()
+
+
+def _ends(file: Path, size: int) -> bytes:
+    with file.open("rb") as opened:
+        first = opened.read(END_BYTES)
+        opened.seek(max(0, size - END_BYTES))
+        return first + opened.read(END_BYTES)
 
 
 def _vae_weights(params: Params, project: Path) -> str | None:

@@ -315,6 +315,12 @@ class TrainParams(Group):
     validation_images: Annotated[int, Field(ge=0)] = 0
     """Held-out images of the validation loss, which is taken at every snapshot; 0, which may be left out, takes none."""
 
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """The steps whose snapshots are kept."""
+        steps, count = self.optimisation.steps, min(self.snapshots, self.optimisation.steps)
+        return tuple(round(steps * (number + 1) / count) for number in range(count))
+
 
 class EngineParams(Group):
     """How networks run on this machine. Results are equal up to rounding, so changing this group runs nothing again."""
@@ -788,6 +794,11 @@ class Params(Group):
                     self.check_budget(f"studies.{name}.offsets", offset)
             if isinstance(study, CornerStudy):
                 self.check_budget(f"studies.{name}.times", [[0, 0], study.times[:2], [1, 1]])
+            if isinstance(study, GuidanceStudy) and study.guide_step not in {None, *self.train.snapshot_steps}:
+                raise ValueError(
+                    f"studies.{name}.guide_step {study.guide_step} is no snapshot of the training; those are at "
+                    f"{', '.join(map(str, self.train.snapshot_steps))}; name one of them, or change train.snapshots"
+                )
             if not isinstance(study, GuidanceStudy) and self.variants[study.variant].times.kind != "independent":
                 raise ValueError(f"studies.{name}.variant {study.variant} has one path; name a variant with independent times")
 

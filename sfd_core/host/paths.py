@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sfd_core.host.errors import BusyError, DataError, ResourceError
+from sfd_core.host.errors import BusyError, ResourceError
 from sfd_core.host.locks import is_held, locked_folder
 
 OUTPUTS = Path("outputs")
@@ -86,32 +86,6 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """Return all files of a folder and its sub-folders, sorted; hidden ones are skipped, links are followed.
-
-    Raises `DataError` for a folder that cannot be read, a link to a folder above it, and what is no file, such as a pipe.
-    """
-    real = folder.resolve()
-    if real in above:
-        raise DataError(f"{folder} is a link to a folder that holds it; remove the link")
-    found: list[Path] = []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); make it readable or remove it") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += files_below(Path(entry), (*above, real))
-        elif entry.is_file():
-            found.append(Path(entry))
-        else:
-            kind = "a broken link" if entry.is_symlink() else "a pipe, a socket or a device"
-            raise DataError(f"{entry.path} is {kind} instead of a file; remove it")
-    return sorted(found)
 
 
 def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:

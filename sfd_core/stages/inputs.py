@@ -9,7 +9,7 @@ are no longer those that it recorded; `dvc repro` does so when a path in params.
 
 import argparse
 
-from sfd_core.experiment.inputs import input_digests
+from sfd_core.experiment.inputs import input_digests, named_inputs, require_none_in_outputs
 from sfd_core.experiment.params import load_params
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import atomic_dir, stage_dir, write_json
@@ -19,7 +19,9 @@ from sfd_core.host.paths import atomic_dir, stage_dir, write_json
 def main() -> None:
     """Run the stage in the project's folder."""
     argparse.ArgumentParser(description="What lies at the paths that each stage reads (outputs/inputs).").parse_args()
-    digests = input_digests(load_params())
+    params = load_params()
+    require_none_in_outputs(params)
+    digests = input_digests(named_inputs(params))
     with atomic_dir(stage_dir("inputs")) as folder:
         for stage, found in digests.items():
             write_json(folder / f"{stage}.json", found)

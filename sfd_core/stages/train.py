@@ -128,7 +128,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     targets = [] if inputs.tokens is None else [inputs.tokens.digest]
     key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics, *targets])
     resume = ResumeFolder.of("train", key, stage_code("train"))
-    plan = TrainingPlan(name, train.optimisation, variant.learning_rate, _snapshot_steps(train), engine=engine)
+    plan = TrainingPlan(name, train.optimisation, variant.learning_rate, train.snapshot_steps, engine=engine)
     sharded = engine.sharding != "none" and processes.count > 1
     ema = power_averages(model, EMA(model, train.ema_decay, train.ema_warmup), train.power_emas, sharded)
     validation = _validation(variant, train, inputs, resume) if processes.first else None
@@ -174,11 +174,6 @@ def _validation(
     model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
     loss = ValidationLoss(model, variant, Composite(inputs.statistics), ShardReader(inputs.held_out), train.validation_images)
     return ValidationCurve(resume.path / VALIDATION_FILE, loss)
-
-
-def _snapshot_steps(train: TrainParams) -> tuple[int, ...]:
-    steps, count = train.optimisation.steps, min(train.snapshots, train.optimisation.steps)
-    return tuple(round(steps * (number + 1) / count) for number in range(count))
 
 
 def _write(

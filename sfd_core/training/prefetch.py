@@ -33,12 +33,15 @@ class Prefetcher:
     @contextmanager
     def running(cls, make: Callable[[int], list[Batch]], start: int, stop: int, device: torch.device) -> Iterator["Prefetcher"]:
         """Give a prefetcher whose thread ends with the block; `make` returns the parts of a step, on the CPU."""
-        # without this the thread gets a team of workers of its own, which keep those of the network from the cores
+        # One thread makes batches: a second team of workers would keep those of the network from the cores. It becomes the
+        # default of threads that have not asked yet, so this one asks before, and gives the others theirs afterwards.
+        threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
         try:
             yield cls(make, start, stop, device, pool)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
 
     def next(self) -> list[Batch]:
         """Return the parts of the next step on the device; raises what making them raised."""

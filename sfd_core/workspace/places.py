@@ -2,9 +2,10 @@
 
 import copy
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from sfd_core.experiment.inputs import input_digests, recorded_digests
+from sfd_core.experiment.inputs import input_digests, missing_inputs, named_inputs, recorded_digests
 from sfd_core.experiment.params import Params, load_params, parse_params
 from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import DataError
@@ -24,13 +25,18 @@ SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "sched
 def look_at_inputs(place: Place) -> None:
     """Run stage `inputs` where images or weights are no longer those that it recorded, which DVC cannot know.
 
-    Where it recorded none, DVC runs it: what it writes is never restored from the run-cache.
+    Where it recorded none, DVC runs it, as it restores a stage whose output persists never from the run-cache. What it once
+    recorded of files that are gone is fetched, so that their results are restored, too.
     """
+    params = load_params(place.folder / PARAMS)
     if not (place.folder / stage_dir("inputs")).is_dir():
-        return
-    digests = input_digests(load_params(place.folder / PARAMS), place.folder)
+        if not missing_inputs(params, place.folder) or "inputs" not in locked_stages(place.folder):
+            return
+        with suppress(ProgramError):
+            place.dvc("pull" if place.has_remote else "checkout", "inputs")
+    digests = input_digests(named_inputs(params, place.folder), project=place.folder)
     if any(found != recorded_digests(stage, place.folder) for stage, found in digests.items()):
-        place.dvc("repro", "--force", "--single-item", "inputs")
+        place.dvc("repro", "--force", "inputs")
 
 
 def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:

@@ -63,6 +63,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_weights(tmp_path: Path,
     whole, killed = (make_project(tmp_path / name, ["sfd"]) for name in ("whole", "killed"))
     for project in (whole, killed):
         project.set({f"{stage}.optimisation.{key}": value for stage in TRAININGS for key, value in LONGER.items()})
+        project.set({"studies.guided.guide_step": LONGER["steps"] // 2})
     whole.run("dvc", "repro")
     kills = 0
     while True:

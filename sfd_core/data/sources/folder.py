@@ -5,7 +5,7 @@ from pathlib import Path
 from sfd_core.data.sources.crops import Pixels, centre_crop, read_image
 from sfd_core.data.sources.image_set import ImageSet, Location, require_classes, require_plain, stamp_files
 from sfd_core.host.errors import DataError
-from sfd_core.host.paths import files_below
+from sfd_core.host.files import files_below
 
 
 def folder_images(location: Location, resolution: int) -> ImageSet:

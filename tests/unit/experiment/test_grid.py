@@ -11,6 +11,7 @@ from emoji import emoji_values
 from sfd_core.experiment.estimates import WEIGHTS_A_BLOCK, outlook, project_rates
 from sfd_core.experiment.grid import CURRENT, Space, base_values, plan_points, shared_groups
 from sfd_core.experiment.params import parse_params
+from sfd_core.experiment.presets import load_preset
 from sfd_core.host.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
@@ -142,3 +143,16 @@ def test_without_finished_points_hours_come_from_trainings_of_the_project(tmp_pa
 def test_values_that_look_alike_are_points_of_different_names() -> None:
     points = plan(grid={"delta_t": [0.3, 0.3000000001, 0.30]})
     assert [point.name for point in points] == ["sfd-delta_t-0p3-seed-0", "sfd-delta_t-0p3000000001-seed-0"]
+
+
+def test_another_image_at_a_path_makes_other_points_also_where_the_path_is_swept(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+        (tmp_path / name / "cat" / "0.png").write_bytes(b"image")
+    space = Space(["sfd"], {"prepare.path": ["one", "two"]}, [0], {"prepare.held_out_path": None, "prepare.held_out": 0.1})
+    values = load_preset("cifar10", ROOT / "presets").values
+    one, two = plan_points(values, space, "code", tmp_path)
+    assert one.key != two.key
+    (tmp_path / "two" / "cat" / "1.png").write_bytes(b"image")
+    again = plan_points(values, space, "code", tmp_path)
+    assert (again[0].key == one.key, again[1].key == two.key) == (True, False)

@@ -1,5 +1,6 @@
 """What an experiment names and is not there is told before anything runs."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,13 @@ import pytest
 
 from sfd_core.cli.main import app
 from sfd_core.experiment.inputs import (
+    END_BYTES,
     found_at,
     input_digests,
     link_inputs,
     missing_inputs,
+    named_inputs,
+    recorded_digests,
     require_inputs,
     require_recorded_inputs,
 )
@@ -118,12 +122,12 @@ def test_images_count_by_names_and_sizes_and_after_them_by_what_was_recorded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     params = of_folder(make_images(tmp_path / "images"))
-    before = input_digests(params)
+    before = input_digests(named_inputs(params))
     assert list(before["prepare"]) == ["prepare.path"]
     write_json(Path("outputs/inputs/prepare.json"), before["prepare"])
     require_recorded_inputs("prepare", params)
     change(tmp_path / "images")
-    assert (input_digests(params) == before) == same
+    assert (input_digests(named_inputs(params)) == before) == same
     if same:
         require_recorded_inputs("prepare", params)
     else:
@@ -132,10 +136,10 @@ def test_images_count_by_names_and_sizes_and_after_them_by_what_was_recorded(
 
 
 def test_images_that_moved_are_the_same_and_never_read_ones_have_no_hash(tmp_path: Path) -> None:
-    before = input_digests(of_folder(make_images(tmp_path / "images")))
+    before = input_digests(named_inputs(of_folder(make_images(tmp_path / "images"))))
     (tmp_path / "images").rename(tmp_path / "moved")
-    assert input_digests(of_folder(tmp_path / "moved")) == before
-    assert input_digests(of_folder(tmp_path / "images"), tmp_path)["prepare"] == {}
+    assert input_digests(named_inputs(of_folder(tmp_path / "moved"))) == before
+    assert input_digests(named_inputs(of_folder(tmp_path / "images")), project=tmp_path)["prepare"] == {}
 
 
 def test_weights_count_by_their_content(tmp_path: Path) -> None:
@@ -145,6 +149,55 @@ def test_weights_count_by_their_content(tmp_path: Path) -> None:
     digests = []
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)
-        digests.append(input_digests(params)["features"]["features.weights"])
+        digests.append(input_digests(named_inputs(params))["features"]["features.weights"])
     assert digests[0] != digests[1]
     assert digests[0] == digests[2]
+
+
+def test_an_archive_that_is_written_again_with_the_same_size_counts_as_another(tmp_path: Path) -> None:
+    archive = tmp_path / "train-0.tar"
+    digests = []
+    for end in (b"0", b"1", b"0"):
+        archive.write_bytes(b"head" + bytes(3 * END_BYTES) + end)
+        digests.append(input_digests({"prepare.path": "train-*.tar"}, ["prepare"], tmp_path)["prepare"]["prepare.path"])
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "loop"])
+def test_what_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
+    odd = tmp_path / "1.tar"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("nowhere.tar" if kind == "link" else odd.name)
+    with pytest.raises(DataError, match=r"1\.tar is no file that can be read"):
+        input_digests({"features.weights": "*.tar"}, ["features"], tmp_path)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[1]", b'"x"', b"\xff", b"{"])
+def test_a_damaged_record_counts_as_none(tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "outputs" / "inputs" / "prepare.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(damaged)
+    assert recorded_digests("prepare", tmp_path) == {}
+
+
+def test_a_guide_counts_for_the_studies_too(tmp_path: Path) -> None:
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "model.json").write_text("{}")
+    digests = input_digests({"evaluate.sampler.guide": "guide"}, project=tmp_path)
+    assert digests["studies"] == digests["evaluate"] != {}
+
+
+def test_a_link_to_an_image_file_that_is_gone_leaves_the_experiment(tmp_path: Path) -> None:
+    project, folder = tmp_path / "project", tmp_path / "experiment"
+    for place in (project, folder):
+        place.mkdir()
+    params = of_folder(Path("*.tar"))
+    for number in range(2):
+        (project / f"{number}.tar").write_bytes(b"images")
+    link_inputs(params, folder, project)
+    (project / "1.tar").unlink()
+    link_inputs(params, folder, project)
+    assert [path.name for path in folder.iterdir()] == ["0.tar"]

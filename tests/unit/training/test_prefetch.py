@@ -79,14 +79,3 @@ def test_an_error_of_a_batch_reaches_the_step_that_needs_it() -> None:
         batches.next()
         with pytest.raises(ValueError, match="no such image"):
             batches.next()
-
-
-def test_batches_are_made_with_one_thread_and_the_network_keeps_all_of_its_own() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with Prefetcher.running(lambda _: [{"x": torch.tensor(torch.get_num_threads())}], 0, 1, CPU) as batches:
-            assert int(batches.next()[0]["x"]) == 1
-            assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
