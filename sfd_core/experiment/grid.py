@@ -100,7 +100,7 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
 
     Raises `ConfigError` or `DataError` that names the first invalid point.
     """
-    changed = copy.deepcopy(dict(values)) | {"studies": {}}  # a point has none
+    changed = copy.deepcopy(dict(values))
     for key, value in space.changes.items():
         if not _is_of_variant(key):
             set_value(changed, key, value)

@@ -794,11 +794,6 @@ class Params(Group):
                     self.check_budget(f"studies.{name}.offsets", offset)
             if isinstance(study, CornerStudy):
                 self.check_budget(f"studies.{name}.times", [[0, 0], study.times[:2], [1, 1]])
-            if isinstance(study, GuidanceStudy) and study.guide_step not in {None, *self.train.snapshot_steps}:
-                raise ValueError(
-                    f"studies.{name}.guide_step {study.guide_step} is no snapshot of the training; those are at "
-                    f"{', '.join(map(str, self.train.snapshot_steps))}; name one of them, or change train.snapshots"
-                )
             if not isinstance(study, GuidanceStudy) and self.variants[study.variant].times.kind != "independent":
                 raise ValueError(f"studies.{name}.variant {study.variant} has one path; name a variant with independent times")
 

@@ -12,7 +12,6 @@ from sfd_core.host.errors import ConfigError
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
 from sfd_core.training.optim import learning_rate_at
 
-AUTO = {"kind": "guidance", "variant": "sfd", "guidance": "autoguidance", "guide_step": 1, "parts": "both", "scales": [2.0]}
 OFFSETS = {"kind": "offsets", "variant": "dit", "offsets": [0.0, 0.3]}
 
 
@@ -130,7 +129,6 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
         ("studies", {"curve": OFFSETS | {"offsets": [2]}}, r"studies\.curve\.offsets\.0: .*less than or equal to 1"),
         ("studies", {"curve": OFFSETS | {"variant": "sdf"}}, "unknown variant 'sdf'"),
         ("studies", {"curve": OFFSETS | {"variant": "sfd"}}, r"studies\.curve\.variant sfd has one path"),
-        ("studies", {"curve": AUTO | {"guide_step": 201}}, r"studies\.curve\.guide_step 201 is no snapshot .*name one of them"),
         ("semantic_vae.weights", "semvae.pt", r"semantic_vae: standardise is true, but published weights take raw tokens"),
     ],
 )
