@@ -11,6 +11,9 @@ writing wait for each other.
 
 DVC fetches and pushes the whole run-cache, which grows with every result. Here a stage asks the remote for its own results, and
 takes these before those of this machine; a push sends those of the folder's stages that the remote lacks.
+
+DVC writes dvc.lock in place, so a kill at that moment leaves it empty, and no command of DVC works any more. Here it is written
+whole or not at all, and an empty one is removed: the results come back from the run-cache.
 """
 
 import os
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sfd_core.host.locks import locked
+from sfd_core.host.paths import atomic_path
 
 THEN = "--then"
 RETRIES = (5.0, 20.0, 60.0)
@@ -93,6 +97,7 @@ class RemoteRunCache:
 def main() -> None:
     """Run the commands of the command line."""
     from dvc.stage.cache import StageCache, _get_stage_hash
+    from dvc.utils.serialize import _common
 
     remote = RemoteRunCache()
     load, save = StageCache._load, StageCache.save
@@ -109,6 +114,8 @@ def main() -> None:
             save(cache, stage)
 
     StageCache._load, StageCache.save = load_shared, save_alone
+    _common._dump_data = write_whole
+    remove_empty(Path("dvc.lock"))
     StageCache.pull = lambda cache, *_: remote.open(cache)
     StageCache.push = lambda cache, *_: remote.push(cache)
     commands: list[list[str]] = [[]]
@@ -120,6 +127,19 @@ def main() -> None:
     for command in commands:
         if code := _run(command):
             sys.exit(code)
+
+
+def write_whole(path: str, data: Any, dumper: Callable[..., None], fs: Any = None) -> None:  # noqa: ARG001 - DVC passes it
+    """Write a file of DVC so that a kill leaves the old one or the new one."""
+    with atomic_path(Path(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
+        dumper(data, file)
+
+
+def remove_empty(lock: Path) -> None:
+    """Remove the dvc.lock that a killed DVC left empty."""
+    if lock.is_file() and not lock.stat().st_size:
+        lock.unlink()
+        print(f"{lock} was empty, as a killed DVC leaves it; results come back from DVC's cache", file=sys.stderr, flush=True)
 
 
 def _run(command: list[str]) -> int:

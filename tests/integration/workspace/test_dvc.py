@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import pytest
@@ -26,6 +27,7 @@ from sfd_core.workspace.dvc import (
     tail,
     write_local_config,
 )
+from sfd_core.workspace.shared_cache import write_whole
 
 ROOT = Path(__file__).parents[3]
 STUBBORN = """
@@ -219,6 +221,31 @@ def test_stages_are_known_with_those_whose_outputs_they_read(tmp_path: Path) -> 
         "train@sfd": {"prepare"},
         "report": {"train@dit", "train@sfd"},
     }
+
+
+def test_a_lock_that_a_killed_dvc_left_empty_is_removed_and_results_come_back(tmp_path: Path) -> None:
+    there = machine_of(tmp_path / "machine", tmp_path / "remote")
+    there.dvc("repro")
+    lock, out = (there.folder / name for name in ("dvc.lock", "out"))
+    whole, result = lock.read_bytes(), out.read_bytes()
+    lock.write_bytes(b"")
+    assert stages_run(there.dvc("repro")) == []
+    assert (lock.read_bytes(), out.read_bytes()) == (whole, result)
+
+
+def test_a_file_of_dvc_is_written_whole_or_stays(tmp_path: Path) -> None:
+    lock = tmp_path / "dvc.lock"
+    lock.write_text("before")
+
+    def failing(data: str, file: TextIO) -> None:
+        file.write(data)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(str(lock), "after", failing)
+    assert (lock.read_text(), list(tmp_path.iterdir())) == ("before", [lock])
+    write_whole(str(lock), "after", lambda data, file: file.write(data))
+    assert lock.read_text() == "after"
 
 
 def test_stages_of_the_project_wait_for_what_they_read(tmp_path: Path) -> None:
