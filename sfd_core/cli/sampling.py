@@ -15,7 +15,7 @@ LATENTS = Group("Latents that it was trained on", validator=mutually_exclusive, 
 KIND = """sfd: texture and semantics at two clocks (SFD); autoguidance: an SFD that was stopped early, to guide another;
 lightningdit: texture alone (LightningDiT)."""
 LAST_STEP = 10**9
-PAPER = 0.3
+PAPER_OFFSET = 0.3
 STATISTICS = "In place of --encode: latents_stats.pt of the public code, of texture and then of semantics."
 
 
@@ -61,7 +61,9 @@ def import_(
         Path | None, Parameter(help=f"With --statistics: the VAE that decodes (default: {TEXTURE_VAE}).")
     ] = None,
     num_classes: Annotated[int | None, whole("Name the classes 0 to N - 1 (default: as encoded).")] = None,
-    delta_t: Annotated[float | None, Parameter(help=f"How far semantics led in its training (default: {PAPER}).")] = None,
+    delta_t: Annotated[
+        float | None, Parameter(help=f"How far semantics led in its training (default: {PAPER_OFFSET}).")
+    ] = None,
     step: Annotated[int | None, whole("Training steps (default: the number that names the file).", 0, LAST_STEP)] = None,
     batch_size: Annotated[int, whole("Images a step, in the paper 256.")] = 256,
 ) -> None:
@@ -77,7 +79,7 @@ def import_(
         raise ConfigError(
             "--texture-vae changes nothing without --statistics: the encoded latents name their own; leave it out"
         )
-    delta_t = PAPER if delta_t is None else delta_t
+    delta_t = PAPER_OFFSET if delta_t is None else delta_t
     if not 0 <= delta_t <= 1:
         raise ConfigError(f"--delta-t {delta_t} is no share of global time; give a number from 0 to 1")
     options = ImportOptions(kind, delta_t, step_of(file) if step is None else step, batch_size, num_classes)

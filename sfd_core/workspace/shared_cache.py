@@ -28,6 +28,8 @@ from sfd_core.host.locks import locked
 from sfd_core.host.paths import atomic_path
 
 THEN = "--then"
+WRITING_SECONDS = 2.0
+"""A dvc.lock that is empty for longer is not being written by another DVC."""
 RETRIES = (5.0, 20.0, 60.0)
 """Seconds before each new attempt of what only the network can fail."""
 T = TypeVar("T")
@@ -138,6 +140,9 @@ def write_whole(path: str, data: Any, dumper: Callable[..., None], fs: Any = Non
 def remove_empty(lock: Path) -> None:
     """Remove the dvc.lock that a killed DVC left empty."""
     if lock.is_file() and not lock.stat().st_size:
+        time.sleep(WRITING_SECONDS)
+        if lock.stat().st_size:
+            return
         lock.unlink()
         print(f"{lock} was empty, as a killed DVC leaves it; results come back from DVC's cache", file=sys.stderr, flush=True)
 
