@@ -25,8 +25,8 @@ STAGES = (
 )  # fmt: skip
 QUICK = ("code", "inputs", "encode", "train@sfd", "evaluate@sfd", "studies", "report")
 """Run in the quick tests; the others with the slow ones."""
-CHECKED_WITH = {"sfd_core.experiment.sizes"}
-"""Counts where a network is built; every stage imports it because the checks of all parameters do."""
+CHECKED_WITH = {"sfd_core.experiment.sizes", "sfd_core.host.files"}
+"""Count where a network is built, and where images are listed; every stage imports them to check parameters and inputs."""
 READ_FOR_REPA = ("outputs/prepare", "outputs/features", "outputs/semantic_vae")
 """One list of inputs serves all variants, and only some are aligned with tokens."""
 
