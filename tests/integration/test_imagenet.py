@@ -29,6 +29,8 @@ SAMPLE = Path(os.environ.get("SFD_IMAGENET_SAMPLE", "imagenet-sample-1000.tar"))
 CLASSES = ["n01440764", "n01443537", "n02123045", "n07749582"]
 TRAIN, HELD_OUT = 2, 1
 """Images of each class."""
+QUICK = {"inputs", "schedule", "studies"}
+"""Run in each of these experiments: they look, or have nothing to do."""
 WIDTH = 32
 """Of the texture VAEs, a quarter of the published; everything else of them is as published."""
 SHRUNK: dict[str, Any] = {
@@ -128,7 +130,8 @@ def paper(imagenet: Project) -> Run:
 
 def test_every_output_is_there(paper: Run) -> None:
     lock = yaml.safe_load((paper.path / "dvc.lock").read_text())["stages"]
-    stages = {"code", "inputs", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "report"}
+    shared = ["prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference"]
+    stages = {"code", "inputs", *shared, "studies", "report"}
     assert set(lock) == stages | {f"{stage}@{name}" for stage in ("train", "evaluate") for name in VARIANTS}
     for stage, entry in lock.items():
         for out in entry["outs"]:
@@ -209,14 +212,14 @@ def test_the_report_shows_every_variant(paper: Run) -> None:
 
 def test_another_texture_vae_encodes_and_trains_again_but_keeps_images_and_semantics(paper: Run) -> None:
     other = run(paper.project, "vavae+sfd", ["sfd"])
-    assert other.ran == {"texture_vae", "encode", "reference", "train@sfd", "evaluate@sfd", "report"}
+    assert other.ran == QUICK | {"texture_vae", "encode", "reference", "train@sfd", "evaluate@sfd", "report"}
     assert other.json("encode/identity.json")["texture_vae"]["name"] == "vavae-f16d32-dinov2"
     require_trained_and_judged(other, "sfd")
 
 
 def test_a_guide_of_its_own_preset_guides_the_long_recipe(paper: Run) -> None:
     guide = run(paper.project, "imagenet256-guide-b", ["guide"])
-    assert guide.ran == {"train@guide", "evaluate@guide", "report"}
+    assert guide.ran == QUICK | {"train@guide", "evaluate@guide", "report"}
     (guide.path / "outputs" / "train" / "guide").rename(paper.project.path / "weights" / "guide-b")
     guided = run(paper.project, "imagenet256-xl", ["sfd"])
     require_trained_and_judged(guided, "sfd")

@@ -146,12 +146,12 @@ def test_another_offset_trains_and_judges_one_variant_and_the_old_one_comes_back
     project.run("dvc", "repro")
     before = (project.path / "dvc.lock").read_text()
     project.set({"variants.sfd.delta_t": 0.5})
-    assert ran(project.run("dvc", "repro").stdout) == ["train@sfd", "evaluate@sfd", "report"]
+    assert ran(project.run("dvc", "repro").stdout) == ["train@sfd", "studies", "evaluate@sfd", "report"]
     difference = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
     assert difference["params.yaml"]["variants.sfd.delta_t"] == {"old": 0.3, "new": 0.5, "diff": 0.2}
     project.set({"variants.sfd.delta_t": 0.3})
     restored = project.run("dvc", "repro").stdout
-    assert restored.count("is cached - skipping run, checking out outputs") == 3
+    assert restored.count("is cached - skipping run, checking out outputs") == 4
     assert (project.path / "dvc.lock").read_text() == before
 
 

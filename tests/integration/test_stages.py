@@ -27,8 +27,14 @@ QUICK = ("code", "inputs", "encode", "train@sfd", "evaluate@sfd", "studies", "re
 """Run in the quick tests; the others with the slow ones."""
 CHECKED_WITH = {"sfd_core.experiment.sizes", "sfd_core.host.files"}
 """Count where a network is built, and where images are listed; every stage imports them to check parameters and inputs."""
-READ_FOR_REPA = ("outputs/prepare", "outputs/features", "outputs/semantic_vae")
-"""One list of inputs serves all variants, and only some are aligned with tokens."""
+IDENTITIES = ("outputs/code/", "outputs/inputs/")
+"""DVC compares them."""
+READ_BY_SOME = {
+    "train": ("outputs/prepare", "outputs/features", "outputs/semantic_vae", "outputs/schedule"),
+    "studies": ("outputs/encode",),
+    "report": ("outputs/schedule",),
+}
+"""One list of inputs serves all variants and studies, and only some are aligned with tokens, take a path, or measure errors."""
 
 
 def locked(project: Project, stage: str) -> dict[str, Any]:
@@ -72,11 +78,7 @@ def shapes_results(name: str) -> bool:
 def test_a_stage_reads_each_of_its_inputs(reproduced: Project, tmp_path: Path, stage: str) -> None:
     entry = locked(reproduced, stage)
     for path in [dep["path"] for dep in entry["deps"] if dep["path"].startswith("outputs/")]:
-        # one list of inputs serves all variants, and only some are aligned with tokens
-        only_repa = stage.startswith("train@") and path.startswith(
-            ("outputs/prepare", "outputs/features", "outputs/semantic_vae")
-        )
-        if path.startswith("outputs/code/") or only_repa:
+        if path.startswith((*IDENTITIES, *READ_BY_SOME.get(stage.partition("@")[0], ()))):
             continue
         fresh = tmp_path / path.replace("/", "-")
         shutil.copytree(reproduced.path, fresh, ignore=shutil.ignore_patterns(".git", ".sfd", "cache"))
