@@ -71,14 +71,14 @@ def input_digests(
     cannot be read, and for entries of a folder that are no files.
     """
     digests: dict[str, dict[str, str]] = {stage: {} for stage in stages}
-    for stage, known in digests.items():
-        for key, path in named.items():
-            if key.partition(".")[0] != READERS[stage]:
-                continue
-            if found := found_at(path, project):
-                known[key] = _digest(found, images=stage == IMAGES)
-            elif digest := recorded_digests(stage, project).get(key):
-                known[key] = digest
+    for key, path in named.items():
+        group = key.partition(".")[0]
+        readers = [stage for stage in digests if READERS[stage] == group]
+        found = found_at(path, project) if readers else []
+        now = _digest(found, images=group == IMAGES) if found else None
+        for stage in readers:
+            if digest := now or recorded_digests(stage, project).get(key):
+                digests[stage][key] = digest
     return digests
 
 
@@ -124,10 +124,12 @@ def found_at(path: str, project: Path) -> list[Path]:
 def link_inputs(params: Params, folder: Path, project: Path) -> None:
     """Link inputs with relative paths into the experiment's folder; a link to where they lay before is made anew or goes."""
     for path in named_inputs(params, project).values():
-        for link in found_at(path, folder) if not Path(path).is_absolute() else []:
+        if Path(path).is_absolute():
+            continue
+        for link in found_at(path, folder):
             if link.is_symlink() and not link.exists():
                 link.unlink()
-        for target in found_at(path, project) if not Path(path).is_absolute() else []:
+        for target in found_at(path, project):
             link = folder / target.relative_to(project)
             if link.is_symlink() and link.readlink() != target.resolve():
                 link.unlink()
