@@ -14,7 +14,7 @@ from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import CornerStudy, ErrorFieldStudy, OffsetStudy, Params, StudyParams, fingerprint
 from sfd_core.host.errors import exits_cleanly
-from sfd_core.host.paths import file_digest, stage_dir, write_json
+from sfd_core.host.paths import stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.sampling.artifact import DenoiserManifest, snapshot_digest
@@ -59,7 +59,7 @@ def _resume_key(params: Params, variants: set[str]) -> str:
         for name, manifest in trained.items()
     }
     plain = {name: study.model_dump(mode="json") for name, study in params.active_studies().items()}
-    references = [file_digest(stage_dir("reference") / name / "statistics.safetensors") for name in params.reference.extractors]
+    references = [ShardReader(stage_dir("reference") / name / "features").digest for name in params.reference.extractors]
     return fingerprint(plain, params.evaluate, params.reference, weights, references)
 
 
