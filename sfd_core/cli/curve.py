@@ -28,21 +28,24 @@ def compare(
     from sfd_core.host.errors import DataError
     from sfd_core.reporting import reference_curves
     from sfd_core.reporting.lines import aligned
-    from sfd_core.workspace.places import find_place
+    from sfd_core.workspace.places import find_place, recorded_params
 
     place, variant = find_place(run)
     params = load_params(place / PARAMS)
     if variant:
         params.variant(variant)
     names = [variant] if variant else params.active
-    tables = {name: reference_curves.measured(place, params, name) for name in names}
+    in_work = {name for name in names if reference_curves.in_work(place, name)}
+    finished = params if in_work.issuperset(names) else recorded_params(place)
+    made_with = {name: params if name in in_work else finished for name in names}
+    tables = {name: reference_curves.measured(place, made_with[name], name) for name in names}
     found = {name: table for name, table in tables.items() if not table.empty}
     if not found:
         raise DataError(f"{run} has no training in work or finished of {', '.join(names)}; `sfd status` lists what there is")
-    known = reference_curves.read_reference(params, curves)
+    known = reference_curves.read_reference(finished, curves)
     for name, table in found.items():
         shown = table if variant else table.groupby(["number", "samples"], sort=False, dropna=False).tail(1)
-        compared = reference_curves.compare(shown, known, params, name, reference)
+        compared = reference_curves.compare(shown, known, made_with[name], name, reference)
         print("\n".join([name, *compared.notes]))
         print(f"{aligned([reference_curves.HEADINGS, *compared.rows])}\n" if compared.rows else "")
 

@@ -96,9 +96,11 @@ def parse_value(text: str) -> Any:
 
 def validate(file: Path = PARAMS, /) -> None:
     """Check a parameter file without running anything."""
+    from sfd_core.experiment.drawable import require_drawable
     from sfd_core.experiment.params import load_params
 
     params = load_params(file)
+    require_drawable(params)
     optimisation = params.train.optimisation
     size, grid, channels = params.prepare.resolution, params.latent_grid, params.texture_vae.channels
     print(

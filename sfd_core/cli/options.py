@@ -1,6 +1,8 @@
 """Options that several commands share: the denoiser, how its images are drawn, and how many."""
 
 import os
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,9 +47,14 @@ def output(text: str, folder: bool = False) -> Parameter:
             raise ValueError(f"{path} is no place ({error.strerror}); name another.") from error
         if there and path.is_dir() != folder:
             raise ValueError(f"{path} is a {'file' if folder else 'folder'}; name another place.")
-        place = existing_parent(path)
-        if not (there or place.is_dir()) or not os.access(place, os.W_OK):
-            raise ValueError(f"{place} is no folder that can be written; name another place.")
+        place = existing_parent(path.absolute().parent)
+        try:
+            with tempfile.NamedTemporaryFile(dir=place, prefix=f".{path.name}.", suffix=".partial"):  # as it will be written
+                writable = not there or os.access(path, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            raise ValueError(f"{place} is no folder that can be written with this name; name another place.")
 
     return Parameter(help=text, validator=check)
 
@@ -105,7 +112,20 @@ class Drawing:
             sampler["guide"] = sampler["guide_step"] = None
         if self.guidance == "none":
             sampler["texture"]["scale"] = sampler["semantic"]["scale"] = 1.0
-        return parse_sampler(sampler, "what the options ask for")
+        asked = parse_sampler(sampler, "what the options ask for")
+        self._require_used(asked, evaluations)
+        return asked
+
+    def _require_used(self, asked: "SamplerParams", evaluations: int | None) -> None:
+        if evaluations is not None and self.solver == "dopri5":
+            raise ConfigError("--evaluations would change nothing: dopri5 chooses its own number; leave it out")
+        if asked.guidance == "none" and (unused := self.of_parts(("texture", "semantic"), ("interval",))):
+            raise ConfigError(f"{unused} would change nothing: there is no guidance; choose --guidance, or leave it out")
+
+    def of_parts(self, parts: Sequence[str], keys: Sequence[str]) -> str:
+        """Return which options for guidance of `parts` stand on the command line, in words; "" if none does."""
+        names = [(part, key) for part in parts for key in keys]
+        return " and ".join(f"--{part}-{key}" for part, key in names if getattr(self, f"{part}_{key}") is not None)
 
     def require_meaning(self, variant: "VariantParams") -> None:
         """Raise `ConfigError` for an option that changes no image of a denoiser like `variant`."""

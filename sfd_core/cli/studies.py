@@ -54,6 +54,10 @@ def guidance_curve(
     from sfd_core.experiment.params import load_params
 
     spans = [parse_interval(words) for words in intervals or ["0,1"]]
+    if given := drawing.of_parts(("texture", "semantic") if parts == "both" else (parts,), ("scale", "interval")):
+        raise ConfigError(
+            f"{given} would change nothing: guidance-curve varies that with --scales and --intervals; leave it out"
+        )
     params = load_params(PARAMS)
     base = drawing.sampler(params)
     from sfd_core.studies.guidance import plan_points, run_curve

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfd_core.experiment.params import DiffusersVAEParams, LDMVAEParams, Params
 from sfd_core.host.errors import ConfigError, DataError
-from sfd_core.host.files import files_below
+from sfd_core.host.files import files_below, is_path
 from sfd_core.host.paths import OUTPUTS, file_digest, stage_dir
 
 IMAGES = "prepare"
@@ -170,8 +170,8 @@ def _ends(file: Path, size: int) -> bytes:
 
 
 def _vae_weights(params: Params, project: Path) -> str | None:
-    """Return the path of a published VAE; a diffusers folder that does not exist is a name on the hub."""
+    """Return the path of a published VAE; None for a repository on the hub."""
     vae = params.texture_vae
     if isinstance(vae, LDMVAEParams):
         return vae.weights
-    return vae.weights if isinstance(vae, DiffusersVAEParams) and (project / vae.weights).exists() else None
+    return vae.weights if isinstance(vae, DiffusersVAEParams) and is_path(vae.weights, project) else None

@@ -1,11 +1,20 @@
 """The files of a folder that other people own."""
 
 import os
+import re
 from pathlib import Path
 
 from sfd_core.host.errors import DataError
 
 SHAPES_RESULTS = True
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_path(name: str, project: Path = Path()) -> bool:
+    """Whether weights are a path instead of a repository OWNER/NAME on a hub: they, or the folder above them, are there."""
+    path = project / name
+    return not HUB_NAME.fullmatch(name) or path.exists() or path.parent.is_dir()
 
 
 def files_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:

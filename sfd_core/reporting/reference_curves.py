@@ -57,16 +57,23 @@ def published_model(variant: VariantParams) -> str:
     return f"LightningDiT-{variant.size}/1{semantics.get(variant.semantic, ' + PCA')}"
 
 
+def in_work(place: Path, variant: str) -> Path | None:
+    """Return the resume folder of a variant's training in `place`, if it runs or nothing of it is finished."""
+    works = [work for work in read_work(place) if work.stage == f"train@{variant}"]
+    unfinished = [work for work in works if Path(work.where).is_relative_to(place / STATE / "resume")]
+    if unfinished and (unfinished[0].state == RUNNING or not (place / OUTPUTS / "train" / variant).is_dir()):
+        return Path(unfinished[0].where)
+    return None
+
+
 def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
     """Return the losses and distances of a variant, in work or finished in `place`, with `COLUMNS`; empty if there are none.
 
     Raises `DataError` if a file is damaged.
     """
-    works = [work for work in read_work(place) if work.stage == f"train@{variant}"]
-    unfinished = [work for work in works if Path(work.where).is_relative_to(place / STATE / "resume")]
-    folder, distances = place / OUTPUTS / "train" / variant, _distances(place / OUTPUTS, variant)
-    if unfinished and (unfinished[0].state == RUNNING or not folder.is_dir()):
-        folder, distances = Path(unfinished[0].where), iter(())
+    training = in_work(place, variant)
+    folder = training or place / OUTPUTS / "train" / variant
+    distances = iter(()) if training else _distances(place / OUTPUTS, variant)
     points = [*_losses(folder), *distances]
     batch = params.train.optimisation.batch_size
     rows = [(variant, step, step * batch, number, samples, value) for step, number, samples, value in points]

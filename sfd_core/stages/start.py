@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sfd_core.experiment.code import require_recorded_code
+from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.inputs import require_recorded_inputs
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.experiment.values import parse_yaml, read_utf8
@@ -30,6 +31,7 @@ def begin_stage(stage: str, variant: str = "") -> Params:
     params = load_params()
     if variant:
         params.variant(variant)  # an unknown one is reported before anything is read
+    require_drawable(params)
     require_recorded_inputs(stage, params)
     began = _values(stage, variant, params)
 

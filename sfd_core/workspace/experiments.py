@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.grid import split_variants
 from sfd_core.experiment.inputs import link_inputs, require_inputs, require_none_in_outputs
 from sfd_core.experiment.params import Params, load_params, parse_params
@@ -71,7 +72,8 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
             set_value(variant, axis.key, value)
             word = re.sub(r"[\[\], ]+", "_", f"{value}".replace(".", "p")).strip("_")
             name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key}-{word}"
-            changed["variants"][name] = variant
+            if changed["variants"].setdefault(name, variant) != variant:
+                raise ConfigError(f"varying {axis.key} makes a variant {name}, but another one has this name; rename that")
             origins[name] = origin
     changed["active"] = list(origins)
     changed["studies"] = {
@@ -92,6 +94,7 @@ def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path(
     inputs and if a stage fails, `BusyError` if another process runs the experiment.
     """
     params = parse_params(plan.values, source="the experiment")
+    require_drawable(params)
     require_none_in_outputs(params, project)
     require_inputs(params, project)
     busy = f"another process runs the experiment in {folder}; wait for it, or choose another name"
@@ -130,6 +133,7 @@ def point_place(
     Raises `ConfigError` for invalid parameters, `DataError` for missing inputs.
     """
     params = parse_params(values)
+    require_drawable(params)
     require_inputs(params, project)
     with git.worktree(project, key, commit) as (folder, held):
         _write_values(values, params, folder, project, scm=True)

@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.inputs import input_digests, missing_inputs, named_inputs, recorded_digests
 from sfd_core.experiment.params import Params, load_params, parse_params
 from sfd_core.experiment.values import flat_values, set_value
@@ -26,9 +27,10 @@ def look_at_inputs(place: Place) -> None:
     """Run stage `inputs` where images or weights are no longer those that it recorded, which DVC cannot know.
 
     Where it recorded none, DVC runs it, as it restores a stage whose output persists never from the run-cache. What it once
-    recorded of files that are gone is fetched, so that their results are restored, too.
+    recorded of files that are gone is fetched, so that their results are restored, too. Raises what `require_drawable` raises.
     """
     params = load_params(place.folder / PARAMS)
+    require_drawable(params)
     if not (place.folder / stage_dir("inputs")).is_dir():
         if not missing_inputs(params, place.folder) or "inputs" not in locked_stages(place.folder):
             return

@@ -155,6 +155,21 @@ def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Projec
     assert json.loads(reproduced.run("dvc", "status", "--json").stdout) == {}
 
 
+def test_a_curve_is_compared_with_the_parameters_that_made_it(reproduced: Project, sfd: Command) -> None:
+    sfd("curve", "record", "--out", ".sfd/recorded.csv")
+    words = ["curve", "compare", "sfd", "--curves", ".sfd/recorded.csv"]
+    before, _ = sfd(*words)
+    assert "1.00" in before
+    params = (reproduced.path / "params.yaml").read_text()
+    reproduced.set({"train.optimisation.batch_size": 4})
+    try:
+        after, said = sfd(*words)
+    finally:
+        (reproduced.path / "params.yaml").write_text(params)
+    assert after == before
+    assert "train.optimisation.batch_size" in said
+
+
 @pytest.fixture
 def ref(reproduced: Project) -> Iterator[str]:
     """The Git ref of a finished point of a sweep with the results of the project."""

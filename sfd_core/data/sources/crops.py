@@ -1,8 +1,8 @@
 """Image files to square RGB arrays: decoding with clear errors, and the centre crop of ADM.
 
 Of several frames the first counts. Images are turned upright by their EXIF orientation; colour profiles are not applied.
-Transparent areas are white. Values of 16 bits are scaled to 8; floating point and 32-bit integers, whose range is unknown, are
-refused.
+Transparent areas are white. Values of 16 bits are scaled to 8; floating point, 32-bit and signed integers and 12 bits, whose
+range is unknown or not kept, are refused.
 """
 
 import io
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from sfd_core.host.errors import DataError
 
@@ -19,6 +20,8 @@ Pixels = NDArray[np.uint8]
 
 SIXTEEN_BITS = frozenset({"PNG", "PPM"})
 """Formats whose images of Pillow's mode I have 16 bits."""
+SIGNED = 2
+"""Of a TIFF file's sample format."""
 REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to skip such files"
 
 
@@ -50,13 +53,24 @@ def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
     """Return an image of 16-bit grey with 8 bits; any other as it is. Raises `ValueError` for values of unknown range."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
-        grey = Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
-        grey.info = image.info
-        return grey
-    if image.mode in ("I", "F"):
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS)
+    if image.mode in ("I", "F") and not deep:
         raise ValueError(f"its mode {image.mode} has no fixed range; save it with 8 or 16 bits")
-    return image
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if other := {*tags.get(BITSPERSAMPLE, ())} - {1, 2, 4, 8, 16}:
+        raise ValueError(f"its values have {min(other)} bits; save it with 8 or 16 bits")
+    if SIGNED in tags.get(SAMPLEFORMAT, ()):
+        raise ValueError("its values have a sign; save it without")
+    if not deep:
+        return image
+    values = np.asarray(image).astype(np.float64)
+    white_is_zero = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # Pillow inverts only images of 8 bits
+    scaled = np.rint((65535 - values if white_is_zero else values) / 257).clip(0, 255)
+    grey = Image.fromarray(scaled.astype(np.uint8))
+    if "transparency" in image.info:  # a value of 16 bits
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return grey
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from sfd_core.data.sources.crops import Pixels
 from sfd_core.host.errors import DataError
+from sfd_core.host.files import files_below
 
 PARTS = frozenset({"train", "test", "val", "valid", "validation", "unlabeled"})
 """Usual folder names of the parts of a data set."""
@@ -56,15 +58,25 @@ class ImageSet:
 def find_files(location: Location, suffix: str) -> list[Path]:
     """Return the files of a location, sorted: one file, all files of a folder with this suffix, or matches of a pattern.
 
-    Raises `DataError` if there are none, if compressed ones lie among them, and if two have one name, which names their images.
+    What else lies in the folder is passed over, and stderr says so. Raises `DataError` if there are none, if compressed ones
+    lie among them, if a sub-folder holds more, and if two have one name, which names their images.
     """
     given = Path(location.path)
     if given.is_dir():
-        found = sorted(file for file in given.iterdir() if file.suffix == suffix and not file.name.startswith("."))
+        below = files_below(given)
+        fitting = [file for file in below if file.suffix.lower() == suffix]
+        found = [file for file in fitting if file.parent == given]
         problem = f"holds no {suffix} file"
-        packed = sorted(file.name for file in given.iterdir() if f"{suffix}." in file.name or file.suffix in PACKED)
-        if packed:
+        others = [str(file.relative_to(given)) for file in below if file.suffix.lower() != suffix]
+        if packed := [name for name in others if f"{suffix}." in name.lower() or Path(name).suffix.lower() in PACKED]:
             raise DataError(f"{location} holds {packed[0]} ({len(packed)} compressed files); decompress or remove them")
+        if deep := [file for file in fitting if file.parent != given]:
+            raise DataError(
+                f"{location} holds {deep[0].relative_to(given)} ({len(deep)} {suffix} files in sub-folders), which would be "
+                f"passed over; give a pattern such as '{given}/**/*{suffix}' in quotes, or move them"
+            )
+        if found and others:
+            print(f"skipped: {len(others)} files of {given} that are no {suffix} files, such as {others[0]}", file=sys.stderr)
     elif any(letter in location.path for letter in "*?["):
         found = sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
         problem = "matches no file"
@@ -75,7 +87,7 @@ def find_files(location: Location, suffix: str) -> list[Path]:
         raise DataError(
             f"{location} {problem}; give one {suffix} file, a folder of them, or a pattern such as 'train-*{suffix}' in quotes"
         )
-    name, count = Counter(file.name for file in found).most_common(1)[0]
+    name, count = Counter(file.stem for file in found).most_common(1)[0]
     if count > 1:
         raise DataError(f"{location} holds {count} files named {name}, which would give their images equal names; rename them")
     return found

@@ -9,7 +9,7 @@ from sfd_core.data.sources import twemoji
 from sfd_core.data.sources.avatars import avatar_images
 from sfd_core.data.sources.crops import Pixels
 from sfd_core.data.sources.folder import folder_images
-from sfd_core.data.sources.image_set import ImageSet, Location
+from sfd_core.data.sources.image_set import ImageSet, Location, find_files
 from sfd_core.data.sources.parquet import parquet_images
 from sfd_core.data.sources.tar import tar_images
 from sfd_core.experiment.params import PrepareParams
@@ -59,14 +59,27 @@ def load_parts(prepare: PrepareParams) -> Parts:
     if prepare.held_out is not None:
         found = split(images, prepare.held_out, prepare.seed)
         return Parts(Part(images, found.train), Part(images, found.held_out))
-    if Path(str(prepare.path)).resolve() == Path(str(prepare.held_out_path)).resolve():
-        raise DataError(
-            f"prepare.held_out_path {prepare.held_out_path} is prepare.path too, so nothing would be held out; name another, "
-            "or set it to null and prepare.held_out to a share"
-        )
+    _require_apart(prepare)
     held_out = _load(prepare, Location("prepare.held_out_path", str(prepare.held_out_path)))
     _require_same_classes(images.classes, held_out.classes)
     return Parts(*(Part(one, range(len(one.names))) for one in (images, held_out)))
+
+
+def _require_apart(prepare: PrepareParams) -> None:
+    ours, theirs = (_places(prepare, key) for key in ("path", "held_out_path"))
+    around = {parent for place in ours for parent in place.parents}
+    if shared := sorted(place for place in theirs if place in around or ours & {place, *place.parents}):
+        raise DataError(
+            f"prepare.held_out_path {prepare.held_out_path}: {shared[0]} is part of prepare.path {prepare.path} too, so it "
+            "would be trained on and held out; name another, or set held_out_path to null and prepare.held_out to a share"
+        )
+
+
+def _places(prepare: PrepareParams, key: str) -> set[Path]:
+    """Return the folder of images, or the files that hold them."""
+    location = Location(f"prepare.{key}", str(getattr(prepare, key)))
+    suffix = {"tar": ".tar", "parquet": ".parquet"}.get(prepare.source)
+    return {path.resolve() for path in (find_files(location, suffix) if suffix else [Path(location.path)])}
 
 
 def load_images(prepare: PrepareParams) -> ImageSet:

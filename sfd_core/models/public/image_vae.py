@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfd_core.experiment.params import DiffusersVAEParams, LDMVAEParams
 from sfd_core.host.errors import DataError, ResourceError
+from sfd_core.host.files import is_path
 from sfd_core.host.paths import file_digest
 from sfd_core.models.public import ldm
 from sfd_core.models.public.weights import load_strictly, read_public_checkpoint
@@ -25,7 +26,6 @@ from sfd_core.models.vaes.rae import build_network as build_rae
 DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 FORMER_NAMES = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_published_vae(params: LDMVAEParams | DiffusersVAEParams) -> AutoencoderKLVAE | RAEVAE:
@@ -82,7 +82,7 @@ def _diffusers_folder(params: DiffusersVAEParams) -> Path:
         return path.parent
     if path.is_dir():
         return path / (params.subfolder or "")
-    if not HUB_NAME.fullmatch(params.weights):
+    if is_path(params.weights):
         raise DataError(
             f"texture_vae.weights {path} does not exist; give a folder, a file in it, or a repository on the Hugging Face hub"
         )

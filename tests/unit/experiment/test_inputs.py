@@ -19,7 +19,7 @@ from sfd_core.experiment.inputs import (
     require_inputs,
     require_recorded_inputs,
 )
-from sfd_core.experiment.params import Params
+from sfd_core.experiment.params import DiffusersVAEParams, Params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import write_json
@@ -65,6 +65,15 @@ def test_words_that_can_be_no_path_are_refused(tmp_path: Path, path: str) -> Non
     with pytest.raises(ConfigError, match="can be neither a path nor a pattern") as told:
         found_at(path, tmp_path)
     assert repr(path) in str(told.value)
+
+
+def test_a_vae_of_the_hub_is_no_file_but_a_folder_that_was_deleted_is_missed(tmp_path: Path) -> None:
+    params = load_preset("dit", PRESETS).check()
+    vae = DiffusersVAEParams(kind="diffusers", name="sd", weights="weights/vae", subfolder=None, channels=4, downsampling=8)
+    params = params.model_copy(update={"texture_vae": vae})
+    assert "texture_vae.weights" not in missing_inputs(params, tmp_path)
+    (tmp_path / "weights").mkdir()
+    assert missing_inputs(params, tmp_path)["texture_vae.weights"] == "weights/vae"
 
 
 def test_an_experiment_reads_the_images_that_the_project_reads_now(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host import paths
 from sfd_core.host.errors import BusyError, ConfigError
 from sfd_core.host.resume import Code, mixed_codes
+from sfd_core.stages.training import Origin
 from sfd_core.training.checkpoint import ResumeFolder, State, resume_key
 
 STATE = "state-00000-of-00001.safetensors"
@@ -147,6 +149,9 @@ def test_a_checkpoint_carries_the_codes_that_reached_it(tmp_path: Path, monkeypa
     second.save(2, State.copied({"weight": torch.zeros(3)}, {"step": 2, "seconds": 1001.0}))
     assert mixed_codes(second.path / "step-00000001") == {}
     assert mixed_codes(second.path / "step-00000002") == mixed_codes(second.path) == {"codes": ["old", "new"]}
+    (tmp_path / "model.json").write_text('{"format": 1}')
+    Origin({}, second).write(tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text()) == {"format": 1, "codes": ["old", "new"]}
 
 
 def test_the_folder_of_a_stage_lies_outside_the_outputs() -> None:

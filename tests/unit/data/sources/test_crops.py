@@ -1,3 +1,4 @@
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,38 @@ def test_values_of_unknown_range_are_refused(tmp_path: Path, values: NDArray[Any
     Image.fromarray(values).save(tmp_path / "deep.tiff")
     with pytest.raises(DataError, match=r"deep\.tiff cannot be read as an image \(its mode [IF] has no fixed range"):
         read_image(tmp_path / "deep.tiff")
+
+
+def tiff(path: Path, values: NDArray[Any], **tags: int) -> None:
+    """Write a grey TIFF by hand: Pillow writes neither 12 bits nor signed values nor a white zero of 16 bits."""
+    height, width = values.shape[0], tags.pop("width", values.shape[-1])
+    data = values.tobytes()
+    entries = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(data)}
+    entries |= {int(tag): value for tag, value in tags.items()}
+    entries[273] = 8 + 2 + 12 * len(entries) + 4
+    written = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + written + b"\0" * 4 + data)
+
+
+def test_a_white_zero_is_white_with_any_depth(tmp_path: Path) -> None:
+    for values in (np.array([[0, 128, 255]], np.uint8), np.array([[0, 128 * 257, 65535]], np.uint16)):
+        tiff(tmp_path / "zero.tiff", values, **{"262": 0})
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "zero.tiff"))[0, :, 0], [255, 127, 0])
+        tiff(tmp_path / "black.tiff", values)
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "black.tiff"))[0, :, 0], [0, 128, 255])
+
+
+def test_values_with_a_sign_or_of_twelve_bits_are_refused(tmp_path: Path) -> None:
+    tiff(tmp_path / "signed.tiff", np.array([[-1, 1]], np.int8), **{"339": 2})
+    tiff(tmp_path / "twelve.tiff", np.array([[0, 128, 255]], np.uint8), **{"258": 12}, width=2)
+    for name, why in (("signed", "have a sign"), ("twelve", "have 12 bits")):
+        with pytest.raises(DataError, match=rf"{name}\.tiff cannot be read as an image \(its values {why}"):
+            read_image(tmp_path / f"{name}.tiff")
+
+
+def test_one_grey_of_sixteen_bits_is_transparent(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[30000, 30001, 0]], np.uint16)).save(tmp_path / "clear.png", transparency=30000)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "clear.png"))[0, :, 0], [255, 117, 0])
 
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 60, 30]]], np.uint8)

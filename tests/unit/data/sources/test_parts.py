@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import samples, write_parquet, write_tar
+from archives import encoded, samples, write_parquet, write_tar
 from PIL import Image
 
 from sfd_core.data.sources.image_set import ImageSet
@@ -131,8 +131,14 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatc
 
 def test_what_is_trained_on_is_not_held_out(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", {"cat": 2})
-    with pytest.raises(DataError, match=r"prepare\.held_out_path .* is prepare\.path too, so nothing would be held out"):
+    with pytest.raises(DataError, match=r"prepare\.held_out_path .*/data is part of prepare\.path .* trained on and held out"):
         load_parts(folder_params(root, held_out=None, held_out_path=f"{root}/../data"))
+    with pytest.raises(DataError, match="is part of"):
+        load_parts(folder_params(root, held_out=None, held_out_path=str(tmp_path)))
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / name, {"cat/0.png": encoded(0)})
+    with pytest.raises(DataError, match=r"b\.tar is part of prepare\.path"):
+        load_parts(folder_params(tmp_path / "*.tar", source="tar", held_out=None, held_out_path=f"{tmp_path}/b.tar"))
 
 
 def test_folders_of_parts_are_no_classes(tmp_path: Path) -> None:

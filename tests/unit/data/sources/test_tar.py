@@ -158,7 +158,7 @@ def test_compressed_files_are_not_left_out(tmp_path: Path, name: str) -> None:
 def test_files_of_one_name_in_two_folders_are_refused(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         write_tar(tmp_path / folder / "a.tar", in_folders())
-    with pytest.raises(DataError, match=r"holds 2 files named a\.tar"):
+    with pytest.raises(DataError, match=r"holds 2 files named a,"):
         load(tmp_path / "*" / "a.tar")
 
 
@@ -254,6 +254,19 @@ def test_missing_files_are_named(tmp_path: Path, name: str, message: str) -> Non
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=rf"prepare\.path .* {message}; give one \.tar file, a folder of them, or a pattern"):
         load(tmp_path / name)
+
+
+def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.TAR", "b.tar"):
+        write_tar(tmp_path / "all" / name, in_folders())
+    (tmp_path / "all" / "index.txt").touch()
+    images = load(tmp_path / "all")
+    assert {name.split("/")[0] for name in images.names} == {"a", "b"}
+    assert "skipped: 1 files of" in capsys.readouterr().err
+    write_tar(tmp_path / "all" / "more" / "c.tar", in_folders())
+    with pytest.raises(DataError, match=r"holds more/c\.tar \(1 \.tar files in sub-folders\), .* give a pattern"):
+        load(tmp_path / "all")
+    assert len({name.split("/")[0] for name in load(tmp_path / "all" / "**" / "*.[tT][aA][rR]").names}) == 3
 
 
 def test_threads_read_at_once(tmp_path: Path) -> None:

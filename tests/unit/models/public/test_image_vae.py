@@ -243,6 +243,13 @@ def test_without_a_network_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -
         read_published_vae(diffusers_params("owner/model"))
 
 
+def test_a_deleted_folder_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(DataError, match="weights/vae does not exist"):
+        read_published_vae(diffusers_params("weights/vae"))
+
+
 def test_formats_are_not_mixed_up(tmp_path: Path, source: LatentDiffusionVAE) -> None:
     folder = diffusers_folder(tmp_path / "vae", source)
     with pytest.raises(DataError, match=r"set texture_vae\.kind to diffusers"):

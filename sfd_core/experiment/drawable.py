@@ -1,0 +1,43 @@
+"""What stages `evaluate` and `studies` would refuse after the trainings, found before them.
+
+It is no check of `Params`: results are also shown where parameters were edited since, with values of both.
+"""
+
+from sfd_core.experiment.params import GuidanceStudy, Params, VariantParams
+from sfd_core.host.errors import ConfigError
+
+SHAPES_RESULTS = False
+
+
+def require_drawable(params: Params) -> None:
+    """Raise `ConfigError` for guidance that active variants do not know, and for snapshots that are not taken."""
+    sampler = params.evaluate.sampler
+    for name in params.active:
+        _require_guidable(params, name, params.variants[name], sampler.guidance, "evaluate.sampler.guidance")
+    for key, study in params.active_studies().items():
+        if isinstance(study, GuidanceStudy):
+            _require_guidable(params, study.variant, params.variants[study.variant], study.guidance, f"studies.{key}.guidance")
+            _require_guide(params, study, f"studies.{key}.guide_step")
+
+
+def _require_guidable(params: Params, name: str, variant: VariantParams, guidance: str, key: str) -> None:
+    lacks = {
+        "cfg": None if params.train.conditional else "train.conditional is false, so it sees no labels",
+        "internal": None if variant.inner is not None else "it has no inner head; set `inner`",
+        "semantic": None if getattr(variant.times, "absent", 0) else "its training never lacks semantics; set `times.absent`",
+    }.get(guidance)
+    if lacks:
+        raise ConfigError(f"{key} is {guidance}, but variant {name} cannot be guided so: {lacks}, or choose another guidance")
+
+
+def _require_guide(params: Params, study: GuidanceStudy, key: str) -> None:
+    step, steps = study.guide_step, params.train.snapshot_steps
+    if step is None and study.guidance == "autoguidance":
+        raise ConfigError(f"{key} is null, but autoguidance needs a guide; name a snapshot, such as {steps[0]}")
+    if step is not None and study.guidance not in ("autoguidance", "semantic"):
+        raise ConfigError(f"{key} is {step}, but guidance {study.guidance} has no guide; set it to null")
+    if step is not None and step not in steps:
+        listed = ", ".join(str(taken) for taken in steps)
+        raise ConfigError(
+            f"{key} is {step}, but snapshots are taken at steps {listed}; name one of them, or change train.snapshots"
+        )
