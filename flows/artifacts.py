@@ -16,6 +16,8 @@ from sfd_core.host.addresses import public
 
 STEP = re.compile(r"(?P<training>[^:]+): step (?P<step>\d+)/(?P<steps>\d+) ")
 """Begins the line that a training writes every 15 seconds (`sfd_core.training.progress`)."""
+DISTANCE = re.compile(r"[^:]+: step \d+, \d+ samples: ")
+"""Begins the line that stage `evaluate` writes for a snapshot."""
 REFRESH_SECONDS = 20.0
 
 
@@ -42,7 +44,7 @@ def show_samples(evaluate: Path, key: str) -> None:
 
 
 class Progress:
-    """A pipeline's progress as an artifact that refreshes: finished stages; step, loss, rate and time left of trainings."""
+    """A pipeline's progress as an artifact that refreshes: finished stages, and what trainings and evaluations said last."""
 
     def __init__(self, key: str, words: str, stages: int) -> None:
         self._words, self._stages, self._finished, self._sent = words, stages, 0, 0.0
@@ -51,12 +53,16 @@ class Progress:
         self._artifact = cast("UUID", create_progress_artifact(0.0, key=key, description=words))
 
     def read(self, line: str) -> None:
-        """Take a line of a stage's output; lines about anything but a training's steps change nothing."""
+        """Take a line of a stage's output; lines about anything but a training's steps and distances change nothing."""
         if found := STEP.match(line):
             self._shares[found["training"]] = int(found["step"]) / int(found["steps"])
             self._lines[found["training"]] = line
-            if time.monotonic() - self._sent > REFRESH_SECONDS:
-                self._send()
+        elif DISTANCE.match(line):
+            self._lines[f"distance of {line.partition(':')[0]}"] = line
+        else:
+            return
+        if time.monotonic() - self._sent > REFRESH_SECONDS:
+            self._send()
 
     def finish(self, stages: int) -> None:
         """Show how many stages are finished; trainings at their last step are among them."""

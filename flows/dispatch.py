@@ -6,6 +6,7 @@ have ended before, and the server accepts each key only once.
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,6 +30,8 @@ POLL_SECONDS = 2.0
 CRASH_PATIENCE = 120.0
 """Seconds for a worker to restart a crashed run before another worker gets it."""
 ATTEMPTS = 3
+AT_ONCE = 100
+"""Most runs of a sweep that wait or run: enough for as many workers, and few enough to be cancelled in seconds."""
 PAGE = 200
 """Most runs that the server returns at once."""
 
@@ -84,17 +87,20 @@ class Dispatcher:
     def __init__(self, sweep: UUID | str, commit: str, report: Callable[[str], None]) -> None:
         self._tag, self._commit, self._report = sweep_tag(sweep), commit, report
         self._waits: list[_Wait] = []
+        self._queue: deque[Request] = deque()
 
     def submit(self, request: Request) -> None:
-        """Start the run of a point, or share one that has not ended."""
-        self._waits.append(_Wait(request, self._start(request)))
+        """Start the run of a point, or share one that has not ended; beyond `AT_ONCE` once others have ended."""
+        self._queue.append(request)
+        self._fill()
 
     def ended(self) -> list[Outcome]:
-        """Wait until at least one point has ended and return all that have; empty once none is running."""
+        """Wait until at least one point has ended and return all that have; empty once none is left."""
         found: list[Outcome] = []
-        while self._waits and not found:
+        while (self._waits or self._queue) and not found:
             time.sleep(POLL_SECONDS)
             try:
+                self._fill()
                 runs = read_runs([wait.run for wait in self._waits])
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 self._report(f"Prefect's server does not answer ({error}); the points go on, trying again")
@@ -103,6 +109,11 @@ class Dispatcher:
             self._waits = [wait for wait, outcome in outcomes if outcome is None]
             found = [outcome for _, outcome in outcomes if outcome is not None]
         return found
+
+    def _fill(self) -> None:
+        while self._queue and len(self._waits) < AT_ONCE:
+            self._waits.append(_Wait(self._queue[0], self._start(self._queue[0])))
+            self._queue.popleft()
 
     def _start(self, request: Request) -> UUID:
         with get_client(sync_client=True) as client:

@@ -22,6 +22,7 @@ import psutil
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flows import Flow
 from prefect.runner import Runner
@@ -102,8 +103,20 @@ async def _serve(project: Path, slots: int, served: dict[str, Flow[..., Any]]) -
     coordinator = Runner(f"sweeps@{machine.worker_name()}", QUERY_SECONDS, limit=None, pause_on_shutdown=False)
     trainer = Runner(f"points@{machine.worker_name()}", QUERY_SECONDS, limit=slots, pause_on_shutdown=False)
     for runner, name, flow in [*((coordinator, *item) for item in served.items()), (trainer, "point", point)]:
-        await runner.aadd_deployment(await flow.ato_deployment(name, entrypoint_type=EntrypointType.MODULE_PATH))
+        await runner.aadd_deployment(await _deployment(name, flow))
     await asyncio.gather(coordinator.start(), trainer.start(), _watch(project), _handle_signals())
+
+
+async def _deployment(name: str, flow: Flow[..., Any]) -> RunnerDeployment:
+    """Return a deployment that is tagged with its module and keeps the schedules that people gave it in the UI."""
+    made = await flow.ato_deployment(name, tags=[tag_of(flow)], entrypoint_type=EntrypointType.MODULE_PATH)
+    made.model_fields_set.discard("schedules")  # an empty list would delete them
+    return made
+
+
+def tag_of(flow: Flow[..., Any]) -> str:
+    """Return the tag of a flow's deployment: the name of its module."""
+    return flow.fn.__module__.rpartition(".")[2]
 
 
 async def _handle_signals() -> None:

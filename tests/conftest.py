@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from projects import Project, make_project
+from projects import LEAST_COST, Project, make_project
 
 SHARED = {
     "reproduced": "pipeline",
@@ -39,7 +39,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A tiny project on which `dvc repro` ran once; a test that changes its parameters restores them."""
-    project = make_project(tmp_path_factory.mktemp("projects") / "tiny", ["dit", "sfd", "repa"])
+    project = make_project(
+        tmp_path_factory.mktemp("projects") / "tiny", ["dit", "sfd", "repa"], values={"schedule": LEAST_COST}
+    )
     project.run("dvc", "repro")
     yield project
     shutil.rmtree(project.path, ignore_errors=True)

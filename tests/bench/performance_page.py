@@ -27,7 +27,10 @@ from sfd_core.reporting.palette import line_styles
 
 MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
 INK, MUTED, RULE = "#15181c", "#59626c", "#dfe1e0"
-FIGURE = "cost_law.png"
+FIGURE, TIMELINE = "cost_law.png", "timeline.png"
+ONCE = {"processes": 31, "python": 11, "S3": 202, "MLFLOW": 400, "PREFECT": 40}
+"""What a point took before its cost was looked at."""
+SHOWN_SECONDS = 0.25
 
 Result = Mapping[str, Any]
 Rows = Iterable[Sequence[str]]
@@ -231,8 +234,55 @@ def _sweep(results: Mapping[str, Result]) -> str:
         (f"{result['points']} points, two workers", f"{result['two_workers']:.0f} s"),
         ("speed-up", f"**{result['one_worker'] / result['two_workers']:.2f}**"),
         ("a point, median: training", f"{result['training']:.1f} s"),
-        ("a point, median: all else", f"{result['overhead']:.1f} s"),
+        ("a point, median: all else, from the start of its flow", f"{result['overhead']:.1f} s"),
+        ("a point, mean: all else, with one worker by the clock", f"{result['wall']:.1f} s"),
         ("the finished sweep again", f"{result['again']:.1f} s"),
+    )
+    return _table(("what", ""), rows)
+
+
+def _point(results: Mapping[str, Result]) -> str:
+    (result,) = results.values()
+    now = {"processes": result["processes"], "python": result["python"], **result["requests"]}
+    titles = ("processes that it starts", "of these Python", "requests to S3", "requests to MLflow", "requests to Prefect")
+    rows = (
+        (title, f"{before}", f"{now[name]}", f"{now[name] / before:.2f}")
+        for title, (name, before) in zip(titles, ONCE.items(), strict=True)
+    )
+    return _table(("a point", "before", "now", "ratio"), rows)
+
+
+def timeline_figure(result: Result) -> Figure:
+    """Draw the processes of a point as bars over time, with the CPU seconds that each used; the rest it waited."""
+    shown = [process for process in result["timeline"] if process["last"] - process["first"] > SHOWN_SECONDS]
+    figure = Figure(figsize=(11, 0.34 * len(shown) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    for row, process in enumerate(shown):
+        length = process["last"] - process["first"]
+        axes.barh(row, length, left=process["first"], color=RULE)
+        axes.barh(row, min(process["cpu"], length), left=process["first"], color=MUTED, height=0.3)
+        words = f" {_short(process['command'])}: {length:.1f} s, CPU {process['cpu']:.1f} s"
+        axes.text(process["first"], row, words, va="center", fontsize=8.5, color=INK)
+    axes.set(xlabel="seconds since the flow run was started", yticks=[])
+    axes.invert_yaxis()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def _short(command: str) -> str:
+    """Return a command without folders, hashes and interpreters."""
+    words = [word.rpartition("/")[2] for word in command.split() if not word.startswith("-")]
+    return " ".join(word for word in words if word not in ("python", "sh", "bash", "env"))[:60]
+
+
+def _large_sweeps(results: Mapping[str, Result]) -> str:
+    (result,) = results.values()
+    rows = (
+        (f"a finished sweep of {result['finished_points']} points again", f"{result['finished']:.1f} s"),
+        (f"a sweep of {result['points']:,} points, until its first runs wait for workers", f"{result['planning']:.1f} s"),
+        ("memory of its own process", f"{result['planner'] / 1e6:.0f} MB"),
+        ("memory that Prefect's server takes more", f"{result['server'] / 1e6:.0f} MB"),
+        ("cancelled, until no run is left", f"{result['cancelling']:.1f} s"),
     )
     return _table(("what", ""), rows)
 
@@ -268,7 +318,9 @@ TABLES = {
     "extraction": _Table(_rates, "test_extraction.py"),
     "repa-targets": _Table(_rates, "test_repa_targets.py"),
     "pipeline": _Table(_rates, "test_pipeline.py"),
-    "sweep": _Table(_sweep, "test_sweep.py"),
+    "sweep": _Table(_sweep, "test_sweep.py", "test_a_sweep"),
+    "point": _Table(_point, "test_point.py"),
+    "large-sweeps": _Table(_large_sweeps, "test_sweep.py", "test_large"),
     "cost-law": _Table(_cost_law, "test_cost_law.py"),
     "gpu": _Table(_gpu, "test_gpu.py", "test_training"),
     "gpu-sampling": _Table(_gpu_sampling, "test_gpu.py", "test_sampling"),
@@ -332,10 +384,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(file, kept)
     with atomic_path(options.page) as temporary:
         temporary.write_text(page)
-    law = {name: result for name, result in kept["results"].items() if TABLES["cost-law"].chooses(name, result)}
-    if law:
-        with atomic_path(options.page.with_name(FIGURE)) as temporary:
-            cost_law_figure(law).savefig(temporary, dpi=160, facecolor="white", metadata={"Software": None}, format="png")
+    chosen = {
+        table: {name: result for name, result in kept["results"].items() if TABLES[table].chooses(name, result)}
+        for table in ("cost-law", "point")
+    }
+    if law := chosen["cost-law"]:
+        _draw(cost_law_figure(law), options.page.with_name(FIGURE))
+    for point in chosen["point"].values():
+        _draw(timeline_figure(point), options.page.with_name(TIMELINE))
+
+
+def _draw(figure: Figure, file: Path) -> None:
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, dpi=160, facecolor="white", metadata={"Software": None}, format="png")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The points are tiny, so that nearly all of their time is what the flows, DVC, ML
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,14 +16,28 @@ from typing import Any
 
 import psutil
 import pytest
-from laboratory import NEEDS_S3, WITH_SERVERS, WholeLaboratory, prefect_variables, records_of, whole_project
+from laboratory import (
+    NEEDS_S3,
+    WITH_SERVERS,
+    WholeLaboratory,
+    engine_of,
+    prefect_variables,
+    records_of,
+    wait_until,
+    whole_project,
+)
 from projects import Project
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from sfd_core.experiment.code import pipeline_code
+from sfd_core.experiment.grid import CURRENT, Space, base_values, plan_points
 
 pytestmark = [pytest.mark.bench, NEEDS_S3, pytest.mark.timeout(3600), *WITH_SERVERS]
 
 POINTS = 8
 STEPS = 100
+CHANGES = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": STEPS}
+FINISHED, LARGEST = 100, 1000
 
 
 @pytest.fixture
@@ -52,20 +67,64 @@ def test_a_sweep_by_one_worker_and_by_two(
         others = [0.1 + number / 100 for number in range(POINTS)]
         benchmark.pedantic(lambda: two.append(sweep(laboratory, "two", others)[1]), rounds=1)
     _, again = sweep(laboratory, "one", [number / 100 for number in range(POINTS)])
+    wall = (one - sum(record["training"]["seconds"] for record in records)) / POINTS
     overheads = [record["seconds"] - record["training"]["seconds"] for record in records]
     workers = {record["worker"] for record in records_of(laboratory.project, "two")}
     assert len(workers) == 2
     note(
-        points=POINTS, ready=ready, serving=serving, memory=memory, one_worker=one, two_workers=two[0], again=again,
+        points=POINTS, ready=ready, serving=serving, memory=memory, one_worker=one, two_workers=two[0], again=again, wall=wall,
         overhead=median(overheads), training=median(record["training"]["seconds"] for record in records), joined=joined,
     )  # fmt: skip
+
+
+def test_large_sweeps(
+    laboratory: WholeLaboratory, benchmark: BenchmarkFixture, note: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = laboratory.project
+    laboratory.run("up")
+    laboratory.await_deployments()
+    sweep(laboratory, "one", [0.5])
+    monkeypatch.chdir(project.path)
+    offsets = [number / FINISHED for number in range(FINISHED)]
+    space = Space(["sfd"], {"delta_t": offsets}, [], CHANGES)
+    planned = plan_points(base_values(CURRENT, project.path), space, pipeline_code(project.path), project.path)
+    (commit,) = project.run("git", "for-each-ref", "--format=%(objectname)", "refs/sfd/one").stdout.split()
+    for point in planned:  # as if all had been computed: the record of one
+        project.run("git", "update-ref", f"refs/sfd/points/{point.key}", commit)
+    _, finished = sweep(laboratory, "finished", offsets)
+
+    before, started = server_memory(laboratory), time.monotonic()
+    grid = {"delta_t": [number / LARGEST for number in range(LARGEST)]}
+    from flows.dispatch import AT_ONCE  # noqa: PLC0415 - Prefect reads its settings when it is imported
+
+    run = laboratory.ask("sweep/sweep", name="largest", variants=["sfd"], grid=grid, seeds=[9], changes=CHANGES)
+    wait_until(lambda: len(open_points(laboratory)) >= AT_ONCE, "the start of the points")
+    planning = time.monotonic() - started
+    server, planner = server_memory(laboratory) - before, memory_of_processes([engine_of(run).pid])
+    ending: list[float] = []
+
+    def cancel() -> None:
+        cancelled = time.monotonic()
+        project.run(sys.executable, "-m", "prefect", "flow-run", "cancel", str(run))
+        wait_until(lambda: laboratory.state(run).is_final() and not open_points(laboratory), "the end of the points")
+        ending.append(time.monotonic() - cancelled)
+
+    benchmark.pedantic(cancel, rounds=1)
+    note(
+        finished_points=FINISHED, finished=finished, points=LARGEST, planning=planning, server=server, planner=planner,
+        cancelling=ending[0],
+    )  # fmt: skip
+
+
+def open_points(laboratory: WholeLaboratory) -> list[Any]:
+    """Return the flow runs of points that have not ended."""
+    return [run for run in laboratory.points() if not run.state.is_final()]
 
 
 def sweep(laboratory: WholeLaboratory, name: str, offsets: list[float]) -> tuple[list[dict[str, Any]], float]:
     """Run a sweep and return the records of its points and the seconds it took."""
     started = time.monotonic()
-    changes = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": STEPS}
-    run = laboratory.ask("sweep/sweep", name=name, variants=["sfd"], grid={"delta_t": offsets}, changes=changes)
+    run = laboratory.ask("sweep/sweep", name=name, variants=["sfd"], grid={"delta_t": offsets}, changes=CHANGES)
     state = laboratory.finish(run, 1800)
     assert state.is_completed(), state.message
     return records_of(laboratory.project, name), time.monotonic() - started
@@ -85,7 +144,22 @@ def start_second(laboratory: WholeLaboratory, path: Path) -> subprocess.Popen[by
 
 def memory_of(laboratory: WholeLaboratory) -> int:
     """Return the bytes that all processes of a laboratory hold for themselves."""
-    state = json.loads((laboratory.project.path / ".sfd" / "lab" / "state.json").read_text())
+    state = laboratory_state(laboratory)
     leaders = [state["supervisor"]["pid"], *(record["process"]["pid"] for record in state["servers"])]
+    return memory_of_processes(leaders)
+
+
+def server_memory(laboratory: WholeLaboratory) -> int:
+    """Return the bytes that Prefect's server holds for itself."""
+    servers = laboratory_state(laboratory)["servers"]
+    return memory_of_processes([record["process"]["pid"] for record in servers if record["name"] == "prefect"])
+
+
+def laboratory_state(laboratory: WholeLaboratory) -> dict[str, Any]:
+    return dict(json.loads((laboratory.project.path / ".sfd" / "lab" / "state.json").read_text()))
+
+
+def memory_of_processes(leaders: list[int]) -> int:
+    """Return the bytes that processes and those that they started hold for themselves."""
     found = {process for pid in leaders for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))}
     return sum(process.memory_full_info().pss for process in found)

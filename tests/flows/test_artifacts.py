@@ -33,6 +33,10 @@ def test_progress_shows_finished_stages_and_the_last_line_of_each_training(labor
         assert shown() == (12.5, ["train@sfd", line])  # refreshed a moment ago
         progress.finish(2)
         assert shown() == (50.0, ["train@sfd", last])
+        for step, distance in ((200, 90.5), (400, 80.5)):
+            progress.read(f"sfd: step {step}, 64 samples: fd_efficientnet_lite2 {distance}")
+        progress.finish(3)
+        assert shown() == (75.0, ["train@sfd", last, "sfd: step 400, 64 samples: fd_efficientnet_lite2 80.5"])
 
     assert laboratory.answers()
     train()

@@ -1,100 +1,24 @@
 """What a point of a sweep costs beside its training, in counts that no load of the machine changes."""
 
-import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faulty_proxy import FaultyProxy
-from laboratory import NEEDS_S3, WITH_SERVERS, WholeLaboratory, whole_project
-
-from sfd_core.experiment.code import pipeline_code
-from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
+from counted_points import counted_laboratory
+from laboratory import NEEDS_S3, WITH_SERVERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), NEEDS_S3, *WITH_SERVERS]
 
 MOST_PROCESSES, MOST_REQUESTS = 15, 240
 """Half of 31 and much less than half of 642, which a point once took."""
-RECORDED = Path(__file__).parents[1] / "support" / "recorded"
-RUN_POINT = "import json, sys; from flows.point import point; point(**json.load(open(sys.argv[1])))"
 
 
-@dataclass
-class Counted:
-    """A laboratory without a worker, whose servers are behind proxies that count."""
-
-    laboratory: WholeLaboratory
-    proxies: dict[str, FaultyProxy]
-
-    def point(self, offset: float) -> Point:
-        project = self.laboratory.project.path
-        space = Space(["sfd"], {"delta_t": [offset]}, [], {})
-        (found,) = plan_points(base_values(CURRENT, project), space, pipeline_code(project), project)
-        return found
-
-    def run(self, point: Point) -> tuple[list[str], dict[str, list[str]]]:
-        """Compute a point as a worker does; return the commands of all processes, and the requests to each server."""
-        project = self.laboratory.project
-        commit = project.run("git", "rev-parse", "HEAD").stdout.strip()
-        given, log = project.path.parent / "point.json", project.path.parent / "processes"
-        given.write_text(
-            json.dumps({"key": point.key, "commit": commit, "values": dict(point.values), "targets": [point.target]})
-        )
-        log.unlink(missing_ok=True)
-        for proxy in self.proxies.values():
-            proxy.requests.clear()
-        ended = subprocess.run(
-            [
-                "bash",
-                "-c",
-                f'source .sfd/lab/env && exec env "$@" {sys.executable} -c "{RUN_POINT}" {given}',
-                "",
-                *self.variables,
-            ],
-            cwd=project.path,
-            env=project.environment | {"PYTHONPATH": str(RECORDED), "PROCESSES_LOG": str(log)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        commands = [" ".join(json.loads(line)) for line in log.read_text().splitlines()]
-        return commands, {name: list(proxy.requests) for name, proxy in self.proxies.items()}
-
-    @property
-    def variables(self) -> list[str]:
-        api, tracking, storage = (self.proxies[name].endpoint for name in ("PREFECT", "MLFLOW", "S3"))
-        home = self.laboratory.project.path.parent / "prefect"
-        return [
-            f"PREFECT_API_URL={api}/api",
-            f"MLFLOW_TRACKING_URI={tracking}",
-            f"AWS_ENDPOINT_URL={storage}",
-            f"PREFECT_HOME={home}",
-        ]
-
-
-@pytest.fixture
-def counted(tmp_path: Path) -> Iterator[Counted]:
-    made = WholeLaboratory(whole_project(tmp_path / "project", ["sfd"]), variables={"SFD_LAB_WORKER": ""})
-    proxies = {name: FaultyProxy(int(made.ports[f"SFD_LAB_{name}_PORT"])) for name in ("S3", "MLFLOW", "PREFECT")}
-    try:
-        made.run("up")
-        yield Counted(made, proxies)
-    finally:
-        made.run("down", check=False)
-        for proxy in proxies.values():
-            proxy.close()
-
-
-def test_a_point_starts_few_processes_and_asks_the_servers_little(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(counted.laboratory.project.path)
-    counted.run(counted.point(0.1))
-    commands, requests = counted.run(counted.point(0.2))
+def test_a_point_starts_few_processes_and_asks_the_servers_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with counted_laboratory(tmp_path / "project") as counted:
+        monkeypatch.chdir(tmp_path / "project")
+        counted.run(counted.point(0.1))
+        commands, requests = counted.run(counted.point(0.2))
     told = "\n".join([*commands, *(f"{name} {line}" for name, lines in requests.items() for line in lines)])
     print({"processes": len(commands), **{name: len(lines) for name, lines in requests.items()}}, os.getloadavg())
     assert [stage for command in commands for stage in re.findall(r"sfd_core\.stages\.(\w+)", command)] == [

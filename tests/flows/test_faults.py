@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from laboratory import WITH_SERVERS, Laboratory, await_training, flow_project, processes_in, wait_until
+from laboratory import WITH_SERVERS, Laboratory, await_training, engine_of, flow_project, processes_in, wait_until
 from projects import Project
 
 pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("flows"), *WITH_SERVERS]
@@ -56,17 +56,6 @@ class Sweep:
         log = "".join(file.read_text() for file in (self.project.path / ".sfd" / "logs").glob("*.log"))
         assert bool(re.search(r"resumed after step \d+", log)) or not resumed
         assert processes_in(self.worktrees) == []
-
-
-def engine_of(run: Any) -> psutil.Process:
-    """Return the process that executes a flow run."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == str(run) and "prefect.engine" in " ".join(process.cmdline()):
-                return process
-        except psutil.Error:
-            continue
-    raise AssertionError(f"no process executes {run}")
 
 
 def open_point(laboratory: Laboratory) -> Any:
@@ -173,7 +162,13 @@ def require_stopped(laboratory: Laboratory, project: Project, run: Any, stop: Ca
 
 @pytest.mark.parametrize(
     ("what", "stop", "delta_t"),
-    [("sweep", cancel, 0.31), ("sweep", delete, 0.33), ("sweep", pause, 0.34), ("point", delete, 0.35)],
+    [
+        ("sweep", cancel, 0.31),
+        ("sweep", delete, 0.33),
+        ("sweep", pause, 0.34),
+        ("point", delete, 0.35),
+        ("point", cancel, 0.36),
+    ],
 )
 def test_stopping_a_sweep_or_its_point_ends_the_training_within_seconds(
     laboratory: Laboratory, project: Project, what: str, stop: Callable[[Any], None], delta_t: float
@@ -187,16 +182,17 @@ def test_stopping_a_sweep_or_its_point_ends_the_training_within_seconds(
     require_stopped(laboratory, project, run, stop)
     if stop is pause:
         delete(sweep.run)
-    elif stop is cancel:
-        assert laboratory.finish(sweep.run, 60).is_cancelled()
     elif what == "point":
         assert laboratory.finish(sweep.run, 60).is_failed()
-        assert "its flow run was deleted" in laboratory.artifact(f"{sweep.name}-summary")
+        why = "its flow run was deleted" if stop is delete else "Cancelled"
+        assert why in laboratory.artifact(f"{sweep.name}-summary")
+    elif stop is cancel:
+        assert laboratory.finish(sweep.run, 60).is_cancelled()
     wait_until(lambda: not processes_in(sweep.worktrees), "the end of the training", 60)
     wait_until(lambda: all(run.state.is_final() for run in laboratory.points()), "the end of the points", 60)
 
 
-@pytest.mark.parametrize("stop", [delete, pause])
+@pytest.mark.parametrize("stop", [cancel, delete, pause])
 def test_stopping_a_reproduction_ends_its_stages_within_seconds(
     laboratory: Laboratory, tmp_path: Path, stop: Callable[[Any], None]
 ) -> None:

@@ -15,9 +15,11 @@ DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
 def test_every_flow_that_a_worker_serves_is_a_deployment() -> None:
-    from flows.worker import DEPLOYED  # noqa: PLC0415 - Prefect reads its settings when it is imported
+    from flows.point import point  # noqa: PLC0415 - Prefect reads its settings when it is imported
+    from flows.worker import DEPLOYED, tag_of  # noqa: PLC0415
 
-    assert {entry["name"] for entry in DEPLOYMENTS} == {*DEPLOYED, "point"}
+    served = DEPLOYED | {"point": point}
+    assert {entry["name"]: entry["tags"] for entry in DEPLOYMENTS} == {name: [tag_of(flow)] for name, flow in served.items()}
     for entry in DEPLOYMENTS:
         file, _, function = entry["entrypoint"].partition(":")
         assert f"\ndef {function}(" in (ROOT / file).read_text()

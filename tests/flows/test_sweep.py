@@ -55,6 +55,7 @@ def test_every_point_has_numbers_a_figure_and_a_commit_that_can_be_checked_out(s
     (line,) = [line for line in summary.splitlines() if line.startswith(f"| {last.name} |")]
     assert f"[{last.id}]({page})" in line
     assert "step" in swept.laboratory.description(f"samples-{last.parameters['key']}")
+    assert "fd_efficientnet_lite0" in swept.laboratory.description(f"progress-{last.parameters['key']}")
     shown = swept.project.run("git", "show", "refs/sfd/offsets/sfd-delta_t-0p3-seed-0:params.yaml").stdout
     assert "delta_t: 0.3" in shown
     lock = swept.project.run("git", "show", "refs/sfd/offsets/sfd-delta_t-0p3-seed-0:dvc.lock").stdout

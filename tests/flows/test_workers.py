@@ -71,3 +71,16 @@ def test_a_remote_that_cannot_be_used_is_told_before_any_point_starts(laboratory
     assert "a-secret" not in state.message + (laboratory.path / "cut-off.log").read_text()
     assert len(laboratory.points()) == before
     laboratory.stop(worker)
+
+
+def test_schedules_that_people_made_outlive_the_worker(laboratory: Laboratory, project: Project) -> None:
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - only tests with a server pay for it
+    from prefect.client.schemas.schedules import CronSchedule  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client:
+        made = client.read_deployment_by_name("reproduce/reproduce")
+        assert made.tags == ["pipeline"]
+        client.create_deployment_schedules(made.id, [(CronSchedule(cron="0 3 1 1 *"), True)])
+        laboratory.stop(laboratory.start_worker(project, "another"))
+        kept = client.read_deployment_by_name("reproduce/reproduce").schedules
+    assert [(each.schedule.cron, each.active) for each in kept] == [("0 3 1 1 *", True)]

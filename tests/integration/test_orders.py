@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from projects import Project, make_project
+from projects import LEAST_COST, PROBE, Project, make_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-PROBE = {"size": "tiny", "patch": 2, "semantic": "vae", "learning_rate": 0.001, "steps": 3, "semantic_weight": 1.0, "seed": 0}
-LEAST_COST = PROBE | {"kind": "least_cost", "points": 3, "images": 4, "weighting": "uniform"}
 LEARNED = PROBE | {"kind": "learned", "knots": 2, "kinetic": 0.1}
 FIELD = {"kind": "error_field", "variant": "any_order", "points": 3, "images": 4, "weighting": "uniform"}
 

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.timeout(900)
 
 PROGRAM = Path(__file__).parents[1] / "support" / "imported_modules.py"
 STAGES = (
-    "code", "inputs", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "train@sfd", "train@repa",
-    "train@dit", "evaluate@sfd", "studies", "report",
+    "code", "inputs", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "schedule", "train@sfd",
+    "train@repa", "train@dit", "evaluate@sfd", "studies", "report",
 )  # fmt: skip
 QUICK = ("code", "inputs", "encode", "train@sfd", "evaluate@sfd", "studies", "report")
 """Run in the quick tests; the others with the slow ones."""

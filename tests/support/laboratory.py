@@ -288,6 +288,17 @@ def await_training(project: Project) -> None:
     wait_until(lambda: list(project.path.glob(pattern)), "a checkpoint of a training")
 
 
+def engine_of(run: Any) -> psutil.Process:
+    """Return the process that executes a flow run."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == str(run) and "prefect.engine" in " ".join(process.cmdline()):
+                return process
+        except psutil.Error:
+            continue
+    raise AssertionError(f"no process executes {run}")
+
+
 def processes_in(folder: Path) -> list[str]:
     """Return the command lines of all processes that work in a folder or below it."""
     found = []

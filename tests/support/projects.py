@@ -55,6 +55,8 @@ TINY: dict[str, Any] = {
     "report": {"grid_images": 3},
 }
 TINY_OPTIMISATION = {"steps": 4, "batch_size": 8, "warmup_steps": 1, "decay_steps": 0, "checkpoint_every": 1}
+PROBE = {"size": "tiny", "patch": 2, "semantic": "vae", "learning_rate": 0.001, "steps": 3, "semantic_weight": 1.0, "seed": 0}
+LEAST_COST = PROBE | {"kind": "least_cost", "points": 3, "images": 4, "weighting": "uniform"}
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,15 @@ def copy_pipeline(path: Path, root: Path = ROOT) -> Project:
     return Project(path)
 
 
-def make_project(path: Path, active: list[str], cache_of: Project | None = None, root: Path = ROOT) -> Project:
-    """Lay out a project as a clone of `root` with tiny parameters, committed; with a copy of another one's DVC cache."""
+def make_project(
+    path: Path, active: list[str], cache_of: Project | None = None, root: Path = ROOT, values: Mapping[str, Any] = {}
+) -> Project:
+    """Lay out a project as a clone of `root` with tiny parameters and `values`, committed; `cache_of` lends its DVC cache."""
     project = copy_pipeline(path, root)
     if cache_of is not None:
         shutil.copytree(cache_of.path / ".dvc" / "cache", path / ".dvc" / "cache")
     draw_images(path / "images")
-    (path / "params.yaml").write_text(yaml.safe_dump(tiny_values(active, root), sort_keys=False))
+    (path / "params.yaml").write_text(yaml.safe_dump({**tiny_values(active, root), **values}, sort_keys=False))
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "tiny")
