@@ -95,3 +95,13 @@ def test_a_variant_whose_path_nothing_finds_is_refused_before_anything_runs(proj
     ended = project.run("sfd", "reproduce", check=False)
     assert ended.returncode == 2
     assert "variants.found.found_path is true, but schedule is null" in ended.stderr
+
+
+def test_the_commands_measure_orders_and_errors_of_a_finished_training(project: Project) -> None:
+    few = ["--samples", "6", "--evaluations", "4"]
+    printed = project.run("sfd", "path-curve", "any_order", "--offsets", "0", "0.5", *few, "--out", ".sfd/paths").stdout
+    assert ".sfd/paths/offsets.csv" in printed
+    assert pd.read_csv(project.path / ".sfd" / "paths" / "offsets.csv")["delta_t"].tolist() == [0.0, 0.5]
+    words = ["error-field", "any_order", "--points", "3", "--images", "4", *few, "--out", ".sfd/field"]
+    assert ".sfd/field/error_field.csv" in project.run("sfd", *words).stdout
+    assert np.load(project.path / ".sfd" / "field" / "field.npz")["texture"].shape == (3, 3)

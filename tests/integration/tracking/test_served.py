@@ -158,7 +158,7 @@ def serving(model: str, uri: str, log: Path) -> Iterator[str]:
 
 
 def ask(address: str, table: pd.DataFrame) -> urllib.request.Request:
-    body = json.dumps({"dataframe_split": table.to_dict(orient="split", index=False)}).encode()
+    body = json.dumps({"dataframe_records": table.to_dict(orient="records")}).encode()
     return urllib.request.Request(address, body, {"Content-Type": "application/json"})
 
 
