@@ -152,12 +152,12 @@ def test_published_curves_stand_beside_fid_on_imagenet_and_can_be_hidden(width: 
     page.wait_for_selector("#scrubber[data-ready]")
     curves = page.locator("#convergence-chart svg > path[fill=none]:not(.break)")
     shown = curves.count()
-    assert page.locator("#convergence-legend button", has_text="published: ").count() == shown - len(FINAL)
+    assert page.locator("#convergence-legend button", has_text="published: ").count() == shown - len(params.active)
     page.check("input[name=published][value=off]", force=True)
-    assert curves.count() == len(FINAL)
+    assert curves.count() == len(params.active)
     page.check("input[name=published][value=on]", force=True)
     page.check("input[name=axis][value=flops]", force=True)
-    assert curves.count() == len(FINAL), "papers do not say FLOPs"
+    assert curves.count() == len(params.active), "papers do not say FLOPs"
     assert page.locator("#published-offsets svg > path[fill=none]").count() >= 1
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert complaints == []
