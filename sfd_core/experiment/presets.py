@@ -78,7 +78,10 @@ def _compose(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `changes` into `base`: groups are merged unless their `kind` changes; other values are replaced."""
+    """Merge `changes` into `base`: groups are merged unless their `kind` changes; other values are replaced.
+
+    The merges of OmegaConf and of DVC know no `kind`: they would leave values of the former one behind.
+    """
     merged = dict(base)
     for key, change in changes.items():
         before = base.get(key)

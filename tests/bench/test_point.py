@@ -44,9 +44,10 @@ def observed() -> Iterator[list[dict[str, Any]]]:
             now = time.monotonic() - began
             for process in psutil.Process().children(recursive=True):
                 try:
-                    used = process.cpu_times()
-                    record = seen.setdefault(process, {"command": "", "first": now})
-                    record |= {"last": now, "cpu": used.user + used.system, "command": " ".join(process.cmdline())}
+                    used, command = process.cpu_times(), " ".join(process.cmdline())
+                    if command:  # none of a process that has ended and is not waited for yet
+                        record = seen.setdefault(process, {"first": now})
+                        record |= {"last": now, "cpu": used.user + used.system, "command": command}
                 except psutil.Error:
                     continue
 
