@@ -30,8 +30,10 @@ POLL_SECONDS = 2.0
 CRASH_PATIENCE = 120.0
 """Seconds for a worker to restart a crashed run before another worker gets it."""
 ATTEMPTS = 3
-AT_ONCE = 100
-"""Most runs of a sweep that wait or run: enough for as many workers, and few enough to be cancelled in seconds."""
+MOST_WAITING = 20
+"""Runs of a sweep that wait for a worker: as many as start in one look, and few enough to be cancelled in seconds."""
+OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
+"""States of runs that can be cancelled."""
 PAGE = 200
 """Most runs that the server returns at once."""
 
@@ -79,6 +81,8 @@ class _Wait:
     run: UUID
     attempts: int = 1
     crashed_at: float | None = None
+    taken: bool = False
+    """A worker has it."""
 
 
 class Dispatcher:
@@ -90,20 +94,20 @@ class Dispatcher:
         self._queue: deque[Request] = deque()
 
     def submit(self, request: Request) -> None:
-        """Start the run of a point, or share one that has not ended; beyond `AT_ONCE` once others have ended."""
+        """Take a point, whose run `ended` starts, or shares if one has not ended."""
         self._queue.append(request)
-        self._fill()
 
     def ended(self) -> list[Outcome]:
         """Wait until at least one point has ended and return all that have; empty once none is left."""
         found: list[Outcome] = []
         while (self._waits or self._queue) and not found:
-            time.sleep(POLL_SECONDS)
             try:
                 self._fill()
+                time.sleep(POLL_SECONDS)
                 runs = read_runs([wait.run for wait in self._waits])
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 self._report(f"Prefect's server does not answer ({error}); the points go on, trying again")
+                time.sleep(POLL_SECONDS)
                 continue
             outcomes = [(wait, self._outcome(wait, runs.get(wait.run))) for wait in self._waits]
             self._waits = [wait for wait, outcome in outcomes if outcome is None]
@@ -111,35 +115,41 @@ class Dispatcher:
         return found
 
     def _fill(self) -> None:
-        while self._queue and len(self._waits) < AT_ONCE:
-            self._waits.append(_Wait(self._queue[0], self._start(self._queue[0])))
-            self._queue.popleft()
-
-    def _start(self, request: Request) -> UUID:
+        if not self._queue:
+            return
         with get_client(sync_client=True) as client:
-            runs = _runs(client, tags={"all_": request.tags})
-            run = next((run for run in runs if not (_is_final(run) or _is_cancelling(run))), None)
-            if run is None:
-                parameters = {
-                    "key": request.point.key,
-                    "commit": self._commit,
-                    "values": dict(request.point.values),
-                    "targets": list(request.targets),
-                    "finished": request.finished,
-                    "highest_losses": {str(step): loss for step, loss in request.highest.items()} or None,
-                }
-                started = run_deployment(
-                    DEPLOYMENT,
-                    parameters=parameters,
-                    flow_run_name=f"{request.label}{request.point.name}",
-                    timeout=0,
-                    tags=[*request.tags, self._tag],
-                    idempotency_key="-".join([*request.tags, str(len(runs))]),
-                )
-                run = cast("FlowRun", started)
-            if self._tag not in run.tags:
-                client.update_flow_run(run.id, tags=[*run.tags, self._tag])
+            while self._queue and sum(not wait.taken for wait in self._waits) < MOST_WAITING:
+                self._waits.append(_Wait(self._queue[0], self._start(client, self._queue[0])))
+                self._queue.popleft()
+
+    def _start(self, client: SyncPrefectClient, request: Request) -> UUID:
+        runs = _runs(client, tags={"all_": request.tags})
+        run = next((run for run in runs if not (_is_final(run) or _is_cancelling(run))), None)
+        if run is None:
+            parameters = {
+                "key": request.point.key,
+                "commit": self._commit,
+                "values": dict(request.point.values),
+                "targets": list(request.targets),
+                "finished": request.finished,
+                "highest_losses": {str(step): loss for step, loss in request.highest.items()} or None,
+            }
+            started = run_deployment(
+                DEPLOYMENT,
+                parameters=parameters,
+                flow_run_name=f"{request.label}{request.point.name}",
+                timeout=0,
+                tags=[*request.tags, self._tag],
+                idempotency_key="-".join([*request.tags, str(len(runs))]),
+            )
+            run = cast("FlowRun", started)
+        if self._tag not in run.tags:
+            client.update_flow_run(run.id, tags=[*run.tags, self._tag])
         return run.id
+
+    def _restart(self, request: Request) -> UUID:
+        with get_client(sync_client=True) as client:
+            return self._start(client, request)
 
     def _outcome(self, wait: _Wait, run: FlowRun | None) -> Outcome | None:
         point, targets = wait.request.point, wait.request.targets
@@ -147,13 +157,13 @@ class Dispatcher:
             return Outcome(point, targets, None, "its flow run was deleted")
         state = run.state
         if state is None or not state.is_final():
-            wait.crashed_at = None
+            wait.crashed_at, wait.taken = None, not _is_waiting(run)
             return None
         if state.type == StateType.COMPLETED:
             outcome = Outcome(point, targets, {}) if wait.request.finished is not None else _recorded(point, targets)
             if not outcome.is_pruned or wait.request.highest:
                 return outcome
-            wait.run = self._start(wait.request)  # a search stopped the run that this sweep shared with it
+            wait.run = self._restart(wait.request)  # a search stopped the run that this sweep shared with it
             return None
         if state.type != StateType.CRASHED or wait.attempts >= ATTEMPTS:
             return Outcome(point, targets, None, f"{state.name}: {state.message or 'no reason given'}")
@@ -167,7 +177,7 @@ class Dispatcher:
             wait.crashed_at = now
             self._report(f"{wait.request.point.name} crashed; its worker restarts it and it resumes")
         elif now - wait.crashed_at > CRASH_PATIENCE:
-            wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._start(wait.request)
+            wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._restart(wait.request)
 
 
 def read_runs(wanted: Sequence[UUID]) -> dict[UUID, FlowRun]:
@@ -186,14 +196,14 @@ def cancel_points(sweep: UUID | str) -> None:
     """Cancel the runs that only this sweep waits for; those that another one shares go on."""
     tag = sweep_tag(sweep)
     with get_client(sync_client=True) as client:
-        # the tag is taken off, so the next page is what is left
-        while runs := _runs(client, tags={"all_": [tag]}):
-            for run in runs:
+        # what was cancelled has another state and what is shared loses the tag, so the next page is what is left
+        while runs := _runs(client, tags={"all_": [tag]}, state={"type": {"any_": OPEN}}):
+            for run in sorted(runs, key=_is_waiting):  # what computes takes seconds to end
                 others = [other for other in run.tags if other.startswith("sweep:") and other != tag]
-                client.update_flow_run(run.id, tags=[other for other in run.tags if other != tag])
-                if not _is_final(run) and not any(_is_running(client, other) for other in others):
-                    waiting = run.state is not None and run.state.is_scheduled()
-                    client.set_flow_run_state(run.id, Cancelled() if waiting else Cancelling(), force=True)
+                if any(_is_running(client, other) for other in others):
+                    client.update_flow_run(run.id, tags=[other for other in run.tags if other != tag])
+                else:
+                    client.set_flow_run_state(run.id, Cancelled() if _is_waiting(run) else Cancelling(), force=True)
 
 
 def _runs(client: SyncPrefectClient, **criteria: Any) -> list[FlowRun]:
@@ -212,6 +222,10 @@ def _recorded(point: Point, targets: Sequence[str]) -> Outcome:
 
 def _is_final(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_final()
+
+
+def _is_waiting(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_scheduled()
 
 
 def _is_cancelling(run: FlowRun) -> bool:

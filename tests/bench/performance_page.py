@@ -226,6 +226,7 @@ def _gpu_sampling(results: Mapping[str, Result]) -> str:
 
 def _sweep(results: Mapping[str, Result]) -> str:
     (result,) = results.values()
+    by_clock = result["one_worker"] / result["points"] - result["training"]
     rows = (
         ("`make up` until all servers answer", f"{result['ready']:.0f} s"),
         ("until the worker has made its deployments, too", f"{result['serving']:.0f} s"),
@@ -235,7 +236,7 @@ def _sweep(results: Mapping[str, Result]) -> str:
         ("speed-up", f"**{result['one_worker'] / result['two_workers']:.2f}**"),
         ("a point, median: training", f"{result['training']:.1f} s"),
         ("a point, median: all else, from the start of its flow", f"{result['overhead']:.1f} s"),
-        ("a point, mean: all else, with one worker by the clock", f"{result['wall']:.1f} s"),
+        ("a point, mean: all else, with one worker by the clock", f"{by_clock:.1f} s"),
         ("the finished sweep again", f"{result['again']:.1f} s"),
     )
     return _table(("what", ""), rows)
@@ -279,7 +280,8 @@ def _large_sweeps(results: Mapping[str, Result]) -> str:
     (result,) = results.values()
     rows = (
         (f"a finished sweep of {result['finished_points']} points again", f"{result['finished']:.1f} s"),
-        (f"a sweep of {result['points']:,} points, until its first runs wait for workers", f"{result['planning']:.1f} s"),
+        (f"a sweep of {result['points']:,} points, until its plan is shown", f"{result['planning']:.1f} s"),
+        ("until its first 20 points wait for workers", f"{result['starting']:.1f} s"),
         ("memory of its own process", f"{result['planner'] / 1e6:.0f} MB"),
         ("memory that Prefect's server takes more", f"{result['server'] / 1e6:.0f} MB"),
         ("cancelled, until no run is left", f"{result['cancelling']:.1f} s"),

@@ -67,12 +67,11 @@ def test_a_sweep_by_one_worker_and_by_two(
         others = [0.1 + number / 100 for number in range(POINTS)]
         benchmark.pedantic(lambda: two.append(sweep(laboratory, "two", others)[1]), rounds=1)
     _, again = sweep(laboratory, "one", [number / 100 for number in range(POINTS)])
-    wall = (one - sum(record["training"]["seconds"] for record in records)) / POINTS
     overheads = [record["seconds"] - record["training"]["seconds"] for record in records]
     workers = {record["worker"] for record in records_of(laboratory.project, "two")}
     assert len(workers) == 2
     note(
-        points=POINTS, ready=ready, serving=serving, memory=memory, one_worker=one, two_workers=two[0], again=again, wall=wall,
+        points=POINTS, ready=ready, serving=serving, memory=memory, one_worker=one, two_workers=two[0], again=again,
         overhead=median(overheads), training=median(record["training"]["seconds"] for record in records), joined=joined,
     )  # fmt: skip
 
@@ -91,15 +90,20 @@ def test_large_sweeps(
     (commit,) = project.run("git", "for-each-ref", "--format=%(objectname)", "refs/sfd/one").stdout.split()
     for point in planned:  # as if all had been computed: the record of one
         project.run("git", "update-ref", f"refs/sfd/points/{point.key}", commit)
+    sweep(laboratory, "finished", offsets)
     _, finished = sweep(laboratory, "finished", offsets)
 
     before, started = server_memory(laboratory), time.monotonic()
     grid = {"delta_t": [number / LARGEST for number in range(LARGEST)]}
-    from flows.dispatch import AT_ONCE  # noqa: PLC0415 - Prefect reads its settings when it is imported
+    from prefect.artifacts import Artifact  # noqa: PLC0415 - Prefect reads its settings when it is imported
+
+    from flows.dispatch import MOST_WAITING  # noqa: PLC0415
 
     run = laboratory.ask("sweep/sweep", name="largest", variants=["sfd"], grid=grid, seeds=[9], changes=CHANGES)
-    wait_until(lambda: len(open_points(laboratory)) >= AT_ONCE, "the start of the points")
+    wait_until(lambda: Artifact.get("largest-plan"), "the plan")
     planning = time.monotonic() - started
+    wait_until(lambda: len(open_points(laboratory)) >= MOST_WAITING, "the start of the points")
+    starting = time.monotonic() - started
     server, planner = server_memory(laboratory) - before, memory_of_processes([engine_of(run).pid])
     ending: list[float] = []
 
@@ -111,8 +115,8 @@ def test_large_sweeps(
 
     benchmark.pedantic(cancel, rounds=1)
     note(
-        finished_points=FINISHED, finished=finished, points=LARGEST, planning=planning, server=server, planner=planner,
-        cancelling=ending[0],
+        finished_points=FINISHED, finished=finished, points=LARGEST, planning=planning, starting=starting, server=server,
+        planner=planner, cancelling=ending[0],
     )  # fmt: skip
 
 
