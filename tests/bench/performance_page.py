@@ -262,18 +262,12 @@ def timeline_figure(result: Result) -> Figure:
         length = process["last"] - process["first"]
         axes.barh(row, length, left=process["first"], color=RULE)
         axes.barh(row, min(process["cpu"], length), left=process["first"], color=MUTED, height=0.3)
-        words = f" {_short(process['command'])}: {length:.1f} s, CPU {process['cpu']:.1f} s"
+        words = f" {process['title']}: {length:.1f} s, CPU {process['cpu']:.1f} s"
         axes.text(process["first"], row, words, va="center", fontsize=8.5, color=INK)
     axes.set(xlabel="seconds since the flow run was started", yticks=[])
     axes.invert_yaxis()
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
-
-
-def _short(command: str) -> str:
-    """Return a command without folders, hashes and interpreters."""
-    words = [word.rpartition("/")[2] for word in command.split() if not word.startswith("-")]
-    return " ".join(word for word in words if word not in ("python", "sh", "bash", "env"))[:60]
 
 
 def _large_sweeps(results: Mapping[str, Result]) -> str:

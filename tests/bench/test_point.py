@@ -1,5 +1,6 @@
 """Where the time of a point of a sweep goes: every process that it starts, and what it asks the servers."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 pytestmark = [pytest.mark.bench, NEEDS_S3, pytest.mark.timeout(1200), *WITH_SERVERS]
 
 POLL_SECONDS = 0.02
+TITLES = {
+    r"from flows\.point": "flow run",
+    r"supervisor\.py": "",
+    r"shared_cache\.py": "DVC",
+    r"sfd_core\.stages\.(\w+)": r"stage \1",
+    r"sfd_core\.cli (\w+)": r"sfd \1",
+}
+"""Patterns of commands, and how the timeline calls them."""
 
 
 def test_a_point_of_a_sweep(
@@ -24,12 +33,26 @@ def test_a_point_of_a_sweep(
     with counted_laboratory(tmp_path / "project") as counted:
         monkeypatch.chdir(tmp_path / "project")
         counted.run(counted.point(0.1))
+        commands, requests = counted.run(counted.point(0.2))
         with observed() as processes:
-            commands, requests = benchmark.pedantic(counted.run, [counted.point(0.2)], rounds=1)
+            benchmark.pedantic(counted.run, [counted.point(0.3), False], rounds=1)
     interpreters = [process for process in processes if Path(process["command"].split()[0]).name.startswith("python")]
     asked = {name: len(lines) for name, lines in requests.items()}
-    # the flow run itself is Python, too
-    note(processes=len(commands), python=len(interpreters) - 1, requests=asked, timeline=processes)
+    timeline = [
+        {"title": title, **{key: round(float(process[key]), 2) for key in ("first", "last", "cpu")}}
+        for process in processes
+        if (title := title_of(process["command"]))
+    ]
+    others = len(interpreters) - 1  # than the flow run itself
+    note(processes=len(commands), python=others, requests=asked, timeline=timeline)
+
+
+def title_of(command: str) -> str:
+    """Return what a command is called in the timeline; "" for one that only watches over another, and is left out."""
+    for pattern, title in TITLES.items():
+        if found := re.search(pattern, command):
+            return found.expand(title)
+    return Path(command.split(maxsplit=1)[0]).name
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 
 import pytest
 import yaml
-from projects import CLASSES, IMAGES_PER_CLASS, ROOT, Project, make_project
+from projects import CLASSES, IMAGES_PER_CLASS, LEAST_COST, ROOT, Project, make_project
 
 from sfd_core.workspace.dvc import Place, environment
 from sfd_core.workspace.places import look_at_inputs
@@ -186,7 +186,7 @@ def test_the_command_line_reads_the_project(project: Project) -> None:
 
 
 def test_stages_side_by_side_restore_what_is_known_and_then_run_nothing(reproduced: Project, tmp_path: Path) -> None:
-    project = make_project(tmp_path / "side-by-side", list(VARIANTS), cache_of=reproduced)
+    project = make_project(tmp_path / "side-by-side", list(VARIANTS), reproduced, values={"schedule": LEAST_COST})
     first = project.run("sfd", "reproduce", "--at-once", "3")
     assert ran(first.stdout) == ["inputs"]
     here, there = (yaml.safe_load((one.path / "dvc.lock").read_text()) for one in (project, reproduced))

@@ -31,8 +31,11 @@ class Counted:
         (found,) = plan_points(base_values(CURRENT, project), space, pipeline_code(project), project)
         return found
 
-    def run(self, point: Point) -> tuple[list[str], dict[str, list[str]]]:
-        """Compute a point as a worker does; return the commands of all processes, and the requests to each server."""
+    def run(self, point: Point, counted: bool = True) -> tuple[list[str], dict[str, list[str]]]:
+        """Compute a point as a worker does; return the commands of all processes, and the requests to each server.
+
+        Not `counted`, the servers are asked without proxies.
+        """
         project = self.laboratory.project
         commit = project.run("git", "rev-parse", "HEAD").stdout.strip()
         given, log = project.path.parent / "point.json", project.path.parent / "processes"
@@ -48,7 +51,7 @@ class Counted:
                 "-c",
                 f'source .sfd/lab/env && exec env "$@" {sys.executable} -c "{RUN_POINT}" {given}',
                 "",
-                *self.variables,
+                *(self.variables if counted else []),
             ],
             cwd=project.path,
             env=project.environment | {"PYTHONPATH": str(RECORDED), "PROCESSES_LOG": str(log)},

@@ -162,6 +162,7 @@ def test_a_missing_array_is_named(name: str, tmp_path: Path) -> None:
         ({"sigma": np.zeros((POOLED, POOLED), int)}, "sigma is int64"),
         ({"arr_0": np.zeros((3, SIDE, SIDE, 3))}, "arr_0 is float64"),
         ({"arr_0": np.zeros((3, 3, SIDE, SIDE), np.uint8)}, "instead of uint8"),
+        ({"arr_0": np.asfortranarray(np.zeros((3, SIDE, SIDE, 3), np.uint8))}, "its images are in Fortran order"),
     ],
 )
 def test_a_wrong_shape_or_type_is_named(change: dict[str, np.ndarray], said: str, tmp_path: Path) -> None:

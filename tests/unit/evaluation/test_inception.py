@@ -129,3 +129,7 @@ def test_an_adm_reference_of_true_shapes_is_at_no_distance_from_its_own_images(
     assert set(own) == {"fid", "sfid", "is", "kid_inception", "precision_inception", "recall_inception"}
     assert abs(own["fid"]) < 1e-5 * scale < abs(other["fid"])
     assert own["precision_inception"] == own["recall_inception"] == 1.0
+
+
+def test_the_standard_file_is_that_of_published_numbers() -> None:
+    assert (inception.WEIGHTS_FILE, inception.STANDARD_DIGEST) == ("weights-inception-2015-12-05-6726825d.pth", "6726825d")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
-from sfd_core.host.resume import Code, codes_of, mixed_codes, resumable_dir, settle
+from sfd_core.host.resume import Code, codes_of, command_of, held, mixed_codes, resumable_dir, settle
 
 
 class EndedError(Exception):
@@ -234,3 +234,9 @@ def test_a_folder_at_work_records_its_code(tmp_path: Path) -> None:
     assert codes_of(tmp_path / "work") == [OLD]
     with resumable_dir(tmp_path / "out", tmp_path / "work", NEW) as folder:
         assert list(folder.iterdir()) == []
+
+
+def test_who_holds_a_folder_can_be_named(tmp_path: Path) -> None:
+    with held(tmp_path, "measuring"):
+        assert command_of(tmp_path) == sys.argv
+    assert command_of(tmp_path / "nowhere") == []
