@@ -101,13 +101,12 @@ class Dispatcher:
         """Wait until at least one point has ended and return all that have; empty once none is left."""
         found: list[Outcome] = []
         while (self._waits or self._queue) and not found:
+            self._fill()
+            time.sleep(POLL_SECONDS)
             try:
-                self._fill()
-                time.sleep(POLL_SECONDS)
                 runs = read_runs([wait.run for wait in self._waits])
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 self._report(f"Prefect's server does not answer ({error}); the points go on, trying again")
-                time.sleep(POLL_SECONDS)
                 continue
             outcomes = [(wait, self._outcome(wait, runs.get(wait.run))) for wait in self._waits]
             self._waits = [wait for wait, outcome in outcomes if outcome is None]
