@@ -261,9 +261,9 @@ def timeline_figure(result: Result) -> Figure:
     for row, process in enumerate(shown):
         length = process["last"] - process["first"]
         axes.barh(row, length, left=process["first"], color=RULE)
-        axes.barh(row, min(process["cpu"], length), left=process["first"], color=MUTED, height=0.3)
+        axes.barh(row + 0.32, min(process["cpu"], length), left=process["first"], color=MUTED, height=0.16)
         words = f" {process['title']}: {length:.1f} s, CPU {process['cpu']:.1f} s"
-        axes.text(process["first"], row, words, va="center", fontsize=8.5, color=INK)
+        axes.text(process["first"], row - 0.08, words, va="center", fontsize=8.5, color=INK)
     axes.set(xlabel="seconds since the flow run was started", yticks=[])
     axes.invert_yaxis()
     axes.spines[["top", "right", "left"]].set_visible(False)
