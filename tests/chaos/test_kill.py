@@ -45,7 +45,7 @@ def test_a_run_killed_in_a_training_continues_and_ends_in_the_weights_of_an_unbr
 ) -> None:
     project = make_project(tmp_path / "killed", ["sfd"], cache_of=reproduced)
     # all before this training comes out of the cache
-    project.set({"train.optimisation.steps": 300, "train.optimisation.checkpoint_every": 10})
+    project.set({"train.optimisation.steps": 300, "train.optimisation.checkpoint_every": 10, "studies": {}})
     running = project.start("dvc", "repro", "train@sfd")
     while not list((project.path / ".sfd" / "resume" / "train").glob("*/step-*/state-*.json")):
         assert running.poll() is None, "the run ended before it could be killed"

@@ -199,6 +199,7 @@ def test_stopping_a_reproduction_ends_its_stages_within_seconds(
     project = flow_project(tmp_path / "project", ["sfd"])
     values = project.values()
     values["train"]["optimisation"] |= {"steps": STEPS, "checkpoint_every": 25}
+    values["studies"] = {}
     (project.path / "params.yaml").write_text(yaml.safe_dump(values))
     worker = laboratory.start_worker(project, f"reproduces-{stop.__name__}")
     run = laboratory.ask("reproduce/reproduce")
