@@ -133,3 +133,9 @@ def test_an_adm_reference_of_true_shapes_is_at_no_distance_from_its_own_images(
 
 def test_the_standard_file_is_that_of_published_numbers() -> None:
     assert (inception.WEIGHTS_FILE, inception.STANDARD_DIGEST) == ("weights-inception-2015-12-05-6726825d.pth", "6726825d")
+
+
+def test_weights_that_were_downloaded_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inception, "weights_folder", lambda: tmp_path)
+    (tmp_path / inception.WEIGHTS_FILE).touch()
+    assert inception._fetch_weights() == tmp_path / inception.WEIGHTS_FILE
