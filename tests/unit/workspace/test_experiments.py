@@ -35,6 +35,12 @@ def test_every_active_variant_takes_every_value_and_keeps_its_name_where_it_has_
     assert origin_values(plan, ["seed"])["sync-seed-1"] == {"variant": "sync", "seed": 1}
 
 
+def test_another_variant_of_a_made_up_name_is_not_replaced() -> None:
+    taken = VALUES["variants"] | {"sfd-seed-1": VALUES["variants"]["sfd"] | {"delta_t": 0.7}}
+    with pytest.raises(ConfigError, match="makes a variant sfd-seed-1, but another one has this name"):
+        plan_experiment(VALUES | {"active": ["sfd"], "variants": taken}, {}, Axis("seed", (0, 1)))
+
+
 def test_a_variant_without_the_value_is_skipped() -> None:
     plan = plan_experiment(VALUES, {"active": ["dit", "lightningdit", "sync", "sfd"]}, Axis("delta_t", (0.0, 0.3)))
     assert parse_params(plan.values).active == ["sync", "sync-delta_t-0p3", "sfd-delta_t-0p0", "sfd"]
