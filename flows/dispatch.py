@@ -114,41 +114,35 @@ class Dispatcher:
         return found
 
     def _fill(self) -> None:
-        if not self._queue:
-            return
-        with get_client(sync_client=True) as client:
-            while self._queue and sum(not wait.taken for wait in self._waits) < MOST_WAITING:
-                self._waits.append(_Wait(self._queue[0], self._start(client, self._queue[0])))
-                self._queue.popleft()
+        while self._queue and sum(not wait.taken for wait in self._waits) < MOST_WAITING:
+            self._waits.append(_Wait(self._queue[0], self._start(self._queue[0])))
+            self._queue.popleft()
 
-    def _start(self, client: SyncPrefectClient, request: Request) -> UUID:
-        runs = _runs(client, tags={"all_": request.tags})
-        run = next((run for run in runs if not (_is_final(run) or _is_cancelling(run))), None)
-        if run is None:
-            parameters = {
-                "key": request.point.key,
-                "commit": self._commit,
-                "values": dict(request.point.values),
-                "targets": list(request.targets),
-                "finished": request.finished,
-                "highest_losses": {str(step): loss for step, loss in request.highest.items()} or None,
-            }
-            started = run_deployment(
-                DEPLOYMENT,
-                parameters=parameters,
-                flow_run_name=f"{request.label}{request.point.name}",
-                timeout=0,
-                tags=[*request.tags, self._tag],
-                idempotency_key="-".join([*request.tags, str(len(runs))]),
-            )
-            run = cast("FlowRun", started)
-        if self._tag not in run.tags:
-            client.update_flow_run(run.id, tags=[*run.tags, self._tag])
+    def _start(self, request: Request) -> UUID:
+        with get_client(sync_client=True) as client:
+            runs = _runs(client, tags={"all_": request.tags})
+            run = next((run for run in runs if not (_is_final(run) or _is_cancelling(run))), None)
+            if run is None:
+                parameters = {
+                    "key": request.point.key,
+                    "commit": self._commit,
+                    "values": dict(request.point.values),
+                    "targets": list(request.targets),
+                    "finished": request.finished,
+                    "highest_losses": {str(step): loss for step, loss in request.highest.items()} or None,
+                }
+                started = run_deployment(
+                    DEPLOYMENT,
+                    parameters=parameters,
+                    flow_run_name=f"{request.label}{request.point.name}",
+                    timeout=0,
+                    tags=[*request.tags, self._tag],
+                    idempotency_key="-".join([*request.tags, str(len(runs))]),
+                )
+                run = cast("FlowRun", started)
+            if self._tag not in run.tags:
+                client.update_flow_run(run.id, tags=[*run.tags, self._tag])
         return run.id
-
-    def _restart(self, request: Request) -> UUID:
-        with get_client(sync_client=True) as client:
-            return self._start(client, request)
 
     def _outcome(self, wait: _Wait, run: FlowRun | None) -> Outcome | None:
         point, targets = wait.request.point, wait.request.targets
@@ -162,7 +156,7 @@ class Dispatcher:
             outcome = Outcome(point, targets, {}) if wait.request.finished is not None else _recorded(point, targets)
             if not outcome.is_pruned or wait.request.highest:
                 return outcome
-            wait.run = self._restart(wait.request)  # a search stopped the run that this sweep shared with it
+            wait.run = self._start(wait.request)  # a search stopped the run that this sweep shared with it
             return None
         if state.type != StateType.CRASHED or wait.attempts >= ATTEMPTS:
             return Outcome(point, targets, None, f"{state.name}: {state.message or 'no reason given'}")
@@ -176,7 +170,7 @@ class Dispatcher:
             wait.crashed_at = now
             self._report(f"{wait.request.point.name} crashed; its worker restarts it and it resumes")
         elif now - wait.crashed_at > CRASH_PATIENCE:
-            wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._restart(wait.request)
+            wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._start(wait.request)
 
 
 def read_runs(wanted: Sequence[UUID]) -> dict[UUID, FlowRun]:
