@@ -7,7 +7,7 @@ have ended before, and the server accepts each key only once.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -24,6 +24,7 @@ from prefect.states import Cancelled, Cancelling
 from flows.point import record_key
 from sfd_core.experiment.grid import Point
 from sfd_core.experiment.pruning import Losses
+from sfd_core.host.errors import ConfigError
 
 DEPLOYMENT = "point/point"
 POLL_SECONDS = 2.0
@@ -86,10 +87,18 @@ class _Wait:
 
 
 class Dispatcher:
-    """The points of one sweep that are running."""
+    """The points of one sweep that are running.
 
-    def __init__(self, sweep: UUID | str, commit: str, report: Callable[[str], None]) -> None:
+    Raises `ConfigError` for job variables if no work pool runs points: a worker of this project knows none.
+    """
+
+    def __init__(
+        self, sweep: UUID | str, commit: str, report: Callable[[str], None], job_variables: Mapping[str, Any] = {}
+    ) -> None:
         self._tag, self._commit, self._report = sweep_tag(sweep), commit, report
+        self._job_variables = dict(job_variables)
+        if job_variables:
+            _require_pool(self._job_variables)
         self._waits: list[_Wait] = []
         self._queue: deque[Request] = deque()
 
@@ -138,6 +147,7 @@ class Dispatcher:
                     timeout=0,
                     tags=[*request.tags, self._tag],
                     idempotency_key="-".join([*request.tags, str(len(runs))]),
+                    job_variables=self._job_variables,
                 )
                 run = cast("FlowRun", started)
             if self._tag not in run.tags:
@@ -171,6 +181,15 @@ class Dispatcher:
             self._report(f"{wait.request.point.name} crashed; its worker restarts it and it resumes")
         elif now - wait.crashed_at > CRASH_PATIENCE:
             wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._start(wait.request)
+
+
+def _require_pool(job_variables: Mapping[str, Any]) -> None:
+    with get_client(sync_client=True) as client:
+        if client.read_deployment_by_name(DEPLOYMENT).work_pool_name is None:
+            raise ConfigError(
+                f"job_variables {dict(job_variables)}: no work pool runs points here, the worker's limit chooses their GPUs; "
+                f"leave job_variables empty, or deploy to a pool (infra/README.md)"
+            )
 
 
 def read_runs(wanted: Sequence[UUID]) -> dict[UUID, FlowRun]:

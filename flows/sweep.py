@@ -1,9 +1,9 @@
 """Sweeps: points planned and checked, shared stages computed once, every point on any free worker, one comparison."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +49,7 @@ Preset = Annotated[str, Field(json_schema_extra={"enum": list(_PRESET_NAMES)})]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 VariantNames = list[str]
 Seeds = list[Seed]
+JobVariables = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Sweep:
     preset: str
     space: Space
     dry_run: bool
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cancel(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -74,6 +76,7 @@ def sweep(
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {},
     seeds: Seeds = [],
     changes: dict[str, Any] = {},
+    job_variables: JobVariables = {},
     dry_run: bool = False,
 ) -> None:
     """Compute every combination of variants, values and seeds. Finished points are not computed again.
@@ -85,9 +88,10 @@ def sweep(
         grid: Keys as nested in params.yaml, or of a variant (delta_t, size, repa.weight), each with a list of values.
         seeds: Seeds of training; empty for each variant's own.
         changes: Keys, each with one value for all points.
+        job_variables: Of a work pool, for each point, such as gpus or memory; a pool's page lists its own.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    run_sweep(Sweep(name, preset, Space(variants, grid, seeds, changes), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, grid, seeds, changes), dry_run, job_variables))
 
 
 @flow(name="offset sweep", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
@@ -98,6 +102,7 @@ def offset_sweep(
     seeds: Seeds = [],
     preset: Preset = CURRENT,
     steps: Positive | None = None,
+    job_variables: JobVariables = {},
     dry_run: bool = False,
 ) -> None:
     """Train and evaluate a denoiser at several offsets delta_t (SFD, arXiv 2512.04926, ablation of delta_t).
@@ -109,9 +114,10 @@ def offset_sweep(
         seeds: Seeds of training; empty for each variant's own. Two or more give error bars.
         preset: The experiment that is varied: the current params.yaml, or a preset.
         steps: Steps of training instead of the experiment's.
+        job_variables: Of a work pool, for each point, such as gpus or memory; a pool's page lists its own.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    run_sweep(Sweep(name, preset, Space(variants, {"delta_t": delta_t}, seeds, _steps(steps)), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, {"delta_t": delta_t}, seeds, _steps(steps)), dry_run, job_variables))
 
 
 @flow(name="model-size sweep", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
@@ -122,6 +128,7 @@ def size_sweep(
     seeds: Seeds = [],
     preset: Preset = CURRENT,
     steps: Positive | None = None,
+    job_variables: JobVariables = {},
     dry_run: bool = False,
 ) -> None:
     """Train and evaluate denoisers of several sizes with one recipe.
@@ -133,9 +140,10 @@ def size_sweep(
         seeds: Seeds of training; empty for each variant's own. Two or more give error bars.
         preset: The experiment that is varied: the current params.yaml, or a preset.
         steps: Steps of training instead of the experiment's.
+        job_variables: Of a work pool, for each point, such as gpus or memory; a pool's page lists its own.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    run_sweep(Sweep(name, preset, Space(variants, {"size": sizes}, seeds, _steps(steps)), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, {"size": sizes}, seeds, _steps(steps)), dry_run, job_variables))
 
 
 @flow(name="seeds", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
@@ -145,6 +153,7 @@ def seeds_sweep(
     variants: VariantNames = [],
     preset: Preset = CURRENT,
     steps: Positive | None = None,
+    job_variables: JobVariables = {},
     dry_run: bool = False,
 ) -> None:
     """Train and evaluate denoisers with several seeds: how large is the noise between trainings?
@@ -155,9 +164,10 @@ def seeds_sweep(
         variants: Names of denoisers in the parameters; empty for all active ones.
         preset: The experiment that is varied: the current params.yaml, or a preset.
         steps: Steps of training instead of the experiment's.
+        job_variables: Of a work pool, for each point, such as gpus or memory; a pool's page lists its own.
         dry_run: Only list the points, which of them are finished, and estimated hours and bytes.
     """
-    run_sweep(Sweep(name, preset, Space(variants, {}, seeds, _steps(steps)), dry_run))
+    run_sweep(Sweep(name, preset, Space(variants, {}, seeds, _steps(steps)), dry_run, job_variables))
 
 
 @flow(name="search", flow_run_name="{name}", on_cancellation=[cancel], persist_result=False)
@@ -172,6 +182,7 @@ def search(
     prune: bool = False,
     changes: dict[str, Any] = {},
     preset: Preset = CURRENT,
+    job_variables: JobVariables = {},
     dry_run: bool = False,
 ) -> None:
     """Train and evaluate a denoiser at values drawn from ranges, in rounds that learn from one another.
@@ -188,12 +199,13 @@ def search(
             finished points (four or more). That is not the distance; a sweep with the same values continues the training.
         changes: Keys, each with one value for all points.
         preset: The experiment that is varied: the current params.yaml, or a preset.
+        job_variables: Of a work pool, for each point, such as gpus or memory; a pool's page lists its own.
         dry_run: Only list the points of the first round, and estimated hours and bytes.
     """
     from sfd_core.experiment.search import Search  # noqa: PLC0415 - Optuna takes a second
 
     searching = Search(ranges, method, seed)
-    asked = Sweep(name, preset, Space([variant], {}, [], changes), dry_run)
+    asked = Sweep(name, preset, Space([variant], {}, [], changes), dry_run, job_variables)
     with _at_work(asked) as work:
         rows: list[Row] = []
         while len(rows) < points:
@@ -304,7 +316,8 @@ def _at_work(asked: Sweep) -> Iterator[_Work]:
     project, log = Path.cwd(), get_run_logger().info
     with journal.recorded(project, str(flow_run.id)):
         commit, place = git.base_commit(project), Place.of(project, f"sweep-{asked.name}", log)
-        yield _Work(asked, project, commit, pipeline_code(project), place, Dispatcher(flow_run.id, commit, log))
+        dispatcher = Dispatcher(flow_run.id, commit, log, asked.job_variables)
+        yield _Work(asked, project, commit, pipeline_code(project), place, dispatcher)
 
 
 def _stopped_before(point: Point, highest: Losses) -> Row | None:

@@ -108,8 +108,9 @@ async def _serve(project: Path, slots: int, served: dict[str, Flow[..., Any]]) -
 
 
 async def _deployment(name: str, flow: Flow[..., Any]) -> RunnerDeployment:
-    """Return a deployment that is tagged with its module and keeps the schedules that people gave it in the UI."""
+    """Return a deployment tagged with its module: out of any work pool, with the schedules that people gave it in the UI."""
     made = await flow.ato_deployment(name, tags=[tag_of(flow)], entrypoint_type=EntrypointType.MODULE_PATH)
+    made.model_fields_set.add("work_pool_name")  # only what is set is sent: none, or the pool would go on taking runs
     made.model_fields_set.discard("schedules")  # an empty list would delete them
     return made
 

@@ -242,6 +242,16 @@ def _sweep(results: Mapping[str, Result]) -> str:
     return _table(("what", ""), rows)
 
 
+def _waiting(results: Mapping[str, Result]) -> str:
+    (result,) = results.values()
+    rows = (
+        (f"a point whose training sleeps {result['sleeping']:.0f} s, one worker", f"{result['alone']:.0f} s"),
+        (f"{result['workers']} workers, in clones of their own", f"{result['together']:.1f} s"),
+        ("ratio", f"**{result['alone'] / result['together']:.2f}**"),
+    )
+    return _table(("what", ""), rows)
+
+
 def _point(results: Mapping[str, Result]) -> str:
     (result,) = results.values()
     now = {"processes": result["processes"], "python": result["python"], **result["requests"]}
@@ -315,6 +325,7 @@ TABLES = {
     "repa-targets": _Table(_rates, "test_repa_targets.py"),
     "pipeline": _Table(_rates, "test_pipeline.py"),
     "sweep": _Table(_sweep, "test_sweep.py", "test_a_sweep"),
+    "waiting": _Table(_waiting, "test_sweep.py", "test_workers"),
     "point": _Table(_point, "test_point.py"),
     "large-sweeps": _Table(_large_sweeps, "test_sweep.py", "test_large"),
     "cost-law": _Table(_cost_law, "test_cost_law.py"),

@@ -38,6 +38,7 @@ POINTS = 8
 STEPS = 100
 CHANGES = {"train.optimisation.steps": STEPS, "train.optimisation.checkpoint_every": STEPS}
 FINISHED, LARGEST = 100, 1000
+WORKERS, SLEEPING = 8, 600.0
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_sweep_by_one_worker_and_by_two(
     sweep(laboratory, "warm", [0.5])
     records, one = sweep(laboratory, "one", [number / 100 for number in range(POINTS)])
     with ExitStack() as stack:
-        stack.callback(start_second(laboratory, tmp_path / "second").terminate)
+        stack.callback(join(laboratory, tmp_path / "second").terminate)
         _, joined = sweep(laboratory, "joined", [0.61, 0.62])
         two: list[float] = []
         others = [0.1 + number / 100 for number in range(POINTS)]
@@ -74,6 +75,28 @@ def test_a_sweep_by_one_worker_and_by_two(
         points=POINTS, ready=ready, serving=serving, memory=memory, one_worker=one, two_workers=two[0], again=again,
         overhead=median(overheads), training=median(record["training"]["seconds"] for record in records), joined=joined,
     )  # fmt: skip
+
+
+def test_workers_that_wait(
+    laboratory: WholeLaboratory, tmp_path: Path, benchmark: BenchmarkFixture, note: Callable[..., None]
+) -> None:
+    """As on machines of their own: each training sleeps, so that workers hardly take the processors from one another."""
+    project = laboratory.project
+    pipeline = project.path / "dvc.yaml"
+    stages, training = pipeline.read_text(), "python -m sfd_core.stages.train "
+    assert stages.count(training) == 1
+    pipeline.write_text(stages.replace(training, f"sleep {SLEEPING:.0f} && {training}"))
+    project.commit("trainings sleep first")
+    laboratory.run("up")
+    laboratory.await_deployments()
+    _, alone = sweep(laboratory, "alone", [0.01, 0.02])
+    with ExitStack() as stack:
+        for number in range(1, WORKERS):
+            stack.callback(join(laboratory, tmp_path / f"worker-{number}").terminate)
+        offsets, together = [0.1 + number / 100 for number in range(WORKERS)], list[float]()
+        benchmark.pedantic(lambda: together.append(sweep(laboratory, "together", offsets)[1]), rounds=1)
+    assert len({record["worker"] for record in records_of(project, "together")}) == WORKERS
+    note(workers=WORKERS, sleeping=SLEEPING, alone=alone / 2, together=together[0] / WORKERS)
 
 
 def test_large_sweeps(
@@ -134,15 +157,15 @@ def sweep(laboratory: WholeLaboratory, name: str, offsets: list[float]) -> tuple
     return records_of(laboratory.project, name), time.monotonic() - started
 
 
-def start_second(laboratory: WholeLaboratory, path: Path) -> subprocess.Popen[bytes]:
-    """Start a worker in another clone with a cache of its own."""
+def join(laboratory: WholeLaboratory, path: Path) -> subprocess.Popen[bytes]:
+    """Start a worker in another clone, which gives it its name, with a cache of its own."""
     first = laboratory.project
     first.run("git", "clone", "--quiet", str(first.path), str(path))
     shutil.copytree(first.path / "images", path / "images", dirs_exist_ok=True)
     shutil.copy2(first.path / ".dvc" / "config.local", path / ".dvc" / "config.local")
-    command = f"source {first.path}/.sfd/lab/env && SFD_WORKER=second exec python -m flows.deployments --points"
+    command = f"source {first.path}/.sfd/lab/env && SFD_WORKER={path.name} exec python -m flows.deployments --points"
     worker = Project(path).start("bash", "-c", command)
-    laboratory.await_worker("second")
+    laboratory.await_worker(path.name)
     return worker
 
 

@@ -62,7 +62,7 @@ def flow_project(path: Path, active: list[str]) -> Project:
     project = make_project(path, active)
     shutil.copytree(ROOT / "flows", path / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     project.run("git", "add", "--all")
-    project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "flows")
+    project.commit("flows")
     return project
 
 
@@ -190,9 +190,7 @@ class Laboratory(Runs):
 
     def start_worker(self, project: Project, name: str, *options: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it serves; all workers serve everything, so those of other projects are stopped."""
-        for other, process in self._workers:
-            if other.path.parent != project.path.parent:
-                self.stop(process)
+        self.stop_others(project)
         log = self.path / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
         environment = project.environment | self.environment | {"SFD_WORKER": name} | variables
@@ -202,6 +200,12 @@ class Laboratory(Runs):
         assert worker.poll() is None, log.read_text()
         self._workers.append((project, worker))
         return worker
+
+    def stop_others(self, project: Project) -> None:
+        """Stop the workers of projects that are not beside this one."""
+        for other, process in self._workers:
+            if other.path.parent != project.path.parent:
+                self.stop(process)
 
     def serves(self, project: Project) -> bool:
         """Whether a worker of a project is alive."""

@@ -94,6 +94,11 @@ class Project:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
 
+    def commit(self, message: str) -> None:
+        """Commit what is staged, and every change of a tracked file."""
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        self.run("git", *identity, "commit", "--quiet", "--all", "--message", message)
+
     def values(self) -> dict[str, Any]:
         loaded: dict[str, Any] = yaml.safe_load((self.path / "params.yaml").read_text())
         return loaded
@@ -165,5 +170,5 @@ def make_project(
     (path / "params.yaml").write_text(yaml.safe_dump({**tiny_values(active, root), **values}, sort_keys=False))
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
-    project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "tiny")
+    project.commit("tiny")
     return project

@@ -56,6 +56,8 @@ def test_the_least_cost_path_goes_round_what_is_dear_and_fits_a_schedule() -> No
     assert path[0] == (0, 0)
     assert path[1] == (0, 0.625)
     assert path[-1] == (1, 1)
+    for (a, b), (c, d), (e, f) in zip(path, path[1:], path[2:], strict=False):
+        assert (c - a) * (f - d) != (d - b) * (e - c)  # it turns at each point
     assert Schedule.table(path).end == pytest.approx(1.625, abs=0.4)
     points = [(round(8 * t_tex), round(8 * t_sem)) for t_tex, t_sem in path]
     assert PathCosts(field, 1.0, "uniform").path(points) <= 2 + 1e-9

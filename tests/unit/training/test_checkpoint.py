@@ -87,9 +87,9 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_checkpoint(tmp_path: 
 
 def test_snapshots_keep_weights_and_when_they_were_taken(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "resume")
-    folder.save_snapshot(20, {"weight": torch.arange(6.0).reshape(2, 3).T})
-    folder.save_snapshot(10, {"weight": torch.zeros(3, 2)})
-    assert [kept.step for kept in folder.snapshots()] == [10, 20]
+    later = folder.save_snapshot(20, {"weight": torch.arange(6.0).reshape(2, 3).T})
+    earlier = folder.save_snapshot(10, {"weight": torch.zeros(3, 2)})
+    assert folder.snapshots() == (earlier, later)
     folder.forget_beyond(10)
     assert [kept.step for kept in folder.snapshots()] == [10]
 
