@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -31,6 +32,8 @@ POLL_SECONDS = 2.0
 CRASH_PATIENCE = 120.0
 """Seconds for a worker to restart a crashed run before another worker gets it."""
 ATTEMPTS = 3
+LONG_RUN = timedelta(minutes=10)
+"""A run that crashes later is no attempt: its machine ended, as each job of a cluster does, and the next one resumes it."""
 MOST_WAITING = 20
 """Runs of a sweep that wait for a worker: as many as start in one look, and few enough to be cancelled in seconds."""
 OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
@@ -168,19 +171,20 @@ class Dispatcher:
                 return outcome
             wait.run = self._start(wait.request)  # a search stopped the run that this sweep shared with it
             return None
-        if state.type != StateType.CRASHED or wait.attempts >= ATTEMPTS:
+        counts = run.total_run_time < LONG_RUN
+        if state.type != StateType.CRASHED or (counts and wait.attempts >= ATTEMPTS):
             return Outcome(point, targets, None, f"{state.name}: {state.message or 'no reason given'}")
-        self._handle_crash(wait)
+        self._handle_crash(wait, counts)
         return None
 
-    def _handle_crash(self, wait: _Wait) -> None:
+    def _handle_crash(self, wait: _Wait, counts: bool) -> None:
         """Give the run's worker time to restart it, then start it on any worker."""
         now = time.monotonic()
         if wait.crashed_at is None:
             wait.crashed_at = now
             self._report(f"{wait.request.point.name} crashed; its worker restarts it and it resumes")
         elif now - wait.crashed_at > CRASH_PATIENCE:
-            wait.attempts, wait.crashed_at, wait.run = wait.attempts + 1, None, self._start(wait.request)
+            wait.attempts, wait.crashed_at, wait.run = wait.attempts + counts, None, self._start(wait.request)
 
 
 def _require_pool(job_variables: Mapping[str, Any]) -> None:

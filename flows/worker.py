@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +48,7 @@ WATCH_SECONDS = 2.0
 SECONDS_TO_START = 4.0
 """Prefect's runners have set their signal handlers by then."""
 RESTARTS = 3
-"""How often a run whose process died is restarted automatically."""
+"""How often a worker restarts a run whose process died alone; one that died with its worker always goes on."""
 PENDING_SECONDS = 60.0
 """A worker starts a run that it took within seconds."""
 CANCEL_SECONDS = 6.0
@@ -139,12 +140,12 @@ def _end() -> None:
 
 async def _watch(project: Path) -> None:
     """Restart runs that died, end those that were stopped and show the used slots, as long as the worker lives."""
-    used, checked = -1, 0.0
+    used, checked, restarts = -1, 0.0, Counter[UUID]()
     while True:
         try:
             async with get_client() as client:
                 for run in await asyncio.to_thread(journal.broken, project):
-                    await _restart(client, project, run)
+                    await _restart(client, project, run, restarts)
                 if time.monotonic() - checked > PENDING_SECONDS / 2:
                     await _restart_pending(client)
                     checked = time.monotonic()
@@ -158,24 +159,25 @@ async def _watch(project: Path) -> None:
         await asyncio.sleep(WATCH_SECONDS)
 
 
-async def _restart(client: PrefectClient, project: Path, run: journal.Broken) -> None:
+async def _restart(client: PrefectClient, project: Path, run: UUID, restarts: Counter[UUID]) -> None:
     """Schedule a run whose process is gone, unless it was stopped or died too often; a paused one can be resumed."""
     try:
-        state = (await client.read_flow_run(run.flow_run)).state
+        state = (await client.read_flow_run(run)).state
     except ObjectNotFound:
         state = None
-    if state is not None and (stopped := await _stopped_as(client, run.flow_run, state)):
-        await client.set_flow_run_state(run.flow_run, stopped, force=True)
+    if state is not None and (stopped := await _stopped_as(client, run, state)):
+        await client.set_flow_run_state(run, stopped, force=True)
         state = stopped
-    if state is not None and (state.is_scheduled() or state.is_paused()):
+    if state is not None and (state.is_scheduled() or state.is_pending() or state.is_paused()):
         return
     if state is None or state.is_cancelled():
-        await asyncio.to_thread(cancel_points, run.flow_run)
-    elif (not state.is_final() or state.is_crashed()) and run.restarts < RESTARTS:
-        journal.count_restart(project, run)
-        await _schedule(client, run.flow_run, "its process died; it is restarted and resumes")
+        await asyncio.to_thread(cancel_points, run)
+    elif (not state.is_final() or state.is_crashed()) and restarts[run] < RESTARTS:
+        restarts[run] += 1
+        journal.clear(project, run)
+        await _schedule(client, run, "its process died; it is restarted and resumes")
         return
-    journal.forget(project, run.flow_run)
+    journal.forget(project, run)
 
 
 async def _stopped_as(client: PrefectClient, run: UUID, state: State[Any]) -> State[Any] | None:

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -19,15 +18,6 @@ from sfd_core.host.supervisor import die_with_parent
 FOLDER = STATE / "flow-runs"
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A flow run whose process died before its end."""
-
-    flow_run: UUID
-    restarts: int
-    """How often it was restarted already."""
-
-
 @contextmanager
 def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
     """Keep a flow run in the journal while the block runs; this process ends with the worker that started it.
@@ -36,7 +26,7 @@ def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
     """
     path = project / FOLDER / f"{flow_run}.json"
     with locked(path.with_suffix(".lock")):
-        write_json(path, {"restarts": _read(path)["restarts"], "process": os.getpid()})
+        write_json(path, {"process": os.getpid()})
         die_with_parent(os.getppid())
         try:
             yield
@@ -46,20 +36,20 @@ def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
         forget(project, flow_run)
 
 
-def broken(project: Path) -> list[Broken]:
-    """Return the flow runs in the journal whose process died."""
-    return [Broken(UUID(path.stem), _read(path)["restarts"]) for path in _entries(project) if not _is_alive(path)]
+def broken(project: Path) -> list[UUID]:
+    """Return the flow runs in the journal whose process died before their end."""
+    return [UUID(path.stem) for path in _entries(project) if not _is_alive(path)]
 
 
 def alive(project: Path) -> dict[UUID, int]:
     """Return the running flow runs of this clone with their process ids, without those that have not written theirs yet."""
-    found = {UUID(path.stem): _read(path)["process"] for path in _entries(project) if _is_alive(path)}
+    found = {UUID(path.stem): _process(path) for path in _entries(project) if _is_alive(path)}
     return {run: process for run, process in found.items() if process}
 
 
-def count_restart(project: Path, run: Broken) -> None:
-    """Count a restart of a run."""
-    write_json(project / FOLDER / f"{run.flow_run}.json", {"restarts": run.restarts + 1, "process": 0})
+def clear(project: Path, flow_run: UUID) -> None:
+    """Remove the process of a run that is started again: its number may be another program's by now."""
+    write_json(project / FOLDER / f"{flow_run}.json", {"process": 0})
 
 
 def forget(project: Path, flow_run: UUID | str) -> None:
@@ -76,10 +66,9 @@ def _is_alive(path: Path) -> bool:
     return is_held(path.with_suffix(".lock"))
 
 
-def _read(path: Path) -> dict[str, int]:
-    """Return an entry; one that is damaged or was just removed has no process."""
+def _process(path: Path) -> int:
+    """Return the process of an entry; 0 for one that is damaged or was just removed."""
     try:
-        entry: dict[str, int] = json.loads(path.read_text())
+        return int(json.loads(path.read_text())["process"])
     except (OSError, ValueError):
-        entry = {}
-    return {"restarts": 0, "process": 0} | entry
+        return 0

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 
-from sfd_core.host.locks import locked
 from sfd_core.workspace import journal
 
 RUN = """
@@ -29,7 +28,7 @@ child.wait()
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_killed_run_is_broken_and_counts_its_restarts(tmp_path: Path) -> None:
+def test_a_killed_run_is_broken_until_it_is_forgotten(tmp_path: Path) -> None:
     run = uuid4()
     with subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), str(run)], stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
@@ -37,18 +36,17 @@ def test_a_killed_run_is_broken_and_counts_its_restarts(tmp_path: Path) -> None:
         assert journal.broken(tmp_path) == []
         assert journal.alive(tmp_path) == {run: process.pid}
         process.kill()
-    (found,) = journal.broken(tmp_path)
-    assert found == journal.Broken(run, 0)
-    journal.count_restart(tmp_path, found)
-    assert journal.broken(tmp_path) == [journal.Broken(run, 1)]
+    assert journal.broken(tmp_path) == [run]
+    journal.clear(tmp_path, run)
+    assert journal.broken(tmp_path) == [run]
     journal.forget(tmp_path, run)
     assert journal.broken(tmp_path) == []
 
 
 def test_a_run_that_starts_again_has_no_process_to_end_yet(tmp_path: Path) -> None:
-    run = journal.Broken(uuid4(), 0)
-    journal.count_restart(tmp_path, run)
-    with locked(tmp_path / journal.FOLDER / f"{run.flow_run}.lock"):
+    run = uuid4()
+    with journal.recorded(tmp_path, run):
+        journal.clear(tmp_path, run)
         assert journal.alive(tmp_path) == {}
 
 
