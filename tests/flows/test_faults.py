@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from laboratory import WITH_SERVERS, Laboratory, await_training, engine_of, flow_project, processes_in, wait_until
+from laboratory import WITH_SERVERS, Laboratory, engine_of, flow_project, processes_in, wait_until
 from projects import Project
 
 pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("flows"), *WITH_SERVERS]
@@ -86,7 +86,7 @@ def test_a_sweep_goes_on_by_itself_after(
     laboratory: Laboratory, project: Project, fault: Callable[[Sweep], None], delta_t: float
 ) -> None:
     sweep = Sweep(laboratory, project, fault.__name__.replace("_", "-"), delta_t)
-    await_training(sweep.project)
+    sweep.await_checkpoint()
     fault(sweep)
     sweep.require_complete(resumed=fault is kill_engine_of_point)
 
@@ -213,7 +213,7 @@ def test_stopping_a_reproduction_ends_its_stages_within_seconds(
 
 def test_cancelling_ends_every_process_of_the_sweep_after_the_server_was_down(laboratory: Laboratory, project: Project) -> None:
     sweep = Sweep(laboratory, project, "cancelled", 0.32)
-    await_training(sweep.project)
+    sweep.await_checkpoint()
     restart_server(sweep)
     assert sweep.training()
     cancel(sweep.run)
