@@ -1,7 +1,7 @@
 """Runs of points: started by Prefect's deployment `point`, one flow run a point, on any free worker, and awaited here.
 
-Two sweeps that want the same point share one run: a run's idempotency key is the point's key and the number of its runs that
-have ended before, and the server accepts each key only once.
+Two sweeps that want the same point share one run: a run's idempotency key is the point's key and its last run that has ended
+before, and the server accepts each key only once.
 """
 
 import json
@@ -134,6 +134,7 @@ class Dispatcher:
         with get_client(sync_client=True) as client:
             runs = _runs(client, tags={"all_": request.tags})
             run = next((run for run in runs if not (_is_final(run) or _is_cancelling(run))), None)
+            last = max(runs, key=lambda run: str(run.created)).id if runs else "first"
             if run is None:
                 parameters = {
                     "key": request.point.key,
@@ -149,7 +150,7 @@ class Dispatcher:
                     flow_run_name=f"{request.label}{request.point.name}",
                     timeout=0,
                     tags=[*request.tags, self._tag],
-                    idempotency_key="-".join([*request.tags, str(len(runs))]),
+                    idempotency_key="-".join([*request.tags, str(last)]),
                     job_variables=self._job_variables,
                 )
                 run = cast("FlowRun", started)
@@ -201,6 +202,13 @@ def read_runs(wanted: Sequence[UUID]) -> dict[UUID, FlowRun]:
     pages = [wanted[start : start + PAGE] for start in range(0, len(wanted), PAGE)]
     with get_client(sync_client=True) as client:
         return {run.id: run for page in pages for run in _runs(client, id={"any_": page})}
+
+
+def is_replaced(run: FlowRun) -> bool:
+    """Whether a sweep has started another run of the same point meanwhile, which has not ended."""
+    tags = [tag for tag in run.tags if tag.startswith(("point:", "targets:"))]
+    with get_client(sync_client=True) as client:
+        return bool(tags) and any(other.id != run.id and not _is_final(other) for other in _runs(client, tags={"all_": tags}))
 
 
 def sweep_tag(sweep: UUID | str) -> str:

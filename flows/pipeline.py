@@ -40,23 +40,23 @@ def reproduce(pull: bool = True, push_results: bool = True) -> None:
         push_results: Send results and the run-cache to the remote. Without a remote both do nothing.
     """
     project = Path.cwd()
-    with journal.recorded(project, str(flow_run.id)):
-        params = load_params(project / "params.yaml")
-        require_inputs(params, project)
-        place = linked(Place.of(project, "reproduce", get_run_logger().info))
-        pull = pull and place.has_remote
-        if pull:
-            require_remote(place)
-        try:
-            look_at_inputs(place)
-            _run_stages(place, place.stage_graph(), pull)
-        except BaseException:
-            place.stop.set()
-            raise
-        track(project, place)
-        if place.has_remote and push_results:
-            push(place)
-        _show(project, params)
+    journal.record(project, str(flow_run.id))
+    params = load_params(project / "params.yaml")
+    require_inputs(params, project)
+    place = linked(Place.of(project, "reproduce", get_run_logger().info))
+    pull = pull and place.has_remote
+    if pull:
+        require_remote(place)
+    try:
+        look_at_inputs(place)
+        _run_stages(place, place.stage_graph(), pull)
+    except BaseException:
+        place.stop.set()
+        raise
+    track(project, place)
+    if place.has_remote and push_results:
+        push(place)
+    _show(project, params)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{name}")

@@ -64,26 +64,26 @@ def point(
         log(line)
         judge.read(line)
 
-    with journal.recorded(project, str(flow_run.id)):
-        git.require_commit(project, commit)
-        try:
-            with point_place(project, key, commit, values, report) as made:
-                place = linked(made)
-                if finished is not None:
-                    restore(place, targets, finished)
-                    track(project, place)
-                    return None
-                ran = compute(place, targets, key)
-                judge.require_level()
-                show_samples(place.folder / stage_dir("evaluate", values["active"][0]), f"samples-{key}")
+    journal.record(project, str(flow_run.id))
+    git.require_commit(project, commit)
+    try:
+        with point_place(project, key, commit, values, report) as made:
+            place = linked(made)
+            if finished is not None:
+                restore(place, targets, finished)
                 track(project, place)
-                record = _record(place.folder, values, ran, started)
-        except Pruned as behind:  # outside of the block, which would delete the folder with the checkpoint
-            kept = f"worker {machine.worker_name()} keeps its checkpoint, from which a sweep with these values goes on"
-            record = {"pruned": f"{behind}; {kept}", "validation": judge.losses}
-            state = Completed(name="Pruned", message=record["pruned"])
-        Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
-        return state
+                return None
+            ran = compute(place, targets, key)
+            judge.require_level()
+            show_samples(place.folder / stage_dir("evaluate", values["active"][0]), f"samples-{key}")
+            track(project, place)
+            record = _record(place.folder, values, ran, started)
+    except Pruned as behind:  # outside of the block, which would delete the folder with the checkpoint
+        kept = f"worker {machine.worker_name()} keeps its checkpoint, from which a sweep with these values goes on"
+        record = {"pruned": f"{behind}; {kept}", "validation": judge.losses}
+        state = Completed(name="Pruned", message=record["pruned"])
+    Artifact(type=RECORD_TYPE, key=record_key(key, targets), data=record).create()
+    return state
 
 
 def linked(place: Place) -> Place:

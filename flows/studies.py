@@ -155,23 +155,23 @@ def path_sweep(
 def _measure(study: _Study, samples: int | None, dry_run: bool) -> Rows:
     """Train the denoiser unless it is cached, measure the study, and show it here and in MLflow; return its table."""
     project, logger = Path.cwd(), get_run_logger()
-    with journal.recorded(project, str(flow_run.id)):
-        commit = git.base_commit(project)
-        code = pipeline_code(project)
-        (point,) = plan_points(base_values(study.preset, project), Space([study.variant], {}, [], study.changes), code, project)
-        planned = study.plan(point)
-        description = f"{len(planned)} points of {study.variant}"
-        create_table_artifact(planned, key=artifact_key(study.name, "plan"), description=description)
-        logger.info("%s", description)
-        if dry_run:
-            return []
-        out = project / SWEEPS / study.name
-        options = ["--samples", str(samples)] if samples else []
-        with point_place(project, point.key, commit, point.values, logger.info) as place:
-            compute(place, [f"train@{study.variant}", "reference"], point.key)
-            with machine.slot(limits.slots, logger.info) as slot:
-                place.on(slot).sfd(*study.command, *options, "--out", str(out))
-        return _show(Place.of(project, f"sweep-{study.name}", logger.info), study, point, out)
+    journal.record(project, str(flow_run.id))
+    commit = git.base_commit(project)
+    code = pipeline_code(project)
+    (point,) = plan_points(base_values(study.preset, project), Space([study.variant], {}, [], study.changes), code, project)
+    planned = study.plan(point)
+    description = f"{len(planned)} points of {study.variant}"
+    create_table_artifact(planned, key=artifact_key(study.name, "plan"), description=description)
+    logger.info("%s", description)
+    if dry_run:
+        return []
+    out = project / SWEEPS / study.name
+    options = ["--samples", str(samples)] if samples else []
+    with point_place(project, point.key, commit, point.values, logger.info) as place:
+        compute(place, [f"train@{study.variant}", "reference"], point.key)
+        with machine.slot(limits.slots, logger.info) as slot:
+            place.on(slot).sfd(*study.command, *options, "--out", str(out))
+    return _show(Place.of(project, f"sweep-{study.name}", logger.info), study, point, out)
 
 
 def _check(point: Point, changes: Mapping[str, Any], words: str) -> None:

@@ -314,10 +314,10 @@ def _at_work(asked: Sweep) -> Iterator[_Work]:
     if asked.name in (POINTS, CHAMPION, "latest") or re.fullmatch(r"v\d+", asked.name):
         raise ConfigError(f"the name {asked.name} has another meaning among refs or models; choose another name for the sweep")
     project, log = Path.cwd(), get_run_logger().info
-    with journal.recorded(project, str(flow_run.id)):
-        commit, place = git.base_commit(project), Place.of(project, f"sweep-{asked.name}", log)
-        dispatcher = Dispatcher(flow_run.id, commit, log, asked.job_variables)
-        yield _Work(asked, project, commit, pipeline_code(project), place, dispatcher)
+    journal.record(project, str(flow_run.id))
+    commit, place = git.base_commit(project), Place.of(project, f"sweep-{asked.name}", log)
+    dispatcher = Dispatcher(flow_run.id, commit, log, asked.job_variables)
+    yield _Work(asked, project, commit, pipeline_code(project), place, dispatcher)
 
 
 def _stopped_before(point: Point, highest: Losses) -> Row | None:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 from uuid import UUID
@@ -27,12 +28,13 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flows import Flow
 from prefect.runner import Runner
+from prefect.runner import _scheduled_run_poller as poller
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled, Suspended
 from prefect.types.entrypoint import EntrypointType
 
 from flows import limits
-from flows.dispatch import cancel_points, read_runs
+from flows.dispatch import cancel_points, is_replaced, read_runs
 from flows.pipeline import reproduce
 from flows.point import point
 from flows.studies import guidance_sweep, path_sweep
@@ -49,11 +51,15 @@ SECONDS_TO_START = 4.0
 """Prefect's runners have set their signal handlers by then."""
 RESTARTS = 3
 """How often a worker restarts a run whose process died alone; one that died with its worker always goes on."""
-PENDING_SECONDS = 60.0
-"""A worker starts a run that it took within seconds."""
+PENDING_SECONDS = 180.0
+"""A worker starts a run that it took within seconds, from a slow disk within a minute or two."""
+SECONDS_TO_RECORD = 10.0
+"""A run that has begun is in the journal by then."""
 CANCEL_SECONDS = 6.0
 """Prefect's runner ends a cancelled run within seconds."""
 END_SECONDS = 40.0
+FAILED_POLLS = 10_000
+"""After so many in sequence a worker ends itself: each takes a minute."""
 AT_START = {PREFECT_API_REQUEST_TIMEOUT: 20.0, PREFECT_CLIENT_MAX_RETRIES: 0}
 """A server that hangs is told after seconds; otherwise Prefect's client waits for six minutes."""
 CLIENT_RETRIES = "8"
@@ -101,6 +107,8 @@ def _make_limit() -> int:
 
 
 async def _serve(project: Path, slots: int, served: dict[str, Flow[..., Any]]) -> None:
+    # a runner ends itself, and its trainings, after three polls that failed: a server that restarts would cost days
+    poller.critical_service_loop = partial(poller.critical_service_loop, consecutive=FAILED_POLLS)  # type: ignore[attr-defined]
     coordinator = Runner(f"sweeps@{machine.worker_name()}", QUERY_SECONDS, limit=None, pause_on_shutdown=False)
     trainer = Runner(f"points@{machine.worker_name()}", QUERY_SECONDS, limit=slots, pause_on_shutdown=False)
     for runner, name, flow in [*((coordinator, *item) for item in served.items()), (trainer, "point", point)]:
@@ -162,17 +170,26 @@ async def _watch(project: Path) -> None:
 async def _restart(client: PrefectClient, project: Path, run: UUID, restarts: Counter[UUID]) -> None:
     """Schedule a run whose process is gone, unless it was stopped or died too often; a paused one can be resumed."""
     try:
-        state = (await client.read_flow_run(run)).state
+        found = await client.read_flow_run(run)
     except ObjectNotFound:
-        state = None
+        await asyncio.to_thread(cancel_points, run)
+        journal.forget(project, run)
+        return
+    state = found.state
     if state is not None and (stopped := await _stopped_as(client, run, state)):
         await client.set_flow_run_state(run, stopped, force=True)
         state = stopped
-    if state is not None and (state.is_scheduled() or state.is_pending() or state.is_paused()):
+    if state is None or state.is_scheduled() or state.is_pending() or state.is_paused():
         return
-    if state is None or state.is_cancelled():
+    if state.is_running() and _age(found) < SECONDS_TO_RECORD:
+        return
+    if state.is_cancelled():
         await asyncio.to_thread(cancel_points, run)
-    elif (not state.is_final() or state.is_crashed()) and restarts[run] < RESTARTS:
+    elif (
+        (not state.is_final() or state.is_crashed())
+        and restarts[run] < RESTARTS
+        and not await asyncio.to_thread(is_replaced, found)
+    ):
         restarts[run] += 1
         journal.clear(project, run)
         await _schedule(client, run, "its process died; it is restarted and resumes")
@@ -205,7 +222,7 @@ async def _end_stopped(project: Path) -> None:
     runs = await asyncio.to_thread(read_runs, list(executed)) if executed else {}
     for key, process in executed.items():
         run = runs.get(key)
-        if run is None or (_is_stopped(run.state) and (run.state.is_paused() or _age(run) > CANCEL_SECONDS)):
+        if run is None or (_is_stopped(run.state) and (run.state.is_paused() or _age(run) > _patience(run.state))):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
             await asyncio.to_thread(cancel_points, key)
@@ -214,6 +231,11 @@ async def _end_stopped(project: Path) -> None:
 def _is_stopped(state: State[Any] | None) -> TypeGuard[State[Any]]:
     """Whether a person has stopped a run that its process still computes."""
     return state is not None and (state.is_paused() or state.is_cancelling() or (state.is_final() and not state.is_crashed()))
+
+
+def _patience(state: State[Any]) -> float:
+    """Return the seconds in which a process ends by itself: one that has reported its end is about to."""
+    return END_SECONDS if state.is_completed() or state.is_failed() else CANCEL_SECONDS
 
 
 async def _restart_pending(client: PrefectClient) -> None:

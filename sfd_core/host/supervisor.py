@@ -3,6 +3,7 @@
     python sfd_core/host/supervisor.py PARENT LOG COMMAND...
 
 On SIGTERM, or when process PARENT is gone, everything the command started gets SIGTERM, and SIGKILL after `GRACE_SECONDS`.
+It waits for supervisors below, which do the same.
 Output goes to the file LOG, or with `-` to this process's own: a pipe would keep its reader waiting for a process that
 outlives the command.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 GRACE_SECONDS = 25.0
 """Time for a training to write its checkpoint; Prefect kills an engine 30 seconds after its SIGTERM."""
+END_SECONDS = GRACE_SECONDS + 8
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
@@ -53,7 +55,10 @@ def main() -> None:
             code = 128 + received
         elif child.poll() is not None:
             code = child.returncode if child.returncode >= 0 else 128 - child.returncode
+    deadline = time.monotonic() + END_SECONDS
     _end_group(child.pid)
+    while received is not signal.SIGCHLD and _reap() and time.monotonic() < deadline:
+        time.sleep(0.05)  # a supervisor below that has lost its parent
     sys.exit(code)
 
 
@@ -72,13 +77,14 @@ def _end_group(group: int) -> None:
             time.sleep(0.05)
 
 
-def _reap() -> None:
-    """Collect ended processes that nobody waits for: a group exists as long as it has one."""
+def _reap() -> bool:
+    """Collect ended processes that nobody waits for: a group exists as long as it has one. Return whether others are left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
-        pass
+        return False
+    return True
 
 
 if __name__ == "__main__":

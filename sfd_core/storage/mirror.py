@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -126,7 +126,7 @@ def restore(storage: Storage, prefix: str, folder: Path) -> Path | None:
 class Mirror:
     """Uploads the steps of a folder in the background, the newest first; a context manager.
 
-    Files that match the pattern `files` in the folder are uploaded before later steps, which need them. It uses one thread of
+    Files that match a pattern of `files` in the folder are uploaded before later steps, which need them. It uses one thread of
     low priority and keeps one part of a file in memory. A failure is reported once and retried until it succeeds; it neither
     slows nor stops the training. Steps deleted from the folder are deleted from the bucket, except the newest `kept`. Steps of
     other machines are not deleted.
@@ -138,7 +138,7 @@ class Mirror:
         folder: Path,
         prefix: str,
         *,
-        files: str = "",
+        files: Sequence[str] = (),
         kept: int = KEPT,
         every: float = SECONDS_BETWEEN_LOOKS,
     ) -> None:
@@ -193,7 +193,7 @@ class Mirror:
         self._delete_gone()
 
     def _upload_files(self) -> None:
-        for path in sorted(self.folder.glob(self.files)) if self.files else ():
+        for path in sorted(path for pattern in self.files for path in self.folder.glob(pattern)):
             name = path.relative_to(self.folder).as_posix()
             if name not in self._done:
                 try:

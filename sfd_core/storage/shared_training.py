@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sfd_core.host.errors import ResourceError
 from sfd_core.host.resume import RECORD, Code, codes_of
 from sfd_core.storage.bucket import Storage
 from sfd_core.storage.lease import Lease
@@ -16,8 +17,10 @@ PATIENCE = 60.0
 """Seconds that a download is retried if the storage does not answer."""
 BESIDE = ("history.csv", "incidents.csv", RECORD)
 """Files of a resume folder; each checkpoint has a copy of them."""
-SNAPSHOTS, FINISHED = "snapshots", "finished"
-SNAPSHOT = re.compile(r"step-(\d+)\.safetensors")
+WEIGHTS = ("snapshots", "averages")
+"""Folders of what a training keeps besides its checkpoints, in files `step-NUMBER*.safetensors`."""
+FINISHED = "finished"
+KEPT = re.compile(r"step-(\d+).*\.safetensors")
 
 
 @contextmanager
@@ -41,9 +44,12 @@ def shared_training(folder: Path, code: Code, settle: Callable[[], None]) -> Ite
         _download_progress(storage, f"{prefix}/{_progress_of(storage, prefix, folder, code)}", folder)
         settle()
         own = f"{prefix}/{_name(codes_of(folder)[0])}"
-        with Mirror(storage, folder, own, files=f"{SNAPSHOTS}/*.safetensors"):
+        with Mirror(storage, folder, own, files=[f"{kind}/*.safetensors" for kind in WEIGHTS]):
             yield lease.check
-        storage.put(f"{own}/{FINISHED}", b"")
+        try:
+            storage.put(f"{own}/{FINISHED}", b"")
+        except ResourceError as error:
+            print(f"warning: the training is finished, but the storage was not told: {error}", file=sys.stderr)
 
 
 def _unshared() -> None:
@@ -51,7 +57,7 @@ def _unshared() -> None:
 
 
 def _download_progress(storage: Storage, prefix: str, folder: Path) -> None:
-    """Bring the folder to the newest checkpoint, local or in the bucket, with its curves and snapshots.
+    """Bring the folder to the newest checkpoint, local or in the bucket, with its curves, snapshots and averages.
 
     If interrupted, the next call downloads the rest.
     """
@@ -60,11 +66,12 @@ def _download_progress(storage: Storage, prefix: str, folder: Path) -> None:
     if newest is None:
         return
     step = int(newest.name.removeprefix("step-"))
-    for stored in storage.list(f"{prefix}/{SNAPSHOTS}/"):
-        name = stored.key.rpartition("/")[2]
-        match = SNAPSHOT.fullmatch(name)
-        if match and int(match[1]) <= step and not (folder / SNAPSHOTS / name).exists():
-            storage.download(stored.key, folder / SNAPSHOTS / name)
+    for kind in WEIGHTS:
+        for stored in storage.list(f"{prefix}/{kind}/"):
+            name = stored.key.rpartition("/")[2]
+            match = KEPT.fullmatch(name)
+            if match and int(match[1]) <= step and not (folder / kind / name).exists():
+                storage.download(stored.key, folder / kind / name)
     for name in BESIDE:
         if (newest / name).exists() and (newest.name not in here or not (folder / name).exists()):
             shutil.copyfile(newest / name, folder / name)

@@ -69,6 +69,8 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
                 # twice: one that was killed while git made it is locked
                 _git(project, "worktree", "add", "--force", "--force", "--detach", str(folder.absolute()), commit)
                 whole.touch()
+        # no DVC of an earlier attempt lives, but another program may have its number, and a cut file stops every DVC
+        (folder / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         yield folder, held
 
 

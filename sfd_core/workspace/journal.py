@@ -6,8 +6,7 @@ heartbeat and no timeout.
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import UUID
 
@@ -18,26 +17,27 @@ from sfd_core.host.supervisor import die_with_parent
 FOLDER = STATE / "flow-runs"
 
 
-@contextmanager
-def recorded(project: Path, flow_run: UUID | str) -> Iterator[None]:
-    """Keep a flow run in the journal while the block runs; this process ends with the worker that started it.
+_HELD: dict[Path, ExitStack] = {}
+"""Entries of this process and their locks, which nothing but its end releases."""
 
-    A run that ends or raises leaves the journal; one that a signal or a kill ends stays in it.
+
+def record(project: Path, flow_run: UUID | str) -> None:
+    """Keep a flow run of this process in the journal, and end this process with the worker that started it.
+
+    The entry outlives the process: only a worker that knows the run's state on the server removes it. A process that has done
+    its work may end before the server has heard of it.
     """
     path = project / FOLDER / f"{flow_run}.json"
-    with locked(path.with_suffix(".lock")):
-        write_json(path, {"process": os.getpid()})
-        die_with_parent(os.getppid())
-        try:
-            yield
-        except Exception:
-            forget(project, flow_run)
-            raise
-        forget(project, flow_run)
+    if path in _HELD:  # a flow that has called another one
+        return
+    _HELD[path] = ExitStack()
+    _HELD[path].enter_context(locked(path.with_suffix(".lock")))
+    write_json(path, {"process": os.getpid()})
+    die_with_parent(os.getppid())
 
 
 def broken(project: Path) -> list[UUID]:
-    """Return the flow runs in the journal whose process died before their end."""
+    """Return the flow runs in the journal whose process is gone."""
     return [UUID(path.stem) for path in _entries(project) if not _is_alive(path)]
 
 

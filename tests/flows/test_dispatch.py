@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from laboratory import WITH_SERVERS, Laboratory, wait_until
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed, Running
 from projects import Project
 
@@ -38,17 +39,37 @@ def awaited(laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         yield point, pool.submit(dispatcher.ended)
 
 
+def runs_of(laboratory: Laboratory, point: Point) -> list[FlowRun]:
+    return [run for run in laboratory.points() if run.parameters["key"] == point.key]
+
+
 def crash(laboratory: Laboratory, point: Point, lived: float = 0.0) -> None:
     """Let the newest run of a point crash once it has lived for so many seconds."""
 
     def waiting() -> list[UUID]:
-        return [run.id for run in laboratory.points() if run.parameters["key"] == point.key and run.state.is_scheduled()]
+        return [run.id for run in runs_of(laboratory, point) if run.state.is_scheduled()]
 
     (run,) = wait_until(waiting, "a run of the point", 60)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Running(), force=True)
         time.sleep(lived)
         client.set_flow_run_state(run, Crashed(message="no longer there"), force=True)
+
+
+def test_a_crashed_run_is_replaced_while_its_next_one_has_not_ended(
+    laboratory: Laboratory, awaited: tuple[Point, Outcomes]
+) -> None:
+    point, outcomes = awaited
+    crash(laboratory, point)
+    wait_until(lambda: len(runs_of(laboratory, point)) == 2, "another run of the point", 60)
+    first, second = runs_of(laboratory, point)
+    assert dispatch.is_replaced(first)
+    assert not dispatch.is_replaced(second)
+    with get_client(sync_client=True) as client:
+        client.delete_flow_run(first.id)  # its number is no longer counted, and the key of the third run is still a new one
+    crash(laboratory, point)
+    crash(laboratory, point)
+    assert outcomes.result(60)[0].message == "Crashed: no longer there"
 
 
 def test_a_run_that_soon_crashes_is_tried_three_times(laboratory: Laboratory, awaited: tuple[Point, Outcomes]) -> None:

@@ -110,6 +110,21 @@ def test_a_worker_that_ends_takes_all_with_it_and_the_next_one_goes_on(
     laboratory.stop(worker)
 
 
+def test_a_worker_outlives_a_server_that_is_away_for_long(laboratory: Laboratory, tmp_path: Path) -> None:
+    """A client without retries: three polls of Prefect's runner fail in seconds instead of minutes."""
+    project = flow_project(tmp_path / "project", ["sfd"])
+    patient = laboratory.start_worker(project, "patient", PREFECT_CLIENT_MAX_RETRIES="0")
+    assert laboratory.server is not None
+    os.killpg(laboratory.server.pid, signal.SIGKILL)
+    laboratory.server.wait()
+    time.sleep(30)
+    laboratory.start_server()
+    assert patient.poll() is None
+    run = laboratory.ask("offset sweep/offset sweep", name="after", delta_t=[0.0], dry_run=True)
+    assert laboratory.finish(run, 120).is_completed()
+    laboratory.stop(patient)
+
+
 def cancel(run: Any) -> None:
     subprocess.run([sys.executable, "-m", "prefect", "flow-run", "cancel", str(run)], check=True, timeout=60)
 

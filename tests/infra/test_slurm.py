@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-SLURM = Path(__file__).parents[2] / "infra" / "slurm"
-CHILD = "trap 'sleep 0.5; echo saved > saved; exit 85' TERM; touch started; while :; do sleep 0.05; done"
+ROOT = Path(__file__).parents[2]
+SLURM = ROOT / "infra" / "slurm"
+STAGE = """trap 'sleep 2; echo saved > saved; exit 85' TERM
+touch started
+while :; do sleep 0.05; done
+"""
 
 
 @pytest.fixture
@@ -19,14 +23,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
     stand_in.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     stand_in.chmod(0o755)
     path = f"{stand_in.parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    return {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)}
 
 
 def test_a_job_whose_time_is_up_saves_and_is_put_back(tmp_path: Path, environment: dict[str, str]) -> None:
-    # a shell in between dies at once, as dvc does; the stage below it must still be waited for
-    job = subprocess.Popen(
-        ["bash", SLURM / "job.sbatch", "bash", "-c", f"bash -c '{CHILD.replace(chr(39), chr(34))}'; true"], env=environment
-    )
+    """A stage and its supervisor in sessions of their own, whose caller dies at once, as `sfd` does."""
+    (tmp_path / "stage").write_text(STAGE)
+    stage = f"cd {tmp_path}; setsid python -P {ROOT}/sfd_core/host/supervisor.py $$ - bash stage; true"
+    job = subprocess.Popen(["bash", SLURM / "job.sbatch", "bash", "-c", stage], env=environment)
     deadline = time.monotonic() + 20
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline
@@ -58,7 +62,7 @@ def test_a_training_over_machines_is_started_once_a_machine_and_its_outputs_are_
         stand_in = tmp_path / "bin" / name
         stand_in.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/ran\n')
         stand_in.chmod(0o755)
-    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b"}
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(tmp_path)}
     subprocess.run(["bash", SLURM / "train.sbatch", "sfd"], env=environment, check=True)
     training, recorded = (tmp_path / "ran").read_text().splitlines()
     assert "torchrun --nnodes=2 --nproc-per-node=gpu" in training

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
@@ -19,6 +20,7 @@ from sfd_core.storage import Lease, Storage, mirror, shared_training
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.history import read_history
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run
+from sfd_core.training.power_ema import AVERAGES
 
 TIMINGS = {"seconds", "images_per_second"}
 PLAN = TrainingPlan(
@@ -65,8 +67,19 @@ def machine(folder: Path, name: str) -> ResumeFolder:
 
 
 def train(resume: ResumeFolder, ends_at: int | None = None) -> TrainingResult:
+    """Train, and keep an average beside each snapshot as `training.power_ema` does."""
+
+    def average(step: int, weights: Mapping[str, Tensor]) -> None:
+        target = resume.path / AVERAGES / f"step-{step:08d}-0.05.safetensors"
+        target.parent.mkdir(exist_ok=True)
+        save_file(dict(weights), target)
+
     with shared_training(resume.path, resume.code, resume.settle) as require_claim:
-        return run(Fit(ends_at), PLAN, resume, require_claim=require_claim)
+        return run(Fit(ends_at), PLAN, resume, on_snapshot=average, require_claim=require_claim)
+
+
+def averages(resume: ResumeFolder) -> dict[str, dict[str, Tensor]]:
+    return {path.name: load_file(path) for path in sorted((resume.path / AVERAGES).iterdir())}
 
 
 def curve(resume: ResumeFolder) -> list[dict[str, float]]:
@@ -90,6 +103,23 @@ def test_another_machine_ends_a_training_as_if_it_had_never_stopped(
         assert one.keys() == other.keys()
         assert one
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert list(averages(second)) == [f"step-{step:08d}-0.05.safetensors" for step in (8, 22, 30)]
+    torch.testing.assert_close(averages(second), averages(alone), rtol=0, atol=0)
+
+
+def test_a_finished_training_needs_no_storage_that_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put = Storage.put
+
+    def away(storage: Storage, key: str, *values: Any, **options: Any) -> str:
+        if key.endswith("/finished"):
+            raise ResourceError("away")
+        return put(storage, key, *values, **options)
+
+    monkeypatch.setattr(Storage, "put", away)
+    assert train(machine(tmp_path, "first")).steps == PLAN.optimisation.steps
+    assert "the storage was not told: away" in capfd.readouterr().err
 
 
 def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
