@@ -90,8 +90,11 @@ class Drawing:
         """Return the options that stand on the command line."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def sampler(self, params: "Params", evaluations: int | None = None) -> "SamplerParams":
-        """Return `evaluate.sampler` with what the command line says. Raises `ConfigError` for values that do not fit."""
+    def sampler(self, params: "Params", evaluations: int | None = None, scales: Sequence[float] = ()) -> "SamplerParams":
+        """Return `evaluate.sampler` with what the command line says; a study varies the `scales` of guidance.
+
+        Raises `ConfigError` for values that do not fit, and for what changes nothing.
+        """
         from sfd_core.experiment.params import parse_sampler
         from sfd_core.experiment.values import parse_yaml
 
@@ -108,19 +111,24 @@ class Drawing:
                 sampler[part][key] = value
             elif name != "snapshot" and value is not None:
                 sampler[name] = value
-        if self.guidance is not None and self.guide is None and self.guidance != "autoguidance":
-            sampler["guide"] = sampler["guide_step"] = None
+        if self.guidance is not None and self.guidance != "autoguidance":
+            sampler |= {key: None for key in ("guide", "guide_step") if self.guide is None and key not in given}
         if self.guidance == "none":
-            sampler["texture"]["scale"] = sampler["semantic"]["scale"] = 1.0
+            for part in ("texture", "semantic"):
+                sampler[part]["scale"] = given.get(f"{part}_scale", 1.0)
         asked = parse_sampler(sampler, "what the options ask for")
-        self._require_used(asked, evaluations)
+        self._require_used(asked, evaluations, scales)
         return asked
 
-    def _require_used(self, asked: "SamplerParams", evaluations: int | None) -> None:
+    def _require_used(self, asked: "SamplerParams", evaluations: int | None, scales: Sequence[float]) -> None:
         if evaluations is not None and self.solver == "dopri5":
             raise ConfigError("--evaluations would change nothing: dopri5 chooses its own number; leave it out")
         if asked.guidance == "none" and (unused := self.of_parts(("texture", "semantic"), ("interval",))):
             raise ConfigError(f"{unused} would change nothing: there is no guidance; choose --guidance, or leave it out")
+        if self.guidance not in (None, "none") and not scales and asked.texture.scale == asked.semantic.scale == 1:
+            raise ConfigError(
+                f"--guidance {self.guidance} would change nothing: its scales are 1; choose --texture-scale or --semantic-scale"
+            )
 
     def of_parts(self, parts: Sequence[str], keys: Sequence[str]) -> str:
         """Return which options for guidance of `parts` stand on the command line, in words; "" if none does."""

@@ -59,7 +59,7 @@ def guidance_curve(
             f"{given} would change nothing: guidance-curve varies that with --scales and --intervals; leave it out"
         )
     params = load_params(PARAMS)
-    base = drawing.sampler(params)
+    base = drawing.sampler(params, scales=scales)
     from sfd_core.studies.guidance import plan_points, run_curve
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)

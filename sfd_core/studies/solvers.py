@@ -18,6 +18,7 @@ from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import SamplerParams
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_path
+from sfd_core.reporting.charts import leading_distance
 from sfd_core.reporting.study_figures import solver_figure
 from sfd_core.studies.study import Point, Study
 
@@ -85,8 +86,7 @@ def smallest_budgets(table: pd.DataFrame) -> dict[str, int | None]:
     not come there.
     """
     found: dict[str, int | None] = {}
-    distance = next(name for name in table.columns if name.startswith("fd_"))
-    allowed = EQUIVALENT * float(table[distance].iloc[0])
+    allowed = EQUIVALENT * float(table[leading_distance(table).name].iloc[0])
     for solver, points in table.groupby("solver", sort=False):
         falling = points.sort_values("evaluations", ascending=False)
         reached = falling[(falling["difference_to"] <= allowed).cummin()]

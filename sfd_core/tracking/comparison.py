@@ -1,6 +1,7 @@
 """What a sweep shows: its table, its figure, its best point, its runs in MLflow."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,10 +98,16 @@ class Comparison:
         return None if self.best is None else self.best.numbers[self.leading]
 
     @property
+    def measures(self) -> list[str]:
+        """How many samples and which reference the leading distance is of; points of several do not compare."""
+        return list(dict.fromkeys(_measure(row) for row in self.rows if self.leading in row.numbers))
+
+    @property
     def best(self) -> Row | None:
-        """The row of the lowest leading distance."""
+        """The row of the lowest leading distance; None if the distances of the rows do not compare."""
         name = self.leading
-        return min((row for row in self.rows if name in row.numbers), key=lambda row: row.numbers[name], default=None)
+        rows = [row for row in self.rows if name in row.numbers] if len(self.measures) == 1 else []
+        return min(rows, key=lambda row: row.numbers[name], default=None)
 
     def write(self, place: Place, over: Sequence[str]) -> list[Path]:
         """Write `table.csv` and, if a point was measured, `figure.png` to `.sfd/sweeps/<name>`; return the files."""
@@ -190,7 +197,8 @@ class Comparison:
         if found is None or not found.record.get("run_key"):
             return None
         record = found.record
-        samples, reference = found.point.values["evaluate"]["final_samples"], record["data"]["outputs/reference"]
+        sampler = json.dumps(found.point.values["evaluate"]["sampler"] | {"batch_size": None}, sort_keys=True)
+        drawn = hashlib.sha256(sampler.encode()).hexdigest()[:8]
         return Candidate(
             sweep=self.name,
             variant=found.point.variant,
@@ -198,7 +206,7 @@ class Comparison:
             evaluation=record.get("evaluation", ""),
             number=number,
             value=float(found.numbers[number]),
-            measure=f"{number} of {samples} samples to {reference}",
+            measure=f"{number} of {_measure(found)}, sampler {drawn}",
             commit=str(record["commit"]),
             data=record["data"],
         )
@@ -212,11 +220,18 @@ class Comparison:
             point = self.best.point.name
             lines += [f"Best: **{point}** with {self.leading} {self.best.numbers[self.leading]:.6g}", ""]
             lines += ["```", f"git checkout refs/sfd/{self.name}/{point}", "dvc pull && dvc repro", "```", ""]
+        if len(self.measures) > 1:
+            lines += [f"No best point, because distances of {' and of '.join(self.measures)} do not compare.", ""]
         lines += [line for entry in where for line in (entry, "")]
         for row in self.rows:
             if row.message:
                 lines += [f"## {row.point.name} {row.status}", "", "```", row.message, "```", ""]
         return "\n".join(lines)
+
+
+def _measure(row: Row) -> str:
+    reference = row.record.get("data", {}).get("outputs/reference", "an unknown reference")
+    return f"{row.point.values['evaluate']['final_samples']} samples to {reference}"
 
 
 def send_to_mlflow(

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Plan:
     origins: Mapping[str, str]
     skipped: Sequence[str] = ()
     """Active variants that lack the value of the axis."""
+    varied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Variant of the experiment -> its value of the axis, by key."""
 
 
 def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis: Axis | None = None) -> Plan:
@@ -66,6 +68,7 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
         return Plan(changed, {name: name for name in changed["active"]})
     varied, skipped = split_variants(params, params.active, [axis.key])
     origins: dict[str, str] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for origin in varied:
         for value in axis.values:
             variant = copy.deepcopy(changed["variants"][origin])
@@ -74,7 +77,7 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
             name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key}-{word}"
             if changed["variants"].setdefault(name, variant) != variant:
                 raise ConfigError(f"varying {axis.key} makes a variant {name}, but another one has this name; rename that")
-            origins[name] = origin
+            origins[name], settings[name] = origin, {axis.key: value}
     changed["active"] = list(origins)
     changed["studies"] = {
         study + name.removeprefix(origin): {**values, "variant": name}
@@ -82,7 +85,7 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
         for study, values in changed["studies"].items()
         if values["variant"] == origin
     }
-    return Plan(changed, origins, skipped)
+    return Plan(changed, origins, skipped, settings)
 
 
 def run_experiment(plan: Plan, folder: Path, at_once: int, project: Path = Path()) -> None:
@@ -117,9 +120,9 @@ def experiment_dir(name: str) -> Path:
 
 
 def origin_values(plan: Plan, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return, by variant of the experiment, the variant it comes from and its values of `keys`."""
+    """Return, by variant of the experiment, the variant it comes from and its values of `keys` and of the axis."""
     return {
-        name: {"variant": origin, **{key: plan.values["variants"][name][key] for key in keys}}
+        name: {"variant": origin, **{key: plan.values["variants"][name][key] for key in keys}, **plan.varied.get(name, {})}
         for name, origin in plan.origins.items()
     }
 

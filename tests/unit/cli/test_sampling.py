@@ -34,6 +34,9 @@ def test_options_replace_values_and_leave_the_others() -> None:
         (["--guide", "outputs/train/dit"], "guide"),
         (["--texture-interval", "0.8", "0.2"], "interval"),
         (["--shift", "-1"], "shift"),
+        (["--guidance", "none", "--texture-scale", "3"], "texture.scale is 3.0, but guidance is none"),
+        (["--guidance", "cfg", "--texture-scale", "2", "--guide-step", "200"], "guide_step is 200, but there is no guide"),
+        (["--guidance", "cfg"], "--guidance cfg would change nothing: its scales are 1"),
     ],
 )
 def test_options_that_do_not_fit_are_errors_that_name_them(words: list[str], named: str) -> None:

@@ -81,5 +81,5 @@ def test_a_budget_counts_only_if_all_larger_ones_do() -> None:
     rows = [("euler", 100, 0.0), ("euler", 50, 5.1), ("ab2", 6, -0.1), ("ab2", 10, 5.1), ("ab2", 16, 4.9), ("ab2", 25, -1.0)]
     rows += [("heun", 50, 5.1)]
     table = pd.DataFrame(rows, columns=["solver", "evaluations", "difference_to"])
-    table["fd_extractor"] = 1000.0
+    table["fid"], table["fd_other"] = 1000.0, 50_000.0  # the differences are of the first extractor
     assert smallest_budgets(table) == {"euler": 100, "ab2": 16, "heun": None}

@@ -37,6 +37,26 @@ def test_points_are_ranked_by_the_first_distance_and_failures_say_why() -> None:
     assert Comparison("failed", made.rows[2:]).best is None
 
 
+def test_points_of_other_sample_counts_or_references_do_not_compare() -> None:
+    points = plan_points(VALUES, Space(["sfd"], {"evaluate.final_samples": [200, 300]}, [], {}), "code", ROOT)
+    rows = [Row(point, "computed", {"numbers": {"fd_b": 3.0}}) for point in points]
+    made = Comparison("counts", rows)
+    assert made.best is None
+    assert made.candidate is None
+    assert "distances of 200 samples to an unknown reference and of 300 samples" in made.summary([])
+    other = [replace(row, record={**row.record, "data": {"outputs/reference": "0123.dir"}}) for row in rows[:1]]
+    assert Comparison("references", [rows[0], *other]).best is None
+
+
+def test_a_champion_that_was_sampled_otherwise_is_measured_otherwise() -> None:
+    points = plan_points(VALUES, Space(["sfd"], {"evaluate.sampler.evaluations": [10, 20]}, [], {}), "code", ROOT)
+    record = {"numbers": {"fd_b": 3.0}, "run_key": "key", "commit": "c", "data": {"outputs/reference": "0123.dir"}}
+    found = [Comparison("one", [Row(point, "computed", record)]).candidate for point in points]
+    measures = [candidate.measure for candidate in found if candidate is not None]
+    assert len(set(measures)) == 2
+    assert all(measure.startswith("fd_b of ") and "samples to 0123.dir, sampler " in measure for measure in measures)
+
+
 def test_the_table_shows_what_was_varied_how_it_ended_and_the_numbers() -> None:
     first, _, last = [row.columns for row in comparison().rows]
     assert first["delta_t"] == 0.0

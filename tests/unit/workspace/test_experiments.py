@@ -35,6 +35,11 @@ def test_every_active_variant_takes_every_value_and_keeps_its_name_where_it_has_
     assert origin_values(plan, ["seed"])["sync-seed-1"] == {"variant": "sync", "seed": 1}
 
 
+def test_a_table_names_every_value_that_was_varied() -> None:
+    plan = plan_experiment(VALUES | {"active": ["sfd"]}, {}, Axis("cosine_weight", (0.0, 0.5)))
+    assert [row["cosine_weight"] for row in origin_values(plan, ["seed"]).values()] == [0.0, 0.5]
+
+
 def test_another_variant_of_a_made_up_name_is_not_replaced() -> None:
     taken = VALUES["variants"] | {"sfd-seed-1": VALUES["variants"]["sfd"] | {"delta_t": 0.7}}
     with pytest.raises(ConfigError, match="makes a variant sfd-seed-1, but another one has this name"):
