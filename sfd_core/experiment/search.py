@@ -17,6 +17,8 @@ from sfd_core.experiment.grid import Method, Range
 from sfd_core.experiment.pruning import Losses, highest_losses
 from sfd_core.host.errors import ConfigError
 
+MEASURED_WITH = ("prepare.", "reference.", "evaluate.final_samples.")
+"""Images, network and number of samples of the distance."""
 DIGITS = 3
 """Significant digits of a drawn number, which is also in the name of its point."""
 
@@ -37,12 +39,17 @@ class Search:
     """Draws combinations and learns from what they measured.
 
     `tpe`: a tree-structured Parzen estimator; `random`: independent draws; `even`: a scrambled Sobol sequence, which leaves
-    smaller gaps than random draws do. Raises `ConfigError` if nothing varies.
+    smaller gaps than random draws do. Raises `ConfigError` if nothing varies, or what the distance is measured with.
     """
 
     def __init__(self, ranges: Ranges, method: Method, seed: int) -> None:
         if not ranges:
             raise ConfigError("a search needs at least one range, such as delta_t from 0 to 1")
+        if measuring := [key for key in ranges if f"{key}.".startswith(MEASURED_WITH)]:
+            raise ConfigError(
+                f"distances of points that differ in {', '.join(measuring)} do not compare, so no search can learn from them; "
+                "leave it out, or sweep over it"
+            )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(sampler=_sampler(method, seed))
         self._distributions = {key: _distribution(values) for key, values in ranges.items()}

@@ -64,6 +64,9 @@ def test_a_failed_draw_teaches_nothing_and_stops_nothing() -> None:
 
 
 def test_impossible_ranges_are_refused() -> None:
+    for key in ("prepare", "prepare.copies", "evaluate.final_samples"):
+        with pytest.raises(ConfigError, match=f"differ in {key} do not compare"):
+            Search({"delta_t": Range(low=0, high=1), key: [1, 2]}, "tpe", 0)
     with pytest.raises(ConfigError, match="needs at least one range"):
         Search({}, "random", 0)
     for values in ({"low": 1.0, "high": 0.0}, {"low": 0.0, "high": 1.0, "log": True}):
