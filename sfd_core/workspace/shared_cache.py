@@ -31,7 +31,7 @@ THEN = "--then"
 WRITING_SECONDS = 2.0
 """A dvc.lock that is empty for longer is not being written by another DVC."""
 RETRIES = (5.0, 20.0, 60.0, 300.0, 600.0)
-"""Seconds before each new attempt of what only the network can fail: minutes are little beside a training that would be lost."""
+"""Seconds before each new attempt of what only the network can fail, some minutes beside the training that is at stake."""
 T = TypeVar("T")
 
 
