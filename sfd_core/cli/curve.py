@@ -26,8 +26,10 @@ def compare(
     """
     from sfd_core.experiment.params import load_params
     from sfd_core.host.errors import DataError
+    from sfd_core.host.paths import OUTPUTS
     from sfd_core.reporting import reference_curves
     from sfd_core.reporting.lines import aligned
+    from sfd_core.reporting.sources import prepared_classes
     from sfd_core.workspace.places import find_place, recorded_params
 
     place, variant = find_place(run)
@@ -42,7 +44,7 @@ def compare(
     found = {name: table for name, table in tables.items() if not table.empty}
     if not found:
         raise DataError(f"{run} has no training in work or finished of {', '.join(names)}; `sfd status` lists what there is")
-    known = reference_curves.read_reference(finished, curves)
+    known = reference_curves.read_reference(finished, prepared_classes(place / OUTPUTS), curves)
     for name, table in found.items():
         shown = table if variant else table.groupby(["number", "samples"], sort=False, dropna=False).tail(1)
         compared = reference_curves.compare(shown, known, made_with[name], name, reference)

@@ -106,7 +106,8 @@ def render_page(
             for name, figure in outputs.order_maps.items()
         ],
         classes=studies.class_shares(outputs),
-        published=published_numbers.published_tables() if published_numbers.comparable(params, outputs) else [],
+        published=published_numbers.published_tables() if "offsets" in payload["published"] else [],
+        published_curves="curves" in payload["published"],
         protocols=_protocols(outputs),
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         text=text,

@@ -76,24 +76,30 @@ def _lines(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
 
 
 def _published(params: Params, outputs: Outputs) -> dict[str, Any]:
-    """Published curves by number, and one's own and the published offsets; nothing where they would not compare."""
-    if not published_numbers.comparable(params, outputs):
-        return {}
+    """Published curves by number, and one's own and the published offsets; each only where its samples would compare."""
+    classes, asked = len(outputs.classes), params.evaluate
+    curves = _published_curves() if published_numbers.comparable(params, classes, asked.snapshot_samples) else {}
+    return curves | (_published_offsets(outputs) if published_numbers.comparable(params, classes, asked.final_samples) else {})
+
+
+def _published_curves() -> dict[str, Any]:
+    curves = {
+        f"published: {model}": {
+            "steps": _plain(points["step"]),
+            "images_seen": _plain(points["images_seen"]),
+            "y": _plain(points["fid"]),
+        }
+        for model, points in published_numbers.curves().items()
+    }
+    return {"curves": {published_numbers.NUMBER: curves}}
+
+
+def _published_offsets(outputs: Outputs) -> dict[str, Any]:
     offsets = published_numbers.offset_curve()
     own = {
         name: v for name, v in outputs.variants.items() if v.params.semantic != "none" and published_numbers.NUMBER in v.numbers
     }
     return {
-        "curves": {
-            published_numbers.NUMBER: {
-                f"published: {model}": {
-                    "steps": _plain(points["step"]),
-                    "images_seen": _plain(points["images_seen"]),
-                    "y": _plain(points["fid"]),
-                }
-                for model, points in published_numbers.curves().items()
-            }
-        },
         "offsets": {"x": _plain(offsets["delta_t"]), "y": _plain(offsets["fid"])},
         "own_offsets": {
             name: {"x": [v.params.delta_t], "y": _plain([v.numbers[published_numbers.NUMBER].value])} for name, v in own.items()

@@ -10,7 +10,6 @@ from importlib.resources import files
 import pandas as pd
 
 from sfd_core.experiment.params import Params
-from sfd_core.reporting.sources import Outputs
 from sfd_core.reporting.tables import Cell, Row, Table
 
 FOLDER = files("sfd_core.reporting") / "published"
@@ -22,10 +21,16 @@ TABLE = "table"
 """The exactness of a number that stands in a paper's table."""
 
 
-def comparable(params: Params, outputs: Outputs) -> bool:
-    """Whether the experiment measures FID (so Inception with its standard weights) on a thousand classes at 256x256 pixels."""
-    measured = NUMBER in outputs.number_names()
-    return measured and params.prepare.resolution == RESOLUTION and len(outputs.classes) == CLASSES
+def same_reference(params: Params, classes: int) -> bool:
+    """Whether the experiment's first number is FID against ADM's statistics, on a thousand classes at 256x256 pixels."""
+    inception = params.reference.adm_npz is not None and params.reference.extractors[0] == "inception"
+    return inception and params.prepare.resolution == RESOLUTION and classes == CLASSES
+
+
+def comparable(params: Params, classes: int, samples: int) -> bool:
+    """Whether numbers of so many samples are of the published protocol: `same_reference`, unguided, and of 50,000 samples."""
+    unguided = params.evaluate.sampler.guidance == "none"
+    return unguided and samples == SAMPLES and same_reference(params, classes)
 
 
 def read_published(name: str) -> pd.DataFrame:

@@ -42,12 +42,6 @@ class Compared:
     notes: list[str]
 
 
-def is_published(params: Params) -> bool:
-    """Whether published numbers are of this protocol: FID at 256x256 pixels against ADM's reference of ImageNet."""
-    imagenet = params.prepare.resolution == published_numbers.RESOLUTION and params.reference.adm_npz is not None
-    return imagenet and params.reference.extractors[0] == "inception"
-
-
 def published_model(variant: VariantParams) -> str:
     """Return what papers call the model of a variant, whether or not a curve of it was published."""
     if variant.model == "dit":
@@ -86,9 +80,9 @@ def record(place: Path, params: Params) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def read_reference(params: Params, path: Path) -> pd.DataFrame:
+def read_reference(params: Params, classes: int, path: Path) -> pd.DataFrame:
     """Return the published curves, or the recorded ones in `path`. Raises `DataError` if that is no table of them."""
-    if is_published(params):
+    if published_numbers.same_reference(params, classes):
         table = published_numbers.read_published("convergence").rename(columns={"model": "variant", "fid": "value"})
         seen = table["step"] * published_numbers.BATCH
         return table.assign(images_seen=seen, number=published_numbers.NUMBER, samples=published_numbers.SAMPLES)
@@ -103,7 +97,7 @@ def read_reference(params: Params, path: Path) -> pd.DataFrame:
 
 def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant: str, name: str | None = None) -> Compared:
     """Compare a variant with the reference's curve `name` (default: the one of the same variant, or of its published model)."""
-    group, published = params.variants[variant], is_published(params)
+    group, published = params.variants[variant], not set(PROTOCOL) <= set(reference)
     name = name or (published_model(group) if published else variant)
     theirs = reference[reference["variant"] == name]
     if theirs.empty:

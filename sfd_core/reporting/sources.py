@@ -320,6 +320,12 @@ def _classes(outputs: Path, active: list[str]) -> list[str]:
     return []
 
 
+def prepared_classes(outputs: Path) -> int:
+    """Return of how many classes the prepared images are; 0 if none are prepared. Raises `DataError` for a damaged file."""
+    metrics = outputs / "prepare" / "metrics.json"
+    return int(_read_json(metrics).get("classes", 0)) if metrics.is_file() else 0
+
+
 def _training_images(metrics: Path, missing: dict[str, str]) -> int | None:
     return int(_read_json(metrics)["images"]["train"]) if _optional(metrics, "epochs", "dvc repro prepare", missing) else None
 

@@ -45,12 +45,13 @@ IMAGENET_CLASSES = [f"class {index}" for index in range(1000)]
 
 
 def imagenet_like(params: Params) -> Params:
-    """Return the experiment at 256 pixels, evaluated by Inception first."""
+    """Return the experiment at 256 pixels, evaluated as papers do."""
     values = params.model_dump(mode="json")
     values["prepare"] |= {"source": "folder", "path": "images", "labels": "folder", "resolution": 256}
     values["prepare"] |= {"styles": None, "per_style": None}
     values["features"]["grid"] = 256 // values["texture_vae"]["downsampling"]
-    values["reference"]["extractors"] = ["inception", "dinov2"]
+    values["reference"] |= {"extractors": ["inception", "dinov2"], "adm_npz": "data/reference.npz"}
+    values["evaluate"] |= {"snapshot_samples": 50_000, "final_samples": 50_000}
     return parse_params(values)
 
 
@@ -72,7 +73,7 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
     reference = {kind: _numbers(params, distance) for kind, distance in real.items()}
     snapshot = {kind: _numbers(params, 1.1 * distance) for kind, distance in real.items()}
     _write_json(root / "reference" / "metrics.json", reference | {"snapshot": snapshot})
-    _write_json(root / "prepare" / "metrics.json", {"images": {"train": 500}})
+    _write_json(root / "prepare" / "metrics.json", {"images": {"train": 500}, "classes": len(classes)})
     for stage in ("texture_vae", "semantic_vae"):
         _write_history(root / stage / "history.csv", ("loss", "mse", "kl"), 1.0)
     _write_picture(root / "texture_vae" / "reconstructions.png", 2, 12)

@@ -8,10 +8,13 @@ import pytest
 from synthetic_outputs import IMAGENET_CLASSES as CLASSES
 from synthetic_outputs import imagenet_like, write_outputs, write_studies
 
-from sfd_core.experiment.params import Params
+from sfd_core.cli.tracking import _published
+from sfd_core.experiment.params import Params, parse_params
 from sfd_core.reporting import published_numbers
+from sfd_core.reporting.figures import convergence_figure
+from sfd_core.reporting.palette import variant_styles
 from sfd_core.reporting.published_numbers import TABLE, comparable, curves, offset_curve, published_tables, read_published
-from sfd_core.reporting.sources import read_outputs
+from sfd_core.reporting.sources import Outputs, read_outputs
 from sfd_core.stages.report import report
 
 
@@ -92,16 +95,51 @@ def test_twemoji_distances_never_stand_beside_them(params: Params, written: Path
     assert "arXiv 2410.06940" not in html
 
 
-@pytest.mark.parametrize("change", ["resolution", "classes", "extractor"])
-def test_another_resolution_other_classes_or_another_extractor_do_not_compare(
-    change: str, params: Params, imagenet: Params, outputs: Path, tmp_path: Path
-) -> None:
-    changed = imagenet
-    if change == "resolution":
-        changed = imagenet.model_copy(update={"prepare": imagenet.prepare.model_copy(update={"resolution": 512})})
-    if change == "extractor":
-        changed = imagenet.model_copy(update={"reference": params.reference})
-    others = write_outputs(tmp_path / "outputs", changed, CLASSES[: 100 if change == "classes" else None])
-    assert not comparable(changed, read_outputs(changed, others, tmp_path))
-    assert comparable(imagenet, read_outputs(imagenet, outputs, tmp_path))
+OTHER_PROTOCOLS = {
+    "resolution": lambda values: values["prepare"].update(resolution=512),
+    "extractor": lambda values: values["reference"].update(extractors=["dinov2", "inception"]),
+    "reference": lambda values: values["reference"].update(adm_npz=None),
+    "guidance": lambda values: values["evaluate"]["sampler"].update(guidance="cfg"),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_PROTOCOLS)
+def test_numbers_of_another_protocol_do_not_compare(change: str, imagenet: Params) -> None:
+    values = imagenet.model_dump(mode="json")
+    OTHER_PROTOCOLS[change](values)
+    values["features"]["grid"] = values["prepare"]["resolution"] // values["texture_vae"]["downsampling"]
+    assert not comparable(parse_params(values), 1000, 50_000)
+
+
+def test_only_fifty_thousand_samples_of_a_thousand_classes_compare(imagenet: Params) -> None:
     assert published_numbers.SAMPLES == 50_000
+    assert comparable(imagenet, 1000, 50_000)
+    assert not comparable(imagenet, 1000, 10_000)
+    assert not comparable(imagenet, 1, 50_000)
+
+
+def drawn(params: Params, outputs: Outputs) -> int:
+    """Count the published curves of the figure."""
+    axes = convergence_figure(params, outputs, variant_styles(list(outputs.variants))).axes[0]
+    return sum(words.get_text().startswith("published: ") for words in axes.texts)
+
+
+def test_snapshots_of_fewer_samples_are_drawn_alone_and_final_numbers_beside_the_published(
+    imagenet: Params, outputs: Path, tmp_path: Path
+) -> None:
+    fewer = imagenet.model_copy(update={"evaluate": imagenet.evaluate.model_copy(update={"snapshot_samples": 10_000})})
+    found = read_outputs(imagenet, outputs, tmp_path)
+    assert drawn(imagenet, found) == len(curves())
+    assert drawn(fewer, found) == 0
+    html = report(fewer, outputs, tmp_path / "none", tmp_path / "report").read_text()
+    assert set(payload(html)["published"]) == {"offsets", "own_offsets"}
+    assert 'id="published"' in html
+    assert 'name="published"' not in html
+
+
+def test_the_dashboard_shows_published_curves_beside_their_protocol_only(
+    imagenet: Params, outputs: Path, tmp_path: Path
+) -> None:
+    assert len(_published(imagenet, outputs, "fid")) == len(curves())
+    assert not _published(imagenet, outputs, "fd_dinov2")
+    assert not _published(imagenet, write_outputs(tmp_path, imagenet), "fid")

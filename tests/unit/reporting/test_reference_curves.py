@@ -15,7 +15,6 @@ from sfd_core.reporting.reference_curves import (
     HEADINGS,
     Compared,
     compare,
-    is_published,
     measured,
     published_model,
     read_reference,
@@ -95,24 +94,24 @@ def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Par
 
 def test_fid_stands_beside_the_published_curve_of_its_model(params: Params, tmp_path: Path) -> None:
     values = imagenet_like(params)
-    reference = values.reference.model_copy(update={"adm_npz": "data/reference.npz"})
     sfd = values.variants["sfd"].model_copy(update={"size": "XL"})
-    imagenet = values.model_copy(update={"reference": reference, "variants": values.variants | {"sfd": sfd}})
-    assert is_published(imagenet)
-    assert not is_published(values)
-    assert not is_published(params)
+    imagenet = values.model_copy(update={"variants": values.variants | {"sfd": sfd}})
     assert published_model(sfd) == "LightningDiT-XL/1 + SFD"
     here = pd.DataFrame(
         [("sfd", 100_000, 80_000 * 256, "fid", 50_000, 8.2), ("sfd", 50_000, 1, "fid", 10_000, 9.0)],
         columns=["variant", "step", "images_seen", "number", "samples", "value"],
     )
-    compared = compare(here, read_reference(imagenet, tmp_path / "none.csv"), imagenet, "sfd")
+    compared = compare(here, read_reference(imagenet, 1000, tmp_path / "none.csv"), imagenet, "sfd")
     assert [row[-1] for row in compared.rows] == ["as expected"]
     assert compared.notes == ["fid of 10,000 samples not compared: the reference has 50,000 samples"]
     sampler = imagenet.evaluate.sampler.model_copy(update={"guidance": "cfg"})
     guided = imagenet.model_copy(update={"evaluate": imagenet.evaluate.model_copy(update={"sampler": sampler})})
-    refused = compare(here, read_reference(guided, tmp_path / "none.csv"), guided, "sfd")
+    refused = compare(here, read_reference(guided, 1000, tmp_path / "none.csv"), guided, "sfd")
     assert (refused.rows, refused.notes) == ([], ["FID not compared: guidance is cfg, the published curve has none"])
+
+
+def test_the_reference_of_other_images_is_no_published_curve(params: Params) -> None:
+    assert "latents" in read_reference(imagenet_like(params), 1, ROOT / "docs" / "results" / "curves.csv")
 
 
 def test_the_commands_record_and_compare(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +134,6 @@ def test_the_commands_record_and_compare(project: Path, capsys: pytest.CaptureFi
 
 
 def test_the_committed_curves_can_be_compared_with(params: Params) -> None:
-    table = read_reference(params, ROOT / "docs" / "results" / "curves.csv")
+    table = read_reference(params, 10, ROOT / "docs" / "results" / "curves.csv")
     assert set(table["variant"]) == {"dit", "lightningdit", "sync", "sfd", "any_order"}
     assert set(table["step"]) == {200, 400, 600, 800}
