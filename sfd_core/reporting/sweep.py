@@ -13,6 +13,9 @@ from sfd_core.reporting import text
 from sfd_core.reporting.charts import add_legend, leading_distance, line_look, mark_lowest, quiet, save_figure
 from sfd_core.reporting.palette import VariantStyle, line_styles
 
+NULL = "null"
+"""How a swept null, which is empty in a table, is written."""
+
 
 def write_sweep_figure(table: pd.DataFrame, over: Sequence[str], path: Path) -> None:
     """Draw a sweep as a PNG file; see `sweep_figure`."""
@@ -26,6 +29,8 @@ def sweep_figure(table: pd.DataFrame, over: Sequence[str]) -> Figure:
     their standard deviation (n - 1) and small dots the seeds themselves. Raises `DataError` for a table without a distance.
     """
     number = leading_distance(table)
+    swept = list(over)
+    table = table.assign(**table[swept].astype(object).where(table[swept].notna(), NULL))
     x = over[0] if over else "seed"
     ticks = _ticks(table[x])
     figure = Figure(figsize=(8, 4.6), layout="constrained")
@@ -61,10 +66,11 @@ def _line(axes: Axes, places: Sequence[float], values: pd.Series, style: Variant
 
 
 def _ticks(values: pd.Series) -> dict[object, float]:
-    """Return each value's place on the axis: itself, or for names their order, sizes by size."""
+    """Return each value's place on the axis: itself, or for names their order, sizes by size; null comes before numbers."""
     distinct = list(dict.fromkeys(values))
-    if not any(isinstance(value, str) for value in distinct):
-        return {value: float(value) for value in sorted(distinct)}
-    sizes = list(MODEL_SIZES)
-    ordered = sorted(distinct, key=lambda name: sizes.index(name) if name in sizes else len(sizes))
-    return {value: float(place) for place, value in enumerate(ordered)}
+    numbers = sorted(value for value in distinct if not isinstance(value, str))
+    if len(numbers) == len(distinct):
+        return {value: float(value) for value in numbers}
+    sizes, words = list(MODEL_SIZES), [value for value in distinct if isinstance(value, str)]
+    ordered = sorted(words, key=lambda name: sizes.index(name) if name in sizes else len(sizes))
+    return {value: float(place) for place, value in enumerate([*ordered, *numbers])}

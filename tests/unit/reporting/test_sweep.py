@@ -9,6 +9,7 @@ from PIL import Image
 
 from sfd_core.cli.main import app
 from sfd_core.host.errors import DataError
+from sfd_core.reporting.sources import read_table
 from sfd_core.reporting.sweep import sweep_figure
 
 
@@ -49,6 +50,18 @@ def test_sizes_stand_in_the_order_of_size() -> None:
     axes = sweep_figure(table(size=["B", "tiny", "S"], fd_efficientnet_lite2=[1.0, 2.0, 3.0]), ["size"]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["tiny", "S", "B"]
     assert list(bars(axes.figure)[0].lines[0].get_ydata()) == [2.0, 3.0, 1.0]  # type: ignore[arg-type]
+
+
+def test_a_swept_null_is_a_line_and_a_place_of_its_own(tmp_path: Path) -> None:
+    rows = table(
+        inner=[None, None, "{'block': 2}", "{'block': 2}"], delta_t=[None, 0.3, None, 0.3], fd_dinov2=[4.0, 3.0, 2.0, 1.0]
+    )
+    rows.to_csv(tmp_path / "table.csv")
+    axes = sweep_figure(read_table(tmp_path / "table.csv"), ["delta_t", "inner"]).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["null", "0.3"]
+    lines = bars(axes.figure)  # type: ignore[arg-type]
+    assert [line.get_label() for line in lines] == ["sfd, inner null", "sfd, inner {'block': 2}"]
+    assert [list(line.lines[0].get_ydata()) for line in lines] == [[4.0, 3.0], [2.0, 1.0]]
 
 
 def test_the_command_draws_a_table_and_says_what_a_table_lacks(tmp_path: Path) -> None:
