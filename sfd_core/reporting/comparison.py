@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import jinja2
@@ -98,7 +99,8 @@ class Comparison:
 
     def write_page(self, path: Path) -> None:
         """Write everything as one HTML file that asks for nothing else."""
-        figures = {"Convergence": self.both.convergence(), "Samples of the last snapshot, the same seeds": self.both.samples()}
+        figures = {} if self._curve_caution else {"Convergence": self.both.convergence()}
+        figures["Samples of the last snapshot, the same seeds"] = self.both.samples()
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         style = (PAGE / "style.css").read_text(encoding="utf-8")
         pictures = {}
@@ -113,17 +115,29 @@ class Comparison:
 
     def _caution(self) -> str:
         """Say why the numbers of the two do not compare; empty where they do."""
-        one, other = (next(iter(run.outputs.variants.values())).numbers for run in (self.one, self.other))
-        for name in (name for name in one if name in other):
-            for key in MEASURED_BY:
-                values = [str(numbers[name].protocol.get(key)) for numbers in (one, other)]
-                if values[0] != values[1]:
-                    here, there = (value[:MOST_SHOWN] for value in values)
-                    return (
-                        f" These numbers do not compare: {name} was measured with {key} {here} in {self.one.name} and {there} "
-                        f"in {self.other.name}."
-                    )
+        pairs = product(self.one.outputs.variants.values(), self.other.outputs.variants.values())
+        for one, other in ((one.numbers, other.numbers) for one, other in pairs):
+            for name in (name for name in one if name in other):
+                for key in MEASURED_BY:
+                    values = [str(numbers[name].protocol.get(key)) for numbers in (one, other)]
+                    if values[0] != values[1]:
+                        here, there = (value[:MOST_SHOWN] for value in values)
+                        return (
+                            f" These numbers do not compare: {name} was measured with {key} {here} in {self.one.name} and "
+                            f"{there} in {self.other.name}."
+                        )
         return ""
+
+    @property
+    def _curve_caution(self) -> str:
+        """Say that the curves do not compare, as their points are of different sample counts; empty where they do."""
+        counts = {
+            name: " and ".join(f"{count:,}" for count in variant.curve["samples"].unique())
+            for name, variant in self.both.outputs.variants.items()
+        }
+        if len(set(counts.values())) == 1:
+            return ""
+        return f"These curves do not compare: samples are {', '.join(f'{of} in {name}' for name, of in counts.items())}."
 
     def _curves(self) -> dict[str, Rows]:
         number = primary_number(self.both.outputs, self.both.params.features.encoder)
@@ -131,4 +145,4 @@ class Comparison:
         steps = sorted({int(step) for curve in curves.values() for step in curve["step"]})
         values = {name: dict(zip(curve["step"], curve[number.name], strict=True)) for name, curve in curves.items()}
         rows = [[text.count(step), *(text.number(at[step]) if step in at else "" for at in values.values())] for step in steps]
-        return {f"{number.words} by step": [["step", *values], *rows]}
+        return {". ".join(filter(None, [f"{number.words} by step", self._curve_caution])): [["step", *values], *rows]}

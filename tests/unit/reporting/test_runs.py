@@ -147,6 +147,28 @@ def test_numbers_that_do_not_compare_are_said_to(compared: Comparison) -> None:
     )
 
 
+def test_a_variant_that_is_not_the_first_is_checked_too(project: Path) -> None:
+    one, other = open_run("later", project), open_run("later", project)
+    sfd = other.outputs.variants["sfd"]
+    numbers = {name: replace(number, protocol={**number.protocol, "samples": 10}) for name, number in sfd.numbers.items()}
+    outputs = replace(other.outputs, variants=other.outputs.variants | {"sfd": replace(sfd, numbers=numbers)})  # type: ignore[operator]
+    assert "measured with samples 1500 in later and 10 in later" in "".join(
+        Comparison(one, replace(other, outputs=outputs)).tables
+    )
+
+
+def test_curves_of_other_sample_counts_are_said_not_to_compare_and_are_not_drawn(compared: Comparison, tmp_path: Path) -> None:
+    (variant,) = compared.other.outputs.variants.values()
+    outputs = replace(compared.other.outputs, variants={"sfd": replace(variant, curve=variant.curve.assign(samples=1000))})
+    apart = Comparison(compared.one, replace(compared.other, outputs=outputs))
+    heading = list(apart.tables)[-1]
+    assert heading.endswith("by step. These curves do not compare: samples are 500 in sfd, 1,000 in later@sfd.")
+    apart.write_page(tmp_path / "page.html")
+    assert "<h2>Convergence</h2>" not in (tmp_path / "page.html").read_text()
+    compared.write_page(tmp_path / "page.html")
+    assert "<h2>Convergence</h2>" in (tmp_path / "page.html").read_text()
+
+
 def test_the_page_refers_to_nothing_outside_itself(compared: Comparison, tmp_path: Path) -> None:
     compared.write_page(tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
