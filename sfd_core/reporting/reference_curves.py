@@ -112,7 +112,7 @@ def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant
         if not same["latents"]:
             return Compared([], [f"not compared: the reference has other parameters of {', '.join(LATENTS)}"])
         if not same["evaluation"]:
-            notes.append("distances not compared: the reference has another sampler or other evaluators")
+            notes.append("distances not compared: the reference has another sampler, other evaluators or other real images")
             here = here[here["samples"].isna()]
         if not same["recipe"]:
             notes.append("the reference has other parameters of train or of the variant, which may explain a difference")
@@ -172,9 +172,10 @@ def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, str, float, f
 
 def _protocol(params: Params, variant: VariantParams) -> dict[str, str]:
     sampler = params.evaluate.sampler.model_copy(update={"batch_size": 1})
+    compared_with = params.reference.model_dump(include={"adm_npz", "inception_weights"}, exclude_none=True)
     groups: Sequence[Sequence[Any]] = (
         [getattr(params, group) for group in LATENTS],
-        [params.reference.extractors, sampler],
-        [params.train, variant],
+        [params.reference.extractors, sampler, *([compared_with] if compared_with else [])],
+        [params.train, variant, *([params.schedule] if variant.found_path else [])],
     )
     return {name: fingerprint(*values) for name, values in zip(PROTOCOL, groups, strict=True)}

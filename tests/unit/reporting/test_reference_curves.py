@@ -9,11 +9,14 @@ from synthetic_outputs import FINAL, imagenet_like
 
 from sfd_core.cli.main import app
 from sfd_core.experiment.params import Params
+from sfd_core.experiment.presets import load_preset
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.resume import held
 from sfd_core.reporting.reference_curves import (
     HEADINGS,
+    PROTOCOL,
     Compared,
+    _protocol,
     compare,
     measured,
     published_model,
@@ -69,7 +72,7 @@ def test_other_protocols_are_not_compared_and_it_says_why(project: Path, params:
     few = compare(here.replace({"samples": {1500: 100}}), reference, params, "sfd")
     assert any("of 100 samples not compared: the reference has 500, 1,500 samples" in note for note in few.notes)
     other = compare(here, reference.assign(evaluation="x"), params, "sfd")
-    assert other.notes == ["distances not compared: the reference has another sampler or other evaluators"]
+    assert other.notes == ["distances not compared: the reference has another sampler, other evaluators or other real images"]
     assert set(table(other)["number"]) == {"loss"}
     latents = compare(here, reference.assign(latents="x"), params, "sfd")
     assert not latents.rows
@@ -137,3 +140,24 @@ def test_the_committed_curves_can_be_compared_with(params: Params) -> None:
     table = read_reference(params, 10, ROOT / "docs" / "results" / "curves.csv")
     assert set(table["variant"]) == {"dit", "lightningdit", "sync", "sfd", "any_order"}
     assert set(table["step"]) == {200, 400, 600, 800}
+    for name, rows in table.groupby("variant"):
+        assert {key: set(rows[key]) for key in PROTOCOL} == {
+            key: {value} for key, value in _protocol(params, params.variants[str(name)]).items()
+        }
+
+
+@pytest.mark.parametrize("setting", ["adm_npz", "inception_weights"])
+def test_distances_to_other_real_images_are_another_evaluation(setting: str, params: Params) -> None:
+    imagenet = imagenet_like(params)
+    other = imagenet.model_copy(update={"reference": imagenet.reference.model_copy(update={setting: "other"})})
+    one, two = (_protocol(values, params.variants["sfd"]) for values in (imagenet, other))
+    assert {key for key in one if one[key] != two[key]} == {"evaluation"}
+
+
+def test_how_a_path_is_found_belongs_to_the_recipe_of_those_that_take_it(params: Params) -> None:
+    learned = load_preset("avatars+learned", ROOT / "presets").check()
+    assert learned.schedule
+    other = learned.model_copy(update={"schedule": learned.schedule.model_copy(update={"steps": 7})})
+    found, plain = learned.variants["learned"], params.variants["sfd"]
+    assert _protocol(learned, found)["recipe"] != _protocol(other, found)["recipe"]
+    assert _protocol(learned, plain) == _protocol(other, plain)
