@@ -54,7 +54,9 @@ def write_studies(plan: "Plan", folder: Path, path: Path) -> None:
 
     points = read_outputs(load_params(folder / PARAMS), folder / OUTPUTS, folder / STUDIES).curves
     with atomic_path(path) as temporary:
-        points.assign(variant=points["variant"].map(plan.origins)).to_csv(temporary, index=False)
+        points.assign(variant=points["variant"].map(plan.origins)).drop(columns="origin", errors="ignore").to_csv(
+            temporary, index=False
+        )
 
 
 def write_curves(folder: Path, path: Path) -> None:

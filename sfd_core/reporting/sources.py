@@ -136,7 +136,9 @@ class Outputs:
     studies: Mapping[str, pd.DataFrame]
     """Those of `STUDIES` that are there."""
     curves: pd.DataFrame
-    """The points of all studies of this run: `study`, `variant`, `seed`, what was varied, and the numbers."""
+    """The points of all studies of this run: `study`, `variant`, `seed`, what was varied, and the numbers.
+
+    `origin` is the same for variants that differ in nothing but the seed."""
     order_maps: Mapping[str, Path]
     """The figures of studies of kinds `MAPS`, by study."""
     missing: Mapping[str, str]
@@ -347,9 +349,16 @@ def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFr
             table = _read_table(path, [VARIED[study.kind], "samples"])
             kept = [column for column in table if column in KEPT or number_name(str(column)) is not None]
             about = {"study": name, "variant": study.variant, "seed": params.variants[study.variant].seed}
+            about["origin"] = _origin(params, study.variant)
             about |= study.model_dump(exclude={"variant", "offsets", "times", "scales", "semantic_weights"})
             tables.append(pd.DataFrame(about, index=table.index).join(table[kept]))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["study", "kind"])
+
+
+def _origin(params: Params, variant: str) -> str:
+    """Return the first variant that differs from this one in nothing but the seed, or this one."""
+    own = params.variants[variant]
+    return next(name for name, other in params.variants.items() if other.model_copy(update={"seed": own.seed}) == own)
 
 
 def _optional(path: Path, part: str, remedy: str, missing: dict[str, str]) -> Path | None:

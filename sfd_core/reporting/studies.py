@@ -7,6 +7,7 @@ import pandas as pd
 
 from sfd_core.reporting import text
 from sfd_core.reporting.sources import Outputs
+from sfd_core.reporting.study_figures import by_training
 from sfd_core.reporting.tables import Cell, Row, Table, headings, number_columns
 
 MOST_CLASSES = 12
@@ -80,12 +81,21 @@ def seed_spread(table: pd.DataFrame, number: str) -> float:
 
 
 def offset_table(table: pd.DataFrame, number: str) -> Table:
-    """Lay out the means over seeds of every number by offset; the lowest of `number` is marked."""
-    means = table.groupby("delta_t")[_numbers(table)].mean()
-    rows = [Row(f"{offset:g}", _cells(row, number, best=offset == means[number].idxmin())) for offset, row in means.iterrows()]
-    seeds = table["seed"].nunique()
-    note = "The same training at every offset." if seeds == 1 else f"Means of {seeds} trainings, each at every offset."
-    return _points_table("Sampled along every offset", note, table, [], rows, "Offset")
+    """Lay out the means over seeds of every number by variant and offset; the lowest of `number` is marked."""
+    groups = by_training(table)
+    means = {name: points.groupby("delta_t")[_numbers(table)].mean() for name, points in groups.items()}
+    several, lowest = len(groups) > 1, min(mean[number].min() for mean in means.values())
+    rows = [
+        Row(f"{offset:g}", [*([Cell(name)] if several else []), *_cells(row, number, best=row[number] == lowest)])
+        for name, mean in means.items()
+        for offset, row in mean.iterrows()
+    ]
+    seeds = "/".join(dict.fromkeys(str(points["seed"].nunique()) for points in groups.values()))
+    of = " of each variant" if several else ""
+    note = (
+        f"The same training{of} at every offset." if seeds == "1" else f"Means of {seeds} trainings{of}, each at every offset."
+    )
+    return _points_table("Sampled along every offset", note, table, ["Variant"] if several else [], rows, "Offset")
 
 
 def order_table(table: pd.DataFrame, number: str) -> Table:

@@ -33,8 +33,22 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def by_training(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split the points of offset studies by training; those of a group differ in nothing but the seed.
+
+    `origin`, else `variant`, says so; where a seed has an offset twice, something else differs, too, and studies are apart.
+    """
+    groups: dict[str, pd.DataFrame] = {}
+    for name, points in table.groupby("origin" if "origin" in table else "variant", sort=False):
+        twice = points.duplicated(["seed", "delta_t"]).any()
+        groups |= {str(key): rows for key, rows in points.groupby("study", sort=False)} if twice else {str(name): points}
+    return groups
+
+
 def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
-    """Draw the leading distance over the offset along which a denoiser is sampled; the lowest mean is marked.
+    """Draw the leading distance over the offset along which a denoiser is sampled; the lowest mean over seeds is marked.
+
+    A line is a training, or the mean of each variant if there are several.
 
     `table` is that of `studies.orders.run_orders`, or several of them told apart by a column `study`. `published`
     (`delta_t`, `fid`) has an axis of its own.
@@ -50,15 +64,19 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         right.set_ylabel("published FID, ImageNet 256, a training an offset (dashed)", color=MUTED)
         right.spines[:].set_visible(False)
         right.tick_params(colors=MUTED, length=0)
-    for points, style in zip(lines, line_styles(len(lines)), strict=True):
+    groups = by_training(table) if "study" in table else {"": table}
+    means = {name: points.groupby("delta_t")[[number]].mean().reset_index() for name, points in groups.items()}
+    seeds = [(f"seed {points['seed'].iloc[0]}", points) for points in lines]
+    drawn = seeds if len(groups) == 1 else list(means.items())
+    for (label, points), style in zip(drawn, line_styles(len(drawn)), strict=True):
         ordered = points.sort_values("delta_t")
-        label = f"seed {points['seed'].iloc[0]}" if len(lines) > 1 else None
         axes.plot(ordered["delta_t"], ordered[number], label=label, **line_look(style))
-    means = table.groupby("delta_t")[[number]].mean().reset_index()
     if len(lines) > 1:
-        axes.plot(means["delta_t"], means[number], color=INK, linewidth=3, label="mean")
+        if drawn is seeds:
+            (mean,) = means.values()
+            axes.plot(mean["delta_t"], mean[number], color=INK, linewidth=3, label="mean")
         add_legend(axes)
-    _mark_best(axes, means, "delta_t", number)
+    _mark_best(axes, pd.concat(means.values()), "delta_t", number)
     return figure
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from synthetic_outputs import write_studies
 
-from sfd_core.experiment.params import OffsetStudy, Params
+from sfd_core.experiment.params import OffsetStudy, Params, parse_params
 from sfd_core.host.errors import DataError
 from sfd_core.reporting import sources
 from sfd_core.reporting.sources import STUDIES, read_outputs
@@ -84,6 +84,23 @@ def test_points_of_all_studies_are_one_table(params: Params, tree: Path) -> None
     assert set(curves["variant"]) == {study.variant}
     assert curves["delta_t"].tolist() == study.offsets
     assert curves["fd_efficientnet_lite2"].notna().all()
+
+
+def test_variants_that_differ_in_nothing_but_the_seed_have_one_origin(params: Params, tree: Path) -> None:
+    values = params.model_dump(mode="json")
+    own = values["variants"]["any_order"]
+    values["variants"] |= {"again": own | {"seed": 7}, "slow": own | {"learning_rate": 1e-4}}
+    values["active"] += ["again", "slow"]
+    for name in ("again", "slow"):
+        shutil.copytree(tree / "evaluate" / "any_order", tree / "evaluate" / name)
+        shutil.copytree(tree / "studies" / "offsets", tree / "studies" / name)
+        values["studies"][name] = values["studies"]["offsets"] | {"variant": name}
+    points = read_outputs(parse_params(values), tree, tree).points("offsets")
+    assert dict(zip(points["variant"], points["origin"], strict=True)) == {
+        "any_order": "any_order",
+        "again": "any_order",
+        "slow": "slow",
+    }
 
 
 def test_the_schedule_shown_is_that_of_a_training_on_it(params: Params, tree: Path) -> None:

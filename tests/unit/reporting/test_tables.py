@@ -13,6 +13,7 @@ from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import studies, tables, text
 from sfd_core.reporting.sources import Outputs, read_outputs
+from sfd_core.reporting.study_figures import offset_figure
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,40 @@ def test_offsets_are_rows_with_the_lowest_mean_marked(outputs: Outputs) -> None:
     assert table.columns[0] == "Fréchet distance ↓"
     assert [row.title for row in table.rows if row.cells[0].best] == ["0.3"]
     assert len(table.rows) == points["delta_t"].nunique()
+
+
+def offsets(*studied: tuple[str, str, int, float]) -> pd.DataFrame:
+    """Return points of studies at two offsets, given study, variant, seed and the distance at offset 0."""
+    rows = [
+        {"study": study, "variant": name, "seed": seed, "delta_t": offset, "samples": 100, "fd_dinov2": distance + offset}
+        for study, name, seed, distance in studied
+        for offset in (0.0, 0.5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_offsets_of_two_variants_are_rows_and_lines_apart() -> None:
+    points = offsets(("a", "one", 0, 10.0), ("b", "two", 0, 20.0), ("b-seed-1", "two", 1, 30.0))
+    table = studies.offset_table(points, "fd_dinov2")
+    shown = [(row.title, *(cell.text for cell in row.cells)) for row in table.rows]
+    assert shown == [("0", "one", "10.0"), ("0.5", "one", "10.5"), ("0", "two", "25.0"), ("0.5", "two", "25.5")]
+    assert [row.cells[1].best for row in table.rows] == [True, False, False, False]
+    assert "Means of 1/2 trainings of each variant" in table.note
+    assert sum(span for _, span in table.groups) == len(table.columns)
+    lines = [line for line in offset_figure(points).axes[0].lines if len(np.asarray(line.get_ydata())) == 2]
+    assert {line.get_label(): list(np.asarray(line.get_ydata())) for line in lines} == {
+        "one": [10.0, 10.5],
+        "two": [25.0, 25.5],
+    }
+
+
+def test_offsets_of_trainings_that_differ_in_more_than_the_seed_are_no_mean() -> None:
+    points = offsets(("slow", "one", 0, 10.0), ("fast", "one", 0, 20.0))
+    rows = studies.offset_table(points, "fd_dinov2").rows
+    assert [(row.cells[0].text, row.cells[1].text) for row in rows[::2]] == [("slow", "10.0"), ("fast", "20.0")]
+    seeds = offsets(("a", "one", 0, 10.0), ("b", "one-seed-1", 1, 20.0)).assign(origin="one")
+    assert [row.cells[0].text for row in studies.offset_table(seeds, "fd_dinov2").rows] == ["15.0", "15.5"]
+    assert [line.get_label() for line in offset_figure(seeds).axes[0].lines][:3] == ["seed 0", "seed 1", "mean"]
 
 
 def test_every_study_of_guidance_is_a_row_at_its_best_scale() -> None:
