@@ -6,7 +6,7 @@ finished run. A number of another protocol is not compared: other latents, anoth
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,16 @@ import numpy as np
 import pandas as pd
 
 from sfd_core.evaluation.convergence import read_curve
-from sfd_core.experiment.params import Params, VariantParams, fingerprint
+from sfd_core.experiment.params import Params, VariantParams
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import OUTPUTS, STATE
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.progress import RUNNING, read_work
+from sfd_core.reporting.protocol import LATENTS, PROTOCOL, protocol
 from sfd_core.reporting.sources import read_table
 from sfd_core.training.history import read_history
 
 COLUMNS = ["variant", "step", "images_seen", "number", "samples", "value"]
-PROTOCOL = ["latents", "evaluation", "recipe"]
-"""Hashes of the parameters behind a recorded curve."""
-LATENTS = ("prepare", "texture_vae", "features", "semantic_vae", "encode")
 HEADINGS = ("step", "number", "here", "reference", "ratio", "verdict")
 LOSS_ROWS = 10
 """The loss of a step is the mean of so many rows of the training's curve before it."""
@@ -76,7 +74,7 @@ def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
 
 def record(place: Path, params: Params) -> pd.DataFrame:
     """Return `measured` of all active variants with the hashes `PROTOCOL`, as `compare` takes it."""
-    tables = [measured(place, params, name).assign(**_protocol(params, params.variants[name])) for name in params.active]
+    tables = [measured(place, params, name).assign(**protocol(params, params.variants[name])) for name in params.active]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -108,7 +106,7 @@ def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant
         notes += [f"FID not compared: guidance is {guidance}, the published curve has none"] if guidance != "none" else []
         here = here[here["number"] == published_numbers.NUMBER] if guidance == "none" else here[:0]
     else:
-        same = {key: theirs[key].iloc[0] == value for key, value in _protocol(params, group).items()}
+        same = {key: theirs[key].iloc[0] == value for key, value in protocol(params, group).items()}
         if not same["latents"]:
             return Compared([], [f"not compared: the reference has other parameters of {', '.join(LATENTS)}"])
         if not same["evaluation"]:
@@ -168,14 +166,3 @@ def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, str, float, f
     final = json.loads(file.read_text())["final"]
     for name in names:
         yield int(curve["step"].iloc[-1]), name, final[name]["protocol"]["samples"], final[name]["value"]
-
-
-def _protocol(params: Params, variant: VariantParams) -> dict[str, str]:
-    sampler = params.evaluate.sampler.model_copy(update={"batch_size": 1})
-    compared_with = params.reference.model_dump(include={"adm_npz", "inception_weights"}, exclude_none=True)
-    groups: Sequence[Sequence[Any]] = (
-        [getattr(params, group) for group in LATENTS],
-        [params.reference.extractors, sampler, *([compared_with] if compared_with else [])],
-        [params.train, variant, *([params.schedule] if variant.found_path else [])],
-    )
-    return {name: fingerprint(*values) for name, values in zip(PROTOCOL, groups, strict=True)}

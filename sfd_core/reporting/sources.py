@@ -18,6 +18,7 @@ from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 from sfd_core.experiment.paths import with_found_path
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
+from sfd_core.reporting.protocol import PROTOCOL, measured_with
 from sfd_core.reporting.text import number_name
 
 COSTS = ("step", "images_seen", "seconds", "flops")
@@ -35,6 +36,8 @@ STUDIES = {
     "guided": ("make guided", ("study", "variant", "scale")),
 }
 """Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
+CURVES = "curves.csv"
+"""The committed curves, which record the parameters behind these tables, too."""
 
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
@@ -134,7 +137,7 @@ class Outputs:
     reconstructions: Path | None
     training_images: int | None
     studies: Mapping[str, pd.DataFrame]
-    """Those of `STUDIES` that are there."""
+    """Those of `STUDIES` that are there and were measured with the same latents and evaluation."""
     curves: pd.DataFrame
     """The points of all studies of this run: `study`, `variant`, `seed`, what was varied, and the numbers.
 
@@ -201,7 +204,7 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
         },
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
         training_images=_training_images(outputs / "prepare" / "metrics.json", missing),
-        studies=_studies(results, missing),
+        studies=_studies(params, results, missing),
         curves=_curves(params, outputs, missing),
         order_maps={
             name: file
@@ -277,8 +280,10 @@ def _read_arrays(path: Path, required: tuple[str, ...]) -> dict[str, NDArray[Any
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV table; names of classes, studies and variants stay text: one may be `NA` or `01`."""
-    return pd.read_csv(path, dtype=dict.fromkeys(("class", "study", "variant"), str), keep_default_na=False, na_values=[""])
+    """Read a CSV table; names of classes, studies and variants, and hashes, stay text: one may be `NA` or `01`."""
+    return pd.read_csv(
+        path, dtype=dict.fromkeys(("class", "study", "variant", *PROTOCOL), str), keep_default_na=False, na_values=[""]
+    )
 
 
 def _read_table(path: Path, required: list[str]) -> pd.DataFrame:
@@ -332,12 +337,29 @@ def _training_images(metrics: Path, missing: dict[str, str]) -> int | None:
     return int(_read_json(metrics)["images"]["train"]) if _optional(metrics, "epochs", "dvc repro prepare", missing) else None
 
 
-def _studies(results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
-    return {
-        study: _read_table(path, list(columns))
-        for study, (remedy, columns) in STUDIES.items()
+def _studies(params: Params, results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
+    paths = {
+        study: path
+        for study, (remedy, _) in STUDIES.items()
         if (path := _optional(results / f"{study}.csv", study, remedy, missing))
     }
+    if _measured_alike(params, results / CURVES):
+        return {study: _read_table(path, list(STUDIES[study][1])) for study, path in paths.items()}
+    for study, path in paths.items():
+        missing[study] = (
+            f"{path} is not shown, as {CURVES} beside it does not record the present parameters of the latents and of the "
+            f"evaluation; `sfd curve record` records them, and `{STUDIES[study][0]}` measures the table again"
+        )
+    return {}
+
+
+def _measured_alike(params: Params, curves: Path) -> bool:
+    """Whether the committed tables beside `curves` were measured on the same latents and with the same evaluation."""
+    if not curves.is_file():
+        return False
+    wanted = measured_with(params)
+    table = _read_table(curves, list(wanted))
+    return all(set(table[key]) == {value} for key, value in wanted.items())
 
 
 def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFrame:

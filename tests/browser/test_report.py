@@ -30,7 +30,7 @@ class Visit:
 def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     root = tmp_path_factory.mktemp("project")
-    return report(params, write_outputs(root / "outputs", params), write_studies(root / "results"), root / "report")
+    return report(params, write_outputs(root / "outputs", params), write_studies(root / "results", params), root / "report")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_longer_training_has_a_chart_of_every_variant_by_evaluator(visit: Visit)
 def test_published_curves_stand_beside_fid_on_imagenet_and_can_be_hidden(width: int, browser: Browser, tmp_path: Path) -> None:
     params = imagenet_like(load_params(Path(__file__).parents[2] / "params.yaml"))
     outputs = write_outputs(tmp_path / "outputs", params, IMAGENET_CLASSES)
-    written = report(params, outputs, write_studies(tmp_path / "results"), tmp_path / "report")
+    written = report(params, outputs, write_studies(tmp_path / "results", params), tmp_path / "report")
     page = browser.new_page(viewport={"width": width, "height": 900})
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))

@@ -12,6 +12,7 @@ from PIL import Image
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.metrics import number_name
 from sfd_core.experiment.params import Params, StudyParams, parse_params
+from sfd_core.reporting.protocol import measured_with
 from sfd_core.reporting.sources import TABLES, VARIED
 
 RESOLUTION, GRID = 32, 8
@@ -80,9 +81,10 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
     return root
 
 
-def write_studies(folder: Path) -> Path:
-    """Write the committed tables."""
+def write_studies(folder: Path, params: Params) -> Path:
+    """Write the committed tables, as measured with `params`."""
     folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame([measured_with(params)]).to_csv(folder / "curves.csv", index=False)
     rates, seeds = [], []
     for name, final in FINAL.items():
         grid = enumerate((1e-3, 2e-3, 4e-3))

@@ -31,7 +31,7 @@ def outputs(imagenet: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(imagenet: Params, outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("page")
-    return report(imagenet, outputs, write_studies(root / "results"), root / "report").read_text()
+    return report(imagenet, outputs, write_studies(root / "results", imagenet), root / "report").read_text()
 
 
 def payload(html: str) -> dict[str, object]:

@@ -12,11 +12,10 @@ from sfd_core.experiment.params import Params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.resume import held
+from sfd_core.reporting.protocol import PROTOCOL, protocol
 from sfd_core.reporting.reference_curves import (
     HEADINGS,
-    PROTOCOL,
     Compared,
-    _protocol,
     compare,
     measured,
     published_model,
@@ -142,7 +141,7 @@ def test_the_committed_curves_can_be_compared_with(params: Params) -> None:
     assert set(table["step"]) == {200, 400, 600, 800}
     for name, rows in table.groupby("variant"):
         assert {key: set(rows[key]) for key in PROTOCOL} == {
-            key: {value} for key, value in _protocol(params, params.variants[str(name)]).items()
+            key: {value} for key, value in protocol(params, params.variants[str(name)]).items()
         }
 
 
@@ -150,7 +149,7 @@ def test_the_committed_curves_can_be_compared_with(params: Params) -> None:
 def test_distances_to_other_real_images_are_another_evaluation(setting: str, params: Params) -> None:
     imagenet = imagenet_like(params)
     other = imagenet.model_copy(update={"reference": imagenet.reference.model_copy(update={setting: "other"})})
-    one, two = (_protocol(values, params.variants["sfd"]) for values in (imagenet, other))
+    one, two = (protocol(values, params.variants["sfd"]) for values in (imagenet, other))
     assert {key for key in one if one[key] != two[key]} == {"evaluation"}
 
 
@@ -159,5 +158,5 @@ def test_how_a_path_is_found_belongs_to_the_recipe_of_those_that_take_it(params:
     assert learned.schedule
     other = learned.model_copy(update={"schedule": learned.schedule.model_copy(update={"steps": 7})})
     found, plain = learned.variants["learned"], params.variants["sfd"]
-    assert _protocol(learned, found)["recipe"] != _protocol(other, found)["recipe"]
-    assert _protocol(learned, plain) == _protocol(other, plain)
+    assert protocol(learned, found)["recipe"] != protocol(other, found)["recipe"]
+    assert protocol(learned, plain) == protocol(other, plain)

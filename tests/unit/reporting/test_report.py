@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(params: Params, written: Path, folder: Path) -> Path:
-    return report(params, written, write_studies(folder / "results"), folder / "report")
+    return report(params, written, write_studies(folder / "results", params), folder / "report")
 
 
 @pytest.fixture

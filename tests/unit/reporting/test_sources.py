@@ -23,7 +23,24 @@ def tree(written: Path, tmp_path: Path) -> Path:
 
 def test_complete_tree_misses_only_the_studies(params: Params, tree: Path, tmp_path: Path) -> None:
     assert set(read_outputs(params, tree, tmp_path / "none").missing) == set(STUDIES)
-    assert read_outputs(params, tree, write_studies(tmp_path / "results")).missing == {}
+    assert read_outputs(params, tree, write_studies(tmp_path / "results", params)).missing == {}
+
+
+def test_tables_of_other_data_or_of_another_evaluation_are_missing(params: Params, tree: Path, tmp_path: Path) -> None:
+    results = write_studies(tmp_path / "results", params)
+    values = params.model_dump(mode="json")
+    for group, change in {"prepare": {"seed": 7}, "reference": {"extractors": ["efficientnet_lite2"]}}.items():
+        other = read_outputs(parse_params(values | {group: values[group] | change}), tree, results)
+        assert other.studies == {}
+        assert set(other.missing) == set(STUDIES)
+        assert "seeds.csv is not shown, as curves.csv beside it" in other.missing["seeds"]
+    assert set(read_outputs(params, tree, results).studies) == set(STUDIES)
+    (results / "curves.csv").unlink()
+    assert set(read_outputs(params, tree, results).missing) == set(STUDIES)
+
+
+def test_the_committed_tables_are_those_of_the_default_experiment(params: Params, tree: Path) -> None:
+    assert set(read_outputs(params, tree, Path(__file__).parents[3] / "docs" / "results").studies) == set(STUDIES)
 
 
 @pytest.mark.parametrize("file", ["curve.csv", "numbers.json"])
