@@ -101,6 +101,10 @@ class Drawing:
         sampler, given = params.evaluate.sampler.model_dump(mode="json"), self.given()
         if self.delta_t is not None or self.path is not None:
             sampler["delta_t"] = sampler["path"] = None  # either replaces both
+        if self.guidance is not None and self.guide is None and self.guidance != "autoguidance":
+            sampler["guide"] = sampler["guide_step"] = None
+        if self.guidance == "none":
+            sampler["texture"]["scale"] = sampler["semantic"]["scale"] = 1.0
         if self.path is not None:
             given["path"] = parse_yaml(self.path, "--path")
         for name, value in (given | {"evaluations": evaluations}).items():
@@ -111,11 +115,6 @@ class Drawing:
                 sampler[part][key] = value
             elif name != "snapshot" and value is not None:
                 sampler[name] = value
-        if self.guidance is not None and self.guidance != "autoguidance":
-            sampler |= {key: None for key in ("guide", "guide_step") if self.guide is None and key not in given}
-        if self.guidance == "none":
-            for part in ("texture", "semantic"):
-                sampler[part]["scale"] = given.get(f"{part}_scale", 1.0)
         asked = parse_sampler(sampler, "what the options ask for")
         self._require_used(asked, evaluations, scales)
         return asked
