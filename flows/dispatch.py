@@ -100,7 +100,7 @@ class Dispatcher:
     ) -> None:
         self._tag, self._commit, self._report = sweep_tag(sweep), commit, report
         self._job_variables = dict(job_variables)
-        if job_variables:
+        if self._job_variables:
             _require_pool(self._job_variables)
         self._waits: list[_Wait] = []
         self._queue: deque[Request] = deque()
@@ -188,12 +188,12 @@ class Dispatcher:
             wait.attempts, wait.crashed_at, wait.run = wait.attempts + counts, None, self._start(wait.request)
 
 
-def _require_pool(job_variables: Mapping[str, Any]) -> None:
+def _require_pool(job_variables: dict[str, Any]) -> None:
     with get_client(sync_client=True) as client:
         if client.read_deployment_by_name(DEPLOYMENT).work_pool_name is None:
             raise ConfigError(
-                f"job_variables {dict(job_variables)}: no work pool runs points here, the worker's limit chooses their GPUs; "
-                f"leave job_variables empty, or deploy to a pool (infra/README.md)"
+                f"job_variables {job_variables}: no work pool runs points here, the worker's limit chooses their GPUs; "
+                "leave job_variables empty, or deploy to a pool (infra/README.md)"
             )
 
 

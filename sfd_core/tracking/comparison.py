@@ -1,7 +1,6 @@
 """What a sweep shows: its table, its figure, its best point, its runs in MLflow."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,8 +196,7 @@ class Comparison:
         if found is None or not found.record.get("run_key"):
             return None
         record = found.record
-        sampler = json.dumps(found.point.values["evaluate"]["sampler"] | {"batch_size": None}, sort_keys=True)
-        drawn = hashlib.sha256(sampler.encode()).hexdigest()[:8]
+        sampler = fingerprint(found.point.values["evaluate"]["sampler"] | {"batch_size": None})
         return Candidate(
             sweep=self.name,
             variant=found.point.variant,
@@ -206,7 +204,7 @@ class Comparison:
             evaluation=record.get("evaluation", ""),
             number=number,
             value=float(found.numbers[number]),
-            measure=f"{number} of {_measure(found)}, sampler {drawn}",
+            measure=f"{number} of {_measure(found)}, sampler {sampler}",
             commit=str(record["commit"]),
             data=record["data"],
         )

@@ -246,7 +246,7 @@ def _waiting(results: Mapping[str, Result]) -> str:
     (result,) = results.values()
     rows = (
         (f"a point whose training sleeps {result['sleeping']:.0f} s, one worker", f"{result['alone']:.0f} s"),
-        (f"{result['workers']} workers, in clones of their own", f"{result['together']:.1f} s"),
+        (f"the same, {result['workers']} workers in clones of their own, by the clock", f"{result['together']:.1f} s"),
         ("ratio", f"**{result['alone'] / result['together']:.2f}**"),
     )
     return _table(("what", ""), rows)
