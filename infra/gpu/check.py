@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infra.bench.speed import Network, denoiser
-from infra.bench.workload import CLASSES, PARAMS, Clock, Measured, Workload, all_random, task_of
+from infra.bench.workload import CLASSES, PARAMS, Clock, Measured, Workload, all_random, task_of, train_with_engine
 from infra.gpu.record import Record
 from sfd_core.experiment.params import IndependentTimes, InnerParams, Optimisation
 from sfd_core.host.seeding import generator
@@ -64,6 +64,8 @@ def check(record: Record, tiny: bool, _: Path) -> None:
             record.measure(f"image i in a batch and alone, {precision}", partial(_alone, flow, precision, bound))
         record.measure("compiled against not", partial(_compiled, flow))
     record.measure("flow: cuDNN as by default", partial(_devices, flow, TF32))
+    for name, workload in {"flow": flow, "repa": repa, "dit": dit}.items():
+        record.measure(f"{name}: steps without waiting for the device", partial(_unwaited, workload))
     for chosen in (flow, replace(flow, precision="bfloat16")):
         record.measure(f"resume, {chosen.precision}", partial(_resume, chosen))
 
@@ -258,6 +260,24 @@ def _alone(workload: Workload, precision: str, bound: float, _: Path) -> dict[st
     together = pipeline.latents(0, labels, sampler).x
     alone = [pipeline.latents(index, [label], sampler).x[0] for index, label in enumerate(labels)]
     return _judged(bound, largest=max(difference(*pair) for pair in zip(alone, together, strict=True)))
+
+
+def _unwaited(workload: Workload, folder: Path) -> dict[str, Any]:
+    """Train some steps in which it is an error if the host waits for the device, after those that copy what stays there."""
+    if training_device().type == "cpu":
+        return {"left_out": "the host is the device"}
+
+    def at_step_end(done: int) -> None:
+        if done == 3:
+            torch.cuda.set_sync_debug_mode("error")
+        elif done == 6:
+            raise Measured
+
+    try:
+        train_with_engine(workload, folder, at_step_end)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"passed": True}
 
 
 def _resume(workload: Workload, folder: Path) -> dict[str, Any]:

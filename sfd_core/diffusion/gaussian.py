@@ -11,6 +11,7 @@ loss needs the same posterior anyway.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +41,20 @@ class Normal:
 
     mean: Tensor
     log_variance: Tensor
+
+
+class _Tables(NamedTuple):
+    """Functions of the level (S,) on one device."""
+
+    level: Tensor
+    signal: Tensor
+    noise: Tensor
+    signal_below: Tensor
+    noise_below: Tensor
+    of_data: Tensor
+    of_x: Tensor
+    low: Tensor
+    high: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,29 +104,36 @@ class GaussianProcess:
 
     def model_levels(self, steps: Tensor) -> Tensor:
         """Return the training levels (N,), float32, that condition the network at `steps` (N,)."""
-        return torch.tensor(self.levels, device=steps.device)[steps].float()
+        return self._tables(torch.float32, steps.device).level[steps]
 
     def add_noise(self, data: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
         """Return data (N, C, H, W) at `steps` (N,): sqrt(alpha_bar) data + sqrt(1 - alpha_bar) noise (DDPM, eq. 4)."""
-        return at_steps(self.alpha_bar.sqrt(), steps, data) * data + at_steps((1 - self.alpha_bar).sqrt(), steps, data) * noise
+        tables = self._tables(data.dtype, data.device)
+        return _at(tables.signal, steps) * data + _at(tables.noise, steps) * noise
 
     def predict_data(self, x: Tensor, epsilon: Tensor, steps: Tensor) -> Tensor:
         """Return the data predicted from `epsilon` in `x` (DDPM, eq. 15)."""
-        return (x - at_steps((1 - self.alpha_bar).sqrt(), steps, x) * epsilon) / at_steps(self.alpha_bar.sqrt(), steps, x)
+        tables = self._tables(x.dtype, x.device)
+        return (x - _at(tables.noise, steps) * epsilon) / _at(tables.signal, steps)
+
+    def step_below(self, data: Tensor, epsilon: Tensor, steps: Tensor) -> Tensor:
+        """Return what predicted `data` and `epsilon` are one level below `steps` (N,) (DDIM, eq. 12, eta 0)."""
+        tables = self._tables(data.dtype, data.device)
+        return _at(tables.signal_below, steps) * data + _at(tables.noise_below, steps) * epsilon
 
     def posterior(self, data: Tensor, x: Tensor, steps: Tensor) -> Normal:
         """Return q(x one level below | x, data) (DDPM, eq. 6 and 7)."""
-        of_data = self.beta * self.alpha_bar_below.sqrt() / (1 - self.alpha_bar)
-        of_x = (1 - self.alpha_bar_below) * (1 - self.beta).sqrt() / (1 - self.alpha_bar)
-        mean = at_steps(of_data, steps, x) * data + at_steps(of_x, steps, x) * x
-        return Normal(mean, at_steps(self.posterior_log_variance, steps, x).expand_as(x))
+        tables = self._tables(x.dtype, x.device)
+        mean = _at(tables.of_data, steps) * data + _at(tables.of_x, steps) * x
+        return Normal(mean, _at(tables.low, steps).expand_as(x))
 
     def reverse(self, output: Tensor, x: Tensor, steps: Tensor) -> Normal:
         """Return p(x one level below | x) for a network's `output` (N, 2C, H, W) (Improved DDPM, eq. 15)."""
         epsilon, position = output.float().chunk(2, dim=1)
         # -1 is the smallest variance, beta-tilde, 1 the largest, beta
         share = (position + 1) / 2
-        low, high = at_steps(self.posterior_log_variance, steps, x), at_steps(self.beta.log(), steps, x)
+        tables = self._tables(x.dtype, x.device)
+        low, high = _at(tables.low, steps), _at(tables.high, steps)
         mean = self.posterior(self.predict_data(x, epsilon, steps), x, steps).mean
         return Normal(mean, share * high + (1 - share) * low)
 
@@ -131,10 +153,32 @@ class GaussianProcess:
         vlb = scored.mean() / math.log(2)
         return GaussianTerms(mse + vlb, mse, vlb)
 
+    def _tables(self, dtype: torch.dtype, device: torch.device) -> _Tables:
+        """Return the tables, computed in float64 and copied to a device once: each copy makes the host wait for it."""
+        if (dtype, device) not in self._copies:
+            below = self.alpha_bar_below
+            tables = _Tables(
+                level=torch.tensor(self.levels),
+                signal=self.alpha_bar.sqrt(),
+                noise=(1 - self.alpha_bar).sqrt(),
+                signal_below=below.sqrt(),
+                noise_below=(1 - below).sqrt(),
+                of_data=self.beta * below.sqrt() / (1 - self.alpha_bar),
+                of_x=(1 - below) * (1 - self.beta).sqrt() / (1 - self.alpha_bar),
+                low=self.posterior_log_variance,
+                high=self.beta.log(),
+            )
+            self._copies[dtype, device] = _Tables(*(table.to(dtype).to(device) for table in tables))
+        return self._copies[dtype, device]
 
-def at_steps(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
-    """Return a float64 table (S,) at steps (N,) as (N, 1, 1, 1), with device and dtype of `like`."""
-    return table.to(like.dtype).to(like.device)[steps][:, None, None, None]
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.dtype, torch.device], _Tables]:
+        return {}
+
+
+def _at(table: Tensor, steps: Tensor) -> Tensor:
+    """Return a table (S,) at steps (N,) as (N, 1, 1, 1)."""
+    return table[steps][:, None, None, None]
 
 
 def _kl(p: Normal, q: Normal) -> Tensor:

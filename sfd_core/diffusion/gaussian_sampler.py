@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sfd_core.diffusion.gaussian import TRAINING_LEVELS, GaussianProcess, at_steps
+from sfd_core.diffusion.gaussian import TRAINING_LEVELS, GaussianProcess
 from sfd_core.diffusion.solver import ObserveFn, Solution
 from sfd_core.experiment.params import GuidanceParams
 
@@ -47,8 +47,7 @@ def sample_gaussian(
         if observe is not None:
             observe(done / evaluations, x, data)
         if solver == "ddim":
-            below = process.alpha_bar_below
-            x = at_steps(below.sqrt(), steps, x) * data + at_steps((1 - below).sqrt(), steps, x) * epsilon
+            x = process.step_below(data, epsilon, steps)
         else:
             reverse = process.reverse(output, x, steps)
             x = reverse.mean if step == 0 else reverse.mean + (reverse.log_variance / 2).exp() * step_noise(done)

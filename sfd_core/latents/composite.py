@@ -34,6 +34,10 @@ class ChannelStatistics:
                 "normalised; train their VAE again, or with fewer channels"
             )
 
+    def to(self, device: torch.device) -> Self:
+        """Return the statistics on a device: where they lie elsewhere than the latents, each use copies and waits."""
+        return type(self)(self.mean.to(device), self.std.to(device))
+
     def scaled(self, deviations: Tensor) -> Self:
         """Return the statistics that normalise to these `deviations` (C,), divided by their root mean square, instead of 1."""
         return type(self)(self.mean, self.std * deviations.square().mean().sqrt() / deviations)

@@ -30,8 +30,7 @@ class SemanticCompressors:
 
     def to(self, device: torch.device) -> Self:
         """Return the same compressors on `device`."""
-        statistics = ChannelStatistics(self.statistics.mean.to(device), self.statistics.std.to(device))
-        return type(self)(self.vae.to(device), self.pca.to(device), statistics)
+        return type(self)(self.vae.to(device), self.pca.to(device), self.statistics.to(device))
 
     def standardised(self, tokens: Tensor) -> Tensor:
         """Return tokens (N, C, g, g) standardised as input of both compressors, on their device."""

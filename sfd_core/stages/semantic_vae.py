@@ -102,7 +102,7 @@ def train_semantic_vae(
     _require_disk(vae, SAVED_STATES, out)
     resume = ResumeFolder.of("semantic_vae", resume_key(params, inputs=[tokens.train.digest]), stage_code("semantic_vae"))
     plan = TrainingPlan("Semantic VAE", params.optimisation, params.learning_rate, engine=engine.for_small_networks())
-    task = SemanticVAETask(vae, tokens.train, tokens.statistics, params)
+    task = SemanticVAETask(vae, tokens.train, tokens.statistics.to(training_device()), params)
     result = run_training(task, plan, resume, training_run("semantic_vae", params), processes)
     if not processes.first:
         return

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,13 +16,18 @@ def reproducible(device: torch.device) -> Iterator[None]:
             yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # this mode would also fill every new tensor with NaN, a thousand kernels a step; nothing reads what it has not written
+    deterministic: Any = torch.utils.deterministic
+    filled = deterministic.fill_uninitialized_memory
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
+        deterministic.fill_uninitialized_memory = filled
 
 
 def seed_everything(seed: int) -> None:

@@ -226,7 +226,8 @@ class _Run:
     def _requests(self, device: torch.device) -> list[Tensor]:
         """Return whether this process asks for a checkpoint, and for an end: all processes do either after the same step."""
         late = time.perf_counter() - self._saved > self.engine.checkpoint_seconds
-        return [torch.tensor(float(request), device=device) for request in (late or self.stop, self.stop)]
+        # filled there: a copy from the host would wait for the device
+        return [torch.full((), float(request), device=device) for request in (late or self.stop, self.stop)]
 
     def _take_numbers(self, step: int, values: dict[str, float]) -> None:
         self.requested |= values.pop("checkpoint") > 0

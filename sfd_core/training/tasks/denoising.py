@@ -47,24 +47,19 @@ class LatentBatches:
         return self.order.mirrored(step) if self.train.flips else torch.zeros(self.order.batch_size, dtype=torch.bool)
 
     def batch(self, step: int, part: slice) -> dict[str, Tensor]:
-        """Return, for n positions of a step: raw latents `z_tex`, `z_sem` (n, C, g, g), `noise` for both parts together, and
-        `labels` (n,), dropped ones replaced by the null class.
+        """Return, for n positions of a step: the normalised composite `x1` (n, C, g, g), as much `noise`, and `labels` (n,),
+        dropped ones replaced by the null class.
         """
         rows, mirrored = self.rows(step)[part].numpy(), self.mirrored(step)[part]
-        z_tex = self.texture.draw(rows, mirrored, partial(self.noise, "texture posterior", step, part))
-        batch = {"z_tex": z_tex}
+        z_sem, z_tex = None, self.texture.draw(rows, mirrored, partial(self.noise, "texture posterior", step, part))
         if self.semantic is not None:
-            batch["z_sem"] = self.semantic.draw(rows, mirrored, partial(self.noise, "semantic posterior", step, part))
+            z_sem = self.semantic.draw(rows, mirrored, partial(self.noise, "semantic posterior", step, part))
+        x1 = self.composite.join(z_tex, z_sem)
         labels = torch.from_numpy(self.labels.take(rows))
         dropout = self.train.class_dropout if self.train.conditional else 1.0
         dropped = torch.rand(self.order.batch_size, generator=self.generator("dropout", step)) < dropout
-        batch["labels"] = torch.where(dropped[part], self.null, labels)
-        batch["noise"] = self.noise("noise", step, part, (self.composite.channels, *z_tex.shape[2:]))
-        return batch
-
-    def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the normalised composite (n, C, g, g) of a batch, on its device."""
-        return self.composite.join(batch["z_tex"], batch.get("z_sem"))
+        noise = self.noise("noise", step, part, tuple(x1.shape[1:]))
+        return {"x1": x1, "noise": noise, "labels": torch.where(dropped[part], self.null, labels)}
 
     def noise(self, purpose: str, step: int, part: slice, shape: tuple[int, ...]) -> Tensor:
         """Return a step's standard normal noise (n, *shape) for one purpose."""
@@ -109,7 +104,7 @@ class FlowTask:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the terms of `flow_loss`, and with an inner head its total for that as `inner`."""
-        x1, times = self.batches.latents(batch), LocalTimes(batch["t_tex"], batch["t_sem"])
+        x1, times = batch["x1"], LocalTimes(batch["t_tex"], batch["t_sem"])
         path = sample_path(batch["noise"], x1, times, self.n_texture)
         t_sem = times.t_sem if self.model.embedders == 2 else None
         output = self.model(path.x_t, times.t_tex, t_sem, batch["labels"])
@@ -145,7 +140,7 @@ class GaussianTask:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the terms of `GaussianProcess.hybrid_loss`."""
-        latents, noise, levels = self.batches.latents(batch), batch["noise"], batch["levels"]
+        latents, noise, levels = batch["x1"], batch["noise"], batch["levels"]
         x = self.process.add_noise(latents, noise, levels)
         output = self.model(x, self.process.model_levels(levels), batch["labels"])
         return self.process.hybrid_loss(output, latents, noise, levels).named()

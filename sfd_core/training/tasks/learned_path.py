@@ -62,7 +62,7 @@ class LearnedPathTask:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the weighted errors of both parts, the kinetic energy, and their sum."""
-        x1, x0 = self.batches.latents(batch), batch["noise"]
+        x1, x0 = batch["x1"], batch["noise"]
         tau, slope = self.model.progress(batch["u"])
         tau = tau.clamp(CLOSEST, 1 - CLOSEST)
         x_t = sample_path(x0, x1, LocalTimes(tau[0], tau[1]), self.n_texture).x_t

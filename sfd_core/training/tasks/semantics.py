@@ -13,7 +13,10 @@ from sfd_core.training.batches import BatchOrder
 
 
 class SemanticVAETask:
-    """Patch tokens of images or their mirror images through the Semantic VAE, standardised per channel."""
+    """Patch tokens of images or their mirror images through the Semantic VAE, standardised per channel.
+
+    `statistics` lie on the VAE's device.
+    """
 
     def __init__(self, vae: SemanticVAE, tokens: TokenSource, statistics: ChannelStatistics, params: SemanticVAEParams) -> None:
         self.model, self.tokens, self.statistics, self.kl_weight = vae, tokens, statistics, params.kl_weight

@@ -191,7 +191,7 @@ def test_a_batch_draws_by_seed_step_and_place_alone(stages: Stages) -> None:
         return LatentBatches(inputs.latents, composite, kind, TRAIN, null=2)
 
     def latents(drawn: LatentBatches, step: int) -> torch.Tensor:
-        return drawn.latents(drawn.batch(step, WHOLE))
+        return drawn.batch(step, WHOLE)["x1"]
 
     one = batches(variant())
     fourth, rows, mirrored = latents(one, 4), one.rows(4), one.mirrored(4)

@@ -31,13 +31,11 @@ class FixedBatches:
 
     def batch(self, step: int, part: slice) -> dict[str, torch.Tensor]:
         rows = len(range(512)[part])
-        return {"noise": torch.zeros(rows, 2, 2, 2), "labels": torch.zeros(rows, dtype=torch.long)}
+        zeros = torch.zeros(rows, 2, 2, 2)
+        return {"x1": zeros, "noise": zeros, "labels": torch.zeros(rows, dtype=torch.long)}
 
     def generator(self, purpose: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(step)
-
-    def latents(self, batch: object) -> torch.Tensor:
-        return batch["noise"]  # type: ignore[index]
 
 
 def learned(kinetic: float, steps: int = 150) -> list[list[float]]:
