@@ -251,9 +251,8 @@ def test_public_checkpoints_are_imported_guided_and_judged_by_several_processes(
     assert "equal" in place.run("sfd", "evaluate", "--from", "together.json").stdout
     place.run("sfd", "guidance-curve", *judged, *guided, "--scales", "1.4", "1.5", "--out", "guidance")
     assert len((paper.path / "guidance" / "curve.csv").read_text().splitlines()) == 1 + 2
-    refused = place.run(
-        "sfd", "sample", "weights/sfd-public", "--guidance", "autoguidance", "--guide", "outputs/train/sfd", check=False
-    )
+    other = ["--guidance", "autoguidance", "--guide", "outputs/train/sfd", "--texture-scale", "1.5"]
+    refused = place.run("sfd", "sample", "weights/sfd-public", *other, check=False)
     assert refused.returncode == 2
     assert "different latents" in refused.stderr
 

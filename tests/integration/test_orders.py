@@ -90,9 +90,11 @@ def test_another_schedule_trains_just_the_variants_that_take_it(project: Project
     assert path_of(project, "found") == corners
 
 
-def test_a_variant_whose_path_nothing_finds_is_refused_before_anything_runs(project: Project, tmp_path: Path) -> None:
+def test_a_variant_whose_path_nothing_finds_is_refused_before_anything_runs(project: Project) -> None:
+    before = project.values()["schedule"]
     project.set({"schedule": None})
     ended = project.run("sfd", "reproduce", check=False)
+    project.set({"schedule": before})
     assert ended.returncode == 2
     assert "variants.found.found_path is true, but schedule is null" in ended.stderr
 
