@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sfd_core.data.store.shards import ShardReader
+from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import EngineParams, SemanticVAEParams
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, DataError, exits_cleanly
@@ -27,7 +28,7 @@ from sfd_core.host.processes import ALONE, Processes, spread
 from sfd_core.host.seeding import derive_seed
 from sfd_core.latents.composite import ChannelStatistics, load_statistics
 from sfd_core.latents.compressors import SemanticCompressors
-from sfd_core.latents.tokens import TokenSource, open_tokens
+from sfd_core.latents.tokens import Rows, TokenSource, open_tokens
 from sfd_core.models.public.semantic_vae import semantic_vae_from
 from sfd_core.models.public.weights import read_public_checkpoint
 from sfd_core.models.vaes.pca import PCA
@@ -45,7 +46,7 @@ SAVED_STATES = 8
 """Copies of the weights on disk: the output, and model and two AdamW moments in two checkpoints, and some spare."""
 BATCH = 256
 PROBE_IMAGES = 20_000
-"""Most images a linear probe is fitted to."""
+"""Most images that a linear probe is fitted to, and most that it is scored on, spread over all classes."""
 
 
 @dataclass(frozen=True)
@@ -177,17 +178,21 @@ def _measure(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) 
 def _linear_probe(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) -> dict[str, float]:
     """Return the held-out accuracy of a logistic regression from the flat latent to the class; nothing for a single class."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=200))
-    rows = slice(0, PROBE_IMAGES)
-    labels = {part: np.asarray(ShardReader(prepared / part)["label"][rows]) for part in ("train", "held_out")}
+    # images lie class by class, so the first ones are of a few classes only
+    train, held_out = (evenly_spaced(len(tokens), PROBE_IMAGES) for tokens in (sets.train, sets.held_out))
+    labels = {
+        part: ShardReader(prepared / part)["label"].take(rows) for part, rows in (("train", train), ("held_out", held_out))
+    }
     if len(np.unique(labels["train"])) < 2:
         print("semantic VAE: all images are of one class, so there is no linear probe", file=sys.stderr)
         return {}
-    probe.fit(_flat_latents(compressors, sets.train), labels["train"])
-    return {"linear_probe_top1": float(probe.score(_flat_latents(compressors, sets.held_out), labels["held_out"]))}
+    probe.fit(_flat_latents(compressors, sets.train, train), labels["train"])
+    found = probe.score(_flat_latents(compressors, sets.held_out, held_out), labels["held_out"])
+    return {"linear_probe_top1": float(found)}
 
 
-def _flat_latents(compressors: SemanticCompressors, source: TokenSource) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    blocks = (compressors.standardised(_plain(source, rows)) for rows in _blocks(min(len(source), PROBE_IMAGES)))
+def _flat_latents(compressors: SemanticCompressors, source: TokenSource, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    blocks = (compressors.standardised(_plain(source, rows[part.start : part.stop])) for part in _blocks(len(rows)))
     return torch.cat([compressors.vae.encode(tokens).mean.flatten(1).cpu() for tokens in blocks]).numpy()
 
 
@@ -195,7 +200,7 @@ def _blocks(count: int) -> Iterator[range]:
     return (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
 
 
-def _plain(source: TokenSource, rows: range) -> torch.Tensor:
+def _plain(source: TokenSource, rows: Rows) -> torch.Tensor:
     """Return the tokens of images as they are, none mirrored, float32 on the CPU."""
     return source.chosen(rows, torch.zeros(len(rows), dtype=torch.bool)).cpu().float()
 

@@ -1,6 +1,7 @@
 """The stage with published weights, and tokens taken raw or standardised."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from emoji import emoji_values
+from numpy.typing import NDArray
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec
@@ -17,6 +19,7 @@ from sfd_core.host.paths import file_digest
 from sfd_core.latents.composite import ChannelStatistics, save_statistics
 from sfd_core.latents.compressors import SemanticCompressors
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
+from sfd_core.stages import semantic_vae as stage
 from sfd_core.stages.semantic_vae import make_semantic_vae
 
 ROOT = Path(__file__).parents[3]
@@ -40,16 +43,18 @@ def inputs(tmp_path: Path) -> tuple[Path, Path]:
     """Folders of images' labels and of tokens far from mean 0 and deviation 1."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 8), ("held_out", 4)):
-        tokens = (5 + 3 * rng.normal(size=(count, 2, CHANNELS, GRID, GRID))).astype(np.float16)
-        with ShardWriter(
-            tmp_path / "features" / part, {"tokens": FieldSpec("float16", tokens.shape[1:])}, {"encoder": {"name": "e"}}
-        ) as writer:
-            writer.append(tokens=tokens)
-        with ShardWriter(tmp_path / "prepare" / part, {"label": FieldSpec("int64", ())}, {}) as writer:
-            writer.append(label=np.arange(count) % 2)
+        write_part(tmp_path, part, 5 + 3 * rng.normal(size=(count, 2, CHANNELS, GRID, GRID)), np.arange(count) % 2)
     measured = ChannelStatistics(torch.full((CHANNELS,), 5.0), torch.full((CHANNELS,), 3.0))
     save_statistics(tmp_path / "features" / "statistics.safetensors", {"token": measured})
     return tmp_path / "prepare", tmp_path / "features"
+
+
+def write_part(project: Path, part: str, tokens: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+    spec = FieldSpec("float16", tokens.shape[1:])
+    with ShardWriter(project / "features" / part, {"tokens": spec}, {"encoder": {"name": "e"}}) as writer:
+        writer.append(tokens=tokens.astype(np.float16))
+    with ShardWriter(project / "prepare" / part, {"label": FieldSpec("int64", ())}, {}) as writer:
+        writer.append(label=labels)
 
 
 @pytest.fixture
@@ -109,3 +114,16 @@ def test_weights_for_another_encoder_are_refused(inputs: tuple[Path, Path], tmp_
     torch.save({"model_state_dict": other.state_dict()}, tmp_path / "other.pt")
     with pytest.raises(DataError, match="token channels: 24 instead of 12"):
         make_semantic_vae(params(weights=str(tmp_path / "other.pt"), standardise=False), *inputs, tmp_path / "out")
+
+
+def test_the_probe_sees_every_class_of_images_sorted_by_class(
+    inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = 5 + 3 * np.random.default_rng(1).normal(size=(4, 1, CHANNELS, 1, 1))
+    labels = np.repeat(np.arange(4), 16)
+    for part in ("train", "held_out"):
+        write_part(tmp_path / "sorted", part, np.broadcast_to(means[labels], (64, 2, CHANNELS, GRID, GRID)), labels)
+    shutil.copy(inputs[1] / "statistics.safetensors", tmp_path / "sorted" / "features")
+    monkeypatch.setattr(stage, "PROBE_IMAGES", 20)
+    make_semantic_vae(params(), tmp_path / "sorted" / "prepare", tmp_path / "sorted" / "features", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["linear_probe_top1"] == 1.0
