@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from sfd_core.host.errors import DataError
@@ -20,6 +20,16 @@ Pixels = NDArray[np.uint8]
 
 SIXTEEN_BITS = frozenset({"PNG", "PPM"})
 """Formats whose images of Pillow's mode I have 16 bits."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright."""
 SIGNED = 2
 """Of a TIFF file's sample format."""
 REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to skip such files"
@@ -35,20 +45,37 @@ def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
 
     Raises `DataError` with `name` if it cannot be read, is truncated, is no image, or has values of unknown range.
     """
+    # Pillow warns about oddities in files that it can read; `catch_warnings` is not for threads
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about oddities in files that it can read; only a huge image is an error.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                image.load()
-                return on_white(ImageOps.exif_transpose(_in_eight_bits(image)))
+        with Image.open(source) as image:
+            _require_size(image)
+            image.load()
+            return on_white(_upright(_in_eight_bits(image)))
+    except MemoryError:
+        raise  # a lack of the machine, not of the file
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not an image in a format that Pillow reads; {REMEDY}") from error
     except FileNotFoundError as error:
         raise DataError(f"{name} does not exist; run again to list the folder anew") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Exception as error:  # Pillow raises almost anything for damaged values
         raise DataError(f"{name} cannot be read as an image ({error}); {REMEDY}") from error
+
+
+def _require_size(image: Image.Image) -> None:
+    """Raise `ValueError` for a size that Pillow only warns about: which thread's filters see a warning is chance."""
+    most, found = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if most is not None and found > most:
+        raise ValueError(f"image size ({found} pixels) exceeds limit of {most} pixels, could be decompression bomb")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an image turned by its EXIF orientation.
+
+    `ImageOps.exif_transpose` writes all EXIF values again, too, and fails for odd ones in readable files.
+    """
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:

@@ -1,4 +1,6 @@
+import io
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
-from sfd_core.data.sources.crops import Pixels, centre_crop, on_white, read_image
+from sfd_core.data.sources.crops import Pixels, centre_crop, decode_image, on_white, read_image
 from sfd_core.host.errors import DataError
 
 
@@ -237,3 +239,43 @@ def test_an_image_of_hostile_size_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
     with pytest.raises(DataError, match=r"huge\.png cannot be read .*exceeds limit"):
         read_image(tmp_path / "huge.png")
+
+
+class ReadWhileFiltersChange(io.BytesIO):
+    """A file during whose reading another thread leaves `catch_warnings`, which puts back the filters of all threads."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
+        return super().read(size)
+
+
+def test_an_image_of_hostile_size_is_refused_whatever_other_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ReadWhileFiltersChange()
+    Image.new("L", (100, 100)).save(file, "png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # Pillow itself refuses twice as many
+    with pytest.raises(DataError, match=r"huge\.png cannot be read .*exceeds limit"):
+        decode_image(file, "huge.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_odd_values_beside_the_orientation_are_passed_over(tmp_path: Path, orientation: int) -> None:
+    turn = (274, 3, 1, orientation)
+    resolution = (0x11A, 1, 1, 0)  # a byte instead of a rational number
+    entries = b"".join(struct.pack("<HHLL", *entry) for entry in (turn, resolution))
+    odd = b"Exif\0\0II" + struct.pack("<HLH", 42, 8, 2) + entries + bytes(4)
+    Image.fromarray(COLOURS).save(tmp_path / "odd.png", exif=odd)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(COLOURS).save(tmp_path / "plain.png", exif=exif)
+    with Image.open(tmp_path / "plain.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "odd.png")), expected)
+
+
+def test_whatever_pillow_raises_names_the_file(tmp_path: Path) -> None:
+    # DirectDraw surface of a kind that Pillow does not know
+    header = b"DDS " + struct.pack("<31I", 124, 0x1007, 2, 2, 0, 0, 0, *[0] * 11, 32, 0, 0, 0, 0, 0, 0, 0, *[0] * 5)
+    (tmp_path / "odd.dds").write_bytes(header)
+    with pytest.raises(DataError, match=r"odd\.dds cannot be read as an image .*skip_unreadable"):
+        read_image(tmp_path / "odd.dds")
