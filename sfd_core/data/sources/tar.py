@@ -167,7 +167,10 @@ def _list_folders(images: _Images) -> list[str]:
 
 
 def _classes_of(folders: list[str], images: _Images, location: Location) -> tuple[list[str], list[int]]:
-    """Return classes and labels; the class is the first folder level at which members differ."""
+    """Return classes and labels; the class is the first folder level at which members differ.
+
+    Raises `DataError` if a file above the class folders would make all of them one class.
+    """
     stray = next((index for index, folder in enumerate(folders) if not folder), None)
     if stray is not None:
         raise DataError(
@@ -181,6 +184,12 @@ def _classes_of(folders: list[str], images: _Images, location: Location) -> tupl
         depth += 1
     class_of = {folder: parts[depth] for folder, parts in paths.items()}
     classes = sorted(set(class_of.values()))
+    if len(classes) == 1 and len(paths) > 1:
+        above = min(folders, key=lambda folder: len(paths[folder]))
+        raise DataError(
+            f"{location}: {images.names[folders.index(above)]} lies above folders such as {max(folders, key=len)}, so all "
+            f"images would be of the class {classes[0]!r}; leave it out, or put all images of a class in one folder"
+        )
     require_classes(classes, location)
     number_of = {name: number for number, name in enumerate(classes)}
     return classes, [number_of[class_of[folder]] for folder in folders]

@@ -167,6 +167,12 @@ def test_images_outside_class_folders_are_named(tmp_path: Path) -> None:
         load(write_tar(tmp_path / "a.tar", in_folders() | {"9.png": b""}))
 
 
+def test_a_file_above_the_class_folders_does_not_make_them_one_class(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "a.tar", in_folders("train/") | {"train/overview.png": encoded(3)})
+    with pytest.raises(DataError, match=r"train/overview\.png lies above folders such as train/cat/deep, .* class 'train'"):
+        load(file)
+
+
 def test_folders_of_parts_are_no_classes(tmp_path: Path) -> None:
     content = {f"{part}/{name}/0.png": encoded(0) for part in ("train", "test") for name in ("cat", "dog")}
     with pytest.raises(DataError, match="holds test and train, which are parts of a data set"):
