@@ -74,7 +74,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
     `ImageOps.exif_transpose` writes all EXIF values again, too, and fails for odd ones in readable files.
     """
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 

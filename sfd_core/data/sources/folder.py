@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sfd_core.data.sources.crops import Pixels, centre_crop, read_image
-from sfd_core.data.sources.image_set import ImageSet, Location, require_classes, require_plain, stamp_files
+from sfd_core.data.sources.image_set import PARTS, ImageSet, Location, require_classes, require_plain, stamp_files
 from sfd_core.host.errors import DataError
 from sfd_core.host.files import files_below
 
@@ -11,7 +11,8 @@ from sfd_core.host.files import files_below
 def folder_images(location: Location, resolution: int) -> ImageSet:
     """List the images of a folder; the first folder level is the class.
 
-    Raises `DataError` if the folder is missing, empty, has an empty class or files outside class folders.
+    Raises `DataError` if the folder is missing, empty, has an empty class or files outside class folders, or holds
+    a part of a data set instead of its classes.
     """
     root = Path(location.path)
     if not root.is_dir():
@@ -24,6 +25,11 @@ def folder_images(location: Location, resolution: int) -> ImageSet:
             raise DataError(f"class folder {root / name} is empty; add images or remove the folder")
         names += [file.relative_to(root).as_posix() for file in found]
         labels += [label] * len(found)
+    if len(classes) == 1 and classes[0] in PARTS and any(name.count("/") > 1 for name in names):
+        raise DataError(
+            f"{location} holds only {classes[0]}, a part of a data set, whose folders would all be one class; "
+            f"set it to {root / classes[0]}"
+        )
 
     def render(index: int, copy: int) -> Pixels:
         require_plain(names[index], copy)

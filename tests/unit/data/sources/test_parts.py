@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -148,6 +149,14 @@ def test_folders_of_parts_are_no_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds test and train, which are parts of a data set, .* prepare\.held_out_path"):
         load_images(folder_params(root))
     assert load_images(folder_params(root / "train")).classes == ["ant", "bee"]
+    shutil.rmtree(root / "test")
+    with pytest.raises(DataError, match=rf"holds only train, a part of a data set, .* set it to {root}/train"):
+        load_images(folder_params(root))
+
+
+def test_a_folder_of_one_class_may_be_named_like_a_part(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", {"train": 2})
+    assert load_images(folder_params(root)).classes == ["train"]
 
 
 def test_listing_a_folder_reads_no_image(tmp_path: Path) -> None:
