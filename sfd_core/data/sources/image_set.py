@@ -77,12 +77,11 @@ def find_files(location: Location, suffix: str) -> list[Path]:
             )
         if found and others:
             print(f"skipped: {len(others)} files of {given} that are no {suffix} files, such as {others[0]}", file=sys.stderr)
-    elif any(letter in location.path for letter in "*?["):
-        found = sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
-        problem = "matches no file"
+    elif given.is_file():
+        found = [given]
     else:
-        found = [given] if given.is_file() else []
-        problem = "does not exist"
+        found = sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
+        problem = "matches no file" if any(letter in location.path for letter in "*?[") else "does not exist"
     if not found:
         raise DataError(
             f"{location} {problem}; give one {suffix} file, a folder of them, or a pattern such as 'train-*{suffix}' in quotes"

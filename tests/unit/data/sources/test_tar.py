@@ -162,6 +162,10 @@ def test_files_of_one_name_in_two_folders_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "*" / "a.tar")
 
 
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    assert len(load(write_tar(tmp_path / "a[1].tar", in_folders())).names) == 3
+
+
 def test_images_outside_class_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"prepare\.path .*a\.tar: 9\.png is in no class folder; .*prepare\.labels to stored"):
         load(write_tar(tmp_path / "a.tar", in_folders() | {"9.png": b""}))
