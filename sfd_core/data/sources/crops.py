@@ -32,6 +32,8 @@ TURNS = {
 """EXIF orientation -> what makes the image upright."""
 SIGNED = 2
 """Of a TIFF file's sample format."""
+LONGEST = 100
+"""Times the short side. At a short side of 256, a line of 1x10,000 pixels has 2 GB."""
 REMEDY = "remove or replace it, or set prepare.skip_unreadable to true to skip such files"
 
 
@@ -63,10 +65,12 @@ def decode_image(source: Path | io.BytesIO, name: str) -> Image.Image:
 
 
 def _require_size(image: Image.Image) -> None:
-    """Raise `ValueError` for a size that Pillow only warns about: which thread's filters see a warning is chance."""
+    """Raise `ValueError` for strips, and for sizes that Pillow only warns about: which thread's filters see that is chance."""
     most, found = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if most is not None and found > most:
         raise ValueError(f"image size ({found} pixels) exceeds limit of {most} pixels, could be decompression bomb")
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"its {image.width}x{image.height} pixels are a strip, of which a square crop would fill the memory")
 
 
 def _upright(image: Image.Image) -> Image.Image:

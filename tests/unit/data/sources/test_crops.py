@@ -258,6 +258,14 @@ def test_an_image_of_hostile_size_is_refused_whatever_other_threads_do(monkeypat
         decode_image(file, "huge.png")
 
 
+def test_a_strip_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    for width in (100, 101):
+        Image.new("L", (width, 1)).save(tmp_path / f"{width}.png")
+    assert read_image(tmp_path / "100.png").size == (100, 1)
+    with pytest.raises(DataError, match=r"101\.png cannot be read .*101x1 pixels are a strip"):
+        read_image(tmp_path / "101.png")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_odd_values_beside_the_orientation_are_passed_over(tmp_path: Path, orientation: int) -> None:
     turn = (274, 3, 1, orientation)
