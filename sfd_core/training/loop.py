@@ -250,6 +250,7 @@ class _Run:
             return
         for numbers in self.numbers.all():
             self._take_numbers(*numbers)
+        checkpoint |= self.stopping  # on a GPU it may be heard of only now
         now = time.perf_counter()
         self.at.seconds += now - self._began
         self.at.waited += self.batches.waited

@@ -1,7 +1,9 @@
 import math
+import os
 import resource
 import shutil
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
-from sfd_core.host.errors import DataError, NumericsError, ResourceError
+from sfd_core.host.errors import DataError, NumericsError, Preempted, ResourceError
 from sfd_core.host.seeding import generator
+from sfd_core.training import guards
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.ema import EMA
 from sfd_core.training.history import read_history
@@ -204,6 +207,32 @@ def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert run(Denoise(), plan(), ResumeFolder(tmp_path / "resume")).steps == 40
+
+
+@pytest.mark.parametrize("asked_at", range(1, 9))
+def test_a_run_asked_to_stop_has_a_checkpoint_although_it_hears_of_it_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_at: int
+) -> None:
+    class Asked(Denoise):
+        def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            if int(batch["step"]) == asked_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().loss(batch)
+
+        def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+            return {**super().batch(step, part), "step": torch.tensor(step)}
+
+    monkeypatch.setattr(guards.StepNumbers, "due", late)
+    folder = ResumeFolder(tmp_path / "resume")
+    with pytest.raises(Preempted) as caught:
+        run(Asked(), plan(), folder)
+    assert f"a checkpoint of step {folder.newest()} is written" in str(caught.value)
+
+
+def late(numbers: guards.StepNumbers) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield the numbers of steps as late as on a GPU."""
+    while len(numbers._coming) > guards.STEPS_LATE:
+        yield numbers._next()
 
 
 @pytest.mark.gpu
