@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from sfd_core.host.errors import BusyError, ResourceError
 from sfd_core.host.locks import is_held, locked_folder
@@ -33,6 +36,17 @@ def stage_dir(stage: str, variant: str | None = None) -> Path:
 
 
 @contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raise what the operating system told safetensors, such as a full disk, as the `OSError` that others raise."""
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success fsync it and rename it to `path`, otherwise delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +54,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        with _system_errors():
+            yield temporary
         fsync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
@@ -65,7 +80,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         with locked_folder(temporary, busy):
-            yield temporary
+            with _system_errors():
+                yield temporary
             replace_dir(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

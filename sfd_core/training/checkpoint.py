@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -108,6 +108,11 @@ class ResumeFolder:
         with resume.held(self.path, "running this training"):
             yield
 
+    def drop_damaged(self) -> None:
+        """Delete the damaged checkpoints that are newer than the newest whole one."""
+        with self.locked():
+            self.newest()
+
     def settle(self) -> None:
         """Decide whether this code goes on with the checkpoints here; see `host.resume.settle`."""
         with self.locked():
@@ -128,22 +133,19 @@ class ResumeFolder:
         number, count = writer
         target, temporary = self._folder(step), self.path / f".step-{step:08d}.partial"
         temporary.mkdir(parents=True, exist_ok=True)
+        if number == 0 and target.exists():  # not later: then it may be the new one, which another process made
+            shutil.rmtree(target)
         file = temporary / f"state-{number:05d}-of-{count:05d}.safetensors"
         tensors = {name: piece.rows for name, piece in state.tensors.items()}
         first = {name: piece.first for name, piece in state.tensors.items()}
         with paths.atomic_path(file) as path:
-            try:
-                save_file(tensors, path, metadata={"first": json.dumps(first), "position": json.dumps(dict(state.position))})
-            except SafetensorError as error:  # a full disk, told by the operating system
-                raise OSError(str(error)) from error
+            save_file(tensors, path, metadata={"first": json.dumps(first), "position": json.dumps(dict(state.position))})
         if number == 0:
             for beside in (self.history_path, self.incidents_path, self.path / resume.RECORD):
                 if beside.exists():
                     shutil.copyfile(beside, temporary / beside.name)
         paths.write_json(file.with_suffix(".json"), {"step": step, "sha256": paths.file_digest(file)})
         if len(list(temporary.glob("state-*.json"))) == count:
-            if target.exists():
-                shutil.rmtree(target)
             with suppress(FileNotFoundError):  # two processes may be the last at once
                 temporary.replace(target)
             paths.fsync(self.path)

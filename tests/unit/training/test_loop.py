@@ -198,12 +198,13 @@ def test_global_random_numbers_are_left_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("checkpoint_every", "largest", "step"), [(7, 4000, 7), (99, 1500, 10)])
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, checkpoint_every: int, largest: int, step: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # no file may grow beyond 4 kB
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))  # no file may grow beyond so many bytes
     try:
-        with pytest.raises(ResourceError, match=r"step 7 cannot be written .*free space there and start again"):
-            run(Denoise(), plan(), ResumeFolder(tmp_path / "resume"))
+        with pytest.raises(ResourceError, match=rf"step {step} cannot be written .*free space there and start again"):
+            run(Denoise(), plan(checkpoint_every=checkpoint_every), ResumeFolder(tmp_path / "resume"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert run(Denoise(), plan(), ResumeFolder(tmp_path / "resume")).steps == 40

@@ -104,6 +104,24 @@ def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path: Path) -> None
     assert into["weight"].tolist() == [2.0, 2.0]
 
 
+def test_a_checkpoint_is_left_whole_by_a_process_that_believes_it_was_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume, exists = ResumeFolder(tmp_path / "resume"), Path.exists
+    resume.save(3, piece(0, 4), (0, 2))
+
+    def moved_before(path: Path, **options: bool) -> bool:
+        """Let the other process, which has seen the same files, come first."""
+        if path.name == "step-00000003" and len(list(resume.path.glob(".step-*/state-*.json"))) == 2:
+            (resume.path / ".step-00000003.partial").rename(path)
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", moved_before)
+    resume.save(3, piece(4, 6), (1, 2))
+    monkeypatch.undo()
+    assert resume.newest() == 3
+
+
 @pytest.mark.parametrize(("keep_last", "left"), [(1, [10, 40]), (2, [10, 30, 40]), (3, [10, 20, 30, 40])])
 def test_the_newest_checkpoints_and_those_that_are_wanted_are_kept(tmp_path: Path, keep_last: int, left: list[int]) -> None:
     resume = ResumeFolder(tmp_path / "resume")
