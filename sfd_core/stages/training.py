@@ -60,7 +60,7 @@ def run_training(  # noqa: PLR0913 (what is trained, how, where, and who listens
     if not processes.first:
         return run(task, plan, resume, ema)
     with (
-        shared_training(resume.path, resume.code, resume.settle) as require_claim,
+        shared_training(resume.path, resume.code, resume.settle, resume.drop_damaged) as require_claim,
         follow(spec, resume.history_path, resume.training),
     ):
         return run(task, plan, resume, ema, on_snapshot, require_claim)

@@ -24,11 +24,14 @@ KEPT = re.compile(r"step-(\d+).*\.safetensors")
 
 
 @contextmanager
-def shared_training(folder: Path, code: Code, settle: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def shared_training(
+    folder: Path, code: Code, settle: Callable[[], None], drop_damaged: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
     """Lease the training of a resume folder, download the progress of another machine, and mirror new checkpoints.
 
-    Each code that began the training has its own progress in the bucket. That of `code` is downloaded, or else an unfinished
-    one; then `settle` decides whether the training resumes it or starts again. Yields a function to call before every
+    Each code that began the training has its own progress in the bucket. That of the folder is downloaded, or of `code`, or
+    else an unfinished one, once `drop_damaged` has left only whole checkpoints in the folder; then `settle` decides whether the
+    training resumes it or starts again, with what `code` has done elsewhere. Yields a function to call before every
     checkpoint; it raises `LostError` if another machine took over the training. Without SFD_CHECKPOINTS only `settle` is
     called. Raises `ConfigError` if it is no S3 address, `BusyError` if another machine holds the lease, and `ResourceError` if
     the storage rejects requests or does not answer, before any compute.
@@ -41,9 +44,14 @@ def shared_training(folder: Path, code: Code, settle: Callable[[], None]) -> Ite
     storage = Storage(place.bucket, PATIENCE)
     prefix = place.key(folder.parent.name, folder.name)
     with Lease(storage, f"{prefix}/lease.json") as lease:
-        _download_progress(storage, f"{prefix}/{_progress_of(storage, prefix, folder, code)}", folder)
+        drop_damaged()
+        asked = f"{prefix}/{_progress_of(storage, prefix, folder, code)}"
+        _download_progress(storage, asked, folder)
         settle()
         own = f"{prefix}/{_name(codes_of(folder)[0])}"
+        if own != asked:
+            _download_progress(storage, own, folder)
+            settle()
         with Mirror(storage, folder, own, files=[f"{kind}/*.safetensors" for kind in WEIGHTS]):
             yield lease.check
         try:

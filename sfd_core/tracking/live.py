@@ -15,7 +15,7 @@ from sfd_core.host.paths import file_digest
 from sfd_core.tracking.address import is_embedded, is_reachable, store_uri
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.runs import RunSpec
-from sfd_core.tracking.store import KEY_TAG, NAME_TAG, Store
+from sfd_core.tracking.store import COMPLETE_TAG, KEY_TAG, NAME_TAG, Store
 
 SECONDS_BETWEEN_SENDINGS = 10.0
 SECONDS_AT_THE_END = 30.0
@@ -88,7 +88,9 @@ class _Follower(threading.Thread):
                 return
             reason = "it does not answer"
         except Exception as error:  # noqa: BLE001 - whatever happens to the server, the training goes on
-            self._known = self._log_machine = None  # a request may have arrived although its answer did not
+            # a request may have arrived although its answer did not, and a server may have lost the run
+            self._known = self._log_machine = self._store = None
+            self._run_id = ""
             reason = in_a_line(error, self._uri)
         if not self._told:
             self._told = True
@@ -102,8 +104,9 @@ class _Follower(threading.Thread):
             self._store = Store(self._uri)
         store, tags = self._store, {"sfd.resume_key": self._resume_key}
         if not self._run_id:
-            found = store.find({NAME_TAG: self._spec.name, **tags})
-            self._run_id = found[0][0] if found else store.create(self._spec, tags)
+            found = [run for run, has in store.find({NAME_TAG: self._spec.name, **tags}) if COMPLETE_TAG not in has]
+            self._run_id = found[0] if found else store.create(self._spec, tags)
+            store.reopen(self._run_id)
         points = [point for curve in self._curves for point in curve.points()]
         if self._known is None:
             self._known = store.known(self._run_id, {point.key for point in points})

@@ -35,6 +35,8 @@ from sfd_core.tracking.served import EXAMPLE
 
 EXPERIMENT = "semantic-first-diffusion"
 NAME_TAG, KEY_TAG, EVALUATION_TAG, COMPLETE_TAG = "sfd.name", "sfd.key", "sfd.evaluation", "sfd.complete"
+BEGAN_WITH = ("sfd.commit", "sfd.lock")
+"""Tags of the project as it is, which is another one by the end of a long training: what a run began with stays."""
 LICENCE_TAG = "sfd.data_licence"
 DIGEST_LENGTH = 16
 ARTIFACTS = "mlartifacts"
@@ -197,6 +199,10 @@ class Store:
     def rename(self, run_id: str, name: str) -> None:
         """Rename a run in MLflow's pages."""
         self._client.update_run(run_id, name=name)
+
+    def reopen(self, run_id: str) -> None:
+        """Mark a run as going on."""
+        self._client.update_run(run_id, "RUNNING")
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """Mark a run as ended."""
@@ -361,7 +367,8 @@ def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_k
     store.send_data(run_id, evidence.data)
     if evidence.model:
         store.send_model(run_id, evidence.model)
-    store.tag(run_id, {**spec.tags, **evidence.tags, KEY_TAG: key, COMPLETE_TAG: "true"})
+    began = {name: tags[name] for name in BEGAN_WITH if name in tags}
+    store.tag(run_id, {**spec.tags, **began, **evidence.tags, KEY_TAG: key, COMPLETE_TAG: "true"})
     store.finish(run_id)
     return Synced(run_id, sent)
 

@@ -74,7 +74,7 @@ def train(resume: ResumeFolder, ends_at: int | None = None) -> TrainingResult:
         target.parent.mkdir(exist_ok=True)
         save_file(dict(weights), target)
 
-    with shared_training(resume.path, resume.code, resume.settle) as require_claim:
+    with shared_training(resume.path, resume.code, resume.settle, resume.drop_damaged) as require_claim:
         return run(Fit(ends_at), PLAN, resume, on_snapshot=average, require_claim=require_claim)
 
 
@@ -192,12 +192,35 @@ def test_unfinished_work_of_other_code_is_asked_about_on_another_machine(
     assert mixed_codes(second.path) == {"codes": ["old", "new"]}
 
 
+def test_what_this_code_did_elsewhere_is_resumed_where_other_code_began_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BrokenError):
+        train(machine_with(tmp_path, "first", "old"), ends_at=7)
+    with pytest.raises(BrokenError):
+        train(machine_with(tmp_path, "second", "new"), ends_at=24)
+    train(machine_with(tmp_path, "first", "new"))
+    assert "resuming at step 20, reached by another machine" in capfd.readouterr().err
+
+
+def test_checkpoints_whose_files_were_deleted_here_come_back_from_the_storage(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    resume = machine(tmp_path, "first")
+    with pytest.raises(BrokenError):
+        train(resume, ends_at=24)
+    for file in resume.path.glob("step-*/*"):
+        file.unlink()
+    train(resume)
+    assert "resuming at step 20, reached by another machine" in capfd.readouterr().err
+
+
 def test_two_machines_never_train_the_same(tmp_path: Path, storage: Storage, request: pytest.FixtureRequest) -> None:
     first, second = machine(tmp_path, "first"), machine(tmp_path, "second")
     with (
-        shared_training(first.path, first.code, first.settle),
+        shared_training(first.path, first.code, first.settle, first.drop_damaged),
         pytest.raises(BusyError, match=r"holds the lease .*0123abcd"),
-        shared_training(second.path, second.code, second.settle),
+        shared_training(second.path, second.code, second.settle, second.drop_damaged),
     ):
         pass
     assert not second.path.exists()
@@ -239,7 +262,7 @@ def test_the_claim_of_a_process_of_this_machine_that_was_killed_holds_nobody_up(
 def test_without_the_variable_nothing_is_asked_of_any_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SFD_CHECKPOINTS")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with shared_training(tmp_path, UNKNOWN_CODE, lambda: None) as require_claim:
+    with shared_training(tmp_path, UNKNOWN_CODE, lambda: None, lambda: None) as require_claim:
         require_claim()
 
 

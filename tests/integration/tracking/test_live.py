@@ -179,6 +179,48 @@ def test_the_forecast_is_sent_while_the_training_goes_on(server: Server, monkeyp
     assert spec.steps == emoji().train.optimisation.steps
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_a_resumed_run_is_running_again_and_one_that_is_gone_is_made_anew(server: Server) -> None:
+    from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
+
+    server.start()
+    history = server.folder / "history.csv"
+    history.write_text("step,seconds,loss\n1,1,1\n")
+    store, client = Store(server.uri), MlflowClient(server.uri)
+
+    def run_that_is(status: str) -> str:
+        """Wait for the run of the training in a state, with its point."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            for run_id, _ in store.find({"sfd.resume_key": "resume"}):
+                run = client.get_run(run_id)
+                if run.info.status == status and run.data.metrics.get("train/loss") == 1:
+                    return run_id
+            time.sleep(0.2)
+        pytest.fail(f"no run is {status}: {store.find({})}")
+
+    def end() -> None:
+        with follow(SPEC, history, "resume", every=0.2):
+            run_that_is("RUNNING")
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        end()
+    first = run_that_is("FAILED")
+    with follow(SPEC, history, "resume", every=0.2):
+        assert run_that_is("RUNNING") == first
+        client.delete_run(first)
+        history.write_text("step,seconds,loss\n1,1,1\n2,2,2\n")
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not store.find({"sfd.resume_key": "resume"}):
+            time.sleep(0.2)
+        assert store.find({"sfd.resume_key": "resume"})[0][0] != first
+    last = client.get_run(store.find({"sfd.resume_key": "resume"})[0][0])
+    assert (last.info.status, last.data.metrics["train/loss"]) == ("FINISHED", 2)
+
+
 @pytest.mark.usefixtures("no_mlflow")
 def test_the_embedded_store_is_not_followed(project: Path) -> None:
     with follow(SPEC, project / "history.csv", "resume", every=0.01):

@@ -1,5 +1,6 @@
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def test_only_what_is_missing_is_sent(embedded: Path) -> None:
     longer = sync_run(store, SPEC, "key", Evidence(curves=[write_curve(embedded / "history.csv", 50)]))
     assert longer.points_sent == 3 * 20
     assert [step for step, _ in logged(store, longer.run_id, "train/loss")] == list(range(1, 51))
+
+
+def test_the_commit_of_a_run_is_the_one_that_its_training_began_with(embedded: Path) -> None:
+    store = Store()
+    live = store.create(SPEC, {"sfd.key": "key"})
+    later = replace(SPEC, tags={"sfd.commit": "def", "sfd.params": "1"})
+    sync_run(store, later, "key", Evidence(curves=[write_curve(embedded / "history.csv", 3)]))
+    tags = store.run(live).tags
+    assert (tags["sfd.commit"], tags["sfd.params"], tags["sfd.complete"]) == ("abc", "1", "true")
 
 
 def test_a_point_whose_answer_was_lost_is_stored_once(embedded: Path) -> None:
