@@ -65,6 +65,32 @@ def test_a_training_over_machines_is_started_once_a_machine_and_its_outputs_are_
     environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(tmp_path)}
     subprocess.run(["bash", SLURM / "train.sbatch", "sfd"], env=environment, check=True)
     training, recorded = (tmp_path / "ran").read_text().splitlines()
-    assert "torchrun --nnodes=2 --nproc-per-node=gpu" in training
+    assert "torchrun --nnodes=2 --nproc-per-node=gpu --shutdown-timeout=110" in training
     assert training.endswith("-m sfd_core.stages.train --variant sfd")
     assert recorded == "dvc commit --force train@sfd"
+
+
+@pytest.mark.parametrize(("code", "then"), [(0, "dvc commit --force train@sfd"), (1, "scontrol requeue 7")])
+def test_a_training_that_ends_as_its_time_is_up_is_put_back_only_if_it_is_not_done(
+    tmp_path: Path, environment: dict[str, str], code: int, then: str
+) -> None:
+    stand_ins = {
+        "srun": f"trap 'sleep 1; exit {code}' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.05; done",
+        "scancel": f"kill -TERM $(cat {tmp_path}/pid)",
+        "scontrol": f'[ "$1" = show ] || echo scontrol "$@" >> {tmp_path}/ran',
+        "dvc": f'echo dvc "$@" >> {tmp_path}/ran',
+    }
+    for name, text in stand_ins.items():
+        stand_in = tmp_path / "bin" / name
+        stand_in.write_text(f"#!/bin/sh\n{text}\n")
+        stand_in.chmod(0o755)
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    job = subprocess.Popen(["bash", SLURM / "train.sbatch", "sfd"], env=environment)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == 0
+    assert (tmp_path / "ran").read_text().splitlines() == [then]
