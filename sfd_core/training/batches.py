@@ -46,7 +46,8 @@ class BatchOrder:
         return torch.rand(self.batch_size, generator=generator(self.seed, "mirror", step)) < 0.5
 
     def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
+        order = self._orders.get(epoch)  # another thread may replace them at any moment
+        if order is None:
             order = torch.randperm(self.images, generator=generator(self.seed, "order", epoch))
             self._orders = {kept: value for kept, value in self._orders.items() if kept == epoch - 1} | {epoch: order}
-        return self._orders[epoch]
+        return order

@@ -50,3 +50,11 @@ def test_the_order_of_an_epoch_and_the_mirroring_of_a_step_follow_from_the_seed(
     assert torch.equal(order.rows(6), epochs[24:28])
     assert torch.equal(order.rows(0), epochs[:4])
     assert torch.equal(order.mirrored(3), torch.rand(4, generator=generator(5, "mirror", 3)) < 0.5)
+
+
+def test_an_order_that_another_thread_replaces_at_once_is_returned_all_the_same() -> None:
+    class Shared(BatchOrder):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, {} if name == "_orders" else value)
+
+    assert Shared(10, 4, 0).rows(7).tolist() == BatchOrder(10, 4, 0).rows(7).tolist()
