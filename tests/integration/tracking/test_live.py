@@ -220,6 +220,13 @@ def test_a_resumed_run_is_running_again_and_one_that_is_gone_is_made_anew(server
     last = client.get_run(store.find({"sfd.resume_key": "resume"})[0][0])
     assert (last.info.status, last.data.metrics["train/loss"]) == ("FINISHED", 2)
 
+    key = history_key(history)
+    assert sync_run(store, SPEC, key, Evidence([Curve(history, "train")]), "resume").run_id == last.info.run_id
+    history.write_text("step,seconds,loss\n1,2,1\n")
+    with follow(SPEC, history, "resume", every=0.2):
+        assert run_that_is("RUNNING") != last.info.run_id
+    assert store.complete_run("sfd", key, "") == last.info.run_id
+
 
 @pytest.mark.usefixtures("no_mlflow")
 def test_the_embedded_store_is_not_followed(project: Path) -> None:
