@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfd_core.experiment.params import EngineParams, Optimisation
-from sfd_core.host.errors import ConfigError, Preempted, ResourceError
+from sfd_core.host.errors import ConfigError, DataError, Preempted, ResourceError
 from sfd_core.host.seeding import derive_seed
 from sfd_core.training.checkpoint import ResumeFolder, Snapshot, State
 from sfd_core.training.determinism import reproducible, seed_everything
@@ -350,12 +350,17 @@ class _Run:
             if self.parallel.first:
                 self.resume.require_all(step, self.plan.snapshot_steps)
             tensors = self._tensors()
-            position = self.resume.read(step, tensors)
+            try:
+                self.at = _Position(**self.resume.read(step, tensors))
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise DataError(
+                    f"the checkpoint of step {step} in {self.resume.path} does not fit this code ({error}); "
+                    f"continue it with the code that wrote it, or train anew: rm -r {self.resume.path}"
+                ) from error
             if self.ema is not None:
                 prefix = "ema."
                 state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
                 self.ema.load_state_dict(state)
-            self.at = _Position(**position)
             self.guard.restore(self.at.guard)
         if self.parallel.first:
             self.history.truncate(self.at.step)

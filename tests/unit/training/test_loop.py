@@ -137,6 +137,13 @@ def test_half_a_training_is_not_continued(tmp_path: Path, lost: str) -> None:
         run(Denoise(), plan(), resume)
 
 
+def test_a_checkpoint_of_another_network_is_not_continued(tmp_path: Path) -> None:
+    folder, other = broken_off(tmp_path / "resume"), Denoise()
+    other.model.append(nn.Linear(4, 4))
+    with pytest.raises(DataError, match=r"step 21 in .* does not fit this code .*lacks model\.5\.weight.* rm -r "):
+        run(other, plan(), folder)
+
+
 def test_a_training_whose_folder_is_deleted_ends_and_the_next_one_is_whole(tmp_path: Path) -> None:
     resume = ResumeFolder(tmp_path / "resume")
     task, no_checkpoint = Denoise(), plan(checkpoint_every=40)  # a thread that writes one would race with the deletion
