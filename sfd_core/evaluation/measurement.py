@@ -32,7 +32,7 @@ from sfd_core.host.processes import ALONE, Processes
 from sfd_core.host.progress import with_progress
 from sfd_core.host.resume import LOCK, RECORD, held, settle
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
-from sfd_core.sampling.artifact import Denoiser
+from sfd_core.sampling.artifact import Denoiser, snapshot_digest
 from sfd_core.sampling.pipeline import Pipeline
 
 IMAGES = "images"
@@ -135,7 +135,9 @@ def measure(
 
 def _plan(pipeline: Pipeline, evaluator: Evaluator, order: Order, folder: Path) -> list[Batch]:
     size = order.sampler.batch_size
-    key = (order.sampler, pipeline.denoiser.snapshot.step, evaluator.keys, order.semantics_key)
+    folder_of_guide, guide = order.sampler.guide, pipeline.guide
+    weights = None if folder_of_guide is None or guide is None else snapshot_digest(Path(folder_of_guide), guide.snapshot)
+    key = (order.sampler, weights, pipeline.denoiser.snapshot.step, evaluator.keys, order.semantics_key)
     batches = []
     for first in range(0, len(order.labels), size):
         labels = list(order.labels[first : first + size])

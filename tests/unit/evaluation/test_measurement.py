@@ -1,6 +1,7 @@
 """Drawing and measuring batch by batch: the same numbers however it is cut, interrupted or shared between processes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -88,6 +89,20 @@ def test_a_run_that_was_broken_off_continues_with_the_same_features(
     assert len(kept) == 2
     assert {name: (tmp_path / "broken" / name).stat().st_mtime_ns for name in kept} == kept
     assert all(torch.equal(continued.features[name], values) for name, values in whole.features.items())
+
+
+def test_what_another_guide_at_the_same_path_drew_is_drawn_again(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
+    guide, scaled = tmp_path / "guide", SAMPLER.texture.model_copy(update={"scale": 2.0})
+    changes = {"guidance": "autoguidance", "guide": str(guide), "texture": scaled, "semantic": scaled}
+    order, drawn = Order(LABELS, SAMPLER.model_copy(update=changes)), []
+    for seed in (0, 1):
+        shutil.rmtree(guide, ignore_errors=True)
+        artifact(guide, folder / "vae", variant(), seed)
+        pipeline = Pipeline.from_artifact(folder / "train", folder / "vae", guide=guide)
+        result = measure(pipeline, measuring.evaluator, order, tmp_path / "work")
+        assert result is not None
+        drawn.append(result.features["efficientnet_lite0/features"])
+    assert not torch.equal(*drawn)
 
 
 def test_more_images_of_the_same_seed_continue_those_that_are_there(measuring: Measurement, tmp_path: Path) -> None:
