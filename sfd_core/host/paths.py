@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from sfd_core.host.errors import BusyError, ResourceError
 from sfd_core.host.locks import is_held, locked_folder
 
@@ -40,8 +38,9 @@ def _system_errors() -> Iterator[None]:
     """Raise what the operating system told safetensors, such as a full disk, as the `OSError` that others raise."""
     try:
         yield
-    except SafetensorError as error:
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found and type(error).__name__ == "SafetensorError":  # by name: stage `code` runs without the library
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         raise
 
