@@ -79,10 +79,10 @@ class Pipeline:
         denoiser.model.to(self.device)
         if guide is not None:
             denoiser.identity.require(guide.identity, "autoguidance")
-            if guide.variant.family != denoiser.variant.family or guide.latent.channels != denoiser.latent.channels:
+            if _generates(guide) != _generates(denoiser):
                 raise IdentityError(
-                    f"a guide with {guide.latent.channels} channels ({guide.variant.family}) cannot guide a denoiser with "
-                    f"{denoiser.latent.channels} ({denoiser.variant.family}); train the guide with the same recipe"
+                    f"a guide with {_generates(guide)} cannot guide a denoiser with {_generates(denoiser)}; "
+                    "train the guide with the same recipe"
                 )
             guide.model.to(self.device)
         if compiled:
@@ -326,6 +326,13 @@ def find_labels(wanted: Iterable[int | str], classes: Sequence[str]) -> list[int
             + (f"give {choice}, or {len(classes)} for no class" if classes else "this denoiser was trained without, give 0")
         )
     return found
+
+
+def _generates(denoiser: Denoiser) -> str:
+    """Return in words what a denoiser generates and of what: a guide must know the same latents and labels."""
+    variant = denoiser.variant
+    latent = f"{denoiser.latent.channels} channels ({variant.family}, semantic {variant.semantic})"
+    return f"{latent} and {len(denoiser.classes)} classes"
 
 
 def _not_finite(values: Tensor) -> int | None:

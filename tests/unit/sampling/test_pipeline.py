@@ -132,6 +132,24 @@ def test_a_guide_of_other_channels_is_refused(tmp_path: Path) -> None:
         Pipeline.from_artifact(main, vae, guide=guide)
 
 
+@pytest.mark.parametrize(
+    ("labelled", "semantic", "guide_labelled", "message"),
+    [
+        (True, "pca", True, r"guide with 6 channels \(flow, semantic pca\) .* denoiser with 6 channels \(flow, semantic vae\)"),
+        (True, "vae", False, "and 0 classes cannot guide .* and 3 classes"),
+        (False, "vae", True, "and 3 classes cannot guide .* and 0 classes"),
+    ],
+)
+def test_a_guide_of_other_semantics_or_labels_is_refused(
+    labelled: bool, semantic: str, guide_labelled: bool, message: str, tmp_path: Path
+) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    main = artifact(tmp_path / "main", vae, variant(), classes=CLASSES if labelled else [])
+    guide = artifact(tmp_path / "guide", vae, variant(semantic=semantic), classes=CLASSES if guide_labelled else [])
+    with pytest.raises(IdentityError, match=message):
+        Pipeline.from_artifact(main, vae, guide=guide)
+
+
 def test_another_texture_vae_is_refused(tmp_path: Path) -> None:
     main = artifact(tmp_path / "main", texture_vae(tmp_path / "vae"), variant())
     with pytest.raises(IdentityError, match="texture VAE"):
