@@ -57,7 +57,7 @@ class Evaluation:
 
     def __init__(self, name: str, params: Params, processes: Processes) -> None:
         self.name, self.params, self.compiled, self.processes = name, params.evaluate, params.engine.compile, processes
-        self.grid_images = params.report.grid_images
+        self.grid_images = min(params.report.grid_images, params.evaluate.snapshot_samples)
         self.artifact, encode = stage_dir("train", name), stage_dir("encode")
         self.manifest = DenoiserManifest.read(self.artifact)
         identity = read_latent_identity(encode)
@@ -67,7 +67,9 @@ class Evaluation:
         )
         reference, subset = stage_dir("reference"), self.params.kid_subset_size
         self.evaluator = Evaluator.load(reference, params.reference, subset, self.images.digest)
-        weights = [snapshot_digest(self.artifact, snapshot) for snapshot in self.manifest.snapshots]
+        guide = self.params.sampler.guide
+        networks = [self.artifact] if guide is None else [self.artifact, Path(guide)]
+        weights = [snapshot_digest(folder, kept) for folder in networks for kept in DenoiserManifest.read(folder).snapshots]
         key = fingerprint(name, self.params, [*weights, identity.statistics, *self.evaluator.keys])
         self.batches = resume_dir("evaluate", key)
 

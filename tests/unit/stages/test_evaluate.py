@@ -1,0 +1,93 @@
+"""Stage `evaluate`: whatever the numbers of samples, it writes its files, and it resumes only what the same networks drew."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from denoisers import CLASSES, artifact, texture_vae, variant
+from emoji import emoji_values
+from evaluators import patterns
+
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.evaluation.extractors import EfficientNetLite0
+from sfd_core.evaluation.reference import write_reference
+from sfd_core.experiment.params import Params, parse_params
+from sfd_core.host.paths import file_digest
+from sfd_core.host.processes import ALONE
+from sfd_core.latents.composite import LatentStatistics, save_statistics
+from sfd_core.latents.identity import LatentIdentity
+from sfd_core.models.vaes.loader import load_texture_vae
+from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
+from sfd_core.stages.evaluate import Evaluation
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose variant `sfd` has two snapshots, and two weak networks to guide it."""
+    outputs = tmp_path_factory.mktemp("evaluated") / "outputs"
+    labels, random = np.arange(IMAGES) % len(CLASSES), np.random.default_rng(0)
+    fields, meta = {"label": FieldSpec("int64", ())}, {"classes": CLASSES}
+    with ShardWriter(outputs / "prepare" / "train", fields | {"image": FieldSpec("uint8", (3, 16, 16))}, meta) as writer:
+        writer.append(image=patterns(IMAGES).numpy(), label=labels)
+    shapes = {"z_tex": (2, 4, 4, 4), "z_sem": (2, 2, 4, 4)}
+    fields |= {name: FieldSpec("float32", shape) for name, shape in shapes.items()}
+    with ShardWriter(outputs / "encode" / "train", fields, meta) as writer:
+        drawn = {name: random.normal(size=(IMAGES, *shape)).astype(np.float32) for name, shape in shapes.items()}
+        writer.append(label=labels, **drawn)
+    write_reference(
+        outputs / "reference" / "efficientnet_lite0", EfficientNetLite0(), ShardReader(outputs / "prepare" / "train"), 8,
+        lambda blocks, _: blocks,
+    )  # fmt: skip
+    vae = texture_vae(outputs / "texture_vae")
+    trained = artifact(outputs / "train" / "sfd", vae, variant())
+    statistics = LatentStatistics.load(trained / "statistics.safetensors")
+    assert statistics.semantic is not None
+    file = outputs / "encode" / "statistics.safetensors"
+    save_statistics(file, {"texture": statistics.texture, "vae": statistics.semantic})
+    digest = ShardReader(outputs / "encode" / "train").digest
+    identity = LatentIdentity(dict(load_texture_vae(vae)[1]), {"name": "s"}, {"name": "e"}, file_digest(file), digest)
+    (outputs / "encode" / "identity.json").write_text(json.dumps(asdict(identity)))
+    shutil.copyfile(trained / "snapshots" / "step-00000007.safetensors", trained / "snapshots" / "step-00000003.safetensors")
+    weak = [artifact(outputs.parent / name, vae, variant(), seed=seed) for seed, name in enumerate(("weak", "weaker"), start=1)]
+    for folder in (trained, *weak):
+        manifest = DenoiserManifest.read(folder)
+        early = [SnapshotRecord(3, 24, "snapshots/step-00000003.safetensors")] if folder == trained else []
+        replace(manifest, identity=identity, snapshots=[*early, *manifest.snapshots]).write(folder)
+    return outputs.parent
+
+
+def params(**sampler: object) -> Params:
+    values = emoji_values()
+    values["reference"] |= {"extractors": ["efficientnet_lite0"], "batch_size": 8}
+    values["evaluate"] |= {"snapshot_samples": 5, "final_samples": 9, "kid_subset_size": 5, "neighbours": 2, "oracle": False}
+    values["evaluate"]["sampler"] |= {"evaluations": 4, "batch_size": 4, **sampler}
+    values["report"] |= {"grid_images": 8}
+    return parse_params(values | {"active": ["sfd"]})
+
+
+def test_grids_of_all_snapshots_have_one_size_however_few_samples_they_have(
+    laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(laid_out)
+    Evaluation("sfd", params(), ALONE).run(tmp_path / "out")
+    with np.load(tmp_path / "out" / "samples.npz") as samples:
+        assert samples["images"].shape == (2, 5, 3, 16, 16)
+        assert samples["labels"].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_what_another_guide_drew_is_not_resumed(laid_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(laid_out)
+    part = {"scale": 1.5, "interval": [0.0, 1.0]}
+    guided = params(guidance="autoguidance", guide="guide", texture=part, semantic=part)
+    works = []
+    for weak in ("weak", "weaker", "weak"):
+        shutil.rmtree("guide", ignore_errors=True)
+        shutil.copytree(weak, "guide")
+        works.append(Evaluation("sfd", guided, ALONE).batches)
+    assert works[0] == works[2] != works[1]
