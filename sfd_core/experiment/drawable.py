@@ -7,13 +7,21 @@ from sfd_core.experiment.params import GuidanceStudy, Params, VariantParams
 from sfd_core.host.errors import ConfigError
 
 SHAPES_RESULTS = False
+NOISE_LEVELS = 1000
+"""Of DiT; its sampler takes no more steps."""
 
 
 def require_drawable(params: Params) -> None:
-    """Raise `ConfigError` for guidance that active variants do not know, and for snapshots that are not taken."""
+    """Raise `ConfigError` for guidance or evaluations that active variants do not know, and for snapshots that are not taken."""
     sampler = params.evaluate.sampler
     for name in params.active:
-        _require_guidable(params, name, params.variants[name], sampler.guidance, "evaluate.sampler.guidance")
+        variant = params.variants[name]
+        _require_guidable(params, name, variant, sampler.guidance, "evaluate.sampler.guidance")
+        if variant.family == "gaussian" and sampler.evaluations > NOISE_LEVELS:
+            raise ConfigError(
+                f"evaluate.sampler.evaluations is {sampler.evaluations}, but active variant {name} is DiT, which has "
+                f"{NOISE_LEVELS} noise levels; set it to {NOISE_LEVELS} or less"
+            )
     for key, study in params.active_studies().items():
         if isinstance(study, GuidanceStudy):
             _require_guidable(params, study.variant, params.variants[study.variant], study.guidance, f"studies.{key}.guidance")
@@ -22,7 +30,11 @@ def require_drawable(params: Params) -> None:
 
 def _require_guidable(params: Params, name: str, variant: VariantParams, guidance: str, key: str) -> None:
     lacks = {
-        "cfg": None if params.train.conditional else "train.conditional is false, so it sees no labels",
+        "cfg": "train.conditional is false, so it sees no labels"
+        if not params.train.conditional
+        else "train.class_dropout is 0, so it is never trained without a label"
+        if params.train.class_dropout == 0
+        else None,
         "internal": None if variant.inner is not None else "it has no inner head; set `inner`",
         "semantic": None if getattr(variant.times, "absent", 0) else "its training never lacks semantics; set `times.absent`",
     }.get(guidance)

@@ -300,7 +300,7 @@ class TrainParams(Group):
     """Each variant has its own learning rate."""
     snapshots: Positive
     """Number of EMA snapshots, evenly spaced; the last one is at the final step."""
-    ema_decay: Fraction
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
     power_emas: list[Annotated[float, Field(gt=0, lt=0.288)]] = []
     """Relative widths of power-function averages stored at every snapshot, from which `sfd ema` makes averages of any width
     (arXiv 2312.02696, section 3); two, such as 0.05 and 0.1, are enough. May be left out."""
@@ -308,8 +308,8 @@ class TrainParams(Group):
     """Decay min(ema_decay, (1 + step) / (10 + step)) instead of ema_decay from the start."""
     conditional: bool = True
     """Whether denoisers see the labels; may be left out. Without, every image has the null class in training and sampling."""
-    class_dropout: Fraction
-    """Fraction of labels replaced by the null class."""
+    class_dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Fraction of labels replaced by the null class; classifier-free guidance needs some."""
     flips: bool
     """Randomly mirror images when they are loaded."""
     validation_images: Annotated[int, Field(ge=0)] = 0
@@ -448,9 +448,10 @@ class VariantParams(Group):
             if not isinstance(group, Group) or name not in type(group).model_fields:
                 return False
             group = getattr(group, name)
-        idle = {"delta_t", "times", "semantic_weight", "mask_clamped"} if self.semantic == "none" else set()
+        of_semantics = {"delta_t", "path", "found_path", "times", "semantic_weight", "mask_clamped"}
+        idle = of_semantics if self.semantic == "none" else set()
         idle |= {"mask_clamped"} if self.times.kind != "global" else set()
-        idle |= {"semantic", "cosine_weight", "repa"} if self.model == "dit" else set()
+        idle |= {"semantic", "cosine_weight", "repa", "inner", "prediction"} if self.model == "dit" else set()
         return key.partition(".")[0] not in idle
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sfd_core.diffusion.gaussian import TRAINING_LEVELS
 from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.grid import base_values
 from sfd_core.experiment.params import parse_params
@@ -22,6 +23,11 @@ def test_every_preset_can_be_drawn(name: str) -> None:
     ("changes", "message"),
     [
         ({"evaluate.sampler.guidance": "cfg"}, r"evaluate\.sampler\.guidance is cfg, but variant \w+ .* sees no labels"),
+        (
+            {"evaluate.sampler.guidance": "cfg", "train.conditional": True, "train.class_dropout": 0.0},
+            r"train\.class_dropout is 0, so it is never trained without a label",
+        ),
+        ({"evaluate.sampler.evaluations": TRAINING_LEVELS + 1}, "is 1001, but active variant dit .* set it to 1000 or less"),
         ({"evaluate.sampler.guidance": "internal"}, "is internal, but variant .* has no inner head"),
         ({"evaluate.sampler.guidance": "semantic"}, "is semantic, but variant .* never lacks semantics"),
         ({"studies": {"a": STUDY | {"guidance": "cfg"}}}, r"studies\.a\.guidance is cfg, but variant any_order"),

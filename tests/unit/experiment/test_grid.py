@@ -80,6 +80,20 @@ def test_only_variants_that_have_the_swept_value_are_swept() -> None:
     assert [point.variant for point in plan(("dit", "sfd"), {"train.snapshots": [2]})] == ["dit", "sfd"]
 
 
+@pytest.mark.parametrize(
+    ("grid", "having"),
+    [
+        ({"prediction": ["velocity", "data"]}, ["lightningdit", "sync"]),
+        ({"inner": [None, {"block": 2, "weight": 0.5}]}, ["lightningdit", "sync"]),
+        ({"path": [None, [[0, 0], [0, 0.5], [1, 1]]]}, ["sync"]),
+    ],
+)
+def test_a_value_that_a_variant_refuses_is_not_swept_in_it(grid: dict[str, Any], having: list[str]) -> None:
+    points = plan(("dit", "lightningdit", "sync"), grid)
+    assert list(dict.fromkeys(point.variant for point in points)) == having
+    assert len(points) == 2 * len(having)
+
+
 def test_no_variants_are_all_that_are_active() -> None:
     assert [point.variant for point in plan(())] == VALUES["active"]
 

@@ -57,6 +57,8 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
             "mask_clamped has no meaning with times",
         ),
         ("variants.dit.times", {"kind": "independent", "absent": 0.1}, "times independent, but there is no semantic latent"),
+        ("train.class_dropout", 1.0, r"train\.class_dropout: .*less than 1"),
+        ("train.ema_decay", 1.0, r"train\.ema_decay: .*less than 1"),
         ("evaluate.sampler.delta_t", -2.0, r"sampler\.delta_t: .*greater than or equal to -1"),
         ("evaluate.sampler.guide_step", 10, "guide_step is 10, but there is no guide"),
         ("prepare.styles", ["thumbs"], "avatars need both, other sources take neither"),
