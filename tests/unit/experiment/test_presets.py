@@ -75,3 +75,12 @@ def test_committed_preset_says_what_it_is_for(preset: Preset) -> None:
     preset.check()
     assert f"sfd preset use {preset.name}" in preset.header
     assert {"Reproduces", "Compute"} <= {line.split(" ")[0] for line in preset.header.splitlines()}
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names(PRESETS) if not name.startswith("imagenet256-guide")])
+def test_variants_of_a_preset_differ_in_nothing_but_what_they_are_named_after(name: str) -> None:
+    variants = load_preset(name, PRESETS).check().variants.values()
+    assert len({(variant.size, variant.patch) for variant in variants}) == 1
+    networks = [variant for variant in variants if variant.family == "flow"]
+    assert len({(network.learning_rate, network.prediction, network.inner is None) for network in networks}) == 1
+    assert len({network.repa.mode for network in networks if network.repa.weight > 0}) == 1
