@@ -12,7 +12,7 @@ NOISE_LEVELS = 1000
 
 
 def require_drawable(params: Params) -> None:
-    """Raise `ConfigError` for guidance or evaluations that active variants do not know, and for snapshots that are not taken."""
+    """Raise `ConfigError` for guidance or evaluations that active variants do not know, and for snapshots never taken."""
     sampler = params.evaluate.sampler
     for name in params.active:
         variant = params.variants[name]
@@ -26,6 +26,7 @@ def require_drawable(params: Params) -> None:
         if isinstance(study, GuidanceStudy):
             _require_guidable(params, study.variant, params.variants[study.variant], study.guidance, f"studies.{key}.guidance")
             _require_guide(params, study, f"studies.{key}.guide_step")
+            _require_parts(study, params.variants[study.variant], f"studies.{key}.parts")
 
 
 def _require_guidable(params: Params, name: str, variant: VariantParams, guidance: str, key: str) -> None:
@@ -53,3 +54,10 @@ def _require_guide(params: Params, study: GuidanceStudy, key: str) -> None:
         raise ConfigError(
             f"{key} is {step}, but snapshots are taken at steps {listed}; name one of them, or change train.snapshots"
         )
+
+
+def _require_parts(study: GuidanceStudy, variant: VariantParams, key: str) -> None:
+    if study.guidance == "semantic" and study.parts != "texture":
+        raise ConfigError(f"{key} is {study.parts}, but semantic guidance acts on texture alone; set it to texture")
+    if study.parts == "semantic" and variant.semantic == "none":
+        raise ConfigError(f"{key} is semantic, but variant {study.variant} has no semantics; set it to texture")

@@ -31,6 +31,15 @@ def test_every_preset_can_be_drawn(name: str) -> None:
         ({"evaluate.sampler.guidance": "internal"}, "is internal, but variant .* has no inner head"),
         ({"evaluate.sampler.guidance": "semantic"}, "is semantic, but variant .* never lacks semantics"),
         ({"studies": {"a": STUDY | {"guidance": "cfg"}}}, r"studies\.a\.guidance is cfg, but variant any_order"),
+        (
+            {"variants.any_order.times.absent": 0.1, "studies": {"a": STUDY | {"guidance": "semantic"}}},
+            r"studies\.a\.parts is both, but semantic guidance acts on texture alone",
+        ),
+        (
+            {"train.conditional": True}
+            | {"studies": {"a": STUDY | {"guidance": "cfg", "variant": "lightningdit", "parts": "semantic"}}},
+            "parts is semantic, but variant lightningdit has no semantics",
+        ),
         ({"studies": {"a": STUDY | {"guidance": "autoguidance"}}}, r"studies\.a\.guide_step is null, .* such as 200"),
         ({"studies": {"a": STUDY | {"guidance": "autoguidance", "guide_step": 250}}}, "is 250, .* at steps 200, 400, 600, 800"),
         (
