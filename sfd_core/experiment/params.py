@@ -865,8 +865,9 @@ def _explain(detail: Any) -> str:
         kinds = ", ".join(KINDS[where.split(".")[0] if where.startswith("studies.") else where.rpartition(".")[2]])
         return f"{where}.kind: must be one of {kinds} (given: {detail['input'].get('kind')!r})"
     message = detail["msg"].removeprefix("Value error, ")
-    given = "" if detail["type"] == "value_error" else f" (given: {SHORT.repr(detail['input'])})"
-    return f"{where}: {message}{given}"
+    if detail["type"] == "value_error":
+        return f"{where}: {message}" if detail["loc"] else message  # several values do not fit, and the message names them
+    return f"{where}: {message} (given: {SHORT.repr(detail['input'])})"
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str]:

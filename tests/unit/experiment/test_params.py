@@ -7,7 +7,7 @@ import pytest
 import torch
 from emoji import emoji, emoji_values
 
-from sfd_core.experiment.params import fingerprint, load_params, parse_params
+from sfd_core.experiment.params import fingerprint, load_params, parse_params, parse_sampler
 from sfd_core.host.errors import ConfigError
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
 from sfd_core.training.optim import learning_rate_at
@@ -272,6 +272,12 @@ def test_semantic_guidance_acts_on_texture_alone() -> None:
     values["evaluate"]["sampler"]["semantic"] = {"scale": 1.5, "interval": [0.0, 1.0]}
     with pytest.raises(ConfigError, match=r"semantic\.scale is 1\.5, but semantic guidance acts on texture alone"):
         parse_params(values)
+
+
+def test_values_that_do_not_fit_one_another_are_no_matter_of_a_file() -> None:
+    sampler = emoji_values()["evaluate"]["sampler"] | {"texture": {"scale": 2.0, "interval": [0.0, 1.0]}}
+    with pytest.raises(ConfigError, match=r"^the options cannot be drawn: texture\.scale is 2\.0, but guidance is none"):
+        parse_sampler(sampler, "the options")
 
 
 @pytest.mark.parametrize("name", ["a$(touch x)", "a`b`", "a;b", "a b", "a.b", "../a", "-a", "", "COM1", "x" * 65, "ü"])
