@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.names import Name
+from sfd_core.host.names import NAME_RULE, Name
 
 Positive = Annotated[int, Field(ge=1)]
 Samples = Annotated[int, Field(ge=5)]
@@ -864,6 +864,8 @@ def _explain(detail: Any) -> str:
     if detail["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         kinds = ", ".join(KINDS[where.split(".")[0] if where.startswith("studies.") else where.rpartition(".")[2]])
         return f"{where}.kind: must be one of {kinds} (given: {detail['input'].get('kind')!r})"
+    if detail["type"] == "string_pattern_mismatch":  # of names alone
+        return f"{where.removesuffix('.[key]')}: cannot be a name; {NAME_RULE}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{where}: {message}" if detail["loc"] else message  # several values do not fit, and the message names them

@@ -19,6 +19,8 @@ def _no_device(name: str) -> str:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+-]*$", max_length=64), AfterValidator(_no_device)]
 """Letters, digits, + - and _, no leading dash, at most 64. No dot: DVC would take what follows for a nested key."""
 
+NAME_RULE = "use letters, digits, + - and _, at most 64, without a leading dash"
+
 
 def require_name(name: str, what: str) -> str:
     """Return `name`. Raises `ConfigError` that says of `what` it cannot be the name."""
@@ -26,6 +28,5 @@ def require_name(name: str, what: str) -> str:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
         raise ConfigError(
-            f"{name!r} cannot be the name of {what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}; use letters, "
-            "digits, + - and _, at most 64, without a leading dash"
+            f"{name!r} cannot be the name of {what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}; {NAME_RULE}"
         ) from error

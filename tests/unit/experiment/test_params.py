@@ -127,7 +127,7 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
         ("schedule", PROBE | {"points": 9}, r"schedule\.points: unknown key"),
         ("train.power_emas", [0.3], r"train\.power_emas\.0: .*less than 0\.288"),
         ("train.validation_images", -1, r"train\.validation_images: .*greater than or equal to 0"),
-        ("studies", {"a/b": OFFSETS}, r"studies\.a/b.*should match pattern"),
+        ("studies", {"a/b": OFFSETS}, r"studies\.a/b: cannot be a name; use letters"),
         ("studies", {"curve": OFFSETS | {"offsets": [2]}}, r"studies\.curve\.offsets\.0: .*less than or equal to 1"),
         ("studies", {"curve": OFFSETS | {"variant": "sdf"}}, "unknown variant 'sdf'"),
         ("studies", {"curve": OFFSETS | {"variant": "sfd"}}, r"studies\.curve\.variant sfd has one path"),
