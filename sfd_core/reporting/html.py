@@ -20,7 +20,7 @@ from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.payload import NO_TERMS, build_payload
 from sfd_core.reporting.phases import phase_words, phases_svg
 from sfd_core.reporting.pictures import file_uri
-from sfd_core.reporting.sources import REFERENCES, Number, Outputs, class_names, values_of
+from sfd_core.reporting.sources import Number, Outputs, class_names, values_of
 from sfd_core.reporting.tables import Table
 from sfd_core.reporting.text import number_name
 
@@ -201,8 +201,9 @@ def _curves(outputs: Outputs, primary: str, folder: Path) -> dict[str, tuple[str
 
 def _protocols(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
     groups = {name: variant.numbers for name, variant in outputs.variants.items()}
+    titles = outputs.reference_titles()
     groups |= {tables.oracle_title(variant): variant.oracle for variant in outputs.variants.values()}
-    groups |= {REFERENCES[kind]: numbers for kind, numbers in outputs.references.items()}
+    groups |= {titles[kind]: numbers for kind, numbers in outputs.references.items()}
 
     def entry(name: str, number: Number) -> dict[str, Any]:
         lines = {key: _plain(value) for key, value in number.protocol.items() if value is not None}

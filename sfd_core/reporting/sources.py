@@ -151,6 +151,11 @@ class Outputs:
         """Return the final value of one number for every variant that has it."""
         return {name: variant.numbers[number].value for name, variant in self.variants.items() if number in variant.numbers}
 
+    def reference_titles(self) -> dict[str, str]:
+        """Return what kinds of real images are called, with how many there are where fewer than samples of a variant."""
+        samples = max(filter(None, (variant.samples for variant in self.variants.values())), default=None)
+        return {kind: count_added(REFERENCES[kind], numbers, samples) for kind, numbers in self.references.items()}
+
     @property
     def largest_offset(self) -> float:
         """By how much semantics lead in the variant that shows the schedule best."""
@@ -173,6 +178,12 @@ def values_of(numbers: Numbers) -> dict[str, float]:
 def sample_count(numbers: Numbers) -> int | None:
     """Return how many images `numbers` are of, if their protocol says so."""
     return next((int(number.protocol["samples"]) for number in numbers.values() if "samples" in number.protocol), None)
+
+
+def count_added(title: str, numbers: Numbers, samples: int | None, unit: str = "images") -> str:
+    """Return `title`, with how many images `numbers` are of where that is not `samples`."""
+    count = sample_count(numbers)
+    return title if count in {None, samples} else f"{title}, {count} {unit}"
 
 
 def class_names(labels: NDArray[np.int64], classes: list[str]) -> list[str]:

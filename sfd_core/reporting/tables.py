@@ -9,7 +9,7 @@ import pandas as pd
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import VariantParams
 from sfd_core.reporting import text
-from sfd_core.reporting.sources import REFERENCES, Numbers, Outputs, VariantOutputs, sample_count, values_of
+from sfd_core.reporting.sources import Numbers, Outputs, VariantOutputs, count_added, values_of
 from sfd_core.reporting.text import KINDS, NumberName, number_name
 
 
@@ -86,7 +86,8 @@ def result_table(outputs: Outputs) -> Table:
         for variant in outputs.variants.values()
         if variant.oracle
     ]
-    rows += [Row(REFERENCES[kind], cells(numbers, None), reference=True) for kind, numbers in outputs.references.items()]
+    titles_of_real = outputs.reference_titles()
+    rows += [Row(titles_of_real[kind], cells(numbers, None), reference=True) for kind, numbers in outputs.references.items()]
     samples = {variant.samples for variant in outputs.variants.values() if variant.samples is not None}
     images = {int(variant.cost["images_seen"]) for variant in outputs.variants.values()}
     return Table(
@@ -115,9 +116,7 @@ def headings(columns: Sequence[NumberName]) -> tuple[list[tuple[str, int]], list
 
 def oracle_title(variant: VariantOutputs) -> str:
     """Name the oracle of a variant, with its number of samples where that is not the final numbers'."""
-    samples = sample_count(variant.oracle)
-    other = f", {samples} samples" if samples not in {None, variant.samples} else ""
-    return f"{variant.name} oracle{other}"
+    return count_added(f"{variant.name} oracle", variant.oracle, variant.samples, "samples")
 
 
 def speed_tables(reaches: Sequence[Reach], outputs: Outputs) -> dict[str, list[Table]]:

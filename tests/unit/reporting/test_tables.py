@@ -45,6 +45,15 @@ def test_result_table_marks_the_best_of_every_column(outputs: Outputs) -> None:
     assert sum(span for _, span in table.groups) == len(table.columns) == len(rows["dit"].cells)
 
 
+def test_fewer_real_images_than_samples_are_counted(outputs: Outputs) -> None:
+    few = {
+        name: replace(number, protocol={**number.protocol, "samples": 46})
+        for name, number in outputs.references["floor"].items()
+    }
+    table = tables.result_table(replace(outputs, references={**outputs.references, "floor": few}))
+    assert "held-out images (floor), 46 images" in [row.title for row in table.rows]
+
+
 def test_every_flat_number_is_in_the_table(params: Params, outputs: Outputs) -> None:
     flat = tables.flat_numbers(outputs)
     assert flat["sfd"]["fd_efficientnet_lite2"] == FINAL["sfd"]
