@@ -242,7 +242,7 @@ class Pipeline:
         if (sampler.delta_t or sampler.path) and variant.semantic == "none":
             raise ConfigError(
                 f"{'path' if sampler.path else 'delta_t'} is {sampler.path or sampler.delta_t}, but this denoiser has no "
-                "semantics that could lead; set it to null"
+                "semantics that could lead; leave it out"
             )
         if variant.family == "flow":
             settings, schedule = SolverSettings(sampler.solver, sampler.evaluations, sampler.shift), self._schedule(sampler)
@@ -323,7 +323,11 @@ def find_labels(wanted: Iterable[int | str], classes: Sequence[str]) -> list[int
         choice = listed if len(classes) <= MOST_LISTED else f"0 to {len(classes) - 1}"
         raise ConfigError(
             f"labels {', '.join(unknown[:5]) or 'are missing'}: "
-            + (f"give {choice}, or {len(classes)} for no class" if classes else "this denoiser was trained without, give 0")
+            + (
+                f"give {choice}, or {len(classes)} for no class"
+                if classes
+                else "this denoiser was trained without labels; give 0"
+            )
         )
     return found
 

@@ -231,7 +231,7 @@ def test_a_denoiser_without_labels_draws_without_them(tmp_path: Path) -> None:
     pipe = Pipeline.from_artifact(artifact(tmp_path / "train", vae, variant(), classes=[]), vae)
     images = pipe([0, 0], sampler=SAMPLER).images
     assert not torch.equal(images[0], images[1])
-    with pytest.raises(ConfigError, match="labels 1: this denoiser was trained without, give 0"):
+    with pytest.raises(ConfigError, match="labels 1: this denoiser was trained without labels; give 0"):
         pipe([1], sampler=SAMPLER)
     with pytest.raises(ConfigError, match="guidance is cfg, but this denoiser was trained without labels"):
         pipe([0], sampler=SAMPLER, guidance="cfg")
