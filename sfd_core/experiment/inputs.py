@@ -47,7 +47,8 @@ def require_inputs(params: Params, project: Path = Path()) -> None:
     missing = missing_inputs(params, project)
     if missing:
         raise DataError(
-            f"missing inputs: {in_words(missing)}; correct the paths, or download what a preset needs (docs/imagenet.md says from where)"
+            f"missing inputs: {in_words(missing)}; correct the paths, or download what a preset "
+            "needs (docs/imagenet.md says from where)"
         )
 
 
