@@ -62,6 +62,9 @@ def experiment(
     if studies:
         write_studies(plan, folder, studies)
     results(project=folder)
+    for kind, file in {"table": table, "curves": curves, "studies": studies}.items():
+        if file:
+            print(f"{kind}: {file.resolve()}")
 
 
 def reproduce(*, at_once: Annotated[int | None, AT_ONCE] = None) -> None:
