@@ -67,9 +67,7 @@ class Evaluation:
         )
         reference, subset = stage_dir("reference"), self.params.kid_subset_size
         self.evaluator = Evaluator.load(reference, params.reference, subset, self.images.digest)
-        guide = self.params.sampler.guide
-        networks = [self.artifact] if guide is None else [self.artifact, Path(guide)]
-        weights = [snapshot_digest(folder, kept) for folder in networks for kept in DenoiserManifest.read(folder).snapshots]
+        weights = [snapshot_digest(self.artifact, snapshot) for snapshot in self.manifest.snapshots]
         key = fingerprint(name, self.params, [*weights, identity.statistics, *self.evaluator.keys])
         self.batches = resume_dir("evaluate", key)
 
