@@ -1,6 +1,5 @@
 """The training loss of velocity models, in float32: mse + cosine_weight * cosine + repa_weight * repa."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,17 +76,14 @@ def velocity_errors(prediction: Tensor, target: Tensor, n_texture: int) -> Tenso
 
 
 def repa_loss(projected: Tensor, tokens: Tensor, mode: RepaMode) -> Tensor:
-    """Return the misalignment of projected hidden states (N, T, D) with the encoder's raw tokens (N, D, g, g), a scalar.
+    """Return the misalignment of projected hidden states with the encoder's raw tokens, both (N, D, g, g), a scalar.
 
     `cosine`: mean over tokens of 1 - cosine similarity (REPA, arXiv 2410.06940, eq. 8, up to the constant). `cosine+mse`: the
-    average of that and the mean squared error. If the denoiser has coarser tokens (patch > 1), the encoder's tokens are
-    averaged over each patch. Raises `ValueError` for shapes that do not match.
+    average of that and the mean squared error. Raises `ValueError` for shapes that do not match.
     """
-    side = math.isqrt(projected.shape[1])
-    if side**2 != projected.shape[1] or tokens.shape[-1] % side or projected.shape[2] != tokens.shape[1]:
+    if projected.shape != tokens.shape:
         raise ValueError(f"hidden states {tuple(projected.shape)} cannot be aligned with tokens {tuple(tokens.shape)}")
-    projected = projected.float()
-    target = F.adaptive_avg_pool2d(tokens.float(), side).flatten(2).transpose(1, 2)
+    projected, target = (values.float().flatten(2).transpose(1, 2) for values in (projected, tokens))
     cosine = (1 - F.cosine_similarity(projected, target, dim=-1)).mean()
     if mode == "cosine":
         return cosine

@@ -112,7 +112,7 @@ class FlowTask:
         repa = None
         if self.weights.repa > 0:
             tokens = fetched(cast(TokenSource, self.tokens), batch, x1.device).float()
-            repa = repa_loss(output.repa_tokens.flatten(2).transpose(1, 2), tokens, self.variant.repa.mode)
+            repa = repa_loss(output.repa_tokens, tokens, self.variant.repa.mode)
         terms = flow_loss(output.prediction, path.velocity, self.n_texture, self.weights, active, repa).named()
         if self.variant.inner is not None:
             plain = replace(self.weights, repa=0.0)
