@@ -114,7 +114,7 @@ def _panel(panel: Axes, x: list[float], measured: list[Any], expected: list[Any]
     falls = measured[-1] < measured[0]
     place, align = (0.96, "top") if falls else (0.04, "bottom")
     panel.text(0.97, place, words, transform=panel.transAxes, ha="right", va=align, fontsize=8.5, color=MUTED)
-    panel.set_xticks(x, [EngFormatter(sep="")(value) for value in x])
+    panel.set_xticks(x, [EngFormatter(sep="")(float(f"{value:.3g}")) for value in x])
     panel.yaxis.set_major_formatter(EngFormatter(sep=""))
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_formatter(NullFormatter())
