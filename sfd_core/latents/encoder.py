@@ -83,9 +83,9 @@ def pixel_energy(vae: ImageVAE, z: Tensor, statistics: ChannelStatistics) -> Ten
     for channel, mean in enumerate(statistics.mean.to(z)):
         without = z.clone()
         without[:, channel] = mean
-        energies.append((vae.decode(without) - decoded).square().mean())
+        energies.append((vae.decode(without) - decoded).double().square().mean())  # float32 would round by threads
     shares = torch.stack(energies).cpu()
-    return shares / shares.sum()
+    return (shares / shares.sum()).float()
 
 
 def require_resolved(statistics: Mapping[str, ChannelStatistics], params: EncodeParams) -> None:

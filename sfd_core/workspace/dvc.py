@@ -106,13 +106,16 @@ class Place:
             raise
 
     def reproduce(self, at_once: int) -> None:
-        """Bring every stage up to date, up to `at_once` of them at a time, each with its share of the cores.
+        """Bring every stage up to date, up to `at_once` of them at a time, each with an equal share of the cores.
 
+        A stage that runs alone has no more: the number of threads rounds results, and what runs beside a stage is chance.
         Of the stages that can run, the one that most others wait for is the first, of equals the first in dvc.yaml.
         After a failure no further stage starts, and those that run are ended; they resume when they are started again.
         """
         if self._is_up_to_date():
             return
+        share = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
+        place = replace(self, environment={**self.environment, **share})
         # what DVC prints is known only where it goes to a log
         graph = replace(self, log=self.folder / LOGS / "graph.log", report=lambda _: None).stage_graph()
         waited_for = Counter(before for stages in graph.values() for before in stages)
@@ -124,8 +127,6 @@ class Place:
             try:
                 while order.is_active():
                     ready = sorted([*ready, *order.get_ready()], key=lambda name: (-waited_for[name], list(graph).index(name)))
-                    threads = max(1, cores() // max(1, min(at_once, len(running) + len(ready))))
-                    place = replace(self, environment={**self.environment, "OMP_NUM_THREADS": str(threads)})
                     while ready and len(running) < at_once:
                         name = ready.pop(0)
                         running[workers.submit(place.dvc, "repro", "--single-item", name)] = name

@@ -16,7 +16,7 @@ import pytest
 
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
-from sfd_core.host.machine import slot, taken
+from sfd_core.host.machine import cores, slot, taken
 from sfd_core.workspace.dvc import (
     Place,
     ProgramError,
@@ -221,6 +221,13 @@ def test_stages_are_known_with_those_whose_outputs_they_read(tmp_path: Path) -> 
         "train@sfd": {"prepare"},
         "report": {"train@dit", "train@sfd"},
     }
+
+
+def test_a_stage_has_as_many_threads_whatever_runs_beside_it(tmp_path: Path) -> None:
+    command = "cmd: 'echo $OMP_NUM_THREADS >"
+    text = f"stages: {{a: {{{command} a', outs: [a]}}, b: {{{command} b', deps: [a], outs: [b]}}}}"
+    pipeline(tmp_path, text).reproduce(at_once=2)
+    assert [int((tmp_path / name).read_text()) for name in "ab"] == [max(1, cores() // 2)] * 2
 
 
 def test_a_lock_that_a_killed_dvc_left_empty_is_removed_and_results_come_back(tmp_path: Path) -> None:
