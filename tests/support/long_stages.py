@@ -37,7 +37,8 @@ def lay_out(path: Path) -> Project:
     project = copy_pipeline(path)
     draw_images(project.path / "images")
     (project.path / "params.yaml").write_text(yaml.safe_dump(tiny_values(["sfd"]), sort_keys=False))
-    project.set({f"{group}.{key}": value for group, values in LONGER.items() for key, value in values.items()})
+    longer = {f"{group}.{key}": value for group, values in LONGER.items() for key, value in values.items()}
+    project.set({"studies": {}} | longer)
     for stage in ALL:
         stage.run(project)
     return project
