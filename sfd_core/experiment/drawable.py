@@ -30,12 +30,13 @@ def require_drawable(params: Params) -> None:
 
 
 def _require_guidable(params: Params, name: str, variant: VariantParams, guidance: str, key: str) -> None:
+    unlabelled = None
+    if not params.train.conditional:
+        unlabelled = "train.conditional is false, so it sees no labels"
+    elif params.train.class_dropout == 0:
+        unlabelled = "train.class_dropout is 0, so it is never trained without a label"
     lacks = {
-        "cfg": "train.conditional is false, so it sees no labels"
-        if not params.train.conditional
-        else "train.class_dropout is 0, so it is never trained without a label"
-        if params.train.class_dropout == 0
-        else None,
+        "cfg": unlabelled,
         "internal": None if variant.inner is not None else "it has no inner head; set `inner`",
         "semantic": None if getattr(variant.times, "absent", 0) else "its training never lacks semantics; set `times.absent`",
     }.get(guidance)

@@ -107,9 +107,8 @@ class _Follower(threading.Thread):
             history = self._curves[0].path
             key = history_key(history) if history.exists() else ""
             runs = store.find({NAME_TAG: self._spec.name, **tags})
-            found = [
-                run for run, has in runs if COMPLETE_TAG not in has or has.get(KEY_TAG) == key
-            ]  # not that of an earlier one
+            # a complete run of another key is that of an earlier training
+            found = [run for run, has in runs if COMPLETE_TAG not in has or has.get(KEY_TAG) == key]
             self._run_id = found[0] if found else store.create(self._spec, tags)
             store.reopen(self._run_id)
         points = [point for curve in self._curves for point in curve.points()]
