@@ -99,8 +99,7 @@ def evidence(record: Record, tiny: bool, out: Path, images: Path, changes: Seque
         [[("prepare",)]],
         [[("texture_vae",), ("reference",)], [("features",), ("semantic_vae",)]],
         [[("encode",), ("schedule",)]],
-        [[("train", "--variant", name), ("evaluate", "--variant", name)] for name in active],
-        [[("studies",)]],
+        [[(stage, "--variant", name) for stage in ("train", "evaluate", "studies")] for name in active],
     ]
     for wave in waves:
         with ThreadPoolExecutor(len(wave)) as pool:

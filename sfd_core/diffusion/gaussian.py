@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfd_core.experiment.sizes import TRAINING_LEVELS
 from sfd_core.host.errors import ConfigError
 
-TRAINING_LEVELS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 0.02
 
 

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sfd_core.diffusion.gaussian import TRAINING_LEVELS, GaussianProcess
+from sfd_core.diffusion.gaussian import GaussianProcess
 from sfd_core.diffusion.solver import ObserveFn, Solution
 from sfd_core.experiment.params import GuidanceParams
+from sfd_core.experiment.sizes import TRAINING_LEVELS
 
 DenoiseFn = Callable[[Tensor, int], Tensor]
 """Maps x (N, C, H, W) and one training level 0..999 to (N, 2C, H, W): epsilon, then position in the variance range."""

@@ -4,11 +4,10 @@ It is no check of `Params`: results are also shown where parameters were edited 
 """
 
 from sfd_core.experiment.params import GuidanceStudy, Params, VariantParams
+from sfd_core.experiment.sizes import TRAINING_LEVELS
 from sfd_core.host.errors import ConfigError
 
 SHAPES_RESULTS = False
-NOISE_LEVELS = 1000
-"""Of DiT; its sampler takes no more steps."""
 
 
 def require_drawable(params: Params) -> None:
@@ -17,10 +16,10 @@ def require_drawable(params: Params) -> None:
     for name in params.active:
         variant = params.variants[name]
         _require_guidable(params, name, variant, sampler.guidance, "evaluate.sampler.guidance")
-        if variant.family == "gaussian" and sampler.evaluations > NOISE_LEVELS:
+        if variant.family == "gaussian" and sampler.evaluations > TRAINING_LEVELS:
             raise ConfigError(
                 f"evaluate.sampler.evaluations is {sampler.evaluations}, but active variant {name} is DiT, which has "
-                f"{NOISE_LEVELS} noise levels; set it to {NOISE_LEVELS} or less"
+                f"{TRAINING_LEVELS} noise levels; set it to {TRAINING_LEVELS} or less"
             )
     for key, study in params.active_studies().items():
         if isinstance(study, GuidanceStudy):

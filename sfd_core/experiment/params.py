@@ -723,6 +723,10 @@ class Params(Group):
         """Return the studies of active variants."""
         return {name: study for name, study in self.studies.items() if study.variant in self.active}
 
+    def studies_of(self, variant: str) -> dict[str, StudyParams]:
+        """Return the studies of one variant."""
+        return {name: study for name, study in self.studies.items() if study.variant == variant}
+
     @property
     def latent_grid(self) -> int:
         """Side of the latent grid."""

@@ -1,4 +1,4 @@
-"""Sizes of the denoisers; separate from params.py, so that stages depend on the sizes but not on the checks."""
+"""Sizes of the denoisers and of DiT's process; separate from params.py, so that stages depend on them but not on the checks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -27,3 +27,6 @@ MODEL_SIZES: dict[SizeName, ModelSize] = {
     "1p6B": ModelSize(depth=28, width=1792, heads=28),
 }
 """`tiny` is for the default preset; the others are from arXiv 2512.04926 and its public weights."""
+
+TRAINING_LEVELS = 1000
+"""Noise levels of DiT's process; its sampler takes no more steps."""

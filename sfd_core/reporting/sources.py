@@ -220,7 +220,7 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
         order_maps={
             name: file
             for name, study in params.active_studies().items()
-            if study.kind in MAPS and (file := outputs / "studies" / name / f"{study.kind}.png").is_file()
+            if study.kind in MAPS and (file := outputs / "studies" / study.variant / name / f"{study.kind}.png").is_file()
         },
         missing=missing,
     )
@@ -377,7 +377,7 @@ def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFr
     """Return the points of all studies as one table, each with the study that it belongs to."""
     tables = []
     for name, study in params.active_studies().items():
-        path = outputs / "studies" / name / TABLES[study.kind]
+        path = outputs / "studies" / study.variant / name / TABLES[study.kind]
         if _optional(path, f"studies.{name}", "dvc repro studies", missing):
             table = _read_table(path, [VARIED[study.kind], "samples"])
             kept = [column for column in table if column in KEPT or number_name(str(column)) is not None]

@@ -176,7 +176,6 @@ def main() -> None:
     parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
     name = parser.parse_args().variant
     params = begin_stage("evaluate", name)
-    params.variant(name)  # an unknown one is reported before anything is read
     spread()
     processes = Processes.join()
     with processes.first_first():

@@ -1,9 +1,10 @@
-"""Stage `studies`: what trained denoisers do along other orders and with guidance, as `studies` of params.yaml names.
+"""Stage `studies`: what one variant does along other orders and with guidance, as `studies` of params.yaml names.
 
-    python -m sfd_core.stages.studies
+    python -m sfd_core.stages.studies --variant sfd
 
-writes `outputs/studies/<name>/`: a table, a figure and the numbers of every point. An interrupted stage keeps what it measured.
-Every GPU, or as many processes as `SFD_PROCESSES` says, takes its share of the work; the numbers are the same.
+writes `outputs/studies/<variant>/<study>/`: a table, a figure and the numbers of every point. A variant without studies has an
+empty folder. An interrupted stage keeps what it measured. Every GPU, or as many processes as `SFD_PROCESSES` says, takes its
+share of the work; the numbers are the same.
 """
 
 import argparse
@@ -40,37 +41,35 @@ def measure_study(study: StudyParams, params: Params, out: Path, processes: Proc
     run_curve(Measurement.load(params, artifact, None, guided, processes), points, samples, out, study.parts)
 
 
-def studies(params: Params, out: Path, processes: Processes) -> None:
-    """Measure the studies of active variants and write them to `out`; what an interrupted run measured is kept."""
-    chosen = params.active_studies()
-    work = resume_dir("studies", _resume_key(params, {study.variant for study in chosen.values()}))
+def studies(variant: str, params: Params, out: Path, processes: Processes) -> None:
+    """Measure the studies of a variant and write them to `out`; what an interrupted run measured is kept."""
+    work = resume_dir("studies", _resume_key(variant, params))
     with processes.resumable_dir(out, work, stage_code("studies")) as folder:
-        for name, study in chosen.items():
+        for name, study in params.studies_of(variant).items():
             measure_study(study, params, folder / name, processes)
         if processes.first and (codes := mixed_codes(work)):
             write_json(folder / "codes.json", codes)
 
 
-def _resume_key(params: Params, variants: set[str]) -> str:
+def _resume_key(variant: str, params: Params) -> str:
     """Return the hash of all that shapes the result; points are named after the weights and references that made them."""
-    trained = {name: DenoiserManifest.read(stage_dir("train", name)) for name in sorted(variants)}
-    weights = {
-        name: [snapshot_digest(stage_dir("train", name), snapshot) for snapshot in manifest.snapshots]
-        for name, manifest in trained.items()
-    }
-    plain = {name: study.model_dump(mode="json") for name, study in params.active_studies().items()}
+    trained = stage_dir("train", variant)
+    weights = [snapshot_digest(trained, snapshot) for snapshot in DenoiserManifest.read(trained).snapshots]
+    plain = {name: study.model_dump(mode="json") for name, study in params.studies_of(variant).items()}
     references = [ShardReader(stage_dir("reference") / name / "features").digest for name in params.reference.extractors]
-    return fingerprint(plain, params.evaluate, params.reference, weights, references)
+    return fingerprint(variant, plain, params.evaluate, params.reference, weights, references)
 
 
 @exits_cleanly
 def main() -> None:
     """Run the stage in the project's folder."""
-    argparse.ArgumentParser(description="Measure the studies of params.yaml (outputs/studies).").parse_args()
-    params = begin_stage("studies")
+    parser = argparse.ArgumentParser(description="Measure the studies of one variant (outputs/studies/<variant>).")
+    parser.add_argument("--variant", required=True, help="a key of `variants` in params.yaml")
+    name = parser.parse_args().variant
+    params = begin_stage("studies", name)
     spread()
     processes = Processes.join()
-    studies(params, stage_dir("studies"), processes)
+    studies(name, params, stage_dir("studies", name), processes)
     processes.leave()
 
 

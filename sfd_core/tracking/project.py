@@ -136,7 +136,7 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
         if (train / "history.csv").is_file():
             training = _read_json(train / "metrics.json").get("training")
             key = history_key(train / "history.csv")
-            studies = [outputs / "studies" / title for title, study in params.active_studies().items() if study.variant == name]
+            studies = [outputs / "studies" / name / study for study in params.studies_of(name)]
             describe = partial(variant_run, params, name, outputs)
             yield _Finished(
                 name, describe, key, _variant_evidence(train, evaluate, studies, training_steps(params.train)), training

@@ -29,7 +29,7 @@ from sfd_core.host.paths import OUTPUTS, STATE, sqlite_address
 
 LOCK = "dvc.lock"
 LOGS = STATE / "logs"
-OF_VARIANTS = ("train", "evaluate")
+OF_VARIANTS = ("train", "evaluate", "studies")
 """Stages that run once a variant."""
 TAIL_LINES = 25
 _DVC = (sys.executable, "-P", str(Path(__file__).with_name("shared_cache.py")))

@@ -99,5 +99,5 @@ def test_every_input_is_some_stage_s_output() -> None:
 
 def test_matrix_stages_run_over_the_active_variants() -> None:
     over = {stage: entry["matrix"] for stage, entry in PIPELINE.items() if "matrix" in entry}
-    assert over == {stage: {"variant": "${active}"} for stage in ("train", "evaluate")}
+    assert over == {stage: {"variant": "${active}"} for stage in ("train", "studies", "evaluate")}
     assert set(load_params(ROOT / "params.yaml").active) <= set(load_params(ROOT / "params.yaml").variants)

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.timeout(900)
 PROGRAM = Path(__file__).parents[1] / "support" / "imported_modules.py"
 STAGES = (
     "code", "inputs", "prepare", "texture_vae", "features", "semantic_vae", "encode", "reference", "schedule", "train@sfd",
-    "train@repa", "train@dit", "evaluate@sfd", "studies", "report",
+    "train@repa", "train@dit", "evaluate@sfd", "studies@sfd", "report",
 )  # fmt: skip
-QUICK = ("code", "inputs", "encode", "train@sfd", "evaluate@sfd", "studies", "report")
+QUICK = ("code", "inputs", "encode", "train@sfd", "evaluate@sfd", "studies@sfd", "report")
 """Run in the quick tests; the others with the slow ones."""
 CHECKED_WITH = {"sfd_core.experiment.sizes", "sfd_core.host.files"}
 """Count where a network is built, and where images are listed; every stage imports them to check parameters and inputs."""

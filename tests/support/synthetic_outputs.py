@@ -69,7 +69,7 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
         _write_training(root / "train" / name, index, classes)
         _write_evaluation(root / "evaluate" / name, params, name, final)
     for name, study in params.active_studies().items():
-        _write_study(root / "studies" / name, study, params)
+        _write_study(root / "studies" / study.variant / name, study, params)
     real = {"floor": 216.0, "ceiling": 480.0, "train_subset": 72.0}
     reference = {kind: _numbers(params, distance) for kind, distance in real.items()}
     snapshot = {kind: _numbers(params, 1.1 * distance) for kind, distance in real.items()}

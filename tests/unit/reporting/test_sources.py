@@ -57,7 +57,7 @@ def test_variant_that_was_not_evaluated_is_an_error_that_names_it(params: Params
         ("evaluate/sfd/trajectory.npz", "trajectory.sfd"),
         ("evaluate/sfd/neighbours.png", "neighbours.sfd"),
         ("evaluate/sfd/classes.csv", "classes.sfd"),
-        ("studies/offsets/offsets.csv", "studies.offsets"),
+        ("studies/any_order/offsets/offsets.csv", "studies.offsets"),
         ("train/sfd/history.csv", "history.sfd"),
         ("texture_vae/reconstructions.png", "reconstructions"),
         ("semantic_vae/history.csv", "history.semantic_vae"),
@@ -110,7 +110,7 @@ def test_variants_that_differ_in_nothing_but_the_seed_have_one_origin(params: Pa
     values["active"] += ["again", "slow"]
     for name in ("again", "slow"):
         shutil.copytree(tree / "evaluate" / "any_order", tree / "evaluate" / name)
-        shutil.copytree(tree / "studies" / "offsets", tree / "studies" / name)
+        shutil.copytree(tree / "studies" / "any_order" / "offsets", tree / "studies" / name / name)
         values["studies"][name] = values["studies"]["offsets"] | {"variant": name}
     points = read_outputs(parse_params(values), tree, tree).points("offsets")
     assert dict(zip(points["variant"], points["origin"], strict=True)) == {

@@ -82,7 +82,7 @@ Measured = Callable[[str], tuple[pd.DataFrame, int, Path]]
 def measured(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """Each study is measured when a test first asks for it; the tests leave its folder as it is."""
     root = tmp_path_factory.mktemp("measured")
-    return cache(lambda name: (*run(params.active_studies()[name], params, root / name), root / name))
+    return cache(lambda name: (*run(params.studies[name], params, root / name), root / name))
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_a_study_measures_each_of_its_points_once(name: str, params: Params, mea
     assert drawn == table["file"].nunique() == (1 if name == "field" else len(table))  # here both weights have one path
     alike = name == "auto"  # here the snapshot guides itself
     assert table["fd_efficientnet_lite0"].nunique() == (1 if alike else drawn)
-    again, none = run(params.active_studies()[name], params, folder)
+    again, none = run(params.studies[name], params, folder)
     assert none == 0
     pd.testing.assert_frame_equal(again, table)
     assert len(list(folder.glob("*.png"))) == 1
@@ -151,13 +151,14 @@ def test_the_stage_goes_on_where_it_was_interrupted_and_leaves_nothing_else(
         measure(study, params, out, processes)
 
     monkeypatch.setattr(stage, "measure_study", breaks_off)
-    (studied / "outputs" / "studies" / "old").mkdir(parents=True)
+    out = studied / "outputs" / "studies" / "any_order"
+    (out / "old").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
-        stage.studies(two, studied / "outputs" / "studies", ALONE)
+        stage.studies("any_order", two, out, ALONE)
     (kept,) = (studied / ".sfd" / "resume" / "studies").rglob("offsets.csv")
     before = {file.name: file.stat().st_mtime_ns for file in kept.parent.glob("points/*.json")}
-    stage.studies(two, studied / "outputs" / "studies", ALONE)
-    assert {path.name for path in (studied / "outputs" / "studies").iterdir()} == {"offsets", "auto"}
-    after = (studied / "outputs" / "studies" / "offsets" / "points").glob("*.json")
+    stage.studies("any_order", two, out, ALONE)
+    assert {path.name for path in out.iterdir()} == {"offsets", "auto"}
+    after = (out / "offsets" / "points").glob("*.json")
     assert {file.name: file.stat().st_mtime_ns for file in after} == before
     assert not list((studied / ".sfd" / "resume" / "studies").iterdir())
