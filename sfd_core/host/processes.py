@@ -126,7 +126,8 @@ def spread(preempted: int | None = None) -> None:
     one process is enough or a launcher has already started several. Raises `ConfigError` if the variable is not a positive
     number.
     """
-    count = Settings.read().processes or max(1, torch.cuda.device_count())
+    settings = Settings.read()
+    count = settings.processes or max(1, torch.cuda.device_count())
     if count == 1 or "WORLD_SIZE" in os.environ:
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
@@ -135,7 +136,8 @@ def spread(preempted: int | None = None) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         1, 1, count, run_id="sfd", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-        logs_specs=DefaultLogsSpecs(os.devnull), local_addr="localhost",  # the address of this machine may have no name
+        logs_specs=DefaultLogsSpecs(os.devnull), shutdown_timeout=settings.grace_seconds,
+        local_addr="localhost",  # the address of this machine may have no name
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", _module(), *sys.argv[1:])

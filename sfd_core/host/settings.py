@@ -56,5 +56,7 @@ class Settings(EnvironmentSettings):
     """Work of other code that took over ten minutes: resume it, or keep it and start again; default: an error."""
     flow_run: str = Field("", title="an address")
     """Internal: page of the Prefect flow run that computes here, to which its runs in MLflow link."""
+    grace_seconds: int = Field(25, ge=1, title="a number of seconds such as 25 or 100")
+    """Time of stages to end after SIGTERM, for a last checkpoint; Prefect gives no more than 30, Slurm's jobs here give 100."""
     git_remote: str = Field("", title="the name or address of a git remote")
     """Push the refs of finished sweep points to this remote; default: keep them in the clone."""

@@ -1,9 +1,9 @@
 """Runs one command in a session of its own; it ends with this process, and this process ends with its parent.
 
-    python sfd_core/host/supervisor.py PARENT LOG COMMAND...
+    python sfd_core/host/supervisor.py PARENT LOG GRACE COMMAND...
 
-On SIGTERM, or when process PARENT is gone, everything the command started gets SIGTERM, and SIGKILL after `GRACE_SECONDS`.
-It waits for supervisors below, which do the same.
+On SIGTERM, or when process PARENT is gone, everything the command started gets SIGTERM, and SIGKILL after GRACE seconds:
+the time for a training to write its checkpoint. It waits for supervisors below, which do the same.
 Output goes to the file LOG, or with `-` to this process's own: a pipe would keep its reader waiting for a process that
 outlives the command.
 """
@@ -17,9 +17,9 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-GRACE_SECONDS = 25.0
-"""Time for a training to write its checkpoint; Prefect kills an engine 30 seconds after its SIGTERM."""
-END_SECONDS = GRACE_SECONDS + 8
+SECONDS_TO_KILL = 5.0
+SECONDS_BELOW = 3.0
+"""A supervisor below gets its signal so much later, and has as much time."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
@@ -34,7 +34,7 @@ def die_with_parent(parent: int) -> None:
 
 def main() -> None:
     """Run the command line's command and exit with its code; 128 + n if a signal ended it or this process."""
-    parent, log, *command = sys.argv[1:]
+    parent, log, grace, *command = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     die_with_parent(int(parent))
     if sys.platform == "linux":
@@ -55,16 +55,16 @@ def main() -> None:
             code = 128 + received
         elif child.poll() is not None:
             code = child.returncode if child.returncode >= 0 else 128 - child.returncode
-    deadline = time.monotonic() + END_SECONDS
-    _end_group(child.pid)
+    deadline = time.monotonic() + float(grace) + SECONDS_TO_KILL + SECONDS_BELOW
+    _end_group(child.pid, float(grace))
     while received is not signal.SIGCHLD and _reap() and time.monotonic() < deadline:
         time.sleep(0.05)  # a supervisor below that has lost its parent
     sys.exit(code)
 
 
-def _end_group(group: int) -> None:
+def _end_group(group: int, grace: float) -> None:
     """End the processes left in the command's session and return when none is."""
-    for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, SECONDS_TO_KILL)):
         deadline = time.monotonic() + patience
         sent = int(number)
         while time.monotonic() < deadline:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ RENEWALS = 5
 """Renewals within that time."""
 SECONDS_TO_JOIN = 10.0
 """Most seconds that a release waits for a running renewal."""
+LOOKS = 10
+"""How often an acquirer looks at another machine's lease within the time of one renewal."""
 
 
 class LostError(ResourceError):
@@ -57,9 +60,14 @@ class Holder:
             raise DataError(f"{key} is no lease ({error}); delete it if nothing uses it") from error
 
     @property
+    def here(self) -> bool:
+        """Whether this is a process of this machine."""
+        return bool(self.machine) and self.machine == _machine()
+
+    @property
     def dead(self) -> bool:
         """Whether this is a process of this machine that has died."""
-        return bool(self.machine) and self.machine == _machine() and not Path(f"/proc/{self.process}").exists()
+        return self.here and not Path(f"/proc/{self.process}").exists()
 
 
 class Lease:
@@ -77,8 +85,10 @@ class Lease:
     def acquire(self) -> None:
         """Take the lease and renew it in the background.
 
-        Raises `BusyError` that names the holder if another one has it, at once. A lease that expired, was released or
-        belongs to a process of this machine that was killed is taken over.
+        A lease that expired, was released or belongs to a process of this machine that was killed is taken over. Raises
+        `BusyError` that names the holder if another one lives: at once on this machine, at its next renewal on another. If
+        none comes, the machine is gone, and the lease is taken over as it expires: a job that is put back into the queue
+        because its machine failed goes on by itself.
         """
         self._holder = Holder(uuid.uuid4().hex, self.who, self.seconds, machine=_machine(), process=os.getpid())
         self._etag, self._lost = self._take(), ""
@@ -120,16 +130,21 @@ class Lease:
         try:
             return self.storage.put(self.key, self._holder.encoded(), absent=True)
         except ConflictError:
-            content = self.storage.get(self.key)
-        other = Holder.decoded(content.data, self.key)
-        if other.token == self._holder.token:
-            return content.etag
-        left = other.seconds - content.age
-        if other.token and left > 0 and not other.dead:
-            raise BusyError(
-                f"{other.who} holds the lease {self.key}; wait for it or stop it (if it died, its lease ends in {left:.0f} s)"
-            )
-        return self._replace(content.etag, self._holder)
+            first = found = self.storage.get(self.key)
+        while True:
+            other = Holder.decoded(found.data, self.key)
+            if other.token == self._holder.token:
+                return found.etag
+            left = other.seconds - found.age
+            if not other.token or other.dead or left <= 0:
+                return self._replace(found.etag, self._holder)
+            held = f"{other.who} holds the lease {self.key}"
+            if other.here or found.etag != first.etag:
+                raise BusyError(f"{held} and lives; wait for it or stop it")
+            if found is first:
+                print(f"{held}; if it does not renew it within {left:.0f} s, it is dead and replaced", file=sys.stderr)
+            time.sleep(min(left, self.seconds / RENEWALS / LOOKS))
+            found = self.storage.get(self.key)
 
     def _replace(self, etag: str, holder: Holder) -> str:
         """Replace the object with `etag` by `holder`, unless it is there already, and return the new etag."""

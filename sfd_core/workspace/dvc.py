@@ -26,6 +26,7 @@ from sfd_core.host.addresses import public
 from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
 from sfd_core.host.machine import Slot, cores
 from sfd_core.host.paths import OUTPUTS, STATE, sqlite_address
+from sfd_core.host.settings import Settings
 
 LOCK = "dvc.lock"
 LOGS = STATE / "logs"
@@ -41,7 +42,8 @@ _ASK_REMOTE = (
 """No DVC command asks the remote for nothing but an answer."""
 _BUSY = f"exited with {BUSY_EXIT_CODE}"
 """How DVC reports the exit code of a stage that another process is running."""
-_END_SECONDS = supervisor.GRACE_SECONDS + 10
+_END_SECONDS = 10
+"""Time of a supervisor to end, beyond that of its command."""
 
 
 class ProgramError(DataError):
@@ -187,9 +189,9 @@ class Place:
     @contextmanager
     def _started(self, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         self.require_running(_shown(command))
-        log = "-" if self.log is None else str(self.log.absolute())
+        log, grace = "-" if self.log is None else str(self.log.absolute()), Settings.read().grace_seconds
         running = subprocess.Popen(
-            [sys.executable, "-P", str(Path(supervisor.__file__)), str(os.getpid()), log, *command],
+            [sys.executable, "-P", str(Path(supervisor.__file__)), str(os.getpid()), log, str(grace), *command],
             cwd=self.folder,
             env=dict(self.environment),
             pass_fds=self.held,
@@ -200,7 +202,7 @@ class Place:
         finally:
             if running.poll() is None:
                 running.terminate()
-                running.wait(_END_SECONDS)
+                running.wait(grace + _END_SECONDS)
 
 
 def environment(project: Path) -> dict[str, str]:

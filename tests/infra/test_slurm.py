@@ -29,7 +29,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_a_job_whose_time_is_up_saves_and_is_put_back(tmp_path: Path, environment: dict[str, str]) -> None:
     """A stage and its supervisor in sessions of their own, whose caller dies at once, as `sfd` does."""
     (tmp_path / "stage").write_text(STAGE)
-    stage = f"cd {tmp_path}; setsid python -P {ROOT}/sfd_core/host/supervisor.py $$ - bash stage; true"
+    stage = f"cd {tmp_path}; setsid python -P {ROOT}/sfd_core/host/supervisor.py $$ - $SFD_GRACE_SECONDS bash stage; true"
     job = subprocess.Popen(["bash", SLURM / "job.sbatch", "bash", "-c", stage], env=environment)
     deadline = time.monotonic() + 20
     while not (tmp_path / "started").exists():

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from faulty_proxy import FaultyProxy
@@ -10,6 +11,13 @@ from faulty_proxy import FaultyProxy
 from sfd_core.host.errors import BusyError, DataError, ResourceError
 from sfd_core.storage import Lease, LostError, Storage
 from sfd_core.storage.lease import Holder
+
+
+@contextmanager
+def another_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr("sfd_core.storage.lease._machine", lambda: "another")
+        yield
 
 
 def abandoned(storage: Storage, key: str, seconds: float) -> Lease:
@@ -37,11 +45,39 @@ def is_lost(lease: Lease) -> bool:
 
 def test_a_held_lease_is_refused_by_the_name_of_its_holder_and_free_when_released(storage: Storage) -> None:
     with Lease(storage, "held") as lease:
-        with pytest.raises(BusyError, match=rf"{lease.who} holds the lease held.*ends in \d+ s"):
+        with pytest.raises(BusyError, match=rf"{lease.who} holds the lease held and lives"):
             Lease(storage, "held").acquire()
         lease.check()
     with Lease(storage, "held"):
         pass
+
+
+def test_the_lease_of_another_machine_is_refused_once_it_is_renewed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Lease(storage, "renewed elsewhere", seconds=10)
+    with another_machine(monkeypatch):
+        first.acquire()
+    with pytest.raises(BusyError, match="holds the lease renewed elsewhere and lives"):
+        Lease(storage, "renewed elsewhere", seconds=10).acquire()
+    first.check()
+    first.release()
+    assert "if it does not renew it within" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_the_lease_of_another_machine_is_taken_over_once_it_is_released_or_expires(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    with another_machine(monkeypatch):
+        first = abandoned(storage, "gone", seconds=60 if released else 3)
+    if released:
+        threading.Timer(1, first.release).start()
+    with Lease(storage, "gone", seconds=10) as second:
+        second.check()
+        if not released:
+            with pytest.raises(LostError, match="took over gone"):
+                first._replace(first._etag, first._holder)
 
 
 def test_of_many_who_begin_together_only_one_gets_the_lease(storage: Storage) -> None:

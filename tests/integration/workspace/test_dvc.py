@@ -90,9 +90,7 @@ def test_what_a_program_left_running_ends_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_program_ends_with_its_caller_even_one_that_is_killed(
-    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_program_ends_with_its_caller_even_one_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
     patched = STUBBORN.replace("lambda *_: None", "signal.SIG_DFL")
     (tmp_path / "stubborn.py").write_text(patched)
     caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], cwd=ROOT)
@@ -100,6 +98,18 @@ def test_a_program_ends_with_its_caller_even_one_that_is_killed(
     caller.send_signal(number)
     caller.wait(20)
     require_gone(found, 20)
+
+
+def test_a_program_that_does_not_end_is_killed_after_the_seconds_of_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    given = os.environ | {"SFD_GRACE_SECONDS": "3"}
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], cwd=ROOT, env=given)
+    stubborn = pids(tmp_path)[0]
+    caller.terminate()
+    time.sleep(2)
+    assert psutil.pid_exists(stubborn)
+    require_gone([stubborn], 15)
+    caller.wait(20)
 
 
 def test_the_environment_has_no_key_of_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
