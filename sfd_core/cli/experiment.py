@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from sfd_core.cli.options import PARAMS, output, whole
-from sfd_core.cli.results import results, write_curves, write_studies, write_table
+from sfd_core.cli.results import results, write_tables
 from sfd_core.host.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,16 +55,8 @@ def experiment(
         print(f"--vary {axis.key} skips {', '.join(plan.skipped)}, in which it cannot vary", file=sys.stderr)
     folder = experiment_dir(name)
     run_experiment(plan, folder, at_once or stages_at_once())
-    if table:
-        write_table(plan, folder, table)
-    if curves:
-        write_curves(folder, curves)
-    if studies:
-        write_studies(plan, folder, studies)
     results(project=folder)
-    for kind, file in {"table": table, "curves": curves, "studies": studies}.items():
-        if file:
-            print(f"{kind}: {file.resolve()}")
+    write_tables(plan, folder, table, curves, studies)
 
 
 def reproduce(*, at_once: Annotated[int | None, AT_ONCE] = None) -> None:

@@ -12,14 +12,14 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from sfd_core.experiment.inputs import input_digests, named_inputs, require_inputs, require_none_in_outputs
-from sfd_core.experiment.params import Group, Params, VariantParams, fingerprint, load_params, parse_params
+from sfd_core.experiment.params import LATENTS, Group, Params, VariantParams, fingerprint, load_params, parse_params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.experiment.values import set_value
 from sfd_core.host.errors import ConfigError
 
 CURRENT = "params.yaml"
 """In place of a preset's name: the project's own parameters."""
-SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "reference")
+SHARED = (*LATENTS, "reference")
 SHARED_OF_EVALUATE = ("final_samples", "snapshot_samples", "kid_subset_size")
 """Values that the stages before training read: points with equal ones share their results."""
 SHARED_TARGETS = ("encode", "reference")

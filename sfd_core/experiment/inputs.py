@@ -1,14 +1,13 @@
 """Files and folders that an experiment reads and DVC does not own: whether they are there, and whether they are the same."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sfd_core.experiment.params import DiffusersVAEParams, LDMVAEParams, Params
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.files import files_below, is_path
-from sfd_core.host.paths import OUTPUTS, file_digest, stage_dir
+from sfd_core.host.paths import OUTPUTS, file_digest, read_json, stage_dir
 
 IMAGES = "prepare"
 READERS = {name: name for name in (IMAGES, "texture_vae", "features", "semantic_vae", "reference", "evaluate")}
@@ -85,12 +84,7 @@ def input_digests(
 
 def recorded_digests(stage: str, project: Path = Path()) -> dict[str, str]:
     """Return what stage `inputs` recorded of the files that `stage` reads; empty if it did not run, or the file is damaged."""
-    path = project / stage_dir("inputs") / f"{stage}.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(project / stage_dir("inputs") / f"{stage}.json")
 
 
 def require_recorded_inputs(stage: str, params: Params) -> None:

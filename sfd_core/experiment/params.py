@@ -43,6 +43,8 @@ LABELS = {
     "parquet": ("stored",),
 }
 """Possible labels of each image source."""
+LATENTS = ("prepare", "texture_vae", "features", "semantic_vae", "encode")
+"""Groups that determine the latents."""
 ExtractorName = Literal["inception", "dinov2", "efficientnet_lite2", "efficientnet_lite0"]
 
 

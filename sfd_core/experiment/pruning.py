@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sfd_core.experiment.params import LATENTS
 from sfd_core.host.errors import ConfigError
 
 Losses = Mapping[int, float]
@@ -22,7 +23,7 @@ FEWEST = 4
 """Points that have to be finished before another one is judged."""
 DIGITS = 4
 """Significant digits that a training prints."""
-MEASURED_ON = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "train.validation_images")
+MEASURED_ON = (*LATENTS, "schedule", "train.validation_images")
 MEASURED_ALONG = ("model", "semantic", "delta_t", "path", "found_path")
 """Groups and values without which a validation loss has another meaning: its latents, and its target or path."""
 _PRINTED = re.compile(r"[^:]+: step (?P<step>\d+), validation loss: texture (?P<loss>[^\s,]+)")

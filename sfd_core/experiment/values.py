@@ -63,10 +63,17 @@ def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def set_value(values: Any, key: str, value: Any) -> None:
-    """Set the nested value of a dotted key in place. Raises `ConfigError` for an unknown group; the check finds keys."""
+    """Set the nested value of a dotted key in place. Raises `ConfigError` for an unknown group; the check finds keys.
+
+    The groups on the way become the key's own: YAML's anchors put one group in several places, which keep their values.
+    """
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.get(parent) if isinstance(values, dict) else None
-    if not isinstance(values, dict):
-        raise ConfigError(f"the parameter file has no value {key!r}; write keys with dots, such as train.optimisation.steps")
+        group = values.get(parent)
+        if not isinstance(group, dict):
+            raise ConfigError(
+                f"the parameter file has no value {key!r}; write keys with dots, such as train.optimisation.steps"
+            )
+        values[parent] = group = dict(group)
+        values = group
     values[last] = value

@@ -17,6 +17,8 @@ from sfd_core.host.locks import is_held, locked_folder
 
 OUTPUTS = Path("outputs")
 REPORT = Path("report")
+RESULTS = Path("docs") / "results"
+"""Committed tables of experiments, which no stage repeats; the report shows them."""
 STATE = Path(".sfd")
 """Local state that is not an output: resumable checkpoints, the embedded MLflow store, feature caches."""
 
@@ -90,6 +92,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value`, with dataclasses as objects, as indented JSON, atomically; NaN and infinity are refused."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, default=asdict) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if the file is missing, cannot be read or holds no object."""
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def sqlite_address(path: Path, driver: str = "sqlite") -> str:

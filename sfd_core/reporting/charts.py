@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.palette import VariantStyle
-from sfd_core.reporting.text import NumberName, number_name
+from sfd_core.reporting.text import NumberName, frechet_distances
 
 INK, MUTED, RULE = "#15181c", "#59626c", "#dfe1e0"
 DPI = 160
@@ -22,11 +22,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def leading_distance(table: pd.DataFrame) -> NumberName:
     """Return the first Fréchet distance among the columns of a table. Raises `DataError` if it has none, or no row."""
-    names = (number_name(str(column)) for column in table.columns)
-    number = next((name for name in names if name is not None and name.kind == "fd"), None)
-    if number is None or table.empty:
+    numbers = frechet_distances(table.columns)
+    if not numbers or table.empty:
         raise DataError("the table has no distance, so there is nothing to draw; no point of it has ended well")
-    return number
+    return numbers[0]
 
 
 def line_look(style: VariantStyle) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from sfd_core.reporting.phases import phase_words, phases_svg
 from sfd_core.reporting.pictures import file_uri
 from sfd_core.reporting.sources import Number, Outputs, class_names, values_of
 from sfd_core.reporting.tables import Table
-from sfd_core.reporting.text import number_name
+from sfd_core.reporting.text import frechet_distances, number_name
 
 PAGE = files("sfd_core.reporting") / "page"
 SCRIPTS = ("chart.js", "curves.js", "samples.js", "page.js")
@@ -174,8 +174,7 @@ def _studies(outputs: Outputs) -> dict[str, Any]:
 
     def by_distance(study: str, lay_out: Callable[[pd.DataFrame, str], Any]) -> dict[str, Any]:
         table = outputs.studies.get(study, pd.DataFrame())
-        names = [number_name(str(column)) for column in table.columns]
-        return {name.name: lay_out(table, name.name) for name in names if name is not None and name.kind == "fd"}
+        return {number.name: lay_out(table, number.name) for number in frechet_distances(table.columns)}
 
     return {
         "rates": by_distance("learning_rates", studies.learning_rate_table),

@@ -1,6 +1,5 @@
 """What is in work or finished in a clone: stages of the project, of its experiments and of the points of its sweeps."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from sfd_core.experiment.params import load_params
 from sfd_core.host.errors import SFDError
 from sfd_core.host.locks import is_held
-from sfd_core.host.paths import OUTPUTS, STATE
+from sfd_core.host.paths import OUTPUTS, STATE, read_json
 from sfd_core.host.progress import format_rate
 from sfd_core.host.resume import LOCK, command_of
 from sfd_core.reporting import text
@@ -108,9 +107,9 @@ def _finished(place: Path) -> Iterator[Work]:
         if step is None:
             continue
         of_variant = folder.parent.name == "train"
-        numbers = _read(place / OUTPUTS / "evaluate" / folder.name / "metrics.json") if of_variant else {}
+        numbers = read_json(place / OUTPUTS / "evaluate" / folder.name / "metrics.json") if of_variant else {}
         stage = f"train@{folder.name}" if of_variant else folder.name
-        yield _trained(stage, {"steps": step, **_read(folder / "metrics.json")}, numbers, str(folder))
+        yield _trained(stage, {"steps": step, **read_json(folder / "metrics.json")}, numbers, str(folder))
 
 
 def _finished_points(project: Path) -> Iterator[Work]:
@@ -123,13 +122,6 @@ def _finished_points(project: Path) -> Iterator[Work]:
 
 def _trained(stage: str, metrics: Mapping[str, Any], numbers: Mapping[str, Any], where: str) -> Work:
     steps, seconds = metrics.get("steps"), metrics.get("seconds")
-    names = (name for name in map(text.number_name, numbers) if name is not None and name.kind == "fd")
-    leading = next(names, None)
+    leading = next(iter(text.frechet_distances(numbers)), None)
     distance = "" if leading is None else f"{text.number(numbers[leading.name])} {leading.name}"
     return Work(stage, FINISHED, where, steps, steps, steps / seconds if steps and seconds else None, distance)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        return dict(json.loads(path.read_text()))
-    return {}

@@ -1,10 +1,9 @@
 """Hashes of the parameters behind recorded numbers, which compare with others only if these are equal."""
 
-from sfd_core.experiment.params import Params, VariantParams, fingerprint
+from sfd_core.experiment.params import LATENTS, Params, VariantParams, fingerprint
 
 PROTOCOL = ["latents", "evaluation", "recipe"]
 """Hashes of the parameters behind a recorded curve."""
-LATENTS = ("prepare", "texture_vae", "features", "semantic_vae", "encode")
 
 
 def measured_with(params: Params) -> dict[str, str]:

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from sfd_core.evaluation.convergence import read_curve
-from sfd_core.experiment.params import Params, VariantParams
+from sfd_core.experiment.params import LATENTS, Params, VariantParams
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import OUTPUTS, STATE
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.progress import RUNNING, read_work
-from sfd_core.reporting.protocol import LATENTS, PROTOCOL, protocol
+from sfd_core.reporting.protocol import PROTOCOL, protocol
 from sfd_core.reporting.sources import read_table
 from sfd_core.training.history import read_history
 
@@ -160,7 +160,7 @@ def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, str, float, f
     if not file.is_file():
         return
     curve = read_curve(outputs, variant)
-    names = [str(name) for name in curve if (known := text.number_name(str(name))) is not None and known.kind == "fd"]
+    names = [number.name for number in text.frechet_distances(curve)]
     for row in curve.to_dict("records"):
         yield from ((int(row["step"]), name, row["samples"], row[name]) for name in names)
     final = json.loads(file.read_text())["final"]

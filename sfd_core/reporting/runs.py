@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from sfd_core.experiment.params import Params
 from sfd_core.experiment.values import flat_values
 from sfd_core.host.errors import DataError
-from sfd_core.host.paths import OUTPUTS
+from sfd_core.host.paths import OUTPUTS, RESULTS
 from sfd_core.host.resume import Code
 from sfd_core.reporting import figures
 from sfd_core.reporting.html import results_table
@@ -27,7 +27,6 @@ from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.sources import Outputs, VariantOutputs, read_outputs
 from sfd_core.workspace.places import find_place, recorded_params
 
-RESULTS = Path("docs") / "results"
 EVALUATED = "numbers.json"
 
 

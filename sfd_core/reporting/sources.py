@@ -95,7 +95,7 @@ class VariantOutputs:
     sampler: SamplerParams
     """How it was sampled."""
     curve: pd.DataFrame
-    """`CURVE_COLUMNS` and one column per number, one row per snapshot, by step."""
+    """Steps, samples and one column per number, one row per snapshot, by step."""
     numbers: Numbers
     """Final numbers."""
     oracle: Numbers

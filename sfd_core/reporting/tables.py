@@ -10,7 +10,7 @@ from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import VariantParams
 from sfd_core.reporting import text
 from sfd_core.reporting.sources import Numbers, Outputs, VariantOutputs, count_added, values_of
-from sfd_core.reporting.text import KINDS, NumberName, number_name
+from sfd_core.reporting.text import KINDS, NumberName, frechet_distances, number_name
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _names(outputs: Outputs) -> list[NumberName]:
 
 
 def _distances(outputs: Outputs) -> list[NumberName]:
-    return [name for name in _names(outputs) if name.kind == "fd"] or _names(outputs)
+    return frechet_distances(outputs.number_names()) or _names(outputs)
 
 
 def _best(column: NumberName, outputs: Outputs) -> str | None:

@@ -1,5 +1,6 @@
 """Numbers and names as a person reads them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 KINDS = {
@@ -50,6 +51,11 @@ def number_name(name: str) -> NumberName | None:
         return NumberName(name, "fd" if name == "fid" else name, "inception")
     kind, _, extractor = name.partition("_")
     return NumberName(name, kind, extractor) if kind in KINDS and extractor else None
+
+
+def frechet_distances(names: Iterable[object]) -> list[NumberName]:
+    """Return the Fréchet distances among the names of numbers."""
+    return [found for name in names if (found := number_name(str(name))) is not None and found.kind == "fd"]
 
 
 def extractor_title(extractor: str) -> str:

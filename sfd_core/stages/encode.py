@@ -25,7 +25,7 @@ from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import EncodeParams, fingerprint
 from sfd_core.host.errors import IdentityError, exits_cleanly
 from sfd_core.host.paths import file_digest, stage_dir, write_json
-from sfd_core.host.processes import Processes, spread
+from sfd_core.host.processes import ALONE, Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.composite import ChannelStatistics, StreamingMoments, save_statistics
 from sfd_core.latents.compressors import SemanticCompressors
@@ -59,13 +59,12 @@ class EncodeInputs:
     semantic_vae: Path
 
 
-def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Processes | None = None) -> None:
+def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Processes = ALONE) -> None:
     """Write latents of all images, their statistics and their identity to `out` in one atomic step.
 
     Raises `IdentityError` if tokens and images are not of the same `prepare` run or the compressors of another encoder,
     `NumericsError` for latents that are not finite or that `params.dtype` cannot hold.
     """
-    processes = processes or Processes(0, 1)
     with processes.first_first():
         sources = Sources.open(params, inputs, processes)
     work = resume_dir("encode", sources.resume_key(params, processes))

@@ -23,7 +23,7 @@ from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import FeaturesParams, fingerprint
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import stage_dir
-from sfd_core.host.processes import Processes, spread
+from sfd_core.host.processes import ALONE, Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.composite import StreamingMoments, save_statistics
 from sfd_core.latents.tokens import TokenRecipe, rounded
@@ -36,13 +36,12 @@ PARTS = ("train", "held_out")
 SPARE_BYTES = 1 << 20
 
 
-def extract_features(params: FeaturesParams, images: Path, out: Path, processes: Processes | None = None) -> None:
+def extract_features(params: FeaturesParams, images: Path, out: Path, processes: Processes = ALONE) -> None:
     """Write tokens of all images of the `prepare` folder `images`, and their statistics, to `out` in one atomic step.
 
     Without `params.store` the statistics are as exact, but tokens are not kept. Raises `NumericsError` for tokens that float16
     cannot hold, and what `load_encoder` and `ShardReader` raise.
     """
-    processes = processes or Processes(0, 1)
     with processes.first_first():
         shards = {part: ShardReader(images / part, verify=processes.first) for part in PARTS}
         encoder = load_encoder(params).to(processes.device)

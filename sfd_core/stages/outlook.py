@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfd_core.host.paths import existing_parent, free_disk, require_disk
+from sfd_core.host.progress import format_rate
 
 SHAPES_RESULTS = False
 
@@ -43,8 +44,7 @@ class Outlook:
         if self.seconds_per_row is not None:
             rate = self.processes / max(self.seconds_per_row, 1e-9)
             shared = f" in {self.processes} processes" if self.processes > 1 else ""
-            shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-            lines["time"] = f"about {format_seconds(self.left / rate)} at {shown} rows/s{shared}"
+            lines["time"] = f"about {format_seconds(self.left / rate)} at {format_rate(rate)} rows/s{shared}"
         print(self.what, file=sys.stderr)
         for name, text in lines.items():
             print(f"  {name:<10}{text}", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ from sfd_core.experiment.params import PrepareParams, fingerprint
 from sfd_core.host.errors import DataError, exits_cleanly
 from sfd_core.host.machine import cores
 from sfd_core.host.paths import stage_dir, write_json
-from sfd_core.host.processes import Processes
+from sfd_core.host.processes import ALONE
 from sfd_core.host.progress import with_progress
 from sfd_core.host.resume import mixed_codes, resumable_dir, resume_dir
 from sfd_core.stages.outlook import Outlook, require_room, tell_of_forgotten
@@ -110,7 +110,7 @@ def _resume_key(params: PrepareParams, plans: dict[str, Plan]) -> str:
 
 def _write_part(shard: PiecedShard, plan: Plan, params: PrepareParams) -> None:
     """Write the pieces of a part that are not there yet, then the part's manifest."""
-    left = shard.left(Processes(0, 1))
+    left = shard.left(ALONE)
     skipped = [note for notes in shard.notes() for note in notes["skipped"]]
     if skipped and not params.skip_unreadable:
         raise DataError(skipped[0]["error"])

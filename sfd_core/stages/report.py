@@ -8,18 +8,15 @@ writes `report/index.html`, `metrics.json`, `results.csv` and figures, and print
 import argparse
 from pathlib import Path
 
-from sfd_core.evaluation.convergence import distances, read_curves, speed_up
+from sfd_core.evaluation.convergence import read_curves, speed_up
 from sfd_core.experiment.params import Params
 from sfd_core.host.errors import exits_cleanly
-from sfd_core.host.paths import OUTPUTS, REPORT
+from sfd_core.host.paths import OUTPUTS, REPORT, RESULTS
 from sfd_core.reporting.html import write_report
 from sfd_core.reporting.sources import read_outputs
 from sfd_core.reporting.tables import primary_number
-from sfd_core.reporting.text import number_name
+from sfd_core.reporting.text import frechet_distances
 from sfd_core.stages.start import begin_stage
-
-RESULTS = Path("docs/results")
-"""Committed tables of longer studies, which no stage repeats."""
 
 
 def report(params: Params, outputs: Path, results: Path, out: Path) -> Path:
@@ -32,14 +29,10 @@ def report(params: Params, outputs: Path, results: Path, out: Path) -> Path:
     curves = read_curves(outputs, params.active)
     primary = primary_number(read, params.features.encoder).name
     # the leading distance comes first; KID and sFID have curves but no speed-up table
-    numbers = sorted(_frechet_distances(distances(curves)), key=lambda number: number != primary)
+    names = [number.name for number in frechet_distances(curves.columns)]
+    numbers = sorted(names, key=lambda name: name != primary)
     reaches = [reach for number in numbers for reach in speed_up(curves, number, _targets(params))]
     return write_report(params, read, reaches, out)
-
-
-def _frechet_distances(numbers: list[str]) -> list[str]:
-    names = [number_name(number) for number in numbers]
-    return [name.name for name in names if name is not None and name.kind == "fd"]
 
 
 def _targets(params: Params) -> list[str]:

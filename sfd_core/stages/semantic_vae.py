@@ -168,7 +168,8 @@ def _measure(compressors: SemanticCompressors, prepared: Path, sets: TokenSets) 
         posterior = compressors.vae.encode(tokens)
         vae = semantic_vae_loss(compressors.vae.decode(posterior.mean), tokens, posterior, 0.0)
         pca = semantic_vae_loss(compressors.pca.decode(compressors.pca.encode(tokens)), tokens, posterior, 0.0)
-        found = {"mse": vae.mse, "cosine": 1 - vae.cosine, "kl": vae.kl, "pca_mse": pca.mse, "pca_cosine": 1 - pca.cosine}
+        found = {"mse": vae["mse"], "cosine": 1 - vae["cosine"], "kl": vae["kl"]}
+        found |= {"pca_mse": pca["mse"], "pca_cosine": 1 - pca["cosine"]}
         for name, value in found.items():
             totals[name] += value.item() * len(rows) / len(sets.held_out)
     named = {f"{name}_held_out": value for name, value in totals.items()}

@@ -1,11 +1,9 @@
 """Everything under `outputs/` that MLflow does not have yet: one run for each VAE and each variant, cached or new."""
 
-import fcntl
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 
 from sfd_core.experiment.params import Params, fingerprint
 from sfd_core.host.addresses import in_a_line, public
-from sfd_core.host.paths import OUTPUTS, STATE, file_digest, write_json
+from sfd_core.host.locks import locked
+from sfd_core.host.paths import OUTPUTS, STATE, file_digest, read_json, write_json
 from sfd_core.tracking.address import embedded_file, is_embedded, store_uri, why_unusable
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.datasets import DataSet, prepared_images
@@ -36,8 +35,6 @@ class Tracked:
     """Name -> run id of the runs that were made or completed now."""
     failed: Mapping[str, str]
     """Name -> why its run is not complete."""
-    unchanged: tuple[str, ...]
-    """Names of the runs that were complete already."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +63,18 @@ def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
     """
     uri = store_uri()
     finished = [*_finished_vaes(params, outputs), *_finished_variants(params, outputs)]
-    with _locked():
+    with locked(STATE / "tracking.lock"):  # so that no run is made twice
         markers = _read_markers(uri)
         done = markers.get(public(uri), {})
         pending = [run for run in finished if done.get(run.name) != run.digest]
-        unchanged = tuple(run.name for run in finished if run not in pending)
         if not pending:
-            return Tracked(public(uri), {}, {}, unchanged)
+            return Tracked(public(uri), {}, {})
         if reason := why_unusable(uri):
-            return _told(Tracked(public(uri), {}, {run.name: reason for run in pending}, unchanged))
+            return _told(Tracked(public(uri), {}, {run.name: reason for run in pending}))
         completed, failed = _complete(uri, pending, prepared_images(params.prepare, outputs / "prepare"))
         done |= {run.name: run.digest for run in pending if run.name in completed}
         write_json(MARKER, markers | {public(uri): done})
-        return _told(Tracked(public(uri), completed, failed, unchanged))
+        return _told(Tracked(public(uri), completed, failed))
 
 
 def _complete(uri: str, pending: list[_Finished], data: Sequence[DataSet]) -> tuple[dict[str, str], dict[str, str]]:
@@ -110,7 +106,7 @@ def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
         folder = outputs / name
         if not (folder / "history.csv").is_file():
             continue
-        metrics = _read_json(folder / "metrics.json")
+        metrics = read_json(folder / "metrics.json")
         evidence = Evidence(
             curves=[Curve(folder / "history.csv", "train", steps=training_steps(getattr(params, name)))],
             finals=_numbers(metrics, "final"),
@@ -134,7 +130,7 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
     for name in params.active:
         train, evaluate = outputs / "train" / name, outputs / "evaluate" / name
         if (train / "history.csv").is_file():
-            training = _read_json(train / "metrics.json").get("training")
+            training = read_json(train / "metrics.json").get("training")
             key = history_key(train / "history.csv")
             studies = [outputs / "studies" / name / study for study in params.studies_of(name)]
             describe = partial(variant_run, params, name, outputs)
@@ -144,8 +140,8 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
 
 
 def _variant_evidence(train: Path, evaluate: Path, studies: list[Path], steps: int | None) -> Evidence:
-    results = _read_json(evaluate / "numbers.json")
-    finals = _numbers(_read_json(train / "metrics.json"), "final")
+    results = read_json(evaluate / "numbers.json")
+    finals = _numbers(read_json(train / "metrics.json"), "final")
     for kind in ("final", "oracle"):
         finals |= _numbers(_values(results.get(kind)), kind)
     protocols = {name: number["protocol"] for name, number in (results.get("final") or {}).items() if "protocol" in number}
@@ -182,8 +178,8 @@ def evaluation_key(evaluate: Path) -> str:
 
 def _model(train: Path, texture_vae: Path) -> dict[str, Path]:
     """Return what sampling needs, of the snapshots the last; empty if something is missing or the VAE is another by now."""
-    trained_on = _read_json(train / "model.json").get("identity", {}).get("texture_vae")
-    if trained_on is None or trained_on != _read_json(texture_vae / "model.json").get("identity"):
+    trained_on = read_json(train / "model.json").get("identity", {}).get("texture_vae")
+    if trained_on is None or trained_on != read_json(texture_vae / "model.json").get("identity"):
         return {}
     snapshots = sorted(train.glob("snapshots/*.safetensors"))
     needed = [(TRAIN_PART, train, name) for name in ("model.json", "statistics.safetensors")]
@@ -218,26 +214,9 @@ def _present(folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
-
-
 def _read_markers(uri: str) -> dict[str, dict[str, str]]:
     """Read what is complete where; an embedded store that was deleted has nothing."""
-    markers = _read_json(MARKER)
+    markers = read_json(MARKER)
     if is_embedded(uri) and not embedded_file(uri).is_file():
         markers.pop(uri, None)
     return markers
-
-
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Let one process of the project track at a time, so that no run is made twice."""
-    STATE.mkdir(exist_ok=True)
-    with (STATE / "tracking.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

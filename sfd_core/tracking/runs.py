@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.params import Group, Optimisation, Params, fingerprint
+from sfd_core.experiment.params import LATENTS, Group, Optimisation, Params, fingerprint
 from sfd_core.experiment.values import flat_values
 from sfd_core.host.paths import OUTPUTS, file_digest
 from sfd_core.host.settings import Settings
@@ -43,8 +43,7 @@ class RunSpec:
 
 def variant_run(params: Params, variant: str, outputs: Path = OUTPUTS) -> RunSpec:
     """Describe the run of a denoiser in `outputs`; its own parameters are flattened under `variant`."""
-    groups = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "train", "evaluate")
-    values = {name: getattr(params, name).model_dump(mode="json") for name in groups}
+    values = {name: getattr(params, name).model_dump(mode="json") for name in (*LATENTS, "train", "evaluate")}
     values["variant"] = params.variants[variant].model_dump(mode="json")
     return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}", _recorded_code(outputs, "train"))
 

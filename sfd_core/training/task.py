@@ -27,7 +27,7 @@ class TrainingTask(Protocol):
 
 
 class WeightAverage(Protocol):
-    """A running average of the weights, such as `models.ema.EMA`."""
+    """A running average of the weights, such as `training.ema.EMA`."""
 
     def update(self, model: nn.Module) -> None:
         """Take in the weights after a step."""

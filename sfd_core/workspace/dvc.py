@@ -27,15 +27,15 @@ from sfd_core.host.errors import BUSY_EXIT_CODE, BusyError, DataError
 from sfd_core.host.machine import Slot, cores
 from sfd_core.host.paths import OUTPUTS, STATE, sqlite_address
 from sfd_core.host.settings import Settings
+from sfd_core.workspace import shared_cache
 
 LOCK = "dvc.lock"
 LOGS = STATE / "logs"
 OF_VARIANTS = ("train", "evaluate", "studies")
 """Stages that run once a variant."""
 TAIL_LINES = 25
-_DVC = (sys.executable, "-P", str(Path(__file__).with_name("shared_cache.py")))
+_DVC = (sys.executable, "-P", str(Path(shared_cache.__file__)))
 _POLL_SECONDS = 0.1
-_THEN = "--then"
 _ASK_REMOTE = (
     "from dvc.repo import Repo; odb = Repo().cloud.get_remote_odb(); list(odb.fs.find(odb.fs.join(odb.path, 'runs', '00')))"
 )
@@ -101,7 +101,9 @@ class Place:
         Raises `BusyError` if another process is running the same stage.
         """
         try:
-            return self.run(*_DVC, "--wait-for-lock", *arguments, *([_THEN, "--wait-for-lock", *then] if then else []))
+            return self.run(
+                *_DVC, "--wait-for-lock", *arguments, *([shared_cache.THEN, "--wait-for-lock", *then] if then else [])
+            )
         except ProgramError as error:
             if _BUSY in str(error):
                 raise BusyError(str(error)) from error

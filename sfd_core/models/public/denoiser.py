@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfd_core.experiment.sizes import ModelSize
 from sfd_core.host.errors import DataError
@@ -16,14 +16,6 @@ PROJECTOR_PREFIX = "repa_projector."
 def without_projector(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return `state` without REPA's projector, which only training needs."""
     return {name: value for name, value in state.items() if not name.startswith(PROJECTOR_PREFIX)}
-
-
-def load_denoiser_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into `model`; every name and every shape must match.
-
-    Raises `DataError` that lists missing, unexpected and misshapen weights; then `model` is unchanged.
-    """
-    load_strictly(model, state, _remedy([name for name in state if name not in model.state_dict()]))
 
 
 def lightningdit_from(state: Mapping[str, Tensor]) -> LightningDiT:
@@ -45,11 +37,5 @@ def lightningdit_from(state: Mapping[str, Tensor]) -> LightningDiT:
         ) from error
     size = ModelSize(depth=numbered(state, "blocks."), width=width, heads=width // head_width)
     model = LightningDiT(size, channels, side * patch, patch, num_classes, clocks_of(state))
-    load_denoiser_weights(model, state)
+    load_strictly(model, state, "give weights of a published LightningDiT or SFD")
     return model.eval()
-
-
-def _remedy(extra: list[str]) -> str:
-    if extra and all(name.startswith(PROJECTOR_PREFIX) for name in extra):
-        return "remove REPA's projector with without_projector"
-    return "build the network with the checkpoint's size, channels, patch, classes and number of time embedders"

@@ -4,8 +4,6 @@ Shapes: N images, C token channels, c latent channels, g positions along a side,
 Parameter names are those of the public checkpoints (`encoder.N...`).
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,26 +51,17 @@ class SemanticVAE(nn.Module):
         return self.decode(posterior.sample(noise)), posterior
 
 
-@dataclass(frozen=True)
-class SemanticVAELoss:
-    """Scalar terms of the Semantic VAE's loss; `cosine` is 1 - similarity, `kl` is in nats per image."""
+def semantic_vae_loss(reconstruction: Tensor, tokens: Tensor, posterior: Posterior, kl_weight: float) -> dict[str, Tensor]:
+    """Return the loss, mse + cosine + kl_weight * kl, and these terms in float32 for reconstruction and tokens (N, C, g, g).
 
-    total: Tensor
-    mse: Tensor
-    cosine: Tensor
-    kl: Tensor
-
-
-def semantic_vae_loss(reconstruction: Tensor, tokens: Tensor, posterior: Posterior, kl_weight: float) -> SemanticVAELoss:
-    """Return mse + (1 - cosine) + kl_weight * KL in float32 for reconstruction and tokens (N, C, g, g).
-
-    The cosine is over the features of a position, as in the paper; the public code computes it over positions.
+    `cosine` is 1 - similarity over the features of a position, as in the paper; the public code computes it over positions.
+    `kl` is in nats per image.
     """
     reconstruction, tokens = reconstruction.float(), tokens.float()
     mse = F.mse_loss(reconstruction, tokens)
     cosine = 1 - F.cosine_similarity(reconstruction, tokens, dim=1).mean()
     kl = posterior.kl().float().mean()
-    return SemanticVAELoss(mse + cosine + kl_weight * kl, mse, cosine, kl)
+    return {"loss": mse + cosine + kl_weight * kl, "mse": mse, "cosine": cosine, "kl": kl}
 
 
 def _transformer(in_features: int, width: int, depth: int, heads: int, out_features: int) -> nn.Sequential:

@@ -38,5 +38,4 @@ class SemanticVAETask:
         """Return the terms of `semantic_vae_loss`."""
         tokens = self.statistics.normalise(fetched(self.tokens, batch, batch["noise"].device).float())
         posterior = self.model.encode(tokens)
-        terms = semantic_vae_loss(self.model.decode(posterior.sample(batch["noise"])), tokens, posterior, self.kl_weight)
-        return {"loss": terms.total, "mse": terms.mse, "cosine": terms.cosine, "kl": terms.kl}
+        return semantic_vae_loss(self.model.decode(posterior.sample(batch["noise"])), tokens, posterior, self.kl_weight)

@@ -7,7 +7,7 @@ import pytest
 
 from sfd_core.experiment.params import load_params
 from sfd_core.experiment.presets import load_preset
-from sfd_core.experiment.values import parse_yaml
+from sfd_core.experiment.values import parse_yaml, set_value
 from sfd_core.host.errors import ConfigError
 
 
@@ -27,6 +27,12 @@ def test_values_are_what_people_mean(text: str, value: Any) -> None:
     found = parse_yaml(text, "params.yaml")["a"]
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_repeated_group_is_set_in_one_place_only() -> None:
+    values = parse_yaml("a: &a {repa: {weight: 0.5}}\nb: {<<: *a}\nc: *a", "params.yaml")
+    set_value(values, "a.repa.weight", 9.0)
+    assert values == {"a": {"repa": {"weight": 9.0}}, "b": {"repa": {"weight": 0.5}}, "c": {"repa": {"weight": 0.5}}}
 
 
 @pytest.mark.parametrize(

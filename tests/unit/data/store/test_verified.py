@@ -27,9 +27,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     compare = verified._compare
 
-    def counted(path: Path, sha256: str, meter: verified._Meter) -> None:
+    def counted(path: Path, sha256: str) -> None:
         names.append(path.name)
-        compare(path, sha256, meter)
+        compare(path, sha256)
 
     monkeypatch.setattr(verified, "_compare", counted)
     return names
@@ -104,8 +104,8 @@ def test_a_file_that_changed_a_moment_ago_is_not_trusted(hashed: list[str]) -> N
 def test_a_file_that_changes_while_it_is_hashed_is_not_trusted(monkeypatch: pytest.MonkeyPatch, hashed: list[str]) -> None:
     hashes, compare = lay_out(Path("s")), verified._compare
 
-    def changing(path: Path, sha256: str, meter: verified._Meter) -> None:
-        compare(path, sha256, meter)
+    def changing(path: Path, sha256: str) -> None:
+        compare(path, sha256)
         age(path, LONG_AGO_NS + len(hashed))
 
     monkeypatch.setattr(verified, "_compare", changing)
@@ -166,11 +166,12 @@ def test_where_nothing_can_be_noted_all_is_verified(hashed: list[str]) -> None:
 
 def test_a_long_verification_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     hashes = lay_out(Path("s"))
-    monkeypatch.setattr(verified, "SECONDS_BETWEEN_LINES", 0.0)
-    verify_files(Path("s"), hashes)
-    assert capsys.readouterr().err.splitlines()[-1].startswith("verify s: 0.0 of 0.0 GB, ")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(verified, "SILENT_SECONDS", 0.0)
     monkeypatch.setenv("SFD_VERIFY", "always")
+    verify_files(Path("s"), hashes)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(verified, "SILENT_SECONDS", 0.0)
+    verify_files(Path("s"), hashes)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("verify s: 2 files in ")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     verify_files(Path("s"), hashes)
     assert "verify s:" in capsys.readouterr().err

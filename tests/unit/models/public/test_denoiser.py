@@ -17,9 +17,9 @@ from sfd_core.experiment.sizes import ModelSize
 from sfd_core.host.errors import DataError
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.lightningdit import LightningDiT, RepaHead
-from sfd_core.models.public.denoiser import lightningdit_from, load_denoiser_weights, without_projector
+from sfd_core.models.public.denoiser import lightningdit_from, without_projector
 from sfd_core.models.public.semantic_vae import semantic_vae_from
-from sfd_core.models.public.weights import read_public_checkpoint
+from sfd_core.models.public.weights import load_strictly, read_public_checkpoint
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
 
 SMALL = ModelSize(depth=2, width=32, heads=2)
@@ -61,7 +61,7 @@ def test_torch_checkpoints_load_strictly(tmp_path: Path, keys: list[str], embedd
     }
     torch.save({key: content[key] for key in keys}, tmp_path / "0400000.pt")
     model = network(2, embedders)
-    load_denoiser_weights(model, read_public_checkpoint(tmp_path / "0400000.pt"))
+    load_strictly(model, read_public_checkpoint(tmp_path / "0400000.pt"), "give other weights")
     assert_equal(model.state_dict(), averaged if "ema" in keys else live)
 
 
@@ -89,7 +89,7 @@ def test_dit_checkpoints_load(tmp_path: Path) -> None:
     source = DiT(SMALL, in_channels=4, grid=4, patch=2, num_classes=5)
     torch.save({"ema": source.state_dict()}, tmp_path / "dit.pt")
     model = DiT(SMALL, in_channels=4, grid=4, patch=2, num_classes=5)
-    load_denoiser_weights(model, read_public_checkpoint(tmp_path / "dit.pt"))
+    load_strictly(model, read_public_checkpoint(tmp_path / "dit.pt"), "give other weights")
     assert_equal(model.state_dict(), source.state_dict())
 
 
@@ -100,12 +100,12 @@ def test_missing_extra_and_misshapen_weights_are_listed_and_nothing_is_copied() 
     state["y_embedder.embedding_table.weight"] = torch.zeros(1001, 32)
     model = network(1)
     with pytest.raises(DataError) as caught:
-        load_denoiser_weights(model, state)
+        load_strictly(model, state, "give other weights")
     for told in (
         "missing: blocks.1.mlp.w3.bias",
         "unexpected: blocks.2.mlp.w3.bias",
         "misshapen: y_embedder.embedding_table.weight (1001, 32) instead of (6, 32)",
-        "build the network with the checkpoint's size",
+        "give other weights",
     ):
         assert told in str(caught.value)
     assert_equal(model.state_dict(), network(1).state_dict())
@@ -113,20 +113,22 @@ def test_missing_extra_and_misshapen_weights_are_listed_and_nothing_is_copied() 
 
 def test_long_lists_of_names_are_cut() -> None:
     with pytest.raises(DataError, match=r"unexpected: extra\.0, .*extra\.7 and 92 more"):
-        load_denoiser_weights(network(), network().state_dict() | {f"extra.{i}": torch.zeros(1) for i in range(100)})
+        load_strictly(
+            network(), network().state_dict() | {f"extra.{i}": torch.zeros(1) for i in range(100)}, "give other weights"
+        )
 
 
 def test_embedders_do_not_stand_in_for_each_other() -> None:
     with pytest.raises(DataError, match=r"missing: t_embedder_sem\.mlp\.0\.weight.*unexpected: t_embedder\.mlp\.0\.weight"):
-        load_denoiser_weights(network(embedders=2), network(embedders=1).state_dict())
+        load_strictly(network(embedders=2), network(embedders=1).state_dict(), "give other weights")
 
 
 def test_the_projector_is_dropped_only_when_asked() -> None:
     state = network(repa=REPA).state_dict()
-    with pytest.raises(DataError, match=r"repa_projector\.0\.weight.*without_projector"):
-        load_denoiser_weights(network(1), state)
+    with pytest.raises(DataError, match=r"unexpected: repa_projector\.0\.weight"):
+        load_strictly(network(1), state, "")
     model = network(1)
-    load_denoiser_weights(model, without_projector(state))
+    load_strictly(model, without_projector(state), "give other weights")
     assert_equal(model.state_dict(), without_projector(state))
 
 
