@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from projects import LEAST_COST, Project, make_project
@@ -34,6 +35,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if hasattr(session.config, "workerinput") and not all("@" in item.nodeid.rpartition("]")[2] for item in grouped):
         raise pytest.UsageError("pytest-xdist lost the groups of tests: every process would build the shared worlds itself")
+
+
+@pytest.fixture
+def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, below which the stages keep interrupted work."""
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from seaweed import free_ports
+from waiting import until
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "small_laboratory.py"
@@ -53,13 +53,6 @@ def lab(tmp_path: Path) -> Iterator[Laboratory]:
     lab = Laboratory(tmp_path / "lab")
     yield lab
     lab.run("down")
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def runs(pid: int) -> bool:

@@ -14,6 +14,12 @@ Content = Mapping[str, Any]
 """What a file says, in parts that are compared with `==`."""
 
 
+def bytes_below(folder: Path | str) -> dict[str, bytes]:
+    """Return the content of every file below a folder, by its relative name."""
+    found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
 def differences(one: Path, other: Path, times: Set[str] = frozenset()) -> list[str]:
     """Return what differs between two folders, or nothing; values named in `times` may differ."""
     files, others = ({file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()} for folder in (one, other))

@@ -15,9 +15,7 @@ from measured_together import LABELS, SAMPLER, lay_out, measurement
 
 from sfd_core.evaluation.measurement import Order
 from sfd_core.evaluation.rerun import Measurement
-from sfd_core.host.processes import Processes
-
-ALONE = Processes(0, 1)
+from sfd_core.host.processes import ALONE
 
 
 @pytest.fixture(scope="module")

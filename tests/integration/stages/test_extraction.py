@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from prepared_images import prepare_images
+from same_outputs import bytes_below
 
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import FeaturesParams, Optimisation, SemanticVAEParams
@@ -69,11 +70,6 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, error
 
 
-def files(folder: str) -> dict[str, bytes]:
-    found = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
 @pytest.fixture(autouse=True)
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,10 +94,10 @@ def test_two_processes_write_the_bytes_of_one(stage: str) -> None:
     values = values_of(stage)
     for count in (1, 2):
         finish(start(stage, f"out-{count}", values, count))
-    assert files("out-1") == files("out-2")
+    assert bytes_below("out-1") == bytes_below("out-2")
     shard = ShardReader(Path("out-1") / "train")
     assert len(shard) == 26
-    assert len([name for name in files("out-1") if name.startswith("train/") and name.endswith("manifest.json")]) > 4
+    assert len([name for name in bytes_below("out-1") if name.startswith("train/") and name.endswith("manifest.json")]) > 4
 
 
 @pytest.mark.slow
@@ -118,7 +114,7 @@ def test_kills_at_random_moments_change_no_byte(stage: str) -> None:
         process.communicate()
         kept.append(len(pieces_there()))
     finish(start(stage, "killed", values))
-    assert files("killed") == files("whole")
+    assert bytes_below("killed") == bytes_below("whole")
     assert kept[0] > 0
     assert kept == sorted(kept)
     assert not list(Path(".sfd/resume", stage).iterdir())

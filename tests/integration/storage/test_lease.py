@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from faulty_proxy import FaultyProxy
+from waiting import until
 
 from sfd_core.host.errors import BusyError, DataError, ResourceError
 from sfd_core.storage import Lease, LostError, Storage
@@ -26,13 +27,6 @@ def abandoned(storage: Storage, key: str, seconds: float) -> Lease:
     lease.acquire()
     lease._ended.set()
     return lease
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def is_lost(lease: Lease) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy
+from same_outputs import bytes_below
+from waiting import until
 
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
 from sfd_core.host.paths import atomic_dir
@@ -25,17 +27,6 @@ def make_step(folder: Path, step: int, size: int = 1000) -> dict[str, bytes]:
     return files
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> str:
     return f"mirrors/{request.node.name}"
@@ -45,7 +36,7 @@ def test_a_folder_comes_back_as_it_was(storage: Storage, prefix: str, tmp_path: 
     files = make_step(tmp_path, 1)
     upload_folder(storage, tmp_path / "step-00000001", prefix)
     download_folder(storage, prefix, tmp_path / "down")
-    assert files_of(tmp_path / "down") == files
+    assert bytes_below(tmp_path / "down") == files
 
 
 def test_an_upload_that_was_broken_off_counts_as_absent_and_goes_on(
@@ -67,7 +58,7 @@ def test_an_upload_that_was_broken_off_counts_as_absent_and_goes_on(
     sent.clear()
     upload_folder(storage, tmp_path / "step-00000001", f"{prefix}/step-00000001")
     assert len(sent) == 1
-    assert files_of(restore(storage, prefix, tmp_path / "other") or tmp_path) == files
+    assert bytes_below(restore(storage, prefix, tmp_path / "other") or tmp_path) == files
 
 
 def test_what_another_machine_left_of_the_same_step_is_not_taken_for_ones_own(
@@ -76,7 +67,7 @@ def test_what_another_machine_left_of_the_same_step_is_not_taken_for_ones_own(
     files = make_step(tmp_path, 1)
     storage.put(f"{prefix}/step-00000001/rank-0.safetensors", os.urandom(1000))
     upload_folder(storage, tmp_path / "step-00000001", f"{prefix}/step-00000001")
-    assert files_of(restore(storage, prefix, tmp_path / "other") or tmp_path) == files
+    assert bytes_below(restore(storage, prefix, tmp_path / "other") or tmp_path) == files
 
 
 def test_the_newest_whole_and_undamaged_step_is_restored(
@@ -88,7 +79,7 @@ def test_the_newest_whole_and_undamaged_step_is_restored(
     storage.put(f"{prefix}/step-00000003/rank-1.safetensors", b"damaged")
     restored = restore(storage, prefix, tmp_path / "down")
     assert restored == tmp_path / "down" / "step-00000002"
-    assert files_of(restored) == steps[2]
+    assert bytes_below(restored) == steps[2]
     assert "step-00000003/rank-1.safetensors is damaged" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "down").iterdir()] == ["step-00000002"]
 
@@ -119,7 +110,7 @@ def test_steps_are_mirrored_as_they_come_and_go(storage: Storage, prefix: str, t
         until(lambda: "step-00000001" not in complete_folders(storage, prefix))
         last = make_step(tmp_path, 4)
     assert complete_folders(storage, prefix) == [f"step-{step:08d}" for step in (0, 2, 3, 4)]
-    assert files_of(restore(storage, prefix, tmp_path / "other") or tmp_path) == last
+    assert bytes_below(restore(storage, prefix, tmp_path / "other") or tmp_path) == last
 
 
 def test_the_newest_step_goes_up_first(storage: Storage, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,9 @@ from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labe
 from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded
 from sfd_core.host.errors import ConfigError, DataError, IdentityError
 from sfd_core.host.paths import write_json
-from sfd_core.host.processes import Processes
+from sfd_core.host.processes import ALONE
 from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.sampling.pipeline import Pipeline, Samples
-
-ALONE = Processes(0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     return lay_out_compressed(tmp_path_factory.mktemp("stages"))
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
 
 def opened(folders: TrainFolders) -> DecodedTokens:

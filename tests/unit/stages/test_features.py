@@ -29,11 +29,7 @@ def params(**changes: object) -> FeaturesParams:
     return FeaturesParams.model_validate(values | changes)
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted runs are kept below the working folder."""
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
+pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import yaml
 from emoji import emoji_values
 from image_folder import draw_images
 from PIL import Image
+from same_outputs import bytes_below
 
 from sfd_core.data.sources.parts import load_images, split
 from sfd_core.data.store import pieces
@@ -31,11 +32,7 @@ def params(path: Path | None, **changes: object) -> PrepareParams:
     return PrepareParams.model_validate(values | changes)
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted runs are kept below the working folder."""
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
+pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
 
 @pytest.fixture
@@ -185,10 +182,6 @@ def test_the_command_ends_with_code_2_and_one_line_for_bad_input(
     assert not (tmp_path / "outputs").exists()
 
 
-def all_files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def limit_pieces(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(pieces, "BYTES", rows * 3 * 16 * 16)
 
@@ -218,7 +211,7 @@ def test_an_interrupted_run_reads_only_what_is_missing_and_ends_in_the_same_byte
     prepare(values, tmp_path / "broken")
     assert len(read) <= 14 - 3
     assert "rows of an interrupted run" in capsys.readouterr().err
-    assert all_files(tmp_path / "broken") == all_files(tmp_path / "whole")
+    assert bytes_below(tmp_path / "broken") == bytes_below(tmp_path / "whole")
     assert not list(Path(".sfd/resume/prepare").iterdir())
 
 

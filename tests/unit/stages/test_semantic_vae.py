@@ -33,9 +33,7 @@ def params(**changes: Any) -> SemanticVAEParams:
     return SemanticVAEParams.model_validate(values | SIZES | {"optimisation": optimisation} | changes)
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
 
 @pytest.fixture

@@ -43,9 +43,7 @@ TRAIN = TrainParams(
 )
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
 
 def encoded(folder: Path, poison: str | None = None) -> Path:

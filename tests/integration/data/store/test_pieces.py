@@ -8,11 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
+from same_outputs import bytes_below
 
 PROGRAM = textwrap.dedent("""
     import sys
@@ -61,4 +57,4 @@ def test_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
     *killed, whole = kept
     assert whole == killed[0] == 0
     assert killed == sorted(set(killed))
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert bytes_below(tmp_path / "killed") == bytes_below(tmp_path / "whole")

@@ -2,17 +2,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from same_outputs import bytes_below
 
 from sfd_core.data.store import pieces
 from sfd_core.data.store.pieces import PiecedShard, rows_per_piece
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.host.errors import DataError
-from sfd_core.host.processes import Processes
+from sfd_core.host.processes import ALONE
 
 FIELDS = {"x": FieldSpec("int64", (3,)), "label": FieldSpec("int64", ())}
 ROWS, SIZE = 23, 5
-ALONE = Processes(0, 1)
 
 
 def arrays(rows: range) -> dict[str, np.ndarray]:
@@ -26,10 +26,6 @@ def write(shard: PiecedShard, numbers: list[int] | None = None) -> None:
             with shard.writer(piece) as writer:
                 writer.append(**arrays(piece.rows))
                 writer.meta["first"] = piece.rows.start
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_joined_pieces_are_a_shard_of_all_rows_in_order(tmp_path: Path) -> None:
@@ -53,7 +49,7 @@ def test_the_order_in_which_pieces_are_made_changes_no_byte(tmp_path: Path) -> N
         for number in order:
             write(shard, [number])
         shard.join({})
-    assert files(tmp_path / "forwards") == files(tmp_path / "backwards")
+    assert bytes_below(tmp_path / "forwards") == bytes_below(tmp_path / "backwards")
 
 
 def test_what_is_left_is_shared_and_what_is_there_is_kept(tmp_path: Path) -> None:
@@ -68,7 +64,7 @@ def test_what_is_left_is_shared_and_what_is_there_is_kept(tmp_path: Path) -> Non
 def test_a_damaged_piece_is_named_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard = PiecedShard(tmp_path / "s", FIELDS, ROWS, SIZE)
     write(shard)
-    whole = files(tmp_path / "s")
+    whole = bytes_below(tmp_path / "s")
     file = tmp_path / "s" / "00002" / "x-00000.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     (tmp_path / "s" / "00003" / "manifest.json").unlink()
@@ -77,7 +73,7 @@ def test_a_damaged_piece_is_named_and_made_again(tmp_path: Path, capsys: pytest.
     assert "00002/x-00000.npy has sha256" in said
     assert "00003/manifest.json does not exist" in said
     write(shard, [2, 3])
-    assert files(tmp_path / "s") == whole
+    assert bytes_below(tmp_path / "s") == whole
 
 
 def test_a_missing_piece_cannot_be_joined(tmp_path: Path) -> None:

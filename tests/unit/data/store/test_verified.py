@@ -16,9 +16,7 @@ from sfd_core.host.errors import ConfigError, DataError
 LONG_AGO_NS = 1_600_000_000_000_000_000
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
 
 @pytest.fixture
