@@ -16,7 +16,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+ENDLESS = 2**40
+"""Images: at the end of an epoch the readers would pause, of which a short run has many."""
 
 
 class RMSNorm(nn.Module):
@@ -276,18 +279,16 @@ def train(model: nn.Module, data: LatentFiles, recipe: Recipe, batch_size: int, 
     loader = DataLoader(
         data,
         batch_size=batch_size,
-        shuffle=True,
-        drop_last=True,
+        sampler=RandomSampler(data, replacement=True, num_samples=ENDLESS),
         num_workers=readers,
         pin_memory=pinned,
         persistent_workers=kept,
     )
-    while True:
-        for x, y in loader:
-            loss = training_loss(model, x.to(device), y.to(device), recipe)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimizer.step()
-            update_ema(ema, model, recipe.ema_decay)
-            yield loss.item()
+    for x, y in loader:
+        loss = training_loss(model, x.to(device), y.to(device), recipe)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        update_ema(ema, model, recipe.ema_decay)
+        yield loss.item()

@@ -10,17 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 from infra.bench import machine
-from infra.bench.workload import CLASSES, Measured, Workload, composite, eager_steps, train_with_engine
+from infra.bench.workload import CLASSES, Measured, Workload, composite, eager_steps, random_encoder, train_with_engine
 from sfd_core.latents.identity import LatentIdentity
 from sfd_core.models.denoisers.blocks import compile_blocks
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import flops_per_image
 from sfd_core.models.denoisers.lightningdit import LightningDiT
-from sfd_core.models.encoders.encoder import Encoder
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.sampling.artifact import Denoiser, SnapshotRecord
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
@@ -141,11 +139,19 @@ def profile_step(workload: Workload, folder: Path, path: Path, model: Network | 
 
 
 def measure_sampling(
-    workload: Workload, evaluations: int, guide: Workload | None, images: int, model: Network | None = None
+    workload: Workload,
+    evaluations: int,
+    guide: Workload | None,
+    images: int,
+    model: Network | None = None,
+    compiled: bool = False,
 ) -> float:
     """Return images a second of `Pipeline`, guided by another network or not, decoding by a small VAE included."""
     shape = TextureVAEShape(channels=workload.texture, downsampling=16, width=8, depth=1)
     main, weak = denoiser(workload, model), None if guide is None else denoiser(guide)
+    for network in (main, weak):
+        if compiled and network is not None:
+            compile_blocks(network.model)
     pipeline = Pipeline(main, TextureVAE(shape), weak)
     changes: dict[str, Any] = {"evaluations": evaluations, "batch_size": images, "precision": workload.precision}
     if guide is not None:
@@ -169,8 +175,7 @@ def denoiser(workload: Workload, model: Network | None = None) -> Denoiser:
 
 def measure_encoder(name: str, input_size: int, grid: int, batch: int, rounds: int = 3) -> float:
     """Return images a second of the tokens of timm's model `name` with random weights, in bfloat16."""
-    network = timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size)
-    encoder = Encoder(name, network, input_size, grid, "bfloat16").to(training_device())
+    encoder = random_encoder(name, input_size, grid)
     images = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8)
     return _rate(lambda: encoder.tokens(images), batch, rounds)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,14 +23,15 @@ from sfd_core.experiment.presets import load_preset
 from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.host.seeding import generator
 from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
-from sfd_core.latents.tokens import StoredTokens
+from sfd_core.latents.tokens import ComputedTokens, StoredTokens, TokenSource
 from sfd_core.models.denoisers.blocks import compile_blocks
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
 from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.models.encoders.encoder import Encoder
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.ema import EMA
-from sfd_core.training.loop import TrainingPlan, TrainingResult, run
+from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, TrainingResult, run
 from sfd_core.training.parallel import training_device
 from sfd_core.training.tasks.denoising import FlowTask, GaussianTask, LatentBatches
 
@@ -55,6 +57,8 @@ class Workload:
     model: Literal["lightningdit", "dit"] = "lightningdit"
     token_channels: int = 0
     """Channels of the encoder's tokens that REPA aligns with; 0 is no REPA."""
+    encoder: tuple[str, int] | None = None
+    """timm's model and its input size, which compute the tokens in every step; None stores random ones."""
     steps: int = STEPS_AT_MOST
 
     @property
@@ -155,7 +159,9 @@ def train_with_engine(
     """
     model = (model or workload.network()).to(training_device())
     task = task_of(workload, folder, model)
-    plan = TrainingPlan("bench", workload.params.optimisation, workload.variant.learning_rate)
+    # a compilation that takes longer than usual must not put a checkpoint between the steps that are measured
+    engine = PLAIN_ENGINE.model_copy(update={"checkpoint_seconds": float(STEPS_AT_MOST)})
+    plan = TrainingPlan("bench", workload.params.optimisation, workload.variant.learning_rate, engine=engine)
     clock = Clock(model, workload.params, at_step_end)
     at_step_end(0)
     with contextlib.suppress(Measured):
@@ -283,7 +289,7 @@ def composite(workload: Workload) -> Composite:
 
 def all_random(model: LightningDiT | DiT) -> LightningDiT | DiT:
     """Replace the zeros that a network starts with: products with zero may be cheaper, and gradients vanish behind them."""
-    source = generator(0, "all random")
+    source = torch.Generator(next(model.parameters()).device).manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad and not parameter.any():
@@ -307,7 +313,18 @@ def _shard(workload: Workload, path: Path) -> ShardReader:
     return ShardReader(path)
 
 
-def _tokens(workload: Workload, path: Path) -> StoredTokens:
+def random_encoder(name: str, input_size: int, grid: int) -> Encoder:
+    """Return timm's model `name` with random weights, in bfloat16 on the training device."""
+    network = timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size)
+    return Encoder(name, network, input_size, grid, "bfloat16").to(training_device())
+
+
+def _tokens(workload: Workload, path: Path) -> TokenSource:
+    if workload.encoder is not None:
+        images = torch.randint(0, 256, (workload.images, 3, 256, 256), dtype=torch.uint8)
+        with ShardWriter(path, {"image": FieldSpec("uint8", (3, 256, 256))}, {}) as writer:
+            writer.append(image=images.numpy())
+        return ComputedTokens(random_encoder(*workload.encoder, workload.grid), ShardReader(path), workload.batch, "random")
     shape = (2, workload.token_channels, workload.grid, workload.grid)
     source = generator(0, "tokens")
     with ShardWriter(path, {"tokens": FieldSpec("float16", shape)}, {}) as writer:

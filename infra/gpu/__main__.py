@@ -10,7 +10,7 @@ from infra.gpu.pack import pack
 from infra.gpu.record import Record
 from sfd_core.host.errors import exits_cleanly
 
-SECONDS = {"check": 150.0, "bench": 400.0, "evidence": 560.0}
+SECONDS = {"check": 110.0, "bench": 230.0, "evidence": 340.0}
 
 
 def _arguments() -> argparse.Namespace:

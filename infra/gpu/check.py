@@ -22,7 +22,7 @@ from sfd_core.experiment.params import IndependentTimes, InnerParams, Optimisati
 from sfd_core.host.seeding import generator
 from sfd_core.models.denoisers.blocks import compile_blocks
 from sfd_core.models.denoisers.factory import build_denoiser
-from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
+from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape, texture_vae_loss
 from sfd_core.sampling.artifact import Denoiser
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
 from sfd_core.training.checkpoint import ResumeFolder
@@ -42,11 +42,19 @@ PLAIN = {"scale": 1.0, "interval": [0.0, 1.0]}
 
 
 def check(record: Record, tiny: bool, _: Path) -> None:
-    """Run all comparisons."""
+    """Run all comparisons, those of the device with itself first: they need no CPU."""
     flow = TINY if tiny else FULL
     dit = replace(flow, model="dit", semantic=0, patch=2)
     repa = replace(flow, token_channels=8)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    computed = replace(flow, token_channels=192, encoder=("vit_tiny_patch16_224", 16 * flow.grid))
+    for name, workload in {"flow": flow, "repa": repa, "repa, tokens computed": computed, "dit": dit}.items():
+        record.measure(f"{name}: steps without waiting for the device", partial(_unwaited, workload))
+    for chosen in (flow, replace(flow, precision="bfloat16")):
+        record.measure(f"resume, {chosen.precision}", partial(_resume, chosen))
+    record.measure("compiled against not", partial(_compiled, flow))
+    record.measure("image VAE: cuDNN as by default", partial(_vae, flow, TF32))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        record.measure("image VAE", partial(_vae, flow, FLOAT32))
         for name, workload in {"flow": flow, "texture alone": replace(flow, semantic=0), "repa": repa, "dit": dit}.items():
             record.measure(f"{name}: device against CPU", partial(_devices, workload, FLOAT32))
             record.measure(f"{name}: bfloat16 against float32", partial(_precisions, workload))
@@ -59,15 +67,8 @@ def check(record: Record, tiny: bool, _: Path) -> None:
                 record.add(f"sampling, {name}", {"left_out": "torchdiffeq is not installed"})
                 continue
             record.measure(f"sampling, {name}", partial(_sampling, load, changes, bound))
-        record.measure("decoding", partial(_decoding, flow))
         for precision, bound in {"float32": FLOAT32, "bfloat16": BF16_OUTPUT}.items():
             record.measure(f"image i in a batch and alone, {precision}", partial(_alone, flow, precision, bound))
-        record.measure("compiled against not", partial(_compiled, flow))
-    record.measure("flow: cuDNN as by default", partial(_devices, flow, TF32))
-    for name, workload in {"flow": flow, "repa": repa, "dit": dit}.items():
-        record.measure(f"{name}: steps without waiting for the device", partial(_unwaited, workload))
-    for chosen in (flow, replace(flow, precision="bfloat16")):
-        record.measure(f"resume, {chosen.precision}", partial(_resume, chosen))
 
 
 def difference(ours: Tensor, reference: Tensor) -> float:
@@ -241,14 +242,20 @@ def _sampling(
     return _each_device(drawn, bound)
 
 
-def _decoding(workload: Workload, _: Path) -> dict[str, Any]:
-    z = torch.randn(4, workload.texture, workload.grid, workload.grid, generator=generator(0, "z"))
+def _vae(workload: Workload, bound: float, _: Path) -> dict[str, Any]:
+    """Compare what the image VAE makes of images, and the gradients of its loss."""
+    shape = TextureVAEShape(workload.texture, downsampling=4, width=8, depth=1)
+    images = torch.rand(4, 3, 4 * workload.grid, 4 * workload.grid, generator=generator(0, "images"))
 
-    @torch.no_grad()
-    def decoded(device: torch.device) -> Tensor:
-        return _pipeline(denoiser(workload), None, device).vae.decode(z.to(device))
+    def trained(device: torch.device) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        vae, pixels = TextureVAE(shape).to(device).train(), images.to(device)
+        posterior = vae.encode(pixels)
+        decoded = vae.decode(posterior.mean)
+        torch.autograd.backward(texture_vae_loss(pixels, posterior, decoded, 1e-3)["loss"])
+        return {"decoded": decoded, "gradient": _flat(value.grad for value in vae.parameters() if value.grad is not None)}
 
-    return _each_device(decoded, FLOAT32)
+    return _judged(bound, **_compared(trained(training_device()), trained(CPU)))
 
 
 def _alone(workload: Workload, precision: str, bound: float, _: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,9 @@ from sfd_core.experiment.values import set_value
 from sfd_core.host.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-ACTIVE = ["lightningdit", "sync", "sfd", "cascade", "any_order"]
+ACTIVE = ["lightningdit", "sfd", "sync", "cascade", "any_order"]
+FIRST = 2
+"""Variants that are finished before the others begin: a comparison, should the time end."""
 SHORT = {
     "active": ACTIVE,
     "texture_vae.optimisation": {"steps": 2000, "warmup_steps": 100, "decay_steps": 1000},
@@ -70,6 +73,8 @@ KEPT = (
     "outputs/studies/**/*.*",
 )
 
+STAGES = ("train", "evaluate", "studies")
+"""Of every variant."""
 Lane = Sequence[tuple[str, ...]]
 """Stages, each with its arguments, one after the other."""
 
@@ -89,26 +94,31 @@ def evidence(record: Record, tiny: bool, out: Path, images: Path, changes: Seque
     """Unpack `images`, run the stages and record their numbers; `changes` are KEY=VALUE of params.yaml."""
     if not images.is_file():
         raise ConfigError(f"{images} does not exist; make it with `python -m infra.gpu pack`")
-    work = out / "work"
-    (work / "data" / "cifar10").mkdir(parents=True, exist_ok=True)
-    with tarfile.open(images) as archive:
-        archive.extractall(work / "data" / "cifar10", filter="data")
+    with tempfile.TemporaryDirectory(prefix="sfd-gpu-") as folder:
+        work = Path(folder)
+        with tarfile.open(images) as archive:
+            archive.extractall(work / "data" / "cifar10", filter="data")
+        _run_stages(record, tiny, work, changes)
+        with tarfile.open(out / "evidence.tar.gz", "w:gz") as archive:
+            for path in sorted({path for pattern in KEPT for path in work.glob(pattern) if path.is_file()}):
+                archive.add(path, path.relative_to(work))
+
+
+def _run_stages(record: Record, tiny: bool, work: Path, changes: Sequence[str]) -> None:
     given = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
     active = write_params(work / "params.yaml", SHORT | (TINY if tiny else {}) | given)
     waves: list[list[Lane]] = [
         [[("prepare",)]],
         [[("texture_vae",), ("reference",)], [("features",), ("semantic_vae",)]],
         [[("encode",), ("schedule",)]],
-        [[(stage, "--variant", name) for stage in ("train", "evaluate", "studies")] for name in active],
     ]
+    parts = filter(None, (active[:FIRST], active[FIRST:]))
+    waves += [[[(stage, "--variant", name) for stage in STAGES] for name in part] for part in parts]
     for wave in waves:
         with ThreadPoolExecutor(len(wave)) as pool:
             ended = list(pool.map(lambda lane: all(_stage(record, work, stage) for stage in lane), wave))
         if not any(ended):
             break
-    with tarfile.open(out / "evidence.tar.gz", "w:gz") as archive:
-        for path in sorted({path for pattern in KEPT for path in work.glob(pattern) if path.is_file()}):
-            archive.add(path, path.relative_to(work))
 
 
 def _stage(record: Record, work: Path, stage: Sequence[str]) -> bool:

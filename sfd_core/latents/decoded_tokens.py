@@ -25,8 +25,6 @@ class DecodedTokens:
     If a posterior is stored, its mean is decoded.
     """
 
-    stored = False
-
     def __init__(self, latents: ShardReader, compressors: SemanticCompressors, digest: str) -> None:
         self._latents, self._compressors = StoredLatent(latents, "z_sem"), compressors
         self._length = len(latents)
@@ -41,15 +39,21 @@ class DecodedTokens:
     def pairs(self, rows: Rows) -> Tensor:
         """Return float16 tokens (N, 2, C, g, g); see `TokenSource`."""
         sides = (torch.full((len(rows),), side, dtype=torch.bool) for side in (False, True))
-        return torch.stack([self.chosen(rows, mirrored) for mirrored in sides], dim=1)
+        decoded = [self._decode(self.read(rows, mirrored)) for mirrored in sides]
+        return torch.stack([rounded(side, "tokens decoded by the Semantic VAE") for side in decoded], dim=1)
+
+    def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
+        """Read latents (N, c, g, g); see `TokenSource`."""
+        return self._latents.central(np.asarray(rows), mirrored)
+
+    def tokens(self, read: Tensor) -> Tensor:
+        """Return float16 tokens (N, C, g, g) of latents (N, c, g, g); see `TokenSource`."""
+        return self._decode(read).half()
 
     @torch.no_grad()
-    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
-        """Return float16 tokens (N, C, g, g); see `TokenSource`."""
+    def _decode(self, z_sem: Tensor) -> Tensor:
         statistics = self._compressors.statistics
-        z_sem = self._latents.central(np.asarray(rows), mirrored).to(statistics.mean.device)
-        decoded = self._compressors.vae.decode(z_sem).float()
-        return rounded(statistics.denormalise(decoded), "tokens decoded by the Semantic VAE")
+        return statistics.denormalise(self._compressors.vae.decode(z_sem.to(statistics.mean.device)).float())
 
 
 def open_decoded_tokens(

@@ -8,7 +8,7 @@ Shapes: N images, C channels of a token, g side of the token grid.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,24 +53,24 @@ class TokenSource(Protocol):
     def grid(self) -> int:
         """Side g of the token grid."""
 
-    @property
-    def stored(self) -> bool:
-        """Whether tokens are read, which a thread can do in advance, and not computed."""
-
     def __len__(self) -> int:
         """Return the number of images."""
 
     def pairs(self, rows: Rows) -> Tensor:
         """Return float16 tokens (N, 2, C, g, g) of the images at `rows` and of their mirror images."""
 
-    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
-        """Return float16 tokens (N, C, g, g) of the images at `rows`, or of their mirror images where `mirrored` (N,)."""
+    def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
+        """Read what `tokens` needs of the images at `rows`, or of their mirror images where `mirrored` (N,), bool.
+
+        A thread can do so in advance, and move it to the device.
+        """
+
+    def tokens(self, read: Tensor) -> Tensor:
+        """Return the float16 tokens (N, C, g, g) of what was read; too large ones are infinite, as a check would wait."""
 
 
 class StoredTokens:
     """Tokens read from a shard."""
-
-    stored = True
 
     def __init__(self, shard: ShardReader) -> None:
         self._meta, self._tokens = shard.meta, shard["tokens"]
@@ -92,14 +92,15 @@ class StoredTokens:
     def pairs(self, rows: Rows) -> Tensor:
         return torch.from_numpy(self._tokens.take(np.asarray(rows)))
 
-    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
+    def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
         return torch.from_numpy(self._sides.take(2 * np.asarray(rows) + mirrored.numpy()))
+
+    def tokens(self, read: Tensor) -> Tensor:
+        return read
 
 
 class ComputedTokens:
     """Tokens that the encoder computes from the stored images; they stay on its device."""
-
-    stored = False
 
     def __init__(self, encoder: "Encoder", images: ShardReader, batch_size: int, digest: str) -> None:
         self._encoder, self._images, self._batch_size = encoder, images["image"], batch_size
@@ -113,15 +114,17 @@ class ComputedTokens:
 
     def pairs(self, rows: Rows) -> Tensor:
         images = torch.from_numpy(self._images.take(np.asarray(rows)))
-        return torch.stack([self._compute(images), self._compute(images.flip(-1))], dim=1)
+        return torch.stack([rounded(self._compute(side)) for side in (images, images.flip(-1))], dim=1)
 
-    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
+    def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
         images = torch.from_numpy(self._images.take(np.asarray(rows)))
-        return self._compute(torch.where(mirrored.bool()[:, None, None, None], images.flip(-1), images))
+        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+    def tokens(self, read: Tensor) -> Tensor:
+        return self._compute(read).half()
 
     def _compute(self, images: Tensor) -> Tensor:
-        batches = (images[start : start + self._batch_size] for start in range(0, len(images), self._batch_size))
-        return torch.cat([rounded(self._encoder.tokens(batch)) for batch in batches])
+        return torch.cat([self._encoder.tokens(batch) for batch in torch.split(images, self._batch_size)])
 
 
 @dataclass(frozen=True)
@@ -173,20 +176,6 @@ def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, 
             f"{encoder.identity}; restore its weights or run `dvc repro features`"
         )
     return ComputedTokens(encoder.to(device), shard, recipe.batch_size, hashlib.sha256(text).hexdigest())
-
-
-def fetch(source: TokenSource, rows: Tensor, mirrored: Tensor) -> dict[str, Tensor]:
-    """Return the batch entries from which `fetched` gets the tokens of images `rows` (N,), mirrored where `mirrored` (N,)."""
-    if source.stored:
-        return {"tokens": source.chosen(rows.numpy(), mirrored)}
-    return {"token_rows": rows, "token_mirrored": mirrored}
-
-
-def fetched(source: TokenSource, batch: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """Return tokens (N, C, g, g), float16: those that `fetch` has read, or computed now."""
-    if source.stored:
-        return batch["tokens"]
-    return source.chosen(batch["token_rows"].cpu().numpy(), batch["token_mirrored"].cpu()).to(device)
 
 
 def rounded(tokens: Tensor, what: str = "tokens") -> Tensor:

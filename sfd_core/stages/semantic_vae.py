@@ -203,7 +203,7 @@ def _blocks(count: int) -> Iterator[range]:
 
 def _plain(source: TokenSource, rows: Rows) -> torch.Tensor:
     """Return the tokens of images as they are, none mirrored, float32 on the CPU."""
-    return source.chosen(rows, torch.zeros(len(rows), dtype=torch.bool)).cpu().float()
+    return source.tokens(source.read(rows, torch.zeros(len(rows), dtype=torch.bool))).cpu().float()
 
 
 @exits_cleanly

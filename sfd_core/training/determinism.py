@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+# CUDA reads it once, at the first matrix product of a process
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
@@ -15,12 +18,11 @@ def reproducible(device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # this mode would also fill every new tensor with NaN, a thousand kernels a step; nothing reads what it has not written
     deterministic: Any = torch.utils.deterministic
     filled = deterministic.fill_uninitialized_memory
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # with warnings only, attention would stay as it is
     deterministic.fill_uninitialized_memory = False
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()]):

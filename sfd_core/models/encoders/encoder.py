@@ -76,7 +76,7 @@ class Encoder(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Return raw spatial tokens float32 (N, C, g, g) of uint8 images (N, 3, H, W); bfloat16 uses autocast."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        pixels = images.to(mean.device, torch.float32).div_(255)
+        pixels = images.to(mean.device).float().div_(255)  # a copy to a GPU would convert on the CPU
         if pixels.shape[-2:] != (self.input_size, self.input_size):
             size = (self.input_size, self.input_size)
             # Bicubic filters overshoot, but the encoder was trained on values in [0, 1].

@@ -19,7 +19,7 @@ from sfd_core.host.errors import ConfigError
 from sfd_core.host.seeding import batch_noise, derive_seed, generator
 from sfd_core.latents.composite import Composite
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
-from sfd_core.latents.tokens import TokenSource, fetch, fetched
+from sfd_core.latents.tokens import TokenSource
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.training.batches import BatchOrder
@@ -99,7 +99,8 @@ class FlowTask:
         if times.active is not None:
             batch["in_loss"] = torch.stack([times.active.texture, times.active.semantic], dim=1)[part]
         if self.weights.repa > 0:
-            batch |= fetch(cast(TokenSource, self.tokens), self.rows(step)[part], self.batches.mirrored(step)[part])
+            rows, mirrored = self.rows(step)[part].numpy(), self.batches.mirrored(step)[part]
+            batch["tokens"] = cast(TokenSource, self.tokens).read(rows, mirrored)
         return batch
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -111,7 +112,7 @@ class FlowTask:
         active = Active(*batch["in_loss"].unbind(1)) if "in_loss" in batch else None
         repa = None
         if self.weights.repa > 0:
-            tokens = fetched(cast(TokenSource, self.tokens), batch, x1.device).float()
+            tokens = cast(TokenSource, self.tokens).tokens(batch["tokens"]).float()
             repa = repa_loss(output.repa_tokens, tokens, self.variant.repa.mode)
         terms = flow_loss(output.prediction, path.velocity, self.n_texture, self.weights, active, repa).named()
         if self.variant.inner is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from sfd_core.experiment.params import SemanticVAEParams
 from sfd_core.host.seeding import batch_noise
 from sfd_core.latents.composite import ChannelStatistics
-from sfd_core.latents.tokens import TokenSource, fetch, fetched
+from sfd_core.latents.tokens import TokenSource
 from sfd_core.models.vaes.semantic_vae import SemanticVAE, semantic_vae_loss
 from sfd_core.training.batches import BatchOrder
 
@@ -28,14 +28,14 @@ class SemanticVAETask:
         return self.order.rows(step)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
-        """Return tokens (n, C, g, g), or the rows (n,) to compute them of, mirror choice (n,) and noise (n, c, g, g)."""
+        """Return what the tokens are made of, see `TokenSource.read`, and noise (n, c, g, g)."""
         rows, mirrored = self.rows(step)[part], self.order.mirrored(step)[part]
         shape = (self.model.channels, self.tokens.grid, self.tokens.grid)
         noise = batch_noise(self.order.batch_size, part, shape, self.seed, "posterior", step)
-        return {"noise": noise, **fetch(self.tokens, rows, mirrored)}
+        return {"noise": noise, "tokens": self.tokens.read(rows.numpy(), mirrored)}
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the terms of `semantic_vae_loss`."""
-        tokens = self.statistics.normalise(fetched(self.tokens, batch, batch["noise"].device).float())
+        tokens = self.statistics.normalise(self.tokens.tokens(batch["tokens"]).float())
         posterior = self.model.encode(tokens)
         return semantic_vae_loss(self.model.decode(posterior.sample(batch["noise"])), tokens, posterior, self.kl_weight)

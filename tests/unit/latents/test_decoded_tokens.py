@@ -56,7 +56,7 @@ def test_tokens_are_the_decoded_latents_in_the_encoder_s_own_scale(stages: Stage
     found = source.pairs([3, 7])
     assert found.dtype == torch.float16
     np.testing.assert_allclose(found.numpy().astype(np.float32), expected, rtol=2e-3, atol=2e-3)
-    chosen = source.chosen(np.array([7, 3]), torch.tensor([True, False]))
+    chosen = source.tokens(source.read([7, 3], torch.tensor([True, False])))
     np.testing.assert_allclose(chosen.numpy().astype(np.float32), [expected[1, 1], expected[0, 0]], rtol=2e-3, atol=2e-3)
 
 

@@ -39,7 +39,7 @@ def test_both_sources_give_the_same_tokens(project: Stages) -> None:
         assert (pairs.shape, pairs.dtype) == ((7, 2, 64, 4, 4), torch.float16)
         mirrored = torch.tensor([True, False, True, True, False, False, True])
         expected = torch.stack([pair[int(side)] for pair, side in zip(pairs, mirrored, strict=True)])
-        torch.testing.assert_close(source.chosen(rows, mirrored), expected, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(source.tokens(source.read(rows, mirrored)), expected, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(stored.pairs(rows), computed.pairs(rows), rtol=2e-3, atol=2e-3)
     assert (stored.pairs([0])[:, 0] != stored.pairs([0])[:, 1]).any()
 
@@ -48,7 +48,9 @@ def test_stored_tokens_are_read_as_they_are(project: Stages) -> None:
     tokens = ShardReader(project.features(True) / "train")["tokens"].array
     source = project.tokens(True)
     np.testing.assert_array_equal(source.pairs(range(12)).numpy(), tokens)
-    np.testing.assert_array_equal(source.chosen([2, 5], torch.tensor([False, True])).numpy(), [tokens[2, 0], tokens[5, 1]])
+    np.testing.assert_array_equal(
+        source.tokens(source.read([2, 5], torch.tensor([False, True]))).numpy(), [tokens[2, 0], tokens[5, 1]]
+    )
 
 
 def test_without_storing_the_statistics_are_the_same_and_little_is_written(project: Stages) -> None:
@@ -60,7 +62,8 @@ def test_without_storing_the_statistics_are_the_same_and_little_is_written(proje
 
 
 def test_computed_tokens_may_be_the_target_of_a_loss(project: Stages) -> None:
-    tokens = project.tokens(False).chosen([0, 1], torch.tensor([False, True])).float()
+    source = project.tokens(False)
+    tokens = source.tokens(source.read([0, 1], torch.tensor([False, True]))).float()
     weight = torch.ones(64, requires_grad=True)
     torch.nn.functional.cosine_similarity(tokens * weight[:, None, None], tokens, dim=1).sum().backward()
     assert weight.grad is not None

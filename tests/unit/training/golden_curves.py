@@ -36,11 +36,14 @@ SEMANTIC = {"none": None, "vae": "z_sem", "pca": "z_pca"}
 class FixedTokens:
     """Tokens of an encoder that never was."""
 
-    stored, channels, grid = True, TOKEN_CHANNELS, GRID
+    channels, grid = TOKEN_CHANNELS, GRID
 
-    def chosen(self, rows: Rows, mirrored: Tensor) -> Tensor:
+    def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
         tokens = np.random.default_rng(5).standard_normal((IMAGES, TOKEN_CHANNELS, GRID, GRID)).astype(np.float16)
         return torch.from_numpy(tokens[np.asarray(rows)])
+
+    def tokens(self, read: Tensor) -> Tensor:
+        return read
 
 
 def latents(folder: Path) -> ShardReader:
