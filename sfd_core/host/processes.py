@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -33,6 +33,8 @@ LEFT_ALONE = 75
 """Exit code of a process that exits only because another process failed; that one reports the reason."""
 PATIENCE = timedelta(days=2)
 """How long a process waits for the others: rank 0 computes metrics while the others already draw the next samples."""
+HUNG = timedelta(hours=1)
+"""Time for the others to join in adding up gradients, in which rank 0 may download checkpoints; then the training ends."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Processes:
                 # gloo synchronises the writing of files; NCCL exchanges gradients on GPUs
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 distributed.init_process_group(backend, timeout=PATIENCE)
+                if torch.cuda.is_available():
+                    _group_of(torch.device("cuda"))._set_default_timeout(HUNG)
             except ValueError as error:
                 raise ConfigError(
                     f"WORLD_SIZE is {count}, but the processes cannot connect ({error}); "
@@ -148,6 +152,11 @@ def spread(preempted: int | None = None) -> None:
     except SignalException as error:
         sys.exit(128 + error.sigval if preempted is None else preempted)
     sys.exit(0)
+
+
+def _group_of(device: torch.device) -> Any:
+    """Return what exchanges tensors of a kind of device."""
+    return distributed.distributed_c10d._get_default_group()._get_backend(device)
 
 
 def _exit_with_launcher(launcher: int) -> None:

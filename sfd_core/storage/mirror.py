@@ -6,11 +6,12 @@ without manifest is incomplete and counts as absent.
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -127,9 +128,9 @@ class Mirror:
     """Uploads the steps of a folder in the background, the newest first; a context manager.
 
     Files that match a pattern of `files` in the folder are uploaded before later steps, which need them. It uses one thread of
-    low priority and keeps one part of a file in memory. A failure is reported once and retried until it succeeds; it neither
-    slows nor stops the training. Steps deleted from the folder are deleted from the bucket, except the newest `kept`. Steps of
-    other machines are not deleted.
+    low priority and keeps one part of a file in memory. A step that is deleted meanwhile is uploaded whole. A failure is
+    reported once and retried until it succeeds; it neither slows nor stops the training. Steps deleted from the folder are
+    deleted from the bucket, except the newest `kept`. Steps of other machines are not deleted.
     """
 
     def __init__(
@@ -185,7 +186,8 @@ class Mirror:
             self._seen.add(newest.name)
             self._upload_files()
             try:
-                upload_folder(self.storage, newest, f"{self.prefix}/{newest.name}")
+                with _linked(newest) as whole:
+                    upload_folder(self.storage, whole, f"{self.prefix}/{newest.name}")
             except (DataError, FileNotFoundError):
                 if newest.exists():
                     raise
@@ -228,6 +230,21 @@ class Mirror:
     @property
     def _name(self) -> str:
         return f"s3://{self.storage.bucket}/{self.prefix}"
+
+
+@contextmanager
+def _linked(step: Path) -> Iterator[Path]:
+    """Give the files of a step in a folder that stays while the step is deleted, or the step where the disk has no links."""
+    links = step.parent / ".mirror.partial" / step.name
+    shutil.rmtree(links.parent, ignore_errors=True)
+    try:
+        shutil.copytree(step, links, copy_function=os.link)
+    except OSError:
+        yield step
+    else:
+        yield links
+    finally:
+        shutil.rmtree(links.parent, ignore_errors=True)
 
 
 def _manifest(storage: Storage, prefix: str) -> dict[str, dict[str, Any]]:

@@ -144,11 +144,15 @@ class ResumeFolder:
             for beside in (self.history_path, self.incidents_path, self.path / resume.RECORD):
                 if beside.exists():
                     shutil.copyfile(beside, temporary / beside.name)
-        paths.write_json(file.with_suffix(".json"), {"step": step, "sha256": paths.file_digest(file)})
-        if len(list(temporary.glob("state-*.json"))) == count:
-            with suppress(FileNotFoundError):  # two processes may be the last at once
+        digest = paths.file_digest(file)
+        try:
+            paths.write_json(file.with_suffix(".json"), {"step": step, "sha256": digest})
+            if len(list(temporary.glob("state-*.json"))) == count:
                 temporary.replace(target)
-            paths.fsync(self.path)
+                paths.fsync(self.path)
+        except FileNotFoundError:  # another process saw all files there, this one's too, and has made the checkpoint of them
+            if not target.exists():
+                raise
 
     def prune(self, keep_last: int = KEPT, keeps: Callable[[int], bool] = lambda _: False) -> None:
         """Delete all but the newest checkpoints and those whose step `keeps` wants."""

@@ -172,6 +172,8 @@ class _Run:
             if resumed:
                 self.progress.log(f"resumed after step {self.at.step} of {steps}")
             self.guard.log = self.progress.log
+            if self.at.step < steps:
+                self.parallel.settle(self._batches(self.at.step))
             self._began = self._saved = time.perf_counter()
             for step in range(self.at.step, steps):
                 self._update(step)
@@ -225,7 +227,8 @@ class _Run:
 
     def _requests(self, device: torch.device) -> list[Tensor]:
         """Return whether this process asks for a checkpoint, and for an end: all processes do either after the same step."""
-        late = time.perf_counter() - self._saved > self.engine.checkpoint_seconds
+        writes = self.parallel.writer is not None and (self.writing is None or self.writing.done())
+        late = writes and time.perf_counter() - self._saved > self.engine.checkpoint_seconds
         # filled there: a copy from the host would wait for the device
         return [torch.full((), float(request), device=device) for request in (late or self.stop, self.stop)]
 

@@ -97,6 +97,14 @@ class Parallel:
                 sums[name] = value if name not in sums else sums[name] + value
         return sums
 
+    def settle(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take gradients that no step uses: in the first backward pass DDP chooses the order in which processes add up.
+
+        Without, the first step after a resume would round otherwise than the same step of an unbroken training.
+        """
+        if self.count > 1 and not self.sharded:
+            self.backward([{name: value.to(self.device) for name, value in batch.items()} for batch in batches])
+
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of `values` over all processes."""
         return values if self.count == 1 else cast(Tensor, self.accelerator.reduce(values, "mean"))

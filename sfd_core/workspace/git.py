@@ -63,6 +63,8 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
     with locked(folder.with_suffix(".lock")) as held:
         with locked(project / POINTS / "git.lock"):
             if whole.exists() and (folder / ".git").exists():
+                if not _knows(project, folder):
+                    _adopt(project, folder, commit)
                 _git(folder, "checkout", "--quiet", "--force", "--detach", commit)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -72,6 +74,20 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
         # no DVC of an earlier attempt lives, but another program may have its number, and a cut file stops every DVC
         (folder / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         yield folder, held
+
+
+def _knows(project: Path, folder: Path) -> bool:
+    """Whether a folder is a worktree of this clone."""
+    return f"worktree {folder.resolve()}" in _git(project, "worktree", "list", "--porcelain").splitlines()
+
+
+def _adopt(project: Path, folder: Path, commit: str) -> None:
+    """Make a folder a worktree of this clone that was one of another: that of a container, say, which is no more."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / folder.name
+        _git(project, "worktree", "add", "--no-checkout", "--detach", str(made.absolute()), commit)
+        (made / ".git").replace(folder / ".git")
+    _git(project, "worktree", "repair", str(folder.absolute()))
 
 
 def forget_worktree(project: Path, folder: Path) -> None:

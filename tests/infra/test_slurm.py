@@ -67,10 +67,10 @@ def test_a_training_over_machines_is_started_once_a_machine_and_its_outputs_are_
     training, recorded = (tmp_path / "ran").read_text().splitlines()
     assert "torchrun --nnodes=2 --nproc-per-node=gpu --shutdown-timeout=110" in training
     assert training.endswith("-m sfd_core.stages.train --variant sfd")
-    assert recorded == "dvc commit --force train@sfd"
+    assert recorded == "dvc --wait-for-lock commit --force train@sfd"
 
 
-@pytest.mark.parametrize(("code", "then"), [(0, "dvc commit --force train@sfd"), (1, "scontrol requeue 7")])
+@pytest.mark.parametrize(("code", "then"), [(0, "dvc --wait-for-lock commit --force train@sfd"), (1, "scontrol requeue 7")])
 def test_a_training_that_ends_as_its_time_is_up_is_put_back_only_if_it_is_not_done(
     tmp_path: Path, environment: dict[str, str], code: int, then: str
 ) -> None:

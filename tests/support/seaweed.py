@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 CREDENTIALS = ("lab-key", "lab-secret")
 WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -53,7 +54,7 @@ class SeaweedFS:
         return f"http://127.0.0.1:{self.ports[0]}"
 
     def start(self) -> None:
-        """Return once it answers."""
+        """Return once it answers and has made the bucket."""
         assert WEED is not None
         names = ("s3", "master", "volume", "filer", "admin")
         command = [
@@ -73,13 +74,19 @@ class SeaweedFS:
                 cwd=self.folder,
                 start_new_session=True,
             )
+        key, secret = CREDENTIALS
+        client = boto3.client(
+            "s3", "us-east-1", endpoint_url=self.endpoint, aws_access_key_id=key, aws_secret_access_key=secret,
+            config=Config(connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1}),
+        )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
+                client.head_bucket(Bucket="lab")
+            except (BotoCoreError, ClientError):
                 time.sleep(0.1)
+            else:
+                return
         self.kill()
         pytest.fail(f"SeaweedFS did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
 

@@ -113,6 +113,21 @@ def test_steps_are_mirrored_as_they_come_and_go(storage: Storage, prefix: str, t
     assert bytes_below(restore(storage, prefix, tmp_path / "other") or tmp_path) == last
 
 
+def test_a_step_that_is_deleted_during_its_upload_arrives_whole(
+    storage: Storage, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, upload = make_step(tmp_path, 1), storage.upload
+
+    def slow(path: Path, key: str, digest: str | None = None) -> None:
+        shutil.rmtree(tmp_path / "step-00000001", ignore_errors=True)
+        upload(path, key, digest)
+
+    monkeypatch.setattr(storage, "upload", slow)
+    Mirror(storage, tmp_path, prefix)._mirror_once()
+    assert list(tmp_path.iterdir()) == []
+    assert bytes_below(restore(storage, prefix, tmp_path / "other") or tmp_path) == content
+
+
 def test_the_newest_step_goes_up_first(storage: Storage, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2, 3):
         make_step(tmp_path, step)

@@ -92,6 +92,16 @@ def test_a_training_asked_to_stop_goes_on_in_another_number_of_processes(
 
 
 @pytest.mark.slow
+def test_a_resumed_training_in_four_processes_is_the_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
+    """Of two, the order in which they add up does not matter."""
+    unbroken = trained(tmp_path / "unbroken", 4)
+    train(tmp_path / "broken", 4, "7")
+    resumed = trained(tmp_path / "broken", 4)
+    assert resumed[0] == unbroken[0]
+    assert [name for name, value in unbroken[1].items() if not torch.equal(value, resumed[1][name])] == []
+
+
+@pytest.mark.slow
 def test_a_sharded_checkpoint_is_one_file_a_process(tmp_path: Path) -> None:
     train(tmp_path, 2, "7", sharding="fsdp")
     newest = max(tmp_path.glob("step-*"))

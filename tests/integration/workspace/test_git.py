@@ -1,6 +1,7 @@
 """Worktrees and commits of points, in a small repository."""
 
 import fcntl
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def test_a_worktree_keeps_what_an_attempt_left_until_it_is_forgotten(project: Pa
     assert "key" not in run(project, "worktree", "list")
     with git.worktree(project, "key", base) as (folder, _):
         assert not (folder / "checkpoint").exists()
+
+
+def test_a_worktree_of_a_clone_that_is_no_more_goes_on_in_another(project: Path) -> None:
+    base = git.base_commit(project)
+    with git.worktree(project, "key", base) as (folder, _):
+        (folder / "checkpoint").write_text("half")
+    other = project.with_name("other")
+    run(project.parent, "clone", "--quiet", str(project), str(other))
+    (project / ".sfd").rename(other / ".sfd")
+    shutil.rmtree(project)
+    with git.worktree(other, "key", base) as (folder, _):
+        assert (folder / "checkpoint").read_text() == "half"
+        assert (folder / "sfd_core" / "a").read_text() == "1"
+        assert run(folder, "status", "--porcelain", "--untracked-files=no") == ""
+        assert run(folder, "rev-parse", "HEAD") == base
+    git.forget_worktree(other, folder)
+    assert run(other, "worktree", "list").count("\n") == 0
 
 
 def test_a_folder_that_was_broken_off_while_made_is_made_anew(project: Path) -> None:

@@ -10,7 +10,7 @@ from sfd_core.host import paths
 from sfd_core.host.errors import BusyError, ConfigError
 from sfd_core.host.resume import Code, mixed_codes
 from sfd_core.stages.training import Origin
-from sfd_core.training.checkpoint import ResumeFolder, State, resume_key
+from sfd_core.training.checkpoint import Piece, ResumeFolder, State, resume_key
 
 STATE = "state-00000-of-00001.safetensors"
 
@@ -39,6 +39,26 @@ def test_the_newest_checkpoint_is_loaded_and_two_are_kept(tmp_path: Path) -> Non
     assert found[0] == 1000
     assert torch.equal(found[1], torch.full((3,), 1000.0))
     assert sorted(path.name for path in folder.path.iterdir()) == ["step-00000100", "step-00001000"]
+
+
+def test_of_processes_that_finish_a_checkpoint_together_one_makes_it_and_none_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process sees this one's file before this one has ended its write, and renames the folder."""
+    folder, fsync = ResumeFolder(tmp_path / "resume"), paths.fsync
+    states = [State({"weight": Piece(torch.full((1,), float(rank)), rank)}, {"step": 1}) for rank in (0, 1)]
+
+    def overtaken(path: Path) -> None:
+        if (path / "state-00000-of-00002.json").exists() and states:
+            folder.save(1, states.pop(), (1, 2))
+        fsync(path)
+
+    monkeypatch.setattr(paths, "fsync", overtaken)
+    folder.save(1, states.pop(0), (0, 2))
+    tensors = {"weight": torch.zeros(2)}
+    assert folder.newest() == 1
+    folder.read(1, tensors)
+    assert tensors["weight"].tolist() == [0.0, 1.0]
 
 
 def test_newest_means_by_step_and_not_by_name_or_time(tmp_path: Path) -> None:
