@@ -114,6 +114,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """Make `target` a hard link of a file that never changes, or a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
     """Raise `ResourceError` unless the disk under `path` has `needed_bytes` free."""
     free = free_disk(path)

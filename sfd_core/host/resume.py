@@ -4,6 +4,7 @@ A folder of such work is keyed by parameters and inputs. The code lies beside th
 continues it silently nor throws away more than a few minutes of it.
 """
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -21,7 +22,8 @@ from sfd_core.host.paths import STATE, atomic_dir, replace_dir, write_json
 
 RECORD, LOCK = "code.json", "lock"
 SECONDS_TO_REPEAT = 600.0
-"""Work of other code that is repeated without asking."""
+"""Work that is repeated without asking, if other code did it or a kill hits between its end and DVC's record."""
+HIDDEN = ".finished"
 MOST_NAMED = 8
 
 
@@ -104,6 +106,29 @@ def mixed_codes(folder: Path) -> dict[str, list[str]]:
     """Return, for the record of a result, the hashes of the codes that did the work in a folder; nothing if it was one."""
     codes = codes_of(folder)
     return {"codes": [code.hash for code in codes]} if len(codes) > 1 else {}
+
+
+def put_away(folder: Path, result: Path) -> None:
+    """Hide finished work until DVC has recorded its result, of which `result` is a file: after a kill, DVC deletes others."""
+    with result.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    folder.replace(folder.with_name(f".{folder.name}.{digest}{HIDDEN}"))
+
+
+def take_back(folder: Path) -> None:
+    """Return hidden work to its folder, where nothing newer is: its result was lost, and comes of it again at once."""
+    for hidden in folder.parent.glob(f".{folder.name}.*{HIDDEN}"):
+        if not folder.exists():
+            hidden.replace(folder)
+
+
+def drop_recorded(lock: Path) -> None:
+    """Delete hidden work whose results the file `lock` of DVC names."""
+    hidden = list((STATE / "resume").glob(f"*/.*{HIDDEN}"))
+    recorded = lock.read_text() if hidden and lock.is_file() else ""
+    for folder in hidden:
+        if folder.name.split(".")[-2] in recorded:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def find_path(params: Params, folders: TrainFolders, out: Path, processes: Proce
             with processes.first_first():
                 inputs = TrainInputs.open(variant, folders, verify=processes.first)
             if isinstance(schedule, LeastCostSchedule):
-                train_variant(PROBE, variant, train, inputs, folder / PROBE, params.engine, processes)
+                train_variant(PROBE, variant, train, inputs, folder / PROBE, params.engine, processes, recorded=False)
                 path = _least_cost(schedule, inputs, folder) if processes.first else None
             else:
                 path = _learned(schedule, variant, train, inputs, params.engine, processes)
@@ -119,7 +119,7 @@ def _learned(
     plan = TrainingPlan("path", train.optimisation, variant.learning_rate, engine=engine)
     run_training(LearnedPathTask(model, batches, schedule), plan, resume, training_run("path", train), processes)
     if processes.first:
-        resume.delete()
+        resume.finish()
     return model.corners()
 
 

@@ -108,7 +108,7 @@ def train_semantic_vae(
     if not processes.first:
         return
     _write(vae.eval(), Origin.of(resume, result), params, prepared, tokens, out)
-    resume.delete()
+    resume.finish(out / "metrics.json", result.seconds)
 
 
 def _published_vae(params: SemanticVAEParams, path: Path, token_channels: int) -> SemanticVAE:

@@ -11,6 +11,7 @@ from sfd_core.experiment.params import Params, load_params
 from sfd_core.experiment.values import parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import OUTPUTS, check_before_outputs, stage_dir
+from sfd_core.host.resume import drop_recorded
 
 SHAPES_RESULTS = False
 PIPELINE = Path("dvc.yaml")
@@ -27,6 +28,7 @@ def begin_stage(stage: str, variant: str = "") -> Params:
         raise ConfigError(
             f"{OUTPUTS} is a link, behind which DVC records nothing; make it a folder, or move the project to the other disk"
         )
+    drop_recorded(Path("dvc.lock"))
     require_recorded_code(stage, stage_dir("code") / f"{stage}.json")
     params = load_params()
     if variant:

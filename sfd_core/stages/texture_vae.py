@@ -77,7 +77,7 @@ def train_texture_vae(params: TrainedVAEParams, prepared: Path, out: Path, engin
         return
     vae.cpu().eval()
     _write(vae, held_out, Origin.of(resume, result), out)
-    resume.delete()
+    resume.finish(out / "metrics.json", result.seconds)
 
 
 def _fresh_vae(params: TrainedVAEParams, train: ShardReader) -> TextureVAE:

@@ -117,8 +117,12 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     out: Path,
     engine: EngineParams = PLAIN_ENGINE,
     processes: Processes = ALONE,
+    recorded: bool = True,
 ) -> None:
-    """Train one variant; the first process writes its artifact to `out` in one atomic step."""
+    """Train one variant; the first process writes its artifact to `out` in one atomic step.
+
+    DVC records it there, unless it is not `recorded`.
+    """
     classes = inputs.latents.meta["classes"] if train.conditional else []
     model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
     parameters = parameter_count(model)
@@ -160,7 +164,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         ],
     )
     _write(manifest, inputs.statistics, result, resume, out)
-    for kept in resume.delete(engine.keeps):
+    for kept in resume.finish(out / "metrics.json" if recorded else None, result.seconds, engine.keeps):
         print(f"{name}: the checkpoint in {kept} is kept", file=sys.stderr)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from sfd_core.host.errors import DataError, SFDError
-from sfd_core.host.paths import atomic_dir, file_digest
+from sfd_core.host.paths import atomic_dir, file_digest, link_or_copy
 from sfd_core.host.settings import Settings
 from sfd_core.storage.bucket import Storage, UnavailableError
 
@@ -188,7 +188,7 @@ class Mirror:
             try:
                 with _linked(newest) as whole:
                     upload_folder(self.storage, whole, f"{self.prefix}/{newest.name}")
-            except (DataError, FileNotFoundError):
+            except (DataError, OSError):
                 if newest.exists():
                     raise
             self._done.add(newest.name)
@@ -234,14 +234,11 @@ class Mirror:
 
 @contextmanager
 def _linked(step: Path) -> Iterator[Path]:
-    """Give the files of a step in a folder that stays while the step is deleted, or the step where the disk has no links."""
+    """Give the files of a step in a folder that stays while the step is deleted."""
     links = step.parent / ".mirror.partial" / step.name
     shutil.rmtree(links.parent, ignore_errors=True)
     try:
-        shutil.copytree(step, links, copy_function=os.link)
-    except OSError:
-        yield step
-    else:
+        shutil.copytree(step, links, copy_function=link_or_copy)
         yield links
     finally:
         shutil.rmtree(links.parent, ignore_errors=True)

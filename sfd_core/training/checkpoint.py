@@ -105,6 +105,7 @@ class ResumeFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; raises `BusyError` if another process trains in it."""
         shutil.rmtree(self._doomed, ignore_errors=True)
+        resume.take_back(self.path)
         with resume.held(self.path, "running this training"):
             yield
 
@@ -232,18 +233,23 @@ class ResumeFolder:
             if match is None or int(match[1]) > step:
                 file.unlink()
 
-    def delete(self, keep: Callable[[int], bool] = lambda _: False) -> list[Path]:
+    def finish(
+        self, result: Path | None = None, seconds: float = 0.0, keep: Callable[[int], bool] = lambda _: False
+    ) -> list[Path]:
         """Delete everything once the stage's output is safely written, but move checkpoints whose step `keep` wants.
 
-        Returns where these lie now.
+        If `result` is a file of the output, and the work took more `seconds` than one repeats without asking, the work is only
+        hidden, and deleted when DVC has recorded the file. Returns where the moved checkpoints lie.
         """
         kept = []
         for folder in self._checkpoints():
             if keep(_step(folder)):
                 target = paths.STATE / "checkpoints" / self.path.parent.name / self.training / folder.name
-                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(target, ignore_errors=True)
-                kept.append(folder.replace(target))
+                kept.append(shutil.copytree(folder, target, copy_function=paths.link_or_copy))
+        if result is not None and seconds > resume.SECONDS_TO_REPEAT:
+            resume.put_away(self.path, result)
+            return kept
         # gone at once: half a folder would be taken for a training in progress
         with suppress(FileNotFoundError):
             self.path.replace(self._doomed)

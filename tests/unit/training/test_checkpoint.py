@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sfd_core.experiment.params import GuidanceParams
-from sfd_core.host import paths
+from sfd_core.host import paths, resume
 from sfd_core.host.errors import BusyError, ConfigError
 from sfd_core.host.resume import Code, mixed_codes
 from sfd_core.stages.training import Origin
@@ -116,9 +117,28 @@ def test_snapshots_keep_weights_and_when_they_were_taken(tmp_path: Path) -> None
 
 def test_deleting_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     folder = filled(tmp_path / "resume", 1)
-    folder.delete()
-    folder.delete()
+    folder.finish()
+    folder.finish()
     assert not folder.path.exists()
+
+
+def test_long_work_is_taken_back_until_its_result_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC deletes outputs that it has not recorded before it starts a stage again."""
+    monkeypatch.chdir(tmp_path)
+    folder = filled(Path(".sfd/resume/train/key"), 1)
+    Path("metrics.json").write_text('{"seconds": 4000}')
+    folder.finish(Path("metrics.json"), 4000)
+    assert not folder.path.exists()
+    resume.drop_recorded(Path("dvc.lock"))
+    with folder.locked():
+        assert folder.newest() == 1
+    folder.finish(Path("metrics.json"), 4000)
+    Path("dvc.lock").write_text(f"md5: {hashlib.md5(Path('metrics.json').read_bytes()).hexdigest()}\n")
+    resume.drop_recorded(Path("dvc.lock"))
+    with folder.locked():
+        assert folder.newest() is None
+    filled(folder.path, 2).finish(Path("metrics.json"), 500)
+    assert list(folder.path.parent.iterdir()) == []
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:

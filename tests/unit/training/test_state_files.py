@@ -137,7 +137,7 @@ def test_wanted_checkpoints_survive_the_end_of_a_training(tmp_path: Path, monkey
     resume.settle()
     for step in (10, 20):
         resume.save(step, State.copied({"weight": torch.full((1,), float(step))}, {}))
-    (kept,) = resume.delete(lambda step: step == 10)
+    (kept,) = resume.finish(keep=lambda step: step == 10)
     assert kept == paths.STATE / "checkpoints" / "train" / f"key-{'c' * 8}" / "step-00000010"
     assert kept.is_dir()
     assert [path.name for path in Path(".sfd/resume/train").iterdir()] == []
@@ -186,7 +186,7 @@ def test_a_wanted_checkpoint_takes_the_place_of_that_of_an_equal_training(
         resume = ResumeFolder(Path(".sfd/resume/train/key"), Code("c" * 64))
         resume.settle()
         resume.save(10, State.copied({"weight": torch.full((1,), value)}, {"value": value}))
-        (kept,) = resume.delete(lambda step: step == 10)
+        (kept,) = resume.finish(keep=lambda step: step == 10)
     into = {"weight": torch.zeros(1)}
     assert ResumeFolder(kept.parent).read(10, into) == {"value": 2.0}
     assert into["weight"].item() == 2.0
