@@ -127,6 +127,24 @@ def edit(project: Project, file: str, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
+@pytest.mark.slow
+def test_a_training_whose_output_dvc_has_not_recorded_costs_no_step_again(tmp_path: Path) -> None:
+    """As after a kill while DVC reads the outputs: it deletes them before it starts the stage again."""
+    project = make_project(tmp_path / "tiny", ["sfd"])
+    edit(project, "sfd_core/host/resume.py", "SECONDS_TO_REPEAT = 600.0", "SECONDS_TO_REPEAT = 0.0")
+    project.run("dvc", "repro", "encode", "schedule")
+    project.run("python", "-m", "sfd_core.stages.train", "--variant", "sfd")
+    snapshots = {path.name: path.read_bytes() for path in (project.path / "outputs" / "train" / "sfd" / "snapshots").iterdir()}
+    ended = project.run("dvc", "repro", "--single-item", "train@sfd")
+    steps = project.values()["train"]["optimisation"]["steps"]
+    assert f"sfd: resumed after step {steps} of {steps}" in ended.stderr
+    again = {path.name: path.read_bytes() for path in (project.path / "outputs" / "train" / "sfd" / "snapshots").iterdir()}
+    assert again == snapshots
+    assert list((project.path / ".sfd" / "resume" / "train").iterdir()) != []
+    project.run("dvc", "repro", "--single-item", "reference")
+    assert list((project.path / ".sfd" / "resume" / "train").iterdir()) == []
+
+
 def test_changed_words_run_nothing_but_the_stage_that_reads_code(project: Project) -> None:
     edit(project, "sfd_core/latents/encoder.py", "class LatentEncoder:\n", "class LatentEncoder:  # a comment\n")
     assert changed(project) == {"code"}
