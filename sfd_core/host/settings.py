@@ -57,6 +57,6 @@ class Settings(EnvironmentSettings):
     flow_run: str = Field("", title="an address")
     """Internal: page of the Prefect flow run that computes here, to which its runs in MLflow link."""
     grace_seconds: int = Field(25, ge=1, title="a number of seconds such as 25 or 100")
-    """Time of stages to end after SIGTERM, for a last checkpoint; Prefect gives no more than 30, Slurm's jobs here give 100."""
+    """Time of stages to end after SIGTERM; Prefect gives at most 30. `job.sbatch` sets 100 and has room for 110."""
     git_remote: str = Field("", title="the name or address of a git remote")
     """Push the refs of finished sweep points to this remote; default: keep them in the clone."""
