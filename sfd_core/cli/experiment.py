@@ -56,7 +56,8 @@ def experiment(
     folder = experiment_dir(name)
     run_experiment(plan, folder, at_once or stages_at_once())
     results(project=folder)
-    write_tables(plan, folder, table, curves, studies)
+    if table or curves or studies:
+        write_tables(plan, folder, table, curves, studies)
 
 
 def reproduce(*, at_once: Annotated[int | None, AT_ONCE] = None) -> None:

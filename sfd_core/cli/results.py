@@ -37,16 +37,21 @@ def write_tables(plan: "Plan", folder: Path, table: Path | None, curves: Path | 
 
     params = load_params(folder / PARAMS)
     outputs = read_outputs(params, folder / OUTPUTS, folder / RESULTS)
-    varied = origin_values(plan, ["learning_rate", "seed", "delta_t"])
-    numbers = {name: {key: number.value for key, number in found.numbers.items()} for name, found in outputs.variants.items()}
-    points = outputs.curves.assign(variant=outputs.curves["variant"].map(plan.origins))
-    frames = {
-        "table": (table, pd.DataFrame([varied[name] | values for name, values in numbers.items()])),
-        "curves": (curves, read_curves(folder / OUTPUTS, params.active)),
-        "studies": (studies, points.drop(columns="origin", errors="ignore")),
-    }
-    for kind, (path, frame) in frames.items():
-        if path:
-            with atomic_path(path) as temporary:
-                frame.to_csv(temporary, index=False)
-            print(f"{kind}: {path.resolve()}")
+
+    def write(kind: str, path: Path, frame: pd.DataFrame) -> None:
+        with atomic_path(path) as temporary:
+            frame.to_csv(temporary, index=False)
+        print(f"{kind}: {path.resolve()}")
+
+    if table:
+        varied = origin_values(plan, ["learning_rate", "seed", "delta_t"])
+        rows = [
+            varied[name] | {key: number.value for key, number in variant.numbers.items()}
+            for name, variant in outputs.variants.items()
+        ]
+        write("table", table, pd.DataFrame(rows))
+    if curves:
+        write("curves", curves, read_curves(folder / OUTPUTS, params.active))
+    if studies:
+        points = outputs.curves.assign(variant=outputs.curves["variant"].map(plan.origins))
+        write("studies", studies, points.drop(columns="origin", errors="ignore"))
