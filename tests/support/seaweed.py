@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import boto3
@@ -80,13 +81,14 @@ class SeaweedFS:
             config=Config(connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1}),
         )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                client.head_bucket(Bucket="lab")
-            except (BotoCoreError, ClientError):
-                time.sleep(0.1)
-            else:
-                return
+        with closing(client):
+            while time.monotonic() < deadline:
+                try:
+                    client.head_bucket(Bucket="lab")
+                except (BotoCoreError, ClientError):
+                    time.sleep(0.1)
+                else:
+                    return
         self.kill()
         pytest.fail(f"SeaweedFS did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
 
