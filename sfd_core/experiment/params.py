@@ -777,6 +777,8 @@ class Params(Group):
         """Require that every variant can be sampled in its order, and in that of the sampler."""
         if self.schedule is not None and self.latent_grid % self.schedule.patch:
             raise ValueError(f"schedule.patch {self.schedule.patch} does not divide the latent grid {self.latent_grid}")
+        if isinstance(self.schedule, LearnedSchedule) and any(self.variants[name].found_path for name in self.active):
+            self._check_phases(f"schedule.knots {self.schedule.knots}", self.schedule.knots)
         sampler = self.evaluate.sampler
         chosen = "path" if sampler.path is not None else "delta_t"
         order = getattr(sampler, chosen)
@@ -806,13 +808,16 @@ class Params(Group):
 
     def check_budget(self, key: str, order: float | Sequence[Sequence[float]]) -> None:
         """Raise `ValueError` unless there is one interval per phase of an offset or path, as sampling will need."""
-        sampler = self.evaluate.sampler
         lead = abs(order) if isinstance(order, float) else 0
         phases = len(order) - 1 if not isinstance(order, float) else 3 if 0 < lead < 1 else 1 + int(lead)
+        self._check_phases(f"{key} {order}", phases)
+
+    def _check_phases(self, path: str, phases: int) -> None:
+        sampler = self.evaluate.sampler
         least, reason = (2 * phases, "two per phase with heun") if sampler.solver == "heun" else (phases, "one per phase")
         if sampler.evaluations < least:
             raise ValueError(
-                f"evaluate.sampler.evaluations is {sampler.evaluations}, but {key} {order} needs "
+                f"evaluate.sampler.evaluations is {sampler.evaluations}, but {path} needs "
                 f"at least {least} ({reason}). Set it to {least} or more."
             )
 

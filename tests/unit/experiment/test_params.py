@@ -139,6 +139,16 @@ def test_a_bad_value_is_named(key: str, value: Any, said: str) -> None:
         parse_params(changed(key, value))
 
 
+def test_a_learned_path_fits_the_evaluations() -> None:
+    values = changed("schedule", PROBE | {"knots": 20})
+    values["variants"]["sync"]["found_path"] = True
+    values["evaluate"]["sampler"]["evaluations"] = 20
+    assert parse_params(values).schedule is not None
+    values["schedule"]["knots"] = 21
+    with pytest.raises(ConfigError, match=r"evaluations is 20, but schedule\.knots 21 needs at least 21 \(one per phase\)"):
+        parse_params(values)
+
+
 LDM = {"kind": "ldm", "name": "sd-vae-f16d32", "weights": "vae.ckpt", "channels": 32, "downsampling": 8}
 DIFFUSERS = LDM | {"kind": "diffusers", "weights": "stabilityai/sd-vae-ft-mse", "subfolder": None}
 
