@@ -167,7 +167,8 @@ class Dispatcher:
             wait.crashed_at, wait.taken = None, not _is_waiting(run)
             return None
         if state.type == StateType.COMPLETED:
-            outcome = Outcome(point, targets, {}) if wait.request.finished is not None else _recorded(point, targets)
+            record = {} if wait.request.finished is not None else read_record(point, targets)
+            outcome = Outcome(point, targets, record, "it left no record")
             if not outcome.is_pruned or wait.request.highest:
                 return outcome
             wait.run = self._start(wait.request)  # a search stopped the run that this sweep shared with it
@@ -238,10 +239,6 @@ def read_record(point: Point, targets: Sequence[str]) -> dict[str, Any] | None:
     """Return what the last run of a point recorded; None if there was none, or it failed."""
     found = cast("Artifact | None", Artifact.get(record_key(point.key, targets)))
     return None if found is None else dict(json.loads(str(found.data)))
-
-
-def _recorded(point: Point, targets: Sequence[str]) -> Outcome:
-    return Outcome(point, targets, read_record(point, targets), "it left no record")
 
 
 def _is_final(run: FlowRun) -> bool:

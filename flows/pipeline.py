@@ -1,8 +1,6 @@
 """`reproduce`: the whole pipeline of this clone, a stage a task, from and to the remote."""
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -21,7 +19,7 @@ from flows.point import linked, require_remote, track
 from sfd_core.experiment.inputs import require_inputs
 from sfd_core.experiment.params import Params, load_params
 from sfd_core.host import machine
-from sfd_core.host.paths import REPORT, stage_dir
+from sfd_core.host.paths import REPORT, read_json, stage_dir
 from sfd_core.workspace import journal
 from sfd_core.workspace.dvc import LOGS, Place, stages_run
 from sfd_core.workspace.places import look_at_inputs
@@ -113,11 +111,8 @@ def _run_stages(place: Place, graph: Mapping[str, set[str]], pull: bool) -> None
 
 def _show(project: Path, params: Params) -> None:
     """Publish the result table and a link to the report."""
-    rows = []
-    for name in params.active:
-        with suppress(OSError, ValueError):
-            numbers = json.loads((project / stage_dir("evaluate", name) / "metrics.json").read_text())
-            rows.append({"variant": name, **numbers})
+    found = {name: read_json(project / stage_dir("evaluate", name) / "metrics.json") for name in params.active}
+    rows = [{"variant": name, **numbers} for name, numbers in found.items() if numbers]
     create_table_artifact(rows, key="results", description=params.report.title)
     report = project / REPORT / "index.html"
     create_link_artifact(report.as_uri(), key="report", link_text="report/index.html on the worker's machine")

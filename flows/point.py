@@ -1,6 +1,5 @@
 """The flow of one point: its worktree, `dvc repro`, its runs in MLflow, its bytes in the remote. Any worker runs any point."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from sfd_core.experiment.pruning import Judge, Pruned, read_losses
 from sfd_core.host import machine
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
-from sfd_core.host.paths import STATE, stage_dir
+from sfd_core.host.paths import STATE, read_json, stage_dir
 from sfd_core.host.settings import Settings
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
@@ -159,13 +158,12 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
     """Return what the sweep keeps of a point: its lock, its numbers, its cost."""
     variant = values["active"][0]
     train, evaluate = (folder / stage_dir(stage, variant) for stage in ("train", "evaluate"))
-    run_key = _run_key(train / "history.csv")
     return {
         "params": (folder / "params.yaml").read_text(),
         "lock": (folder / "dvc.lock").read_text(),
-        "numbers": _numbers(evaluate / "metrics.json"),
-        "training": _numbers(train / "metrics.json"),
-        "run_key": run_key,
+        "numbers": read_json(evaluate / "metrics.json"),
+        "training": read_json(train / "metrics.json"),
+        "run_key": history_key(history) if (history := train / "history.csv").is_file() else "",
         "evaluation": evaluation_key(evaluate),
         "data": _hashes(folder),
         "ran": ran,
@@ -174,16 +172,6 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
         "seconds": round(time.monotonic() - started, 1),
         "worker": machine.worker_name(),
     }
-
-
-def _numbers(path: Path) -> dict[str, Any]:
-    """Return a metrics file, or nothing for a stage that was no target."""
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def _run_key(history: Path) -> str:
-    """Return the key of the training's run in MLflow, or "" where no training was a target."""
-    return history_key(history) if history.is_file() else ""
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from flows.sweep import Name, Preset, Sweep, cancel, run_sweep
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.confirmation import WARNING, Confirmation
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
+from sfd_core.experiment.numbers import number_name
 from sfd_core.experiment.params import Fraction, NonNegative, Offset, Positive, parse_params
 from sfd_core.experiment.paths import corner_paths
 from sfd_core.host import machine
@@ -193,8 +194,6 @@ def _show(place: Place, study: _Study, point: Point, out: Path) -> Rows:
 
 def _point(study: _Study, row: Mapping[str, str]) -> SweepPoint:
     settings = {"variant": study.variant, **{key: row[key] for key in study.settings}}
-    numbers = {
-        key: float(value) for key, value in row.items() if key == "fid" or key.partition("_")[0] in {"fd", "kid", "is", "sfid"}
-    }
+    numbers = {key: float(value) for key, value in row.items() if number_name(key) is not None}
     words = "-".join(f"{key}-{row[key]}" for key in study.settings)
     return SweepPoint(f"{study.variant}-{words}", Path(row["file"]).stem, settings, numbers, int(row["step"]), "")

@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,14 +52,14 @@ class Usage:
 def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, side: int = 2048, rounds: int = 5) -> float:
     """Return the floating-point operations a second of the fastest of some square matrix products (a multiply-add is two)."""
     a, b = torch.randn(2, side, side, device=device).to(dtype)
-    return 2 * side**3 / _fastest(lambda: torch.mm(a, b), rounds, device)
+    return 2 * side**3 / fastest(lambda: torch.mm(a, b), rounds, device)
 
 
 def copy_bandwidth(device: str = "cpu", mebibytes: int = 256, rounds: int = 5) -> float:
     """Return the bytes a second, read and written, of the fastest of some copies that no cache holds."""
     source = torch.ones(mebibytes * 2**18, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), rounds, device)
+    return 2 * source.nbytes / fastest(lambda: target.copy_(source), rounds, device)
 
 
 def wait_for(device: str) -> None:
@@ -67,7 +68,8 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _fastest(work: Any, rounds: int, device: str) -> float:
+def fastest(work: Callable[[], object], rounds: int, device: str) -> float:
+    """Return the seconds of the fastest round of some work, the first left out."""
     seconds = []
     for _ in range(rounds + 1):
         wait_for(device)

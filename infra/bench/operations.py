@@ -32,8 +32,12 @@ ALL_MARK, AVERAGE_MARK, OPTIMISER_MARK = "bench::all", "bench::average", "Optimi
 @contextmanager
 def averaging() -> Iterator[None]:
     """Mark what is done inside as the update of the averaged weights."""
-    with record_function(AVERAGE_MARK), _section(AVERAGE):
-        yield
+    with record_function(AVERAGE_MARK):
+        _SECTIONS.append(AVERAGE)
+        try:
+            yield
+        finally:
+            _SECTIONS.remove(AVERAGE)
 
 
 @dataclass
@@ -62,8 +66,8 @@ class WorkCounter(TorchDispatchMode):
 
     def __enter__(self) -> "WorkCounter":
         self._hooks = [
-            register_optimizer_step_pre_hook(lambda *_: _enter(OPTIMISER)),
-            register_optimizer_step_post_hook(lambda *_: _leave()),
+            register_optimizer_step_pre_hook(lambda *_: _SECTIONS.append(OPTIMISER)),
+            register_optimizer_step_post_hook(lambda *_: _SECTIONS.remove(OPTIMISER)),
         ]
         super().__enter__()
         return self
@@ -143,23 +147,6 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 _SECTIONS: list[str] = []
-
-
-def _enter(section: str) -> None:
-    _SECTIONS.append(section)
-
-
-def _leave() -> None:
-    _SECTIONS.pop()
-
-
-@contextmanager
-def _section(name: str) -> Iterator[None]:
-    _enter(name)
-    try:
-        yield
-    finally:
-        _leave()
 
 
 def _group_of_event(event: FunctionEvent) -> str:

@@ -108,10 +108,8 @@ def _others(record: Record, main: Workload, tiny: bool) -> None:
         record.measure(f"sampling, guidance {name}, compiled", partial(_sample, main, weak, evaluations, images))
     encoder = (*TINY_ENCODER, TINY.grid, 2) if tiny else (*ENCODER, 16, 256)
     record.measure("tokens of the encoder", lambda _: {"encoder": encoder, "images_per_second": measure_encoder(*encoder)})
-    for size, workload in {"tiny" if tiny else "S": main, guide.size: main}.items():
-        fed = replace(
-            workload, size=size, batch=main.batch if tiny else 256, steps=4 if tiny else 60, images=8 if tiny else 2048
-        )
+    for size in ("tiny",) if tiny else ("S", "B"):
+        fed = replace(main, size=size, batch=main.batch if tiny else 256, steps=4 if tiny else 60, images=8 if tiny else 2048)
         record.measure(f"waiting for data, {size}", partial(_waiting, fed))
 
 

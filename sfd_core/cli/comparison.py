@@ -5,12 +5,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from sfd_core.cli.options import output
+from sfd_core.cli.options import RUN, output
 from sfd_core.host.paths import STATE
 
-RUN = Parameter(help="A project's folder, an experiment, a variant, or a Git ref; NAME@VARIANT is one variant of it.")
 OUT = output("The page, one HTML file.")
 SHOWN = 8
 

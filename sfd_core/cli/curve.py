@@ -5,10 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sfd_core.cli.options import PARAMS, output
+from sfd_core.cli.options import PARAMS, RUN, output
 from sfd_core.host.paths import RESULTS
 
-RUN = Parameter(help="A project's folder, an experiment, a variant, or a Git ref; NAME@VARIANT is one variant of it.")
 REFERENCE = Parameter(help="Compare with this curve (default: of the same variant, or of its published model).")
 CURVES = RESULTS / "curves.csv"
 

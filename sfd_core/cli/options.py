@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 
 PARAMS = Path("params.yaml")
+RUN = Parameter(help="A project's folder, an experiment, a variant, or a Git ref; NAME@VARIANT is one variant of it.")
 SAMPLER = Group("Sampler", help="Default: evaluate.sampler of params.yaml.", sort_key=2)
 
 Solver = Literal["euler", "heun", "ab2", "dopri5"]

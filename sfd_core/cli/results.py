@@ -32,7 +32,7 @@ def write_tables(plan: "Plan", folder: Path, table: Path | None, curves: Path | 
 
     from sfd_core.evaluation.convergence import read_curves
     from sfd_core.experiment.params import load_params
-    from sfd_core.reporting.sources import read_outputs
+    from sfd_core.reporting.sources import read_outputs, values_of
     from sfd_core.workspace.experiments import origin_values
 
     params = load_params(folder / PARAMS)
@@ -45,10 +45,7 @@ def write_tables(plan: "Plan", folder: Path, table: Path | None, curves: Path | 
 
     if table:
         varied = origin_values(plan, ["learning_rate", "seed", "delta_t"])
-        rows = [
-            varied[name] | {key: number.value for key, number in variant.numbers.items()}
-            for name, variant in outputs.variants.items()
-        ]
+        rows = [varied[name] | values_of(variant.numbers) for name, variant in outputs.variants.items()]
         write("table", table, pd.DataFrame(rows))
     if curves:
         write("curves", curves, read_curves(folder / OUTPUTS, params.active))

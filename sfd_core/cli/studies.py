@@ -18,7 +18,7 @@ from sfd_core.cli.options import (
     output,
     whole,
 )
-from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import atomic_path, stage_dir
 
 if TYPE_CHECKING:
@@ -186,19 +186,14 @@ def sweep_figure(
     out: Annotated[Path, output("The PNG file.")],
 ) -> None:
     """Draw the leading distance of a sweep, with error bars over seeds."""
+    from sfd_core.reporting.charts import save_figure
     from sfd_core.reporting.sources import read_table
-    from sfd_core.reporting.sweep import write_sweep_figure
+    from sfd_core.reporting.sweep import sweep_figure as drawn
 
     axes = over or []
-    try:
-        rows = read_table(table)
-        missing = [key for key in ["variant", "seed", *axes] if key not in rows.columns]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{table} is no table of a sweep ({error})") from error
-    if missing:
-        raise DataError(f"{table} has no column {', '.join(missing)}; it has {', '.join(map(str, rows.columns))}")
+    rows = read_table(table, ["variant", "seed", *axes], "name the table.csv of a sweep, and columns that it has")
     with atomic_path(out) as temporary:
-        write_sweep_figure(rows, axes, temporary)
+        save_figure(drawn(rows, axes), temporary)
     print(out)
 
 

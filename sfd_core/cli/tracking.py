@@ -1,17 +1,12 @@
 """`sfd track` and `sfd dashboard`: what MLflow does not have yet, and the prepared comparison among its pages."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from sfd_core.cli.options import PARAMS
 from sfd_core.host.errors import ResourceError
-
-if TYPE_CHECKING:
-    from sfd_core.experiment.params import Params
-    from sfd_core.tracking.dashboard import PublishedCurve
 
 
 def track(*, strict: Annotated[bool, Parameter(help="Fail if the store did not take everything.")] = False) -> None:
@@ -37,9 +32,11 @@ def dashboard(
     experiment = load_params(params)
     from sfd_core.host.addresses import in_a_line, public
     from sfd_core.host.paths import OUTPUTS
-    from sfd_core.tracking import Store, store_uri
-    from sfd_core.tracking.address import why_unusable
+    from sfd_core.reporting.published_numbers import comparable, curves
+    from sfd_core.reporting.sources import prepared_classes
+    from sfd_core.tracking.address import store_uri, why_unusable
     from sfd_core.tracking.dashboard import refresh_dashboard
+    from sfd_core.tracking.store import Store
 
     uri = store_uri()
     remedy = "start it (`make up`) or set MLFLOW_TRACKING_URI right"
@@ -48,28 +45,10 @@ def dashboard(
     from sfd_core.evaluation.metrics import number_name
 
     number = number_name("fd", experiment.reference.extractors[0])
-    published = _published(experiment, params.parent / OUTPUTS, number)
+    classes = prepared_classes(params.parent / OUTPUTS)
+    published = curves() if comparable(experiment, classes, experiment.evaluate.snapshot_samples) else {}
     try:
         shown = refresh_dashboard(Store(uri), number, published)
     except Exception as error:
         raise ResourceError(f"MLflow at {public(uri)}: {in_a_line(error, uri)}; {remedy}") from error
     print(f"{shown.charts} charts; baselines: {', '.join(shown.baselines) or 'no DiT yet'}\n{shown.link}")
-
-
-def _published(params: "Params", outputs: Path, number: str) -> "Sequence[PublishedCurve]":
-    from sfd_core.reporting.published_numbers import NUMBER, comparable, curves
-    from sfd_core.reporting.sources import prepared_classes
-    from sfd_core.tracking.dashboard import PublishedCurve
-
-    if number != NUMBER or not comparable(params, prepared_classes(outputs), params.evaluate.snapshot_samples):
-        return ()
-    return [
-        PublishedCurve(
-            model,
-            table["step"].tolist(),
-            table["images_seen"].tolist(),
-            table["fid"].tolist(),
-            ", ".join(dict.fromkeys(table["source"])),
-        )
-        for model, table in curves().items()
-    ]

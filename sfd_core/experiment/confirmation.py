@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfd_core.experiment.grid import Space
+from sfd_core.experiment.numbers import frechet_distances
 
 WARNING = "one training of all paths and trainings along one path alone have been seen to rank paths differently"
 BEST = 2
-DISTANCES = ("fid", "fd_")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Confirmation:
     @classmethod
     def of(cls, variant: str, rows: Sequence[Mapping[Any, Any]]) -> "Confirmation":
         """Choose the two rows with the least distance, the first of the numbers, from the table of a study of orders."""
-        number = next(name for name in rows[0] if name.startswith(DISTANCES))
+        number = frechet_distances(rows[0])[0].name
         best = sorted(rows, key=lambda row: float(row[number]))[:BEST]
         if "delta_t" in rows[0]:
             return cls(variant, {"times": {"kind": "global"}}, "delta_t", [float(row["delta_t"]) for row in best])

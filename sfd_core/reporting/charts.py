@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sfd_core.experiment.numbers import NumberName, frechet_distances
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.palette import VariantStyle
-from sfd_core.reporting.text import NumberName, frechet_distances
 
 INK, MUTED, RULE = "#15181c", "#59626c", "#dfe1e0"
 DPI = 160

@@ -13,6 +13,7 @@ import yaml
 
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.convergence import Reach
+from sfd_core.experiment.numbers import KINDS, extractor_title, frechet_distances, number_name
 from sfd_core.experiment.params import Params
 from sfd_core.host.paths import atomic_dir, write_json
 from sfd_core.reporting import figures, published_numbers, studies, tables, text
@@ -22,7 +23,6 @@ from sfd_core.reporting.phases import phase_words, phases_svg
 from sfd_core.reporting.pictures import file_uri
 from sfd_core.reporting.sources import Number, Outputs, class_names, values_of
 from sfd_core.reporting.tables import Table
-from sfd_core.reporting.text import frechet_distances, number_name
 
 PAGE = files("sfd_core.reporting") / "page"
 SCRIPTS = ("chart.js", "curves.js", "samples.js", "page.js")
@@ -89,7 +89,7 @@ def render_page(
         result=tables.result_table(outputs),
         speed=tables.speed_tables(reaches, outputs),
         epochs=tables.epoch_table(outputs, primary),
-        measures=[(kind, text.KINDS[kind]) for kind in payload["measures"]],
+        measures=[(kind, KINDS[kind]) for kind in payload["measures"]],
         evaluators=_evaluators(payload["measures"]),
         samples=_samples(params, outputs),
         runs=[name for name in reversed(params.active) if name in payload["trajectories"]],
@@ -112,6 +112,7 @@ def render_page(
         parameters=yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         text=text,
         number_name=number_name,
+        extractor_title=extractor_title,
     )
 
 
@@ -131,7 +132,7 @@ def _tiles(outputs: Outputs, number: str, spread: float) -> list[Tile]:
 
 def _evaluators(measures: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
     extractors = dict.fromkeys(extractor for names in measures.values() for extractor in names)
-    return [(extractor, text.extractor_title(extractor)) for extractor in extractors]
+    return [(extractor, extractor_title(extractor)) for extractor in extractors]
 
 
 def _samples(params: Params, outputs: Outputs) -> dict[str, Any] | None:

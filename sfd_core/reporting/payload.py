@@ -8,13 +8,13 @@ import pandas as pd
 import torch
 
 from sfd_core.diffusion.schedule import Schedule
+from sfd_core.experiment.numbers import KINDS, number_name
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import VariantStyle
 from sfd_core.reporting.phases import phase_words
 from sfd_core.reporting.pictures import data_uri, sheet, thinned, thumbnails
 from sfd_core.reporting.sources import Grids, Outputs, Trajectory, VariantOutputs, class_names
-from sfd_core.reporting.text import number_name
 
 HISTORY_POINTS = 160
 """Training curves are averaged down to this many points."""
@@ -61,7 +61,7 @@ def _measures(outputs: Outputs) -> dict[str, dict[str, str]]:
     names = [name for name in map(number_name, columns) if name is not None]
     return {
         kind: {name.extractor: name.name for name in names if name.kind == kind}
-        for kind in text.KINDS
+        for kind in KINDS
         if any(name.kind == kind for name in names)
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfd_core.experiment.numbers import frechet_distances
 from sfd_core.experiment.params import load_params
 from sfd_core.host.errors import SFDError
 from sfd_core.host.locks import is_held
@@ -13,6 +14,7 @@ from sfd_core.host.paths import OUTPUTS, STATE, read_json
 from sfd_core.host.progress import format_rate
 from sfd_core.host.resume import LOCK, command_of
 from sfd_core.reporting import text
+from sfd_core.tracking.runs import training_steps
 from sfd_core.training.history import read_history
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import running_stages
@@ -81,9 +83,8 @@ def _steps_of_stages(place: Path) -> dict[str, int]:
     """Return how many steps each stage that trains is to take, as far as the parameters say."""
     with suppress(SFDError):
         params = load_params(place / "params.yaml")
-        vaes = {"texture_vae": params.texture_vae, "semantic_vae": params.semantic_vae, "train": params.train}
-        trained = {stage: getattr(group, "optimisation", None) for stage, group in vaes.items()}
-        return {stage: optimisation.steps for stage, optimisation in trained.items() if optimisation is not None}
+        found = {stage: training_steps(getattr(params, stage)) for stage in ("texture_vae", "semantic_vae", "train")}
+        return {stage: steps for stage, steps in found.items() if steps is not None}
     return {}
 
 
@@ -122,6 +123,6 @@ def _finished_points(project: Path) -> Iterator[Work]:
 
 def _trained(stage: str, metrics: Mapping[str, Any], numbers: Mapping[str, Any], where: str) -> Work:
     steps, seconds = metrics.get("steps"), metrics.get("seconds")
-    leading = next(iter(text.frechet_distances(numbers)), None)
+    leading = next(iter(frechet_distances(numbers)), None)
     distance = "" if leading is None else f"{text.number(numbers[leading.name])} {leading.name}"
     return Work(stage, FINISHED, where, steps, steps, steps / seconds if steps and seconds else None, distance)

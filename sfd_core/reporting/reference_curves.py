@@ -4,7 +4,6 @@ The reference is the published FID for ImageNet as in papers (`published_numbers
 finished run. A number of another protocol is not compared: other latents, another sampler or evaluator, another sample count.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ import numpy as np
 import pandas as pd
 
 from sfd_core.evaluation.convergence import read_curve
+from sfd_core.experiment.numbers import frechet_distances
 from sfd_core.experiment.params import LATENTS, Params, VariantParams
-from sfd_core.host.errors import DataError
 from sfd_core.host.paths import OUTPUTS, STATE
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.progress import RUNNING, read_work
 from sfd_core.reporting.protocol import PROTOCOL, protocol
-from sfd_core.reporting.sources import read_table
+from sfd_core.reporting.sources import read_table, require_json
 from sfd_core.training.history import read_history
 
 COLUMNS = ["variant", "step", "images_seen", "number", "samples", "value"]
@@ -84,13 +83,7 @@ def read_reference(params: Params, classes: int, path: Path) -> pd.DataFrame:
         table = published_numbers.read_published("convergence").rename(columns={"model": "variant", "fid": "value"})
         seen = table["step"] * published_numbers.BATCH
         return table.assign(images_seen=seen, number=published_numbers.NUMBER, samples=published_numbers.SAMPLES)
-    try:
-        table = read_table(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no readable table ({error}); `sfd curve record` writes one of a finished run") from error
-    if absent := [name for name in [*COLUMNS, *PROTOCOL] if name not in table]:
-        raise DataError(f"{path} lacks the columns {', '.join(absent)}; `sfd curve record` writes them")
-    return table
+    return read_table(path, [*COLUMNS, *PROTOCOL], "`sfd curve record` writes one of a finished run")
 
 
 def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant: str, name: str | None = None) -> Compared:
@@ -160,9 +153,9 @@ def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, str, float, f
     if not file.is_file():
         return
     curve = read_curve(outputs, variant)
-    names = [number.name for number in text.frechet_distances(curve)]
+    names = [number.name for number in frechet_distances(curve)]
     for row in curve.to_dict("records"):
         yield from ((int(row["step"]), name, row["samples"], row[name]) for name in names)
-    final = json.loads(file.read_text())["final"]
+    final = require_json(file)["final"]
     for name in names:
         yield int(curve["step"].iloc[-1]), name, final[name]["protocol"]["samples"], final[name]["value"]

@@ -7,7 +7,6 @@ run.numbers, run.curves, run.training, run.parameters
 run.convergence(), run.samples(), run.denoising("sfd")
 """
 
-import json
 from collections.abc import ItemsView, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from sfd_core.host.resume import Code
 from sfd_core.reporting import figures
 from sfd_core.reporting.html import results_table
 from sfd_core.reporting.palette import VariantStyle, variant_styles
-from sfd_core.reporting.sources import Outputs, VariantOutputs, read_outputs
+from sfd_core.reporting.sources import Outputs, VariantOutputs, read_outputs, require_json
 from sfd_core.workspace.places import find_place, recorded_params
 
 EVALUATED = "numbers.json"
@@ -121,5 +120,5 @@ def open_run(name: str = ".", project: Path = Path()) -> Run:
         )
     params = params.model_copy(update={"active": active})
     records = {stage: place / OUTPUTS / "code" / f"{stage}.json" for stage in ("train", "evaluate")}
-    codes = {stage: Code(**json.loads(path.read_text())) for stage, path in records.items() if path.is_file()}
+    codes = {stage: Code(**require_json(path)) for stage, path in records.items() if path.is_file()}
     return Run("project" if name == "." else name, params, read_outputs(params, place / OUTPUTS, place / RESULTS), codes)

@@ -4,7 +4,7 @@ Legend: S snapshots, N images, T time steps of one denoising run, R side of an i
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sfd_core.evaluation.convergence import read_curve
+from sfd_core.experiment.numbers import number_name
 from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 from sfd_core.experiment.paths import with_found_path
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
 from sfd_core.reporting.protocol import PROTOCOL, measured_with
-from sfd_core.reporting.text import number_name
 
 COSTS = ("step", "images_seen", "seconds", "flops")
 REFERENCES = {
@@ -202,14 +202,14 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
     variants = {name: _read_variant(params, outputs, name, missing) for name in params.active}
     vae = outputs / "texture_vae"
     reference = _optional(outputs / "reference" / "metrics.json", "reference", "dvc repro reference", missing)
-    real = _read_json(reference) if reference else {}
+    real = require_json(reference) if reference else {}
     return Outputs(
         variants=variants,
         classes=_classes(outputs, params.active),
         references=_references(real, reference),
         snapshot_references=_references(real.get("snapshot", {}), reference),
         vae_histories={
-            stage: _read_table(path, ["step"])
+            stage: read_table(path, ["step"])
             for stage in ("texture_vae", "semantic_vae")
             if (path := _optional(outputs / stage / "history.csv", f"history.{stage}", f"dvc repro {stage}", missing))
         },
@@ -232,7 +232,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
         if not (folder / file).is_file():
             raise DataError(f"active variant {name!r} has no {folder / file}; run `{remedy}` or take it out of `active`")
     curve = read_curve(outputs, name)
-    measured = _read_json(folder / "numbers.json")
+    measured = require_json(folder / "numbers.json")
     numbers = _numbers(measured.get("final"), folder / "numbers.json")
     if not numbers:
         raise DataError(f"{folder} holds no final number; delete the folder and run `{remedy}`")
@@ -248,11 +248,11 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
         curve=curve,
         numbers=numbers,
         oracle=_numbers(measured.get("oracle", {}), folder / "numbers.json"),
-        history=_read_table(history, ["step", "images_seen"]) if history else None,
+        history=read_table(history, ["step", "images_seen"]) if history else None,
         grids=_read_grids(grids) if grids else None,
         trajectory=_read_trajectory(trajectory) if trajectory else None,
         neighbours=_optional(folder / "neighbours.png", f"neighbours.{name}", remedy, missing),
-        classes=_read_table(classes, CLASS_COLUMNS) if classes else None,
+        classes=read_table(classes, CLASS_COLUMNS) if classes else None,
     )
 
 
@@ -290,25 +290,23 @@ def _read_arrays(path: Path, required: tuple[str, ...]) -> dict[str, NDArray[Any
     return arrays
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV table; names of classes, studies and variants, and hashes, stay text: one may be `NA` or `01`."""
-    return pd.read_csv(
-        path, dtype=dict.fromkeys(("class", "study", "variant", *PROTOCOL), str), keep_default_na=False, na_values=[""]
-    )
+def read_table(path: Path, required: Sequence[str], remedy: str = "run its stage again") -> pd.DataFrame:
+    """Read a CSV table; names of classes, studies and variants, and hashes, stay text: one may be `NA` or `01`.
 
-
-def _read_table(path: Path, required: list[str]) -> pd.DataFrame:
+    Raises `DataError`, which names a `remedy`, if it cannot be read or lacks a column.
+    """
+    texts = dict.fromkeys(("class", "study", "variant", *PROTOCOL), str)
     try:
-        table = read_table(path)
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no readable table ({error}); run its stage again") from error
-    absent = [name for name in required if name not in table]
-    if absent:
-        raise DataError(f"{path} lacks the columns {', '.join(absent)}; run its stage again")
+        raise DataError(f"{path} is no readable table ({error}); {remedy}") from error
+    if absent := [name for name in required if name not in table]:
+        raise DataError(f"{path} lacks the columns {', '.join(absent)}; {remedy}")
     return table
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def require_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises `DataError` if there is none."""
     try:
         loaded = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -334,18 +332,18 @@ def _classes(outputs: Path, active: list[str]) -> list[str]:
     for name in active:
         path = outputs / "train" / name / "model.json"
         if path.is_file():
-            return [str(label) for label in _read_json(path).get("classes", [])]
+            return [str(label) for label in require_json(path).get("classes", [])]
     return []
 
 
 def prepared_classes(outputs: Path) -> int:
     """Return of how many classes the prepared images are; 0 if none are prepared. Raises `DataError` for a damaged file."""
     metrics = outputs / "prepare" / "metrics.json"
-    return int(_read_json(metrics).get("classes", 0)) if metrics.is_file() else 0
+    return int(require_json(metrics).get("classes", 0)) if metrics.is_file() else 0
 
 
 def _training_images(metrics: Path, missing: dict[str, str]) -> int | None:
-    return int(_read_json(metrics)["images"]["train"]) if _optional(metrics, "epochs", "dvc repro prepare", missing) else None
+    return int(require_json(metrics)["images"]["train"]) if _optional(metrics, "epochs", "dvc repro prepare", missing) else None
 
 
 def _studies(params: Params, results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
@@ -355,7 +353,7 @@ def _studies(params: Params, results: Path, missing: dict[str, str]) -> dict[str
         if (path := _optional(results / f"{study}.csv", study, remedy, missing))
     }
     if _measured_alike(params, results / CURVES):
-        return {study: _read_table(path, list(STUDIES[study][1])) for study, path in paths.items()}
+        return {study: read_table(path, list(STUDIES[study][1])) for study, path in paths.items()}
     for study, path in paths.items():
         missing[study] = (
             f"{path} is not shown, as {CURVES} beside it does not record the present parameters of the latents and of the "
@@ -369,7 +367,7 @@ def _measured_alike(params: Params, curves: Path) -> bool:
     if not curves.is_file():
         return False
     wanted = measured_with(params)
-    table = _read_table(curves, list(wanted))
+    table = read_table(curves, list(wanted))
     return all(set(table[key]) == {value} for key, value in wanted.items())
 
 
@@ -379,7 +377,7 @@ def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFr
     for name, study in params.active_studies().items():
         path = outputs / "studies" / study.variant / name / TABLES[study.kind]
         if _optional(path, f"studies.{name}", "dvc repro studies", missing):
-            table = _read_table(path, [VARIED[study.kind], "samples"])
+            table = read_table(path, [VARIED[study.kind], "samples"])
             kept = [column for column in table if column in KEPT or number_name(str(column)) is not None]
             about = {"study": name, "variant": study.variant, "seed": params.variants[study.variant].seed}
             about["origin"] = _origin(params, study.variant)

@@ -1,7 +1,6 @@
 """The figure of a sweep: the leading distance over what was varied, with the spread over seeds."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,16 +9,11 @@ from matplotlib.figure import Figure
 
 from sfd_core.experiment.sizes import MODEL_SIZES
 from sfd_core.reporting import text
-from sfd_core.reporting.charts import add_legend, leading_distance, line_look, mark_lowest, quiet, save_figure
+from sfd_core.reporting.charts import add_legend, leading_distance, line_look, mark_lowest, quiet
 from sfd_core.reporting.palette import VariantStyle, line_styles
 
 NULL = "null"
 """How a swept null, which is empty in a table, is written."""
-
-
-def write_sweep_figure(table: pd.DataFrame, over: Sequence[str], path: Path) -> None:
-    """Draw a sweep as a PNG file; see `sweep_figure`."""
-    save_figure(sweep_figure(table, over), path)
 
 
 def sweep_figure(table: pd.DataFrame, over: Sequence[str]) -> Figure:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from sfd_core.evaluation.convergence import Reach
+from sfd_core.experiment.numbers import KINDS, NumberName, extractor_title, frechet_distances, number_name
 from sfd_core.experiment.params import VariantParams
 from sfd_core.reporting import text
 from sfd_core.reporting.sources import Numbers, Outputs, VariantOutputs, count_added, values_of
-from sfd_core.reporting.text import KINDS, NumberName, frechet_distances, number_name
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ TRAINED = {
 
 def primary_number(outputs: Outputs, encoder: str) -> NumberName:
     """Return the distance that leads the report: of the first extractor that is not the semantic encoder, else the first."""
-    names = _distances(outputs)
+    numbers = outputs.number_names()
+    names = frechet_distances(numbers) or number_columns(numbers)
     return next((name for name in names if name.extractor != encoder.removeprefix("tf_")), names[0])
 
 
@@ -111,7 +112,7 @@ def headings(columns: Sequence[NumberName]) -> tuple[list[tuple[str, int]], list
     """Return the extractors above so many `number_columns` each, and the titles of these, with which way is better."""
     counts = Counter(column.extractor for column in columns)
     titles = [column.title + (" ↑" if column.higher_is_better else " ↓") for column in columns]
-    return [(text.extractor_title(name), count) for name, count in counts.items()], titles
+    return [(extractor_title(name), count) for name, count in counts.items()], titles
 
 
 def oracle_title(variant: VariantOutputs) -> str:
@@ -172,9 +173,7 @@ def finding(outputs: Outputs, primary: NumberName, encoder: str, spread: float =
         for name in ranked[1:]
         if name not in level
     ]
-    distance = (
-        f"{primary.title} {text.number(values[leader])} as measured by {text.extractor_title(primary.extractor)} ({role})"
-    )
+    distance = f"{primary.title} {text.number(values[leader])} as measured by {extractor_title(primary.extractor)} ({role})"
     stands = f"is closest to the real images: {distance}, {', '.join(others)}" if others else f"is at {distance}"
     bound = (
         f" Level is what differs by no more than {text.number(spread)}, as seeds of one variant do." if len(level) > 1 else ""
@@ -235,14 +234,6 @@ def _factor(ratio: float | None) -> str:
     if ratio == 1:
         return "the same"
     return f"{ratio:.3g} times less" if ratio > 1 else f"{1 / ratio:.3g} times more"
-
-
-def _names(outputs: Outputs) -> list[NumberName]:
-    return [name for name in map(number_name, outputs.number_names()) if name is not None]
-
-
-def _distances(outputs: Outputs) -> list[NumberName]:
-    return frechet_distances(outputs.number_names()) or _names(outputs)
 
 
 def _best(column: NumberName, outputs: Outputs) -> str | None:

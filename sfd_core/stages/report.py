@@ -9,13 +9,13 @@ import argparse
 from pathlib import Path
 
 from sfd_core.evaluation.convergence import read_curves, speed_up
+from sfd_core.experiment.numbers import frechet_distances
 from sfd_core.experiment.params import Params
 from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import OUTPUTS, REPORT, RESULTS
 from sfd_core.reporting.html import write_report
 from sfd_core.reporting.sources import read_outputs
 from sfd_core.reporting.tables import primary_number
-from sfd_core.reporting.text import frechet_distances
 from sfd_core.stages.start import begin_stage
 
 

@@ -1,7 +1,6 @@
 """What a sweep shows: its table, its figure, its best point, its runs in MLflow."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 import yaml
 
 from sfd_core.experiment.grid import Point
+from sfd_core.experiment.numbers import frechet_distances
 from sfd_core.experiment.params import fingerprint
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
-from sfd_core.host.paths import STATE, atomic_path, stage_dir, write_json
+from sfd_core.host.paths import STATE, atomic_path, read_json, stage_dir, write_json
 from sfd_core.tracking.address import has_run, is_embedded, why_unusable
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.runs import FLOW_RUN_TAG
@@ -88,8 +88,8 @@ class Comparison:
     @property
     def leading(self) -> str:
         """Name of the first distance that was measured, which ranks the points; "" if there is none."""
-        names = [name for row in self.rows for name in row.numbers if name == "fid" or name.startswith("fd_")]
-        return names[0] if names else ""
+        names = frechet_distances(name for row in self.rows for name in row.numbers)
+        return names[0].name if names else ""
 
     @property
     def lowest(self) -> float | None:
@@ -137,13 +137,10 @@ class Comparison:
     def shown(self, place: Place, over: Sequence[str]) -> tuple[list[Path], list[str]] | None:
         """Return the files and where the results are, if these were shown before and MLflow still has the sweep's run."""
         files = self._files(place)
-        try:
-            before = json.loads((place.folder / SWEEPS / self.name / SHOWN).read_text())
-            is_same = before["digest"] == self._digest(place, over) and all(file.is_file() for file in files)
-            if is_same and has_run(place.environment["MLFLOW_TRACKING_URI"], before["run"]):
-                return files, list(before["where"])
-        except (OSError, ValueError, KeyError):
-            pass
+        before = read_json(place.folder / SWEEPS / self.name / SHOWN)
+        is_same = before.get("digest") == self._digest(place, over) and all(file.is_file() for file in files)
+        if is_same and has_run(place.environment["MLFLOW_TRACKING_URI"], before["run"]):
+            return files, list(before["where"])
         return None
 
     def _files(self, place: Place) -> list[Path]:

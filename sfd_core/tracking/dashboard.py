@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
+
 from sfd_core.host.addresses import public
 from sfd_core.tracking.address import EMBEDDED_SCHEME
 from sfd_core.tracking.curves import Point, metric_name
@@ -33,17 +35,6 @@ SECTIONS = ("Convergence", "Sweeps", "Training")
 
 
 @dataclass(frozen=True)
-class PublishedCurve:
-    """A published curve of FID over training steps."""
-
-    name: str
-    steps: Sequence[int]
-    images_seen: Sequence[int]
-    values: Sequence[float]
-    source: str
-
-
-@dataclass(frozen=True)
 class Dashboard:
     """The link of the page and what it shows."""
 
@@ -53,13 +44,14 @@ class Dashboard:
     charts: int
 
 
-def refresh_dashboard(store: Store, number: str, published: Sequence[PublishedCurve] = ()) -> Dashboard:
+def refresh_dashboard(store: Store, number: str, published: Mapping[str, pd.DataFrame] = {}) -> Dashboard:
     """Update the charts for all runs, DiT first, and return the link of the page.
 
-    `number` is the main distance, such as `fid`. Each of the `published` curves of it becomes a run, once.
+    `number` is the main distance, such as `fid`. Each of the `published` curves of it (model -> `step`, `images_seen`, `fid`,
+    `source`) becomes a run, once.
     """
-    for curve in published:
-        _record_published(store, number, curve)
+    for model, curve in published.items():
+        _record_published(store, number, model, curve)
     runs = store.runs()
     trained = {_training_of(run, KEY_TAG) for run in runs if KEY_TAG in run.tags}
     for run in runs:
@@ -77,20 +69,15 @@ def dashboard_link(store: Store) -> str:
     return f"{base}/#/experiments/{store.experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
 
 
-def _record_published(store: Store, number: str, curve: PublishedCurve) -> None:
-    name = f"{PUBLISHED}: {curve.name}"
+def _record_published(store: Store, number: str, model: str, curve: pd.DataFrame) -> None:
+    name = f"{PUBLISHED}: {model}"
     if store.find({KIND_TAG: PUBLISHED, NAME_TAG: name}):
         return
-    spec = RunSpec(name, {"source": curve.source}, {KIND_TAG: PUBLISHED})
-    run_id = store.create(spec, {})
-    points = [
-        point
-        for step, images, value in zip(curve.steps, curve.images_seen, curve.values, strict=True)
-        for point in (
-            Point(metric_name("evaluate", number), step, value, 0.0),
-            Point(IMAGES_SEEN, step, float(images), 0.0),
-        )
-    ]
+    source = ", ".join(dict.fromkeys(curve["source"]))
+    run_id = store.create(RunSpec(name, {"source": source}, {KIND_TAG: PUBLISHED}), {})
+    columns = {metric_name("evaluate", number): "fid", IMAGES_SEEN: "images_seen"}
+    rows = curve.to_dict("records")
+    points = [Point(key, int(row["step"]), float(row[name]), 0.0) for row in rows for key, name in columns.items()]
     store.send(run_id, points, set())
     store.finish(run_id)
 

@@ -147,18 +147,20 @@ class Store:
     def find(self, tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
         """Return (id, tags) of the runs that have all of `tags`, oldest first."""
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        runs = self._client.search_runs([self.experiment_id], query, order_by=["attributes.start_time ASC"])
-        return [(run.info.run_id, dict(run.data.tags)) for run in runs]
+        return [(run.info.run_id, dict(run.data.tags)) for run in self._search(query, ["attributes.start_time ASC"])]
 
     def runs(self) -> list[Run]:
         """Return all runs, the newest first."""
-        found: list[Run] = []
+        return list(map(_described, self._search()))
+
+    def _search(self, query: str = "", order: Sequence[str] = ()) -> Iterator[Any]:
         page: str | None = None
         while page is None or page:
-            runs = self._client.search_runs([self.experiment_id], max_results=RUNS_A_CALL, page_token=page)
-            found += map(_described, runs)
+            runs = self._client.search_runs(
+                [self.experiment_id], query, max_results=RUNS_A_CALL, order_by=list(order), page_token=page
+            )
+            yield from runs
             page = runs.token or ""
-        return found
 
     def complete_run(self, name: str, key: str, evaluation: str) -> str | None:
         """Return the id of the run of a training and its evaluation ("" for none) if all of it has arrived."""

@@ -27,16 +27,6 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
 
 
 @pytest.fixture
-def note(benchmark: BenchmarkFixture) -> Callable[..., None]:
-    """Keep named values, plain numbers, text, lists and dicts of them, with the measurement."""
-
-    def keep(**values: Any) -> None:
-        benchmark.extra_info.update(values)
-
-    return keep
-
-
-@pytest.fixture
 def per_second(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Note how many of `count` things, done in one round, that makes a second at the median round."""
 

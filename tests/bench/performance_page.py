@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,10 +24,10 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 from infra.bench.operations import GROUPS, OUTSIDE
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import atomic_path, write_json
+from sfd_core.reporting.charts import INK, MUTED, RULE, quiet, save_figure
 from sfd_core.reporting.palette import line_styles
 
 MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
-INK, MUTED, RULE = "#15181c", "#59626c", "#dfe1e0"
 FIGURE, TIMELINE = "cost_law.png", "timeline.png"
 ONCE = {"processes": 31, "python": 11, "S3": 202, "MLFLOW": 400, "PREFECT": 40}
 """What a point took before its cost was looked at."""
@@ -65,7 +66,7 @@ def fill(page: str, kept: Mapping[str, Any]) -> str:
         name = match[1]
         if name not in TABLES:
             raise DataError(f"the page marks a table {name!r}, but there are only {', '.join(TABLES)}; correct the marker")
-        chosen = {key: result for key, result in kept["results"].items() if TABLES[name].chooses(key, result)}
+        chosen = TABLES[name].of(kept["results"])
         body = TABLES[name].render(chosen) + _measured_on(chosen, kept["runs"]) if chosen else ""
         return f"<!-- table: {name} -->\n{body}<!-- end -->"
 
@@ -121,10 +122,7 @@ def _panel(panel: Axes, x: list[float], measured: list[Any], expected: list[Any]
     low, high = panel.get_ylim()
     if high < 20 * low:  # room for the lines to be seen as flat, and a power of ten to read them by
         panel.set_ylim(low / 3, high * 3)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(RULE)
-    panel.grid(color=RULE, linewidth=0.6)
-    panel.tick_params(which="both", colors=MUTED, length=0)
+    quiet(panel)
 
 
 def _training(results: Mapping[str, Result]) -> str:
@@ -187,7 +185,7 @@ def _prediction(group: Mapping[str, float]) -> tuple[str, str]:
 def _cost_law(results: Mapping[str, Result]) -> str:
     rows = []
     for result in _in_order(results):
-        points, axis = _with_expected_rates(result["points"]), result["axis"]
+        points, axis = result["points"], result["axis"]
         x = [point["x"][axis] for point in points]
         for measured, expected, _ in MEASURES:
             if points[0][measured] is not None:
@@ -200,28 +198,6 @@ def _cost_law(results: Mapping[str, Result]) -> str:
                     )
                 )  # fmt: skip
     return _table(("against", "range", "what", "slope", "expected slope", "measured / expected"), rows)
-
-
-def _gpu(results: Mapping[str, Result]) -> str:
-    rows = (
-        (
-            result["size"], result["how"], f"{result['batch']}", f"{result['images_per_second']:,.1f}",
-            f"{100 * result['utilisation']:.1f} %", f"{result['memory'] / 2**30:,.1f}", f"{result['first_step']:,.0f}",
-        )
-        for result in results.values()
-    )  # fmt: skip
-    return _table(("network", "how", "batch", "images/s", "MFU", "peak memory, GiB", "first step, seconds"), rows)
-
-
-def _gpu_sampling(results: Mapping[str, Result]) -> str:
-    rows = (
-        (
-            result["size"], f"{result['evaluations']}", result["guidance"], f"{result['batch']}",
-            f"{result['images_per_second']:,.2f}",
-        )
-        for result in results.values()
-    )  # fmt: skip
-    return _table(("network", "evaluations", "guidance", "batch", "images/s"), rows)
 
 
 def _sweep(results: Mapping[str, Result]) -> str:
@@ -304,14 +280,16 @@ def _rates(results: Mapping[str, Result]) -> str:
     return _table(("what", "a second", "seconds a round", "rounds", ""), rows)
 
 
+@dataclass(frozen=True)
 class _Table:
     """A table, and the results that it is made of: those of a file of tests, whose names may have to begin in a certain way."""
 
-    def __init__(self, render: Callable[[Mapping[str, Result]], str], file: str, begins: str = "test_") -> None:
-        self.render, self._file, self._begins = render, file, begins
+    render: Callable[[Mapping[str, Result]], str]
+    file: str
+    begins: str = "test_"
 
-    def chooses(self, name: str, result: Result) -> bool:
-        return result["file"] == self._file and name.startswith(self._begins)
+    def of(self, results: Mapping[str, Result]) -> dict[str, Result]:
+        return {name: found for name, found in results.items() if found["file"] == self.file and name.startswith(self.begins)}
 
 
 TABLES = {
@@ -329,8 +307,6 @@ TABLES = {
     "point": _Table(_point, "test_point.py"),
     "large-sweeps": _Table(_large_sweeps, "test_sweep.py", "test_large"),
     "cost-law": _Table(_cost_law, "test_cost_law.py"),
-    "gpu": _Table(_gpu, "test_gpu.py", "test_training"),
-    "gpu-sampling": _Table(_gpu_sampling, "test_gpu.py", "test_sampling"),
 }
 
 
@@ -369,14 +345,11 @@ def _by_size(results: Mapping[str, Result]) -> list[Result]:
 
 def _in_order(results: Mapping[str, Result]) -> list[dict[str, Any]]:
     ordered = sorted(results.values(), key=lambda result: list(AXIS_TITLES).index(result["axis"]))
-    return [{**result, "points": _with_expected_rates(result["points"])} for result in ordered]
+    return [{**result, "points": [_with_expected_rate(point) for point in result["points"]]} for result in ordered]
 
 
-def _with_expected_rates(points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {**point, "expected_images_per_second": point["images_per_second"] * point["seconds"] / point["expected_seconds"]}
-        for point in points
-    ]
+def _with_expected_rate(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {**point, "expected_images_per_second": point["images_per_second"] * point["seconds"] / point["expected_seconds"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -391,19 +364,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(file, kept)
     with atomic_path(options.page) as temporary:
         temporary.write_text(page)
-    chosen = {
-        table: {name: result for name, result in kept["results"].items() if TABLES[table].chooses(name, result)}
-        for table in ("cost-law", "point")
-    }
-    if law := chosen["cost-law"]:
+    if law := TABLES["cost-law"].of(kept["results"]):
         _draw(cost_law_figure(law), options.page.with_name(FIGURE))
-    for point in chosen["point"].values():
+    for point in TABLES["point"].of(kept["results"]).values():
         _draw(timeline_figure(point), options.page.with_name(TIMELINE))
 
 
 def _draw(figure: Figure, file: Path) -> None:
     with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=160, facecolor="white", metadata={"Software": None}, format="png")
+        save_figure(figure, temporary)
 
 
 if __name__ == "__main__":

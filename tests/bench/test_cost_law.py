@@ -1,6 +1,5 @@
 """Points of the cost law, each in a process of its own; `performance_page` fits and plots them."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
@@ -28,11 +27,11 @@ def step(size: str, grid: int, batch: int) -> Point:
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_a_step_by(benchmark: BenchmarkFixture, note: Callable[..., None], axis: str) -> None:
+def test_a_step_by(benchmark: BenchmarkFixture, axis: str) -> None:
     points = benchmark.pedantic(lambda: [step(*point) for point in AXES[axis]])
-    note(axis=axis, points=[asdict(point) for point in points])
+    benchmark.extra_info.update(axis=axis, points=[asdict(point) for point in points])
 
 
-def test_reading_by_rows(benchmark: BenchmarkFixture, note: Callable[..., None]) -> None:
+def test_reading_by_rows(benchmark: BenchmarkFixture) -> None:
     points = benchmark.pedantic(lambda: [in_own_process("reading", "--rows", rows) for rows in ROWS])
-    note(axis="rows", points=[asdict(point) for point in points])
+    benchmark.extra_info.update(axis="rows", points=[asdict(point) for point in points])

@@ -29,7 +29,7 @@ def features(images: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("images", IMAGES)
 def test_frechet_distance_against_torch_fidelity(
-    benchmark: BenchmarkFixture, note: Callable[..., None], remark: Callable[[str], None], images: int
+    benchmark: BenchmarkFixture, remark: Callable[[str], None], images: int
 ) -> None:
     real, generated = features(10_000, seed=1), features(images, seed=2)
     moments = FeatureMoments()
@@ -43,5 +43,5 @@ def test_frechet_distance_against_torch_fidelity(
     assert distance == pytest.approx(their_distance, rel=1e-4)
     if benchmark.stats is not None:
         ratio = seconds / benchmark.stats.stats.median
-        note(torch_fidelity_seconds=seconds, distance=distance, torch_fidelity_distance=their_distance)
+        benchmark.extra_info.update(torch_fidelity_seconds=seconds, distance=distance, torch_fidelity_distance=their_distance)
         remark(f"torch-fidelity takes {seconds:.1f} s for the same number, {ratio:.0f} times as long")

@@ -15,7 +15,7 @@ from infra.bench.workload import Workload
 from sfd_core.host.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-PAGE = "# Title\n\nBy hand.\n\n<!-- table: training -->\nold\n<!-- end -->\n\nMore.\n<!-- table: gpu -->\n<!-- end -->\n"
+PAGE = "# Title\n\nBy hand.\n\n<!-- table: training -->\nold\n<!-- end -->\n\nMore.\n<!-- table: data -->\n<!-- end -->\n"
 TRAINING = {
     "size": "S", "channels": 48, "tokens": 64, "batch": 16, "threads": 2, "eager": [10.0, 11.0, 12.0],
     "engine": [15.0, 16.5, 18.6], "ratios": [1.5, 1.5, 1.55],
@@ -48,7 +48,7 @@ def test_tables_are_written_anew_and_prose_stays() -> None:
     assert "commit 01234567+" in page
     assert "kept 0.25 cores busy" in page
     assert "old" not in page
-    assert page.endswith("<!-- table: gpu -->\n<!-- end -->\n")
+    assert page.endswith("<!-- table: data -->\n<!-- end -->\n")
     assert fill(page, kept) == page
 
 

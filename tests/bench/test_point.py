@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,7 @@ TITLES = {
 """Patterns of commands, and how the timeline calls them."""
 
 
-def test_a_point_of_a_sweep(
-    tmp_path: Path, benchmark: BenchmarkFixture, note: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_point_of_a_sweep(tmp_path: Path, benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with counted_laboratory(tmp_path / "project") as counted:
         monkeypatch.chdir(tmp_path / "project")
         counted.run(counted.point(0.1))
@@ -44,7 +42,7 @@ def test_a_point_of_a_sweep(
         if (title := title_of(process["command"]))
     ]
     others = len(interpreters) - 1  # than the flow run itself
-    note(processes=len(commands), python=others, requests=asked, timeline=timeline)
+    benchmark.extra_info.update(processes=len(commands), python=others, requests=asked, timeline=timeline)
 
 
 def title_of(command: str) -> str:

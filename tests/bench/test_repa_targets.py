@@ -7,14 +7,12 @@ ones do.
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from emoji import emoji
+from prepared_images import prepare_images
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec
 from sfd_core.experiment.params import VariantParams
 from sfd_core.latents.composite import Composite
 from sfd_core.models.denoisers.factory import build_denoiser
@@ -39,13 +37,7 @@ WAYS = {"stored": ("encoder", True), "computed": ("encoder", False), "semantic":
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of all stages before training, tokens stored and not."""
     path = tmp_path_factory.mktemp("stages")
-    random = np.random.default_rng(0)
-    side = PARAMS.prepare.resolution
-    fields = {"image": FieldSpec("uint8", (3, side, side)), "label": FieldSpec("int64", ())}
-    for part, count in IMAGES.items():
-        with ShardWriter(path / "prepare" / part, fields, {"classes": ["a", "b"]}) as writer:
-            images = random.integers(0, 256, (count, 3, side, side), dtype=np.uint8)
-            writer.append(image=images, label=np.arange(count) % 2)
+    prepare_images(path, IMAGES, PARAMS.prepare.resolution)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         for store in (True, False):

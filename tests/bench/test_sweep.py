@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -23,11 +23,11 @@ from laboratory import (
     engine_of,
     prefect_variables,
     records_of,
-    wait_until,
     whole_project,
 )
 from projects import Project
 from pytest_benchmark.fixture import BenchmarkFixture
+from waiting import wait_until
 
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.grid import CURRENT, Space, base_values, plan_points
@@ -50,9 +50,7 @@ def laboratory(tmp_path: Path) -> Iterator[WholeLaboratory]:
     made.run("down", check=False)
 
 
-def test_a_sweep_by_one_worker_and_by_two(
-    laboratory: WholeLaboratory, tmp_path: Path, benchmark: BenchmarkFixture, note: Callable[..., None]
-) -> None:
+def test_a_sweep_by_one_worker_and_by_two(laboratory: WholeLaboratory, tmp_path: Path, benchmark: BenchmarkFixture) -> None:
     started = time.monotonic()
     laboratory.run("up")
     ready = time.monotonic() - started
@@ -71,15 +69,13 @@ def test_a_sweep_by_one_worker_and_by_two(
     overheads = [record["seconds"] - record["training"]["seconds"] for record in records]
     workers = {record["worker"] for record in records_of(laboratory.project, "two")}
     assert len(workers) == 2
-    note(
+    benchmark.extra_info.update(
         points=POINTS, ready=ready, serving=serving, memory=memory, one_worker=one, two_workers=two[0], again=again,
         overhead=median(overheads), training=median(record["training"]["seconds"] for record in records), joined=joined,
     )  # fmt: skip
 
 
-def test_workers_that_wait(
-    laboratory: WholeLaboratory, tmp_path: Path, benchmark: BenchmarkFixture, note: Callable[..., None]
-) -> None:
+def test_workers_that_wait(laboratory: WholeLaboratory, tmp_path: Path, benchmark: BenchmarkFixture) -> None:
     """As on machines of their own: each training sleeps, so that workers hardly take the processors from one another."""
     project = laboratory.project
     pipeline = project.path / "dvc.yaml"
@@ -96,12 +92,10 @@ def test_workers_that_wait(
         offsets, together = [0.1 + number / 100 for number in range(WORKERS)], list[float]()
         benchmark.pedantic(lambda: together.append(sweep(laboratory, "together", offsets)[1]), rounds=1)
     assert len({record["worker"] for record in records_of(project, "together")}) == WORKERS
-    note(workers=WORKERS, sleeping=SLEEPING, alone=alone / 2, together=together[0] / WORKERS)
+    benchmark.extra_info.update(workers=WORKERS, sleeping=SLEEPING, alone=alone / 2, together=together[0] / WORKERS)
 
 
-def test_large_sweeps(
-    laboratory: WholeLaboratory, benchmark: BenchmarkFixture, note: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_sweeps(laboratory: WholeLaboratory, benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     project = laboratory.project
     laboratory.run("up")
     laboratory.await_deployments()
@@ -137,7 +131,7 @@ def test_large_sweeps(
         ending.append(time.monotonic() - cancelled)
 
     benchmark.pedantic(cancel, rounds=1)
-    note(
+    benchmark.extra_info.update(
         finished_points=FINISHED, finished=finished, points=LARGEST, planning=planning, starting=starting, server=server,
         planner=planner, cancelling=ending[0],
     )  # fmt: skip

@@ -15,7 +15,6 @@ from infra.bench.workload import Rates, Workload, break_down_eager, break_down_e
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
-Note = Callable[..., None]
 WORKLOADS = {"tiny": embedded(), "S": Workload("S", batch=16), "B": Workload("B", batch=8)}
 ROUNDS = {"tiny": (9, 10), "S": (7, 1), "B": (5, 1)}
 """Rounds and steps of each."""
@@ -32,21 +31,25 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("size", WORKLOADS)
 def test_engine_against_an_eager_loop(
-    benchmark: BenchmarkFixture, note: Note, remark: Callable[[str], None], tmp_path: Path, size: str, threads: int
+    benchmark: BenchmarkFixture, remark: Callable[[str], None], tmp_path: Path, size: str, threads: int
 ) -> None:
     workload = WORKLOADS[size]
     rates = benchmark.pedantic(lambda: interleave(workload, tmp_path, *ROUNDS[size]))
-    note(**_described(workload), threads=threads, eager=rates.eager, engine=rates.engine, ratios=rates.ratios)
+    benchmark.extra_info.update(
+        **_described(workload), threads=threads, eager=rates.eager, engine=rates.engine, ratios=rates.ratios
+    )
     remark(_compared(rates))
 
 
 @pytest.mark.parametrize("size", ["tiny", "S"])
-def test_where_a_step_goes(benchmark: BenchmarkFixture, note: Note, tmp_path: Path, size: str, threads: int) -> None:
+def test_where_a_step_goes(benchmark: BenchmarkFixture, tmp_path: Path, size: str, threads: int) -> None:
     workload, steps = WORKLOADS[size], 5 if size == "tiny" else 2
     peak, bandwidth = machine.matmul_peak(), machine.copy_bandwidth()
     ways = {"eager": break_down_eager, "engine": break_down_engine}
     parts = benchmark.pedantic(lambda: {way: take_apart(workload, tmp_path / way, steps) for way, take_apart in ways.items()})
-    note(**_described(workload), threads=threads, matmul_flops_per_second=peak, copy_bytes_per_second=bandwidth)
+    benchmark.extra_info.update(
+        **_described(workload), threads=threads, matmul_flops_per_second=peak, copy_bytes_per_second=bandwidth
+    )
     for way, part in parts.items():
         assert part.seconds.keys() > part.work.keys()
         groups = {
@@ -57,7 +60,7 @@ def test_where_a_step_goes(benchmark: BenchmarkFixture, note: Note, tmp_path: Pa
             }
             for group, seconds in part.seconds.items()
         }
-        note(**{way: groups})
+        benchmark.extra_info.update(**{way: groups})
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what the compiler leaves to eager kernels
@@ -65,7 +68,6 @@ def test_where_a_step_goes(benchmark: BenchmarkFixture, note: Note, tmp_path: Pa
 @pytest.mark.parametrize("size", WORKLOADS)
 def test_compiled_engine_against_an_eager_loop(
     benchmark: BenchmarkFixture,
-    note: Note,
     remark: Callable[[str], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -77,7 +79,7 @@ def test_compiled_engine_against_an_eager_loop(
     workload = WORKLOADS[size]
     rates = benchmark.pedantic(lambda: interleave(workload, tmp_path, *ROUNDS[size], compiled=True))
     speeds = {"eager": rates.eager, "engine": rates.engine, "ratios": rates.ratios, "first_step": rates.first_step}
-    note(**_described(workload), threads=threads, **speeds)
+    benchmark.extra_info.update(**_described(workload), threads=threads, **speeds)
     remark(f"{_compared(rates)} after a first step of {rates.first_step:.0f} s")
 
 

@@ -26,10 +26,10 @@ from laboratory import (
     prefect_variables,
     processes_in,
     records_of,
-    wait_until,
     whole_project,
 )
 from projects import Project
+from waiting import wait_until
 
 from sfd_core.host.errors import BUSY_EXIT_CODE
 
@@ -42,7 +42,7 @@ LOSSES = 100
 """Points of the loss curve of any such training."""
 IN_MLFLOW = """
 import json, sys
-from sfd_core.tracking import Store
+from sfd_core.tracking.store import Store
 store = Store()
 runs = store.find({"sfd.key": sys.argv[1]})
 print(json.dumps([[tags.get("sfd.complete"), len(store.known(run, ["train/loss"]))] for run, tags in runs]))

@@ -4,14 +4,15 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from laboratory import Laboratory, flow_project, free_port, prefect_variables
+from laboratory import Laboratory, flow_project, prefect_variables
 from projects import Project
+from seaweed import free_ports
 
 
 @pytest.fixture(scope="session")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     """A Prefect server; its address is in the environment of the tests, too."""
-    made = Laboratory(tmp_path_factory.mktemp("laboratory"), free_port())
+    made = Laboratory(tmp_path_factory.mktemp("laboratory"), free_ports(1)[0])
     with prefect_variables(made.environment):
         try:
             made.start_server()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from laboratory import free_port
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL, temporary_settings
 from projects import ROOT
+from seaweed import free_ports
 
 from flows import worker
 from sfd_core.host.errors import ConfigError, ResourceError
@@ -50,7 +50,7 @@ def told(uri: str) -> str:
 
 
 def test_a_server_that_cannot_be_reached_is_told_without_the_password() -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     assert "refused" in told(f"http://user:hidden@127.0.0.1:{port}/api")
     told("http://user:hidden@nobody.invalid/api")
     for path in (__file__, "/nowhere"):

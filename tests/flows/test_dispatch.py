@@ -8,11 +8,12 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from laboratory import WITH_SERVERS, Laboratory, wait_until
+from laboratory import WITH_SERVERS, Laboratory
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed, Running
 from projects import Project
+from waiting import wait_until
 
 from flows import dispatch
 from sfd_core.experiment.grid import Point

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from laboratory import WITH_SERVERS, Laboratory, engine_of, flow_project, processes_in, wait_until
+from laboratory import WITH_SERVERS, Laboratory, engine_of, flow_project, processes_in
 from projects import Project
+from waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("flows"), *WITH_SERVERS]
 

@@ -74,7 +74,7 @@ def test_what_points_share_was_computed_once_and_nothing_is_left_running(swept: 
 
 def test_mlflow_has_the_sweep_with_a_child_a_point_and_the_trainings(swept: Swept) -> None:
     script = """
-from sfd_core.tracking import Store
+from sfd_core.tracking.store import Store
 store = Store()
 (parent,) = [run for run, tags in store.find({"sfd.kind": "sweep", "sfd.sweep": "offsets"})]
 print(*[len(store.find(tags)) for tags in ({"mlflow.parentRunId": parent}, {"sfd.kind": "variant"}, {"sfd.kind": "vae"})])
@@ -130,7 +130,15 @@ def test_a_dry_run_and_a_refusal_start_nothing(swept: Swept) -> None:
 def test_guidance_is_swept_on_the_trained_denoiser(swept: Swept) -> None:
     state = swept.run("guidance sweep/guidance sweep", scales=[1.0, 1.5], samples=6, evaluations=[3])
     assert state.is_completed(), state.message
-    assert [float(row["scale"]) for row in swept.rows("guidance")] == [1.0, 1.5]
+    rows = swept.rows("guidance")
+    assert [float(row["scale"]) for row in rows] == [1.0, 1.5]
+    script = """
+from sfd_core.tracking.store import Store
+((parent, _),) = (store := Store()).find({"sfd.kind": "sweep", "sfd.sweep": "guidance"})
+print(*[store.run(run).metrics["final/precision_efficientnet_lite0"] for run, _ in store.find({"mlflow.parentRunId": parent})])
+"""
+    sent = swept.project.run("python", "-c", script).stdout.split()
+    assert sorted(map(float, sent)) == sorted(float(row["precision_efficientnet_lite0"]) for row in rows)
 
 
 def test_a_search_draws_in_rounds_and_repeats_nothing(swept: Swept) -> None:

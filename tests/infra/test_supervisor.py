@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from seaweed import free_ports
-from waiting import until
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "small_laboratory.py"
@@ -106,7 +106,7 @@ def test_what_dies_is_started_again(lab: Laboratory) -> None:
     lab.run("up")
     pid = lab.pid("prefect")
     os.kill(pid, signal.SIGKILL)
-    until(lambda: lab.pid("prefect") != pid and lab.run("status").returncode == 0)
+    wait_until(lambda: lab.pid("prefect") != pid and lab.run("status").returncode == 0, "the server's return", 30)
     assert "started again 1 times" in lab.run("status").stdout
 
 

@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import psutil
 import pytest
 from projects import ROOT, Project, make_project
 from seaweed import WEED, free_ports
+from waiting import PATIENCE, wait_until
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -27,7 +27,6 @@ QUIET = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "INFO",
 }
-PATIENCE = 400.0
 WITH_SERVERS = [
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -51,12 +50,6 @@ def prefect_variables(variables: Mapping[str, str]) -> Iterator[None]:
         refresh_global_settings_context()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def flow_project(path: Path, active: list[str]) -> Project:
     """Lay out a tiny project with the flows, committed."""
     project = make_project(path, active)
@@ -64,16 +57,6 @@ def flow_project(path: Path, active: list[str]) -> Project:
     project.run("git", "add", "--all")
     project.commit("flows")
     return project
-
-
-def wait_until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        found = holds()
-        if found:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"{what} did not come true in {patience:.0f} s")
 
 
 class Runs:

@@ -1,5 +1,6 @@
 """Prepared images and the weights of a small encoder, in the working folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from sfd_core.data.store.shards import FieldSpec
 ROWS = {"train": 26, "held_out": 7}
 
 
-def prepare_images() -> None:
+def prepare_images(folder: Path = Path(), counts: Mapping[str, int] = ROWS, side: int = 32) -> None:
     """Write `prepare/train`, `prepare/held_out` and `weights.pth`."""
     chance = np.random.default_rng(0)
-    fields = {"image": FieldSpec("uint8", (3, 32, 32)), "label": FieldSpec("int64", ())}
-    for part, rows in ROWS.items():
-        with ShardWriter(Path("prepare") / part, fields, {"classes": ["a", "b"], "resolution": 32}) as writer:
-            writer.append(image=chance.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8), label=np.arange(rows) % 2)
+    fields = {"image": FieldSpec("uint8", (3, side, side)), "label": FieldSpec("int64", ())}
+    for part, rows in counts.items():
+        with ShardWriter(folder / "prepare" / part, fields, {"classes": ["a", "b"], "resolution": side}) as writer:
+            writer.append(image=chance.integers(0, 256, (rows, 3, side, side), dtype=np.uint8), label=np.arange(rows) % 2)
     torch.manual_seed(0)
-    torch.save(timm.create_model("test_vit").state_dict(), "weights.pth")
+    torch.save(timm.create_model("test_vit").state_dict(), folder / "weights.pth")

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-import timm
 import torch
+from prepared_images import prepare_images
 from torch import nn
 
-from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec
 from sfd_core.experiment.params import EncodeParams, FeaturesParams, Optimisation, SemanticVAEParams, TrainParams
 from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
@@ -82,14 +79,7 @@ class Stages:
 
 def lay_out(path: Path, stores: tuple[bool, ...]) -> Stages:
     """Write random images and their tokens under `path`, stored and not as `stores` says."""
-    chance = np.random.default_rng(0)
-    fields = {"image": FieldSpec("uint8", (3, 32, 32)), "label": FieldSpec("int64", ())}
-    for part, rows in ROWS.items():
-        with ShardWriter(path / "prepare" / part, fields, {"classes": ["a", "b"], "resolution": 32}) as writer:
-            images = chance.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8)
-            writer.append(image=images, label=np.arange(rows) % 2)
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_vit").state_dict(), path / "weights.pth")
+    prepare_images(path, ROWS)
     values = {
         "encoder": "test_vit", "weights": str(path / "weights.pth"), "input_size": 64, "grid": 4, "precision": "float32",
         "batch_size": 5, "store": True,

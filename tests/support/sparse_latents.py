@@ -23,11 +23,7 @@ def lay_out(folder: Path, images: int) -> int:
         piece.path.mkdir(parents=True)
         for name, spec in fields.items():
             path, count = piece.path / f"{name}-00000.npy", len(piece.rows)
-            with path.open("wb") as file:
-                shape = (count, *spec.shape)
-                header = {"descr": np.dtype(spec.dtype).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                file.truncate(file.tell() + count * spec.row_bytes)
+            np.lib.format.open_memmap(path, "w+", np.dtype(spec.dtype), (count, *spec.shape))
             files[name].append(ShardFile(f"{piece.path.name}/{path.name}", count, f"{len(files[name]):064x}"))
     write_manifest(folder, images, {name: (spec, files[name]) for name, spec in fields.items()}, {})
     note_verified(folder, {file.file: file.sha256 for found in files.values() for file in found})

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create the database once: its migrations take longer than any test."""
-    from sfd_core.tracking import Store  # noqa: PLC0415 - only tests that use it pay for mlflow
+    from sfd_core.tracking.store import Store  # noqa: PLC0415 - only tests that use it pay for mlflow
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:

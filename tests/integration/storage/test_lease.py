@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from faulty_proxy import FaultyProxy
-from waiting import until
+from waiting import wait_until
 
 from sfd_core.host.errors import BusyError, DataError, ResourceError
 from sfd_core.storage import Lease, LostError, Storage
@@ -110,11 +110,11 @@ def test_an_expired_lease_is_taken_over_and_its_holder_learns_of_it(storage: Sto
     first = abandoned(storage, "expired", seconds=4)  # longer than a busy machine takes to ask for it
     with pytest.raises(ResourceError, match="holds the lease"):
         Lease(storage, "expired").acquire()
-    until(lambda: storage.get("expired").age > 4)
+    wait_until(lambda: storage.get("expired").age > 4, "the end of the lease", 30)
     with Lease(storage, "expired") as second:
         first._ended.clear()
         threading.Thread(target=first._renew, daemon=True).start()
-        until(lambda: is_lost(first))
+        wait_until(lambda: is_lost(first), "the loss", 30)
         first.release()
         second.check()
         with pytest.raises(ResourceError, match="holds the lease"):
@@ -128,10 +128,10 @@ def test_a_lease_outlasts_a_server_that_is_down_for_a_while(
     credentials(proxy.endpoint)
     with Lease(Storage("lab"), "outage", seconds=1) as lease:
         proxy.set("refuses")
-        until(lambda: storage.get("outage").age > 3)
+        wait_until(lambda: storage.get("outage").age > 3, "the outage", 30)
         lease.check()
         proxy.set("works")
-        until(lambda: storage.get("outage").age < 1)
+        wait_until(lambda: storage.get("outage").age < 1, "the renewal", 30)
         lease.check()
 
 

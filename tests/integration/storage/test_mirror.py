@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from faulty_proxy import FaultyProxy
 from same_outputs import bytes_below
-from waiting import until
+from waiting import wait_until
 
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
 from sfd_core.host.paths import atomic_dir
@@ -105,9 +105,9 @@ def test_steps_are_mirrored_as_they_come_and_go(storage: Storage, prefix: str, t
         (tmp_path / ".step-00000009.x.partial").mkdir()
         for step in (1, 2, 3):
             make_step(tmp_path, step)
-            until(lambda step=step: f"step-{step:08d}" in complete_folders(storage, prefix))
+            wait_until(lambda step=step: f"step-{step:08d}" in complete_folders(storage, prefix), "the upload", 30)
         shutil.rmtree(tmp_path / "step-00000001")
-        until(lambda: "step-00000001" not in complete_folders(storage, prefix))
+        wait_until(lambda: "step-00000001" not in complete_folders(storage, prefix), "the deletion", 30)
         last = make_step(tmp_path, 4)
     assert complete_folders(storage, prefix) == [f"step-{step:08d}" for step in (0, 2, 3, 4)]
     assert bytes_below(restore(storage, prefix, tmp_path / "other") or tmp_path) == last
@@ -153,7 +153,7 @@ def test_a_training_neither_waits_nor_fails_while_the_storage_is_down(
         for step in (1, 2):
             make_step(tmp_path, step)
         assert time.monotonic() - begun < 3
-        until(lambda: proxy.connections > 3)
+        wait_until(lambda: proxy.connections > 3, "more connections", 30)
         proxy.set("busy")
         time.sleep(0.5)
         proxy.set("works")

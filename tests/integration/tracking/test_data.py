@@ -8,9 +8,9 @@ from prepared_images import ROWS, prepare_images
 
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import PrepareParams
-from sfd_core.tracking import Store
 from sfd_core.tracking.datasets import prepared_images
 from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import Store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::UserWarning"

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.seeding import generator
-from sfd_core.tracking import Curve, Evidence, RunSpec, Store, follow, sync_run, training_run
-from sfd_core.tracking.live import history_key
+from sfd_core.tracking.curves import Curve
+from sfd_core.tracking.live import follow, history_key
+from sfd_core.tracking.runs import RunSpec, training_run
+from sfd_core.tracking.store import Evidence, Store, sync_run
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.history import read_history
 from sfd_core.training.loop import TrainingPlan, run

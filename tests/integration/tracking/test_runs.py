@@ -5,7 +5,7 @@ from pathlib import Path
 
 from emoji import emoji
 
-from sfd_core.tracking import vae_run
+from sfd_core.tracking.runs import vae_run
 
 PARAMS = emoji()
 

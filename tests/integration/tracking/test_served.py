@@ -27,12 +27,11 @@ from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
-from sfd_core.tracking import Store, track_project
 from sfd_core.tracking.live import history_key
-from sfd_core.tracking.project import evaluation_key
+from sfd_core.tracking.project import evaluation_key, track_project
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.served import _load_pyfunc
-from sfd_core.tracking.store import ARCHIVE
+from sfd_core.tracking.store import ARCHIVE, Store
 
 PARAMS = emoji()
 CLASSES = ("a", "b", "c")

@@ -8,7 +8,6 @@ import pytest
 from synthetic_outputs import IMAGENET_CLASSES as CLASSES
 from synthetic_outputs import imagenet_like, write_outputs, write_studies
 
-from sfd_core.cli.tracking import _published
 from sfd_core.experiment.params import Params, parse_params
 from sfd_core.reporting import published_numbers
 from sfd_core.reporting.figures import convergence_figure
@@ -135,11 +134,3 @@ def test_snapshots_of_fewer_samples_are_drawn_alone_and_final_numbers_beside_the
     assert set(payload(html)["published"]) == {"offsets", "own_offsets"}
     assert 'id="published"' in html
     assert 'name="published"' not in html
-
-
-def test_the_dashboard_shows_published_curves_beside_their_protocol_only(
-    imagenet: Params, outputs: Path, tmp_path: Path
-) -> None:
-    assert len(_published(imagenet, outputs, "fid")) == len(curves())
-    assert not _published(imagenet, outputs, "fd_dinov2")
-    assert not _published(imagenet, write_outputs(tmp_path, imagenet), "fid")

@@ -1,5 +1,6 @@
 """Where a training should be by now, against a recorded run and against published numbers."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -133,6 +134,13 @@ def test_the_commands_record_and_compare(project: Path, capsys: pytest.CaptureFi
         app(["curve", "compare", ".@nobody"])
     with pytest.raises(DataError, match="no training in work or finished of redi"):
         app(["curve", "compare", "redi"])
+
+
+def test_damaged_numbers_are_named(tmp_path: Path, params: Params, written: Path) -> None:
+    shutil.copytree(written, tmp_path / "outputs")
+    (tmp_path / "outputs" / "evaluate" / "sfd" / "numbers.json").write_text("{")
+    with pytest.raises(DataError, match=r"numbers\.json is no readable JSON"):
+        measured(tmp_path, params, "sfd")
 
 
 def test_the_committed_curves_can_be_compared_with(params: Params) -> None:

@@ -130,6 +130,6 @@ def test_the_schedule_shown_is_that_of_a_training_on_it(params: Params, tree: Pa
 
 def test_class_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path) -> None:
     pd.DataFrame({"class": ["NA", "01", "1"], "samples": [0.5, 0.25, 0.25]}).to_csv(tmp_path / "classes.csv", index=False)
-    table = sources._read_table(tmp_path / "classes.csv", ["class", "samples"])
+    table = sources.read_table(tmp_path / "classes.csv", ["class", "samples"])
     assert list(table["class"]) == ["NA", "01", "1"]
     assert table["samples"].sum() == 1.0

@@ -57,7 +57,7 @@ def test_a_swept_null_is_a_line_and_a_place_of_its_own(tmp_path: Path) -> None:
         inner=[None, None, "{'block': 2}", "{'block': 2}"], delta_t=[None, 0.3, None, 0.3], fd_dinov2=[4.0, 3.0, 2.0, 1.0]
     )
     rows.to_csv(tmp_path / "table.csv")
-    axes = sweep_figure(read_table(tmp_path / "table.csv"), ["delta_t", "inner"]).axes[0]
+    axes = sweep_figure(read_table(tmp_path / "table.csv", []), ["delta_t", "inner"]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["null", "0.3"]
     lines = bars(axes.figure)  # type: ignore[arg-type]
     assert [line.get_label() for line in lines] == ["sfd, inner null", "sfd, inner {'block': 2}"]
@@ -73,7 +73,7 @@ def test_the_command_draws_a_table_and_says_what_a_table_lacks(tmp_path: Path) -
     draw("--over", "delta_t")
     with Image.open(tmp_path / "figure.png") as picture:
         assert picture.width > 500
-    with pytest.raises(DataError, match="no column size; it has"):
+    with pytest.raises(DataError, match="lacks the columns size"):
         draw("--over", "size")
     (tmp_path / "table.csv").write_text("variant,seed\n")
     with pytest.raises(DataError, match="no distance"):

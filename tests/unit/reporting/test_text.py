@@ -1,7 +1,7 @@
 import pytest
 
+from sfd_core.experiment.numbers import number_name
 from sfd_core.reporting import text
-from sfd_core.reporting.text import number_name
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ def test_precision_recall_and_inception_score_rise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "written"), [(2155.6, "2,156"), (12.34, "12.3"), (0.1, "0.100"), (0.00002, "2.0e-05"), (0, "0")]
+    ("value", "written"), [(2155.6, "2,156"), (12.34, "12.3"), (99.96, "100"), (0.1, "0.100"), (0.00002, "2.0e-05"), (0, "0")]
 )
 def test_numbers_keep_three_digits(value: float, written: str) -> None:
     assert text.number(value) == written
 
 
 def test_costs_have_units() -> None:
-    assert text.flops(1.63e13) == "16.3 TFLOP"
-    assert [text.duration(seconds) for seconds in (12.3, 225, 7200)] == ["12.3 s", "3 min 45 s", "2 h"]
+    assert [text.flops(value) for value in (1.63e13, 9.996e14, 999.6)] == ["16.3 TFLOP", "1 PFLOP", "1 kFLOP"]
+    assert [text.duration(seconds) for seconds in (12.3, 225, 7200, 3.9e6)] == ["12.3 s", "3 min 45 s", "2 h", "1,080 h"]

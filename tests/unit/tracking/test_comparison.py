@@ -8,8 +8,8 @@ import pytest
 from emoji import emoji_values
 
 from sfd_core.experiment.grid import Space, plan_points
-from sfd_core.tracking import Store
 from sfd_core.tracking.comparison import Comparison, Row
+from sfd_core.tracking.store import Store
 from sfd_core.workspace.dvc import Place, environment
 
 ROOT = Path(__file__).parents[3]

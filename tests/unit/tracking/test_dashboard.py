@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from sfd_core.tracking import Store
-from sfd_core.tracking.dashboard import TAG, PublishedCurve, refresh_dashboard
+from sfd_core.tracking.dashboard import TAG, refresh_dashboard
 from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import Store
 from sfd_core.tracking.sweep import SweepPoint, record_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
@@ -63,8 +64,8 @@ def test_charts_follow_what_there_is(store: Store) -> None:
 
 
 def test_published_curves_become_runs_once(store: Store) -> None:
-    curve = PublishedCurve("DiT-XL/2", [100, 200], [25_600, 51_200], [30.0, 20.0], "arXiv 2212.09748")
+    rows = {"step": [100, 200], "images_seen": [25_600, 51_200], "fid": [30.0, 20.0], "source": ["arXiv 2212.09748"] * 2}
     for _ in range(2):
-        shown = refresh_dashboard(store, NUMBER, [curve])
+        shown = refresh_dashboard(store, NUMBER, {"DiT-XL/2": pd.DataFrame(rows)})
     assert sorted(shown.baselines) == ["dit", "published: DiT-XL/2"]
     assert len(store.find({"sfd.kind": "published"})) == 1

@@ -9,8 +9,8 @@ from synthetic_outputs import write_outputs
 
 from sfd_core.experiment.params import Params, TrainedVAEParams, parse_params
 from sfd_core.host.paths import OUTPUTS, write_json
-from sfd_core.tracking import Store, track_project
-from sfd_core.tracking.project import _model
+from sfd_core.tracking.project import _model, track_project
+from sfd_core.tracking.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 

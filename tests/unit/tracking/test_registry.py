@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.tracking import Store
 from sfd_core.tracking.datasets import DataSet
 from sfd_core.tracking.registry import Candidate, register_best
 from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import Store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning", "ignore::UserWarning"

@@ -1,8 +1,7 @@
 import pytest
 from emoji import emoji
 
-from sfd_core.tracking import vae_run, variant_run
-from sfd_core.tracking.runs import training_run
+from sfd_core.tracking.runs import training_run, vae_run, variant_run
 
 PARAMS = emoji()
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sfd_core.tracking import Curve, Evidence, RunSpec, Store, sync_run
+from sfd_core.tracking import store as store_module
 from sfd_core.tracking.address import has_run
+from sfd_core.tracking.curves import Curve
+from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import Evidence, Store, sync_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 
@@ -53,6 +56,14 @@ def test_the_commit_of_a_run_is_the_one_that_its_training_began_with(embedded: P
     sync_run(store, later, "key", Evidence(curves=[write_curve(embedded / "history.csv", 3)]))
     tags = store.run(live).tags
     assert (tags["sfd.commit"], tags["sfd.params"], tags["sfd.complete"]) == ("abc", "1", "true")
+
+
+def test_all_runs_are_found_in_the_order_of_their_start(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "RUNS_A_CALL", 2)
+    store = Store()
+    made = [store.create(replace(SPEC, name=name), {"sfd.key": "key"}) for name in "abcde"]
+    assert [run for run, _ in store.find({"sfd.key": "key"})] == made
+    assert {run.run_id for run in store.runs()} == set(made)
 
 
 def test_a_point_whose_answer_was_lost_is_stored_once(embedded: Path) -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from sfd_core.tracking import Store
 from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.store import Store
 from sfd_core.tracking.sweep import PARENT_TAG, SweepPoint, record_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
