@@ -20,6 +20,7 @@ from infra.bench.speed import (
 )
 from infra.bench.workload import Workload, train_with_engine
 from infra.gpu.record import Record
+from sfd_core.experiment.sizes import SizeName
 from sfd_core.training.parallel import training_device
 
 How = Literal["plain", "engine", "compiled"]
@@ -108,7 +109,8 @@ def _others(record: Record, main: Workload, tiny: bool) -> None:
         record.measure(f"sampling, guidance {name}, compiled", partial(_sample, main, weak, evaluations, images))
     encoder = (*TINY_ENCODER, TINY.grid, 2) if tiny else (*ENCODER, 16, 256)
     record.measure("tokens of the encoder", lambda _: {"encoder": encoder, "images_per_second": measure_encoder(*encoder)})
-    for size in ("tiny",) if tiny else ("S", "B"):
+    sizes: tuple[SizeName, ...] = ("tiny",) if tiny else ("S", "B")
+    for size in sizes:
         fed = replace(main, size=size, batch=main.batch if tiny else 256, steps=4 if tiny else 60, images=8 if tiny else 2048)
         record.measure(f"waiting for data, {size}", partial(_waiting, fed))
 
