@@ -143,6 +143,11 @@ class Schedule:
         """Global time at which both parts are data; 1 + |delta_t| for an offset."""
         return self.knots[-1].u
 
+    @property
+    def corners(self) -> list[list[float]]:
+        """Its corners [t_tex, t_sem], from which `table` makes it again."""
+        return [[knot.t_tex, knot.t_sem] for knot in self.knots]
+
     def local_times(self, u: Tensor) -> LocalTimes:
         """Return local times at global times `u` (any shape), constant before 0 and after the end."""
         return LocalTimes(t_tex=self._texture.at(u), t_sem=self._semantic.at(u))

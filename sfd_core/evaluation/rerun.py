@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from sfd_core.data.store.shards import ShardReader
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.evaluator import Drawn, Evaluator, Number
 from sfd_core.evaluation.measurement import (
     CLASS_BALANCED,
@@ -105,11 +106,11 @@ class Recorded:
         Nothing is drawn for that: weights, extractors and references are compared by their hashes.
         """
         now = recipe(measurement.artifact, measurement.pipeline, self.sampler, self.oracle)
-        for key, value in now.items():
+        for key, value in self.recipe.items():
             # the sampler is the recorded one; an older file lacks what was added since
-            if key not in ("artifact", "sampler") and value != self.recipe.get(key):
+            if key in now.keys() - {"artifact", "sampler"} and value != now[key]:
                 raise IdentityError(
-                    f"the numbers were measured with {key} {self.recipe.get(key)}, but it is {value} now; "
+                    f"the numbers were measured with {key} {value}, but it is {now[key]} now; "
                     "restore what made them, for example with `git checkout` of their dvc.lock and `dvc checkout`"
                 )
         evaluations = next(iter(self.numbers.values()))["protocol"]["evaluations"]
@@ -161,7 +162,8 @@ def _recorded(numbers: Mapping[str, Mapping[str, Any]]) -> Recorded:
 def recipe(artifact: Path, pipeline: Pipeline, sampler: SamplerParams, oracle: bool = False) -> dict[str, Any]:
     """Return all that is needed to draw these images again, as plain values for a protocol.
 
-    `artifact` is the folder of the pipeline's denoiser; weights are named by their sha256.
+    `artifact` is the folder of the pipeline's denoiser; weights and statistics are named by their sha256. Weights do not tell the
+    path: those of a denoiser of independent times are the same for all.
     """
     return {
         "artifact": str(artifact),
@@ -171,6 +173,8 @@ def recipe(artifact: Path, pipeline: Pipeline, sampler: SamplerParams, oracle: b
         if sampler.guide is None or pipeline.guide is None
         else snapshot_digest(Path(sampler.guide), pipeline.guide.snapshot),
         "texture_vae": pipeline.denoiser.identity.texture_vae["weights"],
+        "statistics": pipeline.denoiser.identity.statistics,
+        "path": Schedule.of(pipeline.denoiser.variant, sampler).corners,
         "semantics": "training images" if oracle else GENERATED,
         "sampler": sampler.model_dump(mode="json"),
     }

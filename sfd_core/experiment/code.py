@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ class _Tree:
             path = self._path(name)
             parent = name.rpartition(".")[0]
             inherited = self._module(parent) if parent else None
-            self._modules[name] = None if path is None else _read(path, inherited is None or inherited.counts)
+            package = parent if path is None or path.name != "__init__.py" else name
+            self._modules[name] = None if path is None else _read(path, package, inherited is None or inherited.counts)
         return self._modules[name]
 
     def _files(self, modules: Mapping[str, str]) -> dict[str, str]:
@@ -143,14 +145,14 @@ class _Tree:
         return found
 
 
-def _read(path: Path, counts: bool) -> _Module:
+def _read(path: Path, package: str, counts: bool) -> _Module:
     tree = _Meaning().visit(_parsed(path.read_text(encoding="utf-8")))
     declared = {
         node.targets[0].id: node.value.value
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Constant)
     }
-    return _Module(_digest(_written(tree)), frozenset(_imports(tree)), bool(declared.get(_DECLARATION, counts)))
+    return _Module(_digest(_written(tree)), frozenset(_imports(tree, package)), bool(declared.get(_DECLARATION, counts)))
 
 
 def _parsed(text: str) -> ast.Module:
@@ -167,14 +169,15 @@ def _parsed(text: str) -> ast.Module:
             gc.enable()
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
     by_name = False
     strings: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 strings.add(node.value.split(":")[0])

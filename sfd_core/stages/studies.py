@@ -54,10 +54,11 @@ def studies(variant: str, params: Params, out: Path, processes: Processes) -> No
 def _resume_key(variant: str, params: Params) -> str:
     """Return the hash of all that shapes the result; points are named after the weights and references that made them."""
     trained = stage_dir("train", variant)
-    weights = [snapshot_digest(trained, snapshot) for snapshot in DenoiserManifest.read(trained).snapshots]
+    manifest = DenoiserManifest.read(trained)
+    weights = [snapshot_digest(trained, snapshot) for snapshot in manifest.snapshots]
     plain = {name: study.model_dump(mode="json") for name, study in params.studies_of(variant).items()}
     references = [ShardReader(stage_dir("reference") / name / "features").digest for name in params.reference.extractors]
-    return fingerprint(variant, plain, params.evaluate, params.reference, weights, references)
+    return fingerprint(variant, manifest.variant, plain, params.evaluate, params.reference, weights, references)
 
 
 @exits_cleanly

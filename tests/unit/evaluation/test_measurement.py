@@ -164,6 +164,16 @@ def test_a_recorded_measurement_gives_the_same_numbers_again(measuring: Measurem
     assert {name: asdict(number) for name, number in result[0].items()} == old.numbers
 
 
+def test_another_path_of_the_same_weights_is_another_measurement(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
+    old = recorded(measuring, tmp_path / "numbers.json")
+    path = artifact(tmp_path / "other", folder / "vae", variant(delta_t=-0.9))
+    other = Measurement(path, Pipeline.from_artifact(path, folder / "vae"), measuring.evaluator, ALONE)
+    assert other.weights == measuring.weights
+    assert other.key(SAMPLER, 10) != measuring.key(SAMPLER, 10)
+    with pytest.raises(IdentityError, match=r"measured with path \[\[0\.0, 0\.0\], \[0\.0, 0\.3\]"):
+        old.require_same(other)
+
+
 def test_other_weights_extractors_or_references_are_refused(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
     old = recorded(measuring, tmp_path / "numbers.json")
     other = artifact(tmp_path / "other", folder / "vae", variant(), seed=5)

@@ -139,7 +139,7 @@ def test_a_stage_refuses_to_run_as_other_code_than_is_recorded(tmp_path: Path) -
         require_recorded_code("report", recorded)
 
 
-def test_lazy_imports_imports_by_name_and_files_beside_code_count(package: Path) -> None:
+def test_lazy_relative_and_imports_by_name_and_files_beside_code_count(package: Path) -> None:
     code = stage_code("two", package)
     assert set(code.modules) == {
         "sfd_core", "sfd_core.stages", "sfd_core.stages.two", "sfd_core.lazy", "sfd_core.named", "sfd_core/stages/page.js",
@@ -149,6 +149,9 @@ def test_lazy_imports_imports_by_name_and_files_beside_code_count(package: Path)
     more = stage_code("one", changed(package, "maths.py", lambda text: text + by_name))
     assert "sfd_core.lazy" in more.modules
     assert set(more.libraries) == {"numpy", "PyYAML"}
+    beside = stage_code("one", changed(package, "maths.py", lambda text: text + "\nfrom .lazy import value\n"))
+    above = stage_code("one", changed(package, "stages/one.py", lambda text: text + "\nfrom .. import lazy\n"))
+    assert "sfd_core.lazy" in beside.modules.keys() & above.modules.keys()
     page = changed(package, "stages/page.js", lambda text: text + "draw()")
     assert code.differences(stage_code("two", page)) == ["sfd_core/stages/page.js"]
 

@@ -69,6 +69,16 @@ def params() -> Params:
     return parse_params(values | {"active": ["sfd"]})
 
 
+def test_samples_of_another_path_of_the_same_weights_are_not_gone_on_with(
+    laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(laid_out, tmp_path / "project"))
+    before = Evaluation("sfd", params(), ALONE).batches
+    trained = Path("outputs/train/sfd")
+    replace(DenoiserManifest.read(trained), variant=variant(delta_t=-0.9)).write(trained)
+    assert Evaluation("sfd", params(), ALONE).batches != before
+
+
 def test_grids_of_all_snapshots_have_one_size_however_few_samples_they_have(
     laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
