@@ -162,8 +162,8 @@ def _recorded(numbers: Mapping[str, Mapping[str, Any]]) -> Recorded:
 def recipe(artifact: Path, pipeline: Pipeline, sampler: SamplerParams, oracle: bool = False) -> dict[str, Any]:
     """Return all that is needed to draw these images again, as plain values for a protocol.
 
-    `artifact` is the folder of the pipeline's denoiser; weights and statistics are named by their sha256. Weights do not tell the
-    path: those of a denoiser of independent times are the same for all.
+    `artifact` is the folder of the pipeline's denoiser; weights and statistics are named by their sha256. The weights of a
+    denoiser of independent times do not tell its path.
     """
     return {
         "artifact": str(artifact),

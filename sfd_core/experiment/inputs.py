@@ -1,7 +1,7 @@
 """Files and folders that an experiment reads and DVC does not own: whether they are there, and whether they are the same."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sfd_core.experiment.params import DiffusersVAEParams, LDMVAEParams, Params
@@ -13,8 +13,10 @@ IMAGES = "prepare"
 READERS = {name: name for name in (IMAGES, "texture_vae", "features", "semantic_vae", "reference", "evaluate")}
 READERS["studies"] = "evaluate"
 """Stages that read such files -> the group whose keys name them."""
+SMALL_BYTES = 2**30
+"""Images of at most so many bytes are read whole."""
 END_BYTES = 2**20
-"""Read at both ends of an archive of images, where its headers or its footer lie."""
+"""Read at both ends of a larger archive of images, where its headers or its footer lie."""
 
 
 def named_inputs(params: Params, project: Path = Path()) -> dict[str, str]:
@@ -66,7 +68,8 @@ def input_digests(
 ) -> dict[str, dict[str, str]]:
     """Return, for each stage of `READERS`, a hash of the files at each of its keys of `named_inputs`.
 
-    Images count by names and sizes, archives of images also by their first and last bytes, everything else by its content.
+    Everything counts by its content, except more than `SMALL_BYTES` of images: those count by names and sizes, archives of
+    them also by their first and last bytes.
     Where nothing lies at a path any more, what was recorded counts, or the key is left out. Raises `DataError` for files that
     cannot be read, and for entries of a folder that are no files.
     """
@@ -140,21 +143,28 @@ def in_words(inputs: dict[str, str]) -> str:
 
 def _digest(found: list[Path], *, images: bool) -> str:
     digest = hashlib.sha256()
+    try:
+        files = list(_files(found))
+        by_content = not images or sum(size for *_, size in files) <= SMALL_BYTES
+        for top, file, size in files:
+            folder = top if top.is_dir() and len(found) == 1 else top.parent
+            digest.update(f"{file.relative_to(folder)}\0{size}\0".encode(errors="surrogateescape"))
+            if by_content:
+                digest.update(file_digest(file).encode())
+            elif not top.is_dir():
+                digest.update(_ends(file, size))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); make it readable, then run again") from error
+    return digest.hexdigest()
+
+
+def _files(found: list[Path]) -> Iterator[tuple[Path, Path, int]]:
+    """Yield all files, each with the one of `found` that it is or lies in and its size."""
     for top in found:
-        folder = top if top.is_dir() and len(found) == 1 else top.parent
         for file in files_below(top) if top.is_dir() else [top]:
             if not file.is_file():
                 raise DataError(f"{file} is no file that can be read, such as a broken link; correct or remove it")
-            try:
-                size = file.stat().st_size
-                digest.update(f"{file.relative_to(folder)}\0{size}\0".encode(errors="surrogateescape"))
-                if not images:
-                    digest.update(file_digest(file).encode())
-                elif not top.is_dir():
-                    digest.update(_ends(file, size))
-            except OSError as error:
-                raise DataError(f"{file} cannot be read ({error.strerror}); make it readable, then run again") from error
-    return digest.hexdigest()
+            yield top, file, file.stat().st_size
 
 
 def _ends(file: Path, size: int) -> bytes:

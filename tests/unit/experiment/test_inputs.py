@@ -119,14 +119,15 @@ def make_images(folder: Path) -> Path:
         (lambda root: (root / "dog/2.png").write_bytes(b"new"), False),
         (lambda root: (root / "dog/1.png").unlink(), False),
         (lambda root: (root / "dog/1.png").write_bytes(b"longer than before"), False),
+        (lambda root: (root / "dog/1.png").write_bytes(b"other"), False),
         (lambda root: (root / "cat/1.png").rename(root / "cat/3.png"), False),
         (lambda root: (root / "dog/.other").write_bytes(b"y"), True),
         (lambda root: (root / "dog/1.png").touch(), True),
         (shutil.rmtree, True),
     ],
-    ids=["added", "removed", "longer", "renamed", "hidden", "touched", "gone"],
+    ids=["added", "removed", "longer", "other", "renamed", "hidden", "touched", "gone"],
 )
-def test_images_count_by_names_and_sizes_and_after_them_by_what_was_recorded(
+def test_images_count_by_names_and_content_and_after_them_by_what_was_recorded(
     tmp_path: Path, change: Callable[[Path], object], same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -151,6 +152,16 @@ def test_images_that_moved_are_the_same_and_never_read_ones_have_no_hash(tmp_pat
     assert input_digests(named_inputs(of_folder(tmp_path / "images")), project=tmp_path)["prepare"] == {}
 
 
+def test_many_images_count_by_names_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfd_core.experiment.inputs.SMALL_BYTES", 10)
+    named = named_inputs(of_folder(make_images(tmp_path / "images")))
+    before = input_digests(named)
+    (tmp_path / "images/dog/1.png").write_bytes(b"other")
+    assert input_digests(named) == before
+    (tmp_path / "images/dog/1.png").write_bytes(b"longer than before")
+    assert input_digests(named) != before
+
+
 def test_weights_count_by_their_content(tmp_path: Path) -> None:
     params = of_folder(make_images(tmp_path / "images"))
     weights = tmp_path / "encoder.safetensors"
@@ -163,7 +174,11 @@ def test_weights_count_by_their_content(tmp_path: Path) -> None:
     assert digests[0] == digests[2]
 
 
-def test_an_archive_that_is_written_again_with_the_same_size_counts_as_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [0, 2**30])
+def test_an_archive_that_is_written_again_with_the_same_size_counts_as_another(
+    tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfd_core.experiment.inputs.SMALL_BYTES", small)
     archive = tmp_path / "train-0.tar"
     digests = []
     for end in (b"0", b"1", b"0"):
