@@ -1,5 +1,8 @@
 """Every value of an experiment, typed and checked before any compute. `params.yaml` holds all of them; there are no defaults.
 
+A setting that may be left out means then what the code did before there was a choice. This never changes, as DVC compares what
+is written: another default would run nothing again. A new setting that is to have another value is written.
+
 The groups of `Params` are the stages of `dvc.yaml`. `variants` defines the denoisers.
 """
 

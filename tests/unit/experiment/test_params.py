@@ -7,6 +7,7 @@ import pytest
 import torch
 from emoji import emoji, emoji_values
 
+from sfd_core.experiment import params as module
 from sfd_core.experiment.params import fingerprint, load_params, parse_params, parse_sampler
 from sfd_core.host.errors import ConfigError
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
@@ -253,6 +254,35 @@ def test_a_setting_that_may_be_left_out_changes_no_fingerprint_at_its_default() 
 
 
 AVATARS = {"source": "avatars", "styles": ["thumbs", "sprouts"], "per_style": 4, "labels": "style"}
+
+
+def test_what_a_setting_that_is_left_out_means_never_changes() -> None:
+    """DVC compares what is written, so a changed line here runs nothing again; write the value into parameter files instead."""
+    groups = [group for group in vars(module).values() if isinstance(group, type) and issubclass(group, module.Group)]
+    defaults = {
+        f"{group.__name__}.{name}": group.model_fields[name].default
+        for group in groups
+        for name in group.__annotations__.keys() & group.model_fields.keys()
+        if not group.model_fields[name].is_required()
+    }
+    assert defaults == {
+        "Optimisation.optimizer": "adamw",
+        "PrepareParams.styles": None,
+        "PrepareParams.per_style": None,
+        "EncodeParams.texture_energy_power": 0.0,
+        "TrainParams.power_emas": [],
+        "TrainParams.conditional": True,
+        "TrainParams.validation_images": 0,
+        "VariantParams.path": None,
+        "VariantParams.found_path": False,
+        "VariantParams.times": module.GlobalTimes(kind="global"),
+        "VariantParams.prediction": "velocity",
+        "VariantParams.inner": None,
+        "SamplerParams.delta_t": None,
+        "SamplerParams.path": None,
+        "SamplerParams.guide_step": None,
+        "SamplerParams.precision": "float32",
+    }
 
 
 @pytest.mark.parametrize(
