@@ -25,7 +25,7 @@ MLFLOW_PORT ?= 5000
 PYTEST ?=
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
-.PHONY: help setup repro repro-long seeds guided learning-rates test test-slow test-browser test-gpu accept chaos bench gpu-check gpu-bench gpu-evidence check format lock up down status serve-mlflow dashboard clean
+.PHONY: help setup repro repro-long seeds guided learning-rates test test-slow test-browser test-gpu accept chaos bench gpu-check gpu-bench gpu-evidence check format lock up down status serve-mlflow dashboard clean .moved
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -125,8 +125,12 @@ clean: setup  ## delete outputs, report, experiments (`sfd clean`) and tool cach
 	rm -rf build dist .benchmarks .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
+# A .venv that was copied or moved here would run the programs of the folder that it was made in, so it is made anew
+.moved:
+	rm -rf $(VENV)
+
 # The first Python 3.11 to 3.13 found creates .venv. pip installs uv at the locked version and hash; uv installs the rest.
-$(SET_UP): requirements.lock pyproject.toml
+$(SET_UP): requirements.lock pyproject.toml $(if $(shell grep -sLF '$(realpath $(VENV))/bin/' $(BIN)/sfd),.moved)
 	@if [ ! -x $(BIN)/python ]; then \
 		for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 			if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \

@@ -1,6 +1,6 @@
 """`python -m sfd_core.cli` is the command `sfd`."""
 
-from sfd_core.cli.main import main
+from sfd_core.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -1,17 +1,19 @@
 """The commands of `sfd`. Heavy packages are imported by the command that needs them, so that `sfd --help` answers at once."""
 
+import os
 import sys
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
-from sfd_core import __version__
+import sfd_core
 from sfd_core.cli import clone, comparison, curve, evaluation, experiment, results, sampling, studies, tracking
 from sfd_core.host.errors import ConfigError, exits_cleanly
 
 app = App(
     name="sfd",
     help="Semantic-First Diffusion: sample, evaluate, import, check and vary experiments.",
-    version=f"sfd {__version__}",
+    version=f"sfd {sfd_core.__version__}",
     default_parameter=Parameter(negative=(), consume_multiple=1),
     help_format="plaintext",
     version_format="plaintext",
@@ -52,9 +54,17 @@ app.command(curves)
 app.register_install_completion_command()
 
 
-@exits_cleanly
 def main() -> None:
-    """Run the command that the command line names."""
+    """Run the command that the command line names, with the code of the folder it stands in, as DVC runs the stages there."""
+    here = Path("sfd_core", "__init__.py")
+    if here.is_file() and not here.samefile(sfd_core.__file__):
+        os.execv(sys.executable, [sys.executable, "-m", "sfd_core.cli", *sys.argv[1:]])  # noqa: S606 (the same program)
+    run()
+
+
+@exits_cleanly
+def run() -> None:
+    """Run the command that the command line names, with the code that was imported."""
     words = sys.argv[1:]
     if words in ([], ["preset"], ["curve"]):
         raise ConfigError("name a command; --help lists them")

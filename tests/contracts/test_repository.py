@@ -71,6 +71,19 @@ def test_make_help_lists_every_target_but_no_other() -> None:
     assert set(re.findall(r"^make ([a-z-]+)", shown, re.MULTILINE)) == make_targets()
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_environment_that_was_copied_from_another_folder_is_made_anew(tmp_path: Path, moved: bool) -> None:
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    made_in = tmp_path / "original" if moved else tmp_path
+    (tmp_path / ".venv" / "bin" / "sfd").write_text(f"#!{made_in}/.venv/bin/python\n")
+    (tmp_path / ".venv" / ".set-up").touch()
+    shown = subprocess.run(["make", "-n", "setup"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("rm -rf .venv\n") == moved
+    assert ("uv pip sync" in shown) == moved
+
+
 def test_continuous_integration_runs_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111

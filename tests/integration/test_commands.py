@@ -16,7 +16,7 @@ from PIL import Image
 from projects import Project
 from safetensors.torch import load_file
 
-from sfd_core.cli.main import main
+from sfd_core.cli import main
 from sfd_core.host.resume import held
 from sfd_core.workspace import git
 
@@ -35,7 +35,7 @@ def sfd(reproduced: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     def run(*words: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["sfd", *words])
-        main()
+        main.run()
         return tuple(capsys.readouterr())
 
     return run

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sfd_core.cli.main import app, main
+from sfd_core.cli.main import app, run
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "mlflow", "prefect", "pandas", "dvc", "boto3", "numpy", "matplotlib", "scipy"}
@@ -19,7 +19,7 @@ def parsed(*words: str) -> dict[str, Any]:
 
 def imported_by(program: str) -> set[str]:
     """Run a program that ends with `sfd` commands in a new process, and return which packages it imported."""
-    words = "import sys\nfrom sfd_core.cli.main import app, main\n" + program + "\nprint(*sys.modules, file=sys.stderr)"
+    words = "import sys\nfrom sfd_core.cli.main import app, run\n" + program + "\nprint(*sys.modules, file=sys.stderr)"
     ended = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout
     return set(ended.stderr.split())
@@ -37,7 +37,7 @@ def test_no_help_imports_more_than_the_command_line_itself() -> None:
 
 @pytest.mark.parametrize("words", [["validate"], ["preset", "check"]])
 def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
-    assert imported_by(f"sys.argv[1:] = {words}; main()") & HEAVY == set()
+    assert imported_by(f"sys.argv[1:] = {words}; run()") & HEAVY == set()
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["sfd", *words])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run()
     printed = capsys.readouterr()
     assert (ended.value.code, printed.out) == (2, "")
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
     assert named in printed.err
+
+
+def test_a_folder_with_code_of_its_own_is_run_by_it(tmp_path: Path) -> None:
+    """Such as a copy of the project whose environment is that of the original."""
+    (tmp_path / "sfd_core" / "cli").mkdir(parents=True)
+    (tmp_path / "sfd_core" / "__init__.py").touch()
+    (tmp_path / "sfd_core" / "cli" / "__main__.py").write_text("import sys\nprint('own code', sys.argv[1:])\n")
+    command = [str(Path(sys.executable).parent / "sfd"), "sample", "a b", "--seed", "3"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout == "own code ['sample', 'a b', '--seed', '3']\n"
 
 
 def test_options_take_as_many_values_as_they_are_given() -> None:
