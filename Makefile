@@ -120,7 +120,7 @@ serve-mlflow: setup  ## serve the embedded MLflow store on http://127.0.0.1:MLFL
 dashboard: setup  ## update the comparison of all runs in MLflow (MLFLOW_TRACKING_URI, or the embedded store) and print its link
 	$(BIN)/sfd dashboard
 
-clean: setup  ## delete outputs, report, experiments (`sfd clean`) and tool caches; DVC's cache stays, so `make repro` restores them
+clean: setup  ## delete outputs and reports, also of experiments (`sfd clean`), and tool caches; DVC's cache stays, so `make repro` restores them
 	$(BIN)/sfd clean --yes
 	rm -rf build dist .benchmarks .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

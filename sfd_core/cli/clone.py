@@ -24,7 +24,7 @@ def status() -> None:
 def clean(*, checkpoints: Annotated[bool, CHECKPOINTS] = False, yes: Annotated[bool, YES] = False) -> None:
     """Delete results, which DVC's cache restores, and other files that can be made again.
 
-    What a running process needs is kept.
+    What a running process needs is kept, and of experiments the values, the code and dvc.lock.
     """
     from sfd_core.reporting.lines import aligned
     from sfd_core.workspace.clearing import find_clearable

@@ -43,12 +43,15 @@ class Item:
 def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
     """Return what lies in a clone beside its code; `checkpoints`: unfinished and kept work may go, too.
 
-    Kept is what a process works in, and outputs that DVC's cache does not hold. Raises `ConfigError` where there is no project.
+    Kept is what a process works in, outputs that DVC's cache does not hold, and the values, code and dvc.lock of experiments.
+    Raises `ConfigError` where there is no project.
     """
     if not (project / "dvc.yaml").is_file():
         raise ConfigError(f"{project.absolute()} is no project, for it has no dvc.yaml; run this in the project folder")
     items = list(_of_place(project, project, [*REMADE, *KEPT], checkpoints))
-    for place in sorted([*(project / EXPERIMENTS).glob("*/"), *(project / git.POINTS).glob("*/")]):
+    for place in sorted((project / EXPERIMENTS).glob("*/")):
+        items += _of_place(place, project, [*REMADE, *KEPT], checkpoints)
+    for place in sorted((project / git.POINTS).glob("*/")):
         reasons = (item.why for item in _of_place(place, project, [OUTPUTS, *KEPT], checkpoints) if item.why)
         items.append(Item(place, IN_WORK if _in_work(place) else next(reasons, "")))
     return items

@@ -10,7 +10,7 @@ from sfd_core.experiment.inputs import input_digests, missing_inputs, named_inpu
 from sfd_core.experiment.params import LATENTS, Params, load_params, parse_params
 from sfd_core.experiment.values import flat_values, set_value
 from sfd_core.host.errors import DataError
-from sfd_core.host.paths import STATE, atomic_dir, stage_dir
+from sfd_core.host.paths import OUTPUTS, STATE, atomic_dir, stage_dir
 from sfd_core.host.resume import MOST_NAMED
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import LOCK, LOGS, Place, ProgramError, environment, locked_stages, write_local_config
@@ -44,14 +44,16 @@ def look_at_inputs(place: Place) -> None:
 def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:
     """Return the folder that holds `outputs` of what `name` means, and the variant that it names, if it names one.
 
-    It is a folder with a project, else an experiment, else a variant of the project, else a Git ref, whose results are restored
-    from DVC's cache or its remote; `NAME@VARIANT` is one variant of it. Raises `DataError` if nothing has the name, or both
-    lack the results.
+    It is a folder with a project, else an experiment, else a variant of the project, else a Git ref; `NAME@VARIANT` is one
+    variant of it. Results of a Git ref, and of an experiment whose outputs were deleted, are restored from DVC's cache or its
+    remote. Raises `DataError` if nothing has the name, or both lack the results.
     """
     before, at, after = name.rpartition("@")
     base, variant = (before, after) if at and not after.startswith("{") else (name, None)
     for folder in (project / base, project / EXPERIMENTS / base):
         if (folder / PARAMS).is_file():
+            if folder.parent == project / EXPERIMENTS and not (folder / OUTPUTS).exists() and locked_stages(folder):
+                _restore(folder, project, base)
             return folder, variant
     known = list(load_params(project / PARAMS).variants)
     if variant is None and base in known:
@@ -98,12 +100,17 @@ def _restored(project: Path, ref: str, commit: str) -> Path:
         for name in (PARAMS, "dvc.yaml", LOCK):
             (place / name).write_text(git.file_of(project, commit, name) + "\n")
         write_local_config(project, place, scm=False)
-        stages = [f"{stage}@{variant}" for variant in load_params(place / PARAMS).active for stage in ("train", "evaluate")]
-        restoring = Place(place, environment(project), log=project / LOGS / "shown.log")
-        try:
-            restoring.dvc("pull" if restoring.has_remote else "checkout", "code", "reference", *stages)
-        except ProgramError as error:
-            raise DataError(
-                f"the results of {ref} are neither in DVC's cache nor in its remote; run it again: {error}"
-            ) from error
+        _restore(place, project, ref)
     return folder
+
+
+def _restore(place: Path, project: Path, name: str) -> None:
+    """Bring back the outputs of a folder that `sfd compare` shows, those that its dvc.lock has."""
+    locked = locked_stages(place)
+    stages = [f"{stage}@{variant}" for variant in load_params(place / PARAMS).active for stage in ("train", "evaluate")]
+    restoring = Place(place, environment(project), log=project / LOGS / "shown.log")
+    try:
+        asked = [stage for stage in ("code", "reference", *stages) if stage in locked]
+        restoring.dvc("pull" if restoring.has_remote else "checkout", *asked)
+    except ProgramError as error:
+        raise DataError(f"the results of {name} are neither in DVC's cache nor in its remote; run it again: {error}") from error

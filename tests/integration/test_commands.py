@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from sfd_core.cli import main
 from sfd_core.host.resume import held
 from sfd_core.workspace import git
+from sfd_core.workspace.clearing import find_clearable
+from sfd_core.workspace.dvc import write_local_config
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)
@@ -205,6 +207,23 @@ def test_a_git_ref_is_compared_with_the_project_from_the_cache(reproduced: Proje
     with pytest.raises(SystemExit) as ended:
         sfd("compare", "sfd", "HEAD")  # nothing was computed when that was committed
     assert ended.value.code == 2
+
+
+def test_an_experiment_whose_results_were_cleaned_is_compared_from_the_cache(reproduced: Project, sfd: Command) -> None:
+    folder = Path(".sfd/experiments/cleaned")
+    folder.mkdir(parents=True)
+    try:
+        for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
+            shutil.copy2(name, folder)
+        write_local_config(Path(), folder, scm=False)
+        first, _ = sfd("compare", "sfd", "cleaned@repa")
+        going = [item for item in find_clearable(Path(), False) if item.path.is_relative_to(folder)]
+        assert [(item.path.name, item.why) for item in going] == [("outputs", "")]
+        going[0].delete()
+        assert sfd("compare", "sfd", "cleaned@repa")[0] == first
+        assert sfd("compare", "sfd", f"{folder}@repa")[0].count("\n") == first.count("\n")
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_the_notebook_runs_from_its_first_to_its_last_cell(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> None:
