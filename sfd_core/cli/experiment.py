@@ -135,8 +135,19 @@ def check_presets(*names: str) -> None:
 def use_preset(name: str, /) -> None:
     """Write a preset to params.yaml; `git diff` shows the changes."""
     from sfd_core.experiment import presets
+    from sfd_core.workspace.git import has_content
 
     preset = presets.load_preset(name)
+    texts = (presets.load_preset(other).text for other in presets.preset_names())
+    if (
+        PARAMS.is_file()
+        and not has_content(Path(), str(PARAMS))
+        and PARAMS.read_bytes() not in (text.encode() for text in texts)
+    ):
+        raise ConfigError(
+            f"{PARAMS} has changes that neither Git nor a preset has, and would be overwritten; commit it, move it to "
+            f"{presets.PRESETS}/NAME.yaml to keep it as a preset, or delete it, then use {name} again"
+        )
     presets.use_preset(preset, PARAMS)
     print(f"{PARAMS} is now preset {name}; `git diff {PARAMS}` shows the difference, `make repro` runs it")
     _print_missing(preset.check())

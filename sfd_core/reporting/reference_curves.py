@@ -16,6 +16,7 @@ import pandas as pd
 from sfd_core.evaluation.convergence import read_curve
 from sfd_core.experiment.numbers import frechet_distances
 from sfd_core.experiment.params import LATENTS, Params, VariantParams
+from sfd_core.host.errors import DataError
 from sfd_core.host.paths import OUTPUTS, STATE
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.progress import RUNNING, read_work
@@ -72,8 +73,15 @@ def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
 
 
 def record(place: Path, params: Params) -> pd.DataFrame:
-    """Return `measured` of all active variants with the hashes `PROTOCOL`, as `compare` takes it."""
+    """Return `measured` of all active variants with the hashes `PROTOCOL`, as `compare` takes it.
+
+    Raises `DataError` if there is nothing.
+    """
     tables = [measured(place, params, name).assign(**protocol(params, params.variants[name])) for name in params.active]
+    if all(table.empty for table in tables):
+        raise DataError(
+            f"{place.absolute()} has nothing to record of {', '.join(params.active)}; `sfd status` lists what there is"
+        )
     return pd.concat(tables, ignore_index=True)
 
 

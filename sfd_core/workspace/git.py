@@ -51,6 +51,11 @@ def commit_of(project: Path, ref: str) -> str | None:
     return found.stdout.strip() or None
 
 
+def has_content(project: Path, file: str) -> bool:
+    """Return whether Git has what a file of the project holds, in any commit or staged; False without Git."""
+    return _has(project, _git(project, "hash-object", file), "blob")
+
+
 @contextmanager
 def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]:
     """Give a point's folder, named by its key, and the descriptor that locks it for this process and its children.
@@ -146,8 +151,8 @@ def push_refs(project: Path, remote: str, prefix: str) -> None:
     _git(project, "push", "--quiet", remote, f"+{REFS}/{prefix}/*:{REFS}/{prefix}/*")
 
 
-def _has(project: Path, commit: str) -> bool:
-    found = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=project, capture_output=True, check=False)
+def _has(project: Path, name: str, kind: str = "commit") -> bool:
+    found = subprocess.run(["git", "cat-file", "-e", f"{name}^{{{kind}}}"], cwd=project, capture_output=True, check=False)
     return found.returncode == 0
 
 

@@ -1,5 +1,6 @@
 """The command line as a whole: what it imports, how it reads options, and how it answers mistakes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from sfd_core.cli.experiment import use_preset
 from sfd_core.cli.main import app, run
+from sfd_core.host.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "mlflow", "prefect", "pandas", "dvc", "boto3", "numpy", "matplotlib", "scipy"}
@@ -199,3 +202,26 @@ def test_the_help_is_plain_text_that_names_every_command(capsys: pytest.CaptureF
     commands += ["status", "compare", "curve", "clean"]
     for name in [*commands, "dashboard", "experiment", "preset", "--version", "--help", "--install-completion"]:
         assert f"  {name}" in printed
+
+
+def test_a_preset_overwrites_no_values_that_lie_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "presets", "presets")
+    params = Path("params.yaml")
+    use_preset("avatars")
+    use_preset("emoji")  # those of preset avatars are not lost
+    mine = params.read_text().replace("snapshots: ", "snapshots: 1")
+    params.write_text(mine)
+    with pytest.raises(ConfigError, match=r"neither Git nor a preset has.*; commit it, move it to presets/NAME.yaml"):
+        use_preset("sfd")
+    assert params.read_text() == mine
+
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    with pytest.raises(ConfigError, match="commit it"):
+        use_preset("sfd")
+    subprocess.run(["git", "add", "params.yaml"], check=True)
+    use_preset("sfd")
+    params.write_text(mine + "\n")
+    params.rename("presets/mine.yaml")
+    use_preset("avatars")
+    assert params.read_text() == Path("presets/avatars.yaml").read_text()

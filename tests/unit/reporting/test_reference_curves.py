@@ -168,3 +168,14 @@ def test_how_a_path_is_found_belongs_to_the_recipe_of_those_that_take_it(params:
     found, plain = learned.variants["learned"], params.variants["sfd"]
     assert protocol(learned, found)["recipe"] != protocol(other, found)["recipe"]
     assert protocol(learned, plain) == protocol(other, plain)
+
+
+def test_where_nothing_was_trained_nothing_is_recorded_over_a_table(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    Path("curves.csv").write_text("recorded\n")
+    with pytest.raises(DataError, match=r"has nothing to record of .*sfd"):
+        app(["curve", "record", "--out", "curves.csv"])
+    assert Path("curves.csv").read_text() == "recorded\n"
