@@ -100,8 +100,14 @@ def _finish(
             parts[part].shard.join({"encoder": encoder.identity, "prepare": images.digest} | codes)
         else:
             TokenRecipe(params, params.batch_size, encoder.identity, images.digest).write(folder / part)
-    statistics = {name: moments.statistics() for name, moments in parts["train"].counted().items()}
+    statistics = {name: _live(moments).statistics() for name, moments in parts["train"].counted().items()}
     save_statistics(folder / "statistics.safetensors", statistics)
+
+
+def _live(moments: StreamingMoments) -> StreamingMoments:
+    """Return the moments with deviation 1 instead of 0: a constant channel of an encoder carries nothing, and becomes 0."""
+    state = moments.state()
+    return StreamingMoments.from_state(state | {"squares": [squares or float(moments.count) for squares in state["squares"]]})
 
 
 @exits_cleanly

@@ -65,6 +65,20 @@ def test_statistics_are_exact_over_train_and_both_views(images: Path, tmp_path: 
     np.testing.assert_allclose(statistics.std, tokens.std(axis=(0, 1, 3, 4)), rtol=1e-6)
 
 
+def test_a_constant_channel_of_the_encoder_has_deviation_1(images: Path, tmp_path: Path) -> None:
+    model = efficientnet_lite("tf_efficientnet_lite0")
+    with torch.no_grad():
+        for block in model.blocks[4]:
+            block.bn3.weight[7] = block.bn3.bias[7] = 0.0
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    extract_features(params(weights=str(tmp_path / "weights.pth")), images, tmp_path / "features")
+    statistics = load_statistics(tmp_path / "features" / "statistics.safetensors")["token"]
+    assert (statistics.mean[7], statistics.std[7]) == (0, 1)
+    tokens = ShardReader(tmp_path / "features" / "train")["tokens"].array.astype(np.float64)
+    others = [channel for channel in range(112) if channel != 7]
+    np.testing.assert_allclose(statistics.std[others], tokens.std(axis=(0, 1, 3, 4))[others], rtol=1e-6)
+
+
 def test_the_batch_size_does_not_matter(images: Path, tmp_path: Path) -> None:
     for size in (1, 5):
         extract_features(params(batch_size=size), images, tmp_path / str(size))
