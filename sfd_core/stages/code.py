@@ -9,9 +9,10 @@ versions of the libraries. All other stages depend on their file and on no file 
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
-from sfd_core.experiment.code import NOT_INSTALLED, stage_code, stage_names
-from sfd_core.host.errors import ResourceError, exits_cleanly
+from sfd_core.experiment.code import NOT_INSTALLED, PACKAGE, stage_code, stage_names
+from sfd_core.host.errors import ConfigError, ResourceError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, stage_dir, write_json
 from sfd_core.host.resume import MOST_NAMED
 
@@ -22,6 +23,11 @@ def main() -> None:
     argparse.ArgumentParser(description="Which code makes the result of each stage (outputs/code).").parse_args()
     codes = {stage: stage_code(stage) for stage in stage_names()}
     absent = sorted({name for code in codes.values() for name, version in code.libraries.items() if version == NOT_INSTALLED})
+    if beside := [name for name in absent if Path(name).is_dir() or Path(f"{name}.py").is_file()]:
+        raise ConfigError(
+            f"a stage imports {', '.join(beside[:MOST_NAMED])} from beside {PACKAGE}, but only code inside {PACKAGE} is "
+            f"tracked: a change outside would run nothing again; move it there and import {PACKAGE}.{beside[0]}"
+        )
     if absent:
         raise ResourceError(
             f"{sys.executable} has no {', '.join(absent[:MOST_NAMED])}, so it cannot run the stages; "

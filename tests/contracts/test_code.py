@@ -93,6 +93,22 @@ def test_a_python_without_the_libraries_records_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("file", ["my_research.py", "my_research/loss.py"])
+def test_code_beside_the_package_is_refused_because_it_is_not_tracked(tmp_path: Path, file: str) -> None:
+    shutil.copytree(SOURCES, tmp_path / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / PACKAGE / "stages" / "train.py").open("a") as stage:
+        stage.write("\nfrom my_research import loss\n")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    ended = subprocess.run(
+        [sys.executable, "-m", "sfd_core.stages.code"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == USER_ERROR_EXIT_CODE
+    assert "imports my_research from beside sfd_core" in ended.stderr
+    assert "import sfd_core.my_research" in ended.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_every_file_beside_code_is_of_a_kind_that_counts() -> None:
     files = [path for path in SOURCES.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {path.suffix for path in files} == DATA | {".py", ".typed"}
