@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sfd_core.experiment.params import Params
 
 AT_ONCE = whole("Stages that run at a time (default: 1 with GPUs, else one a core, up to 4).")
-SET = Parameter(name="set", help="A value as nested in params.yaml; repeatable.", consume_multiple=False, metavar="KEY=VALUE")
+SET_HELP = "A value as nested in params.yaml; of a variant, none that builds on it follows. Repeatable."
+SET = Parameter(name="set", help=SET_HELP, consume_multiple=False, metavar="KEY=VALUE")
 VARIANTS = Parameter(help="Train these variants instead of the active ones.")
 VARY = Parameter(help="A value of the variants, such as seed, and all it shall take.", metavar="KEY VALUE")
 
