@@ -94,3 +94,11 @@ def test_semantics_count_by_their_weight_and_texture_as_it_is() -> None:
     assert costs.path([(0, 0), (2, 0)]) == pytest.approx(3)
     assert costs.path([(0, 0), (0, 2)]) == pytest.approx(2 * 5)
     assert costs.path([(0, 0), (1, 2), (2, 2)]) == pytest.approx(3 + 2 * 5)
+
+
+def test_a_step_costs_the_mean_error_of_its_ends_by_the_weight_halfway() -> None:
+    errors = torch.tensor([[1.0, 2.0], [5.0, 7.0]])
+    costs = PathCosts(ErrorField(torch.tensor([0.0, 0.5]), errors, 10 * errors), 3.0, "likelihood")
+    weight = 0.25 / 0.75
+    assert costs.step((0, 0), (1, 0)) == pytest.approx(weight * (1 + 5) / 2 * 0.5)
+    assert costs.step((0, 0), (0, 1)) == pytest.approx(3 * weight * 10 * (1 + 2) / 2 * 0.5)

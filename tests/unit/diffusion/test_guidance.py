@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfd_core.diffusion.guidance import VelocityFn, autoguidance, cfg, internal, oracle, semantic_guidance
+from sfd_core.diffusion.guidance import VelocityFn, _weight, autoguidance, cfg, internal, oracle, semantic_guidance
 from sfd_core.diffusion.schedule import LocalTimes, Phase, Schedule, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
@@ -205,3 +205,10 @@ def test_internal_guidance_is_the_same_extrapolation() -> None:
     found = internal(main, lambda x, times: (main(x, times), inner(x, times)), guide(1.5), guide(2.0), TEXTURE)(x, t)
     torch.testing.assert_close(found, autoguidance(main, inner, guide(1.5), guide(2.0), TEXTURE)(x, t))
     assert torch.equal(internal(main, refuses, OFF, OFF, TEXTURE)(x, t), main(x, t))
+
+
+def test_a_time_at_the_end_of_an_interval_is_in_it_whatever_its_last_bit() -> None:
+    guided = guide(2.0, 0.3, 0.6)
+    assert 0.7 - 0.4 < 0.3
+    assert 0.2 + 0.4 > 0.6
+    assert [_weight(guided, t, moves=True) for t in (0.29, 0.7 - 0.4, 0.2 + 0.4, 0.61)] == [1, 2, 2, 1]

@@ -1,6 +1,8 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -15,6 +17,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation import extractors
+from sfd_core.evaluation.classes import class_table
 from sfd_core.evaluation.evaluator import Drawn, Evaluator, head, load_extractor
 from sfd_core.evaluation.extractors import (
     FEATURES,
@@ -297,3 +300,13 @@ def test_dinov2_without_network_says_what_to_fetch_and_where_to_put_it(tmp_path:
     with pytest.raises(ResourceError, match=message) as raised:
         SmallDinoV2()
     assert "features.weights" not in str(raised.value)
+
+
+def test_samples_are_told_by_the_labels_of_the_rows_whose_features_are_kept(evaluator: Evaluator) -> None:
+    reference = evaluator.references[evaluator.main]
+    scattered = replace(reference, rows=2 * np.arange(24)[::-1])
+    few = replace(evaluator, references={evaluator.main: scattered})
+    labels, drawn = np.arange(48) // 2 % 3, evaluator.features(images(9, seed=1))
+    kept = np.array([labels[46 - 2 * index] for index in range(24)])
+    expected = class_table(drawn[f"{evaluator.main}/{FEATURES}"], reference.features, kept, ["a", "b", "c"])
+    pd.testing.assert_frame_equal(few.classes(drawn, labels, ["a", "b", "c"]), expected)

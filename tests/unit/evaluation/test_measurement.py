@@ -17,9 +17,9 @@ from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation import measurement as measurement_module
 from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure, oracle_order
-from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded
+from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded, recipe
 from sfd_core.host.errors import ConfigError, DataError, IdentityError
-from sfd_core.host.paths import write_json
+from sfd_core.host.paths import file_digest, write_json
 from sfd_core.host.processes import ALONE
 from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.sampling.pipeline import Pipeline, Samples
@@ -226,3 +226,24 @@ def test_an_oracle_takes_semantics_of_all_styles_or_of_the_classes_it_draws(
     order = oracle_order(denoiser, labels, SAMPLER, ShardReader(tmp_path / "latents"))
     assert order.semantics is not None
     assert order.semantics(slice(None)).tolist() == rows
+
+
+def test_a_recipe_names_the_weights_of_the_guide(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    main, guide = (artifact(tmp_path / name, vae, variant(), seed=seed) for seed, name in enumerate(("main", "guide")))
+    pipeline = Pipeline.from_artifact(main, vae, guide=guide)
+    guided = SAMPLER.model_copy(update={"guidance": "autoguidance", "guide": str(guide)})
+    weights = file_digest(guide / "snapshots" / "step-00000007.safetensors")
+    assert recipe(main, pipeline, guided)["guide_weights"] == weights != recipe(main, pipeline, guided)["weights"]
+    assert recipe(main, pipeline, SAMPLER)["guide_weights"] is None
+
+
+def test_every_batch_gets_the_semantics_of_its_own_images(measuring: Measurement, tmp_path: Path) -> None:
+    asked: list[slice] = []
+
+    def semantics(rows: slice) -> torch.Tensor:
+        asked.append(rows)
+        return torch.zeros(rows.stop - rows.start, 2, 4, 4)
+
+    measured(measuring, tmp_path, semantics=semantics, semantics_key="zeros")
+    assert asked == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from sfd_core.host.processes import Processes
 from sfd_core.host.seeding import sample_noise
 from sfd_core.latents.composite import ChannelStatistics, Composite, load_statistics
 from sfd_core.latents.compressors import SemanticCompressors
-from sfd_core.latents.encoder import LatentEncoder, require_resolved
+from sfd_core.latents.encoder import LatentEncoder, pixel_energy, require_resolved
 from sfd_core.latents.identity import read_latent_identity
 from sfd_core.latents.stored import StoredLatent
 from sfd_core.models.vaes.loader import load_texture_vae
@@ -205,6 +206,10 @@ def test_a_batch_draws_by_seed_step_and_place_alone(stages: Stages) -> None:
     expected = torch.randn(mean.shape, generator=one.generator("texture posterior", 4))
     drawn = (fourth[:, : composite.n_texture] - mean) * inputs.statistics.texture.std[:, None, None]
     assert torch.corrcoef(torch.stack([drawn.flatten(), expected.flatten()]))[0, 1] > 0.9
+    mean = inputs.statistics.semantic.normalise(StoredLatent(inputs.latents, "z_sem").central(rows.numpy(), mirrored))  # type: ignore[union-attr]
+    drawn = fourth[:, composite.n_texture :] - mean
+    expected = torch.randn(mean.shape, generator=one.generator("semantic posterior", 4))
+    assert torch.corrcoef(torch.stack([drawn.flatten(), expected.flatten()]))[0, 1] > 0.9
     shares = [one.batch(4, slice(first, first + 2)) for first in range(0, TRAIN.optimisation.batch_size, 2)]
     for name, values in one.batch(4, WHOLE).items():
         assert torch.equal(torch.cat([share[name] for share in shares]), values), "whoever takes a position draws the same"
@@ -221,6 +226,9 @@ def test_real_semantics_of_an_oracle_are_the_frozen_ones_either_way(stages: Stag
     assert drawn is not None
     assert torch.equal(drawn, frozen)  # type: ignore[arg-type]
     assert torch.equal(drawn[0], drawn[2])
+    stored = StoredLatent(ShardReader(stages.encode(params("sample")).encode / "train"), "z_sem")
+    raw = stored.frozen(rows, torch.zeros(3, dtype=torch.bool))
+    assert torch.equal(drawn, denoiser.composite.statistics.semantic.normalise(raw))  # type: ignore[union-attr]
 
 
 def test_how_the_posterior_is_stored_belongs_to_the_identity(stages: Stages) -> None:
@@ -273,3 +281,12 @@ def test_channels_that_vary_less_than_float16_can_tell_are_refused() -> None:
         NumericsError, match=r"vae latents: channels \[1, 2\] .* 100 \+- 0\.5, in steps of 0\.0625\); set encode"
     ):
         require_resolved({"texture": ordinary, "vae": narrow}, params("moments", "float16"))
+
+
+def test_the_energy_of_a_channel_is_what_its_variation_adds_to_the_pixels() -> None:
+    spread, gain = torch.tensor([1.0, 3.0, 0.5]), torch.tensor([2.0, 1.0, 4.0])
+    z = torch.randn(40, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * spread[:, None, None] + 5
+    statistics = ChannelStatistics(z.mean((0, 2, 3)), z.std((0, 2, 3)))
+    vae = SimpleNamespace(decode=lambda latents: gain[:, None, None] * latents)
+    energy = gain.square() * z.var((0, 2, 3))
+    torch.testing.assert_close(pixel_energy(vae, z, statistics), energy / energy.sum())  # type: ignore[arg-type]

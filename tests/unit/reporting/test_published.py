@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from synthetic_outputs import FINAL, imagenet_like, write_outputs, write_studies
 from synthetic_outputs import IMAGENET_CLASSES as CLASSES
-from synthetic_outputs import imagenet_like, write_outputs, write_studies
 
 from sfd_core.experiment.params import Params, parse_params
 from sfd_core.reporting import published_numbers
@@ -83,6 +83,9 @@ def test_imagenet_with_fid_shows_them_dashed_and_named(page: str) -> None:
     assert set(published["curves"]) == {"fid"}
     assert "published: LightningDiT-XL/1 + SFD" in published["curves"]["fid"]
     assert set(published["own_offsets"]) == {"sync", "sfd", "cascade", "any_order"}
+    assert published["own_offsets"]["sfd"] == {"x": [0.3], "y": [pytest.approx(FINAL["sfd"] / 200)]}
+    assert published["offsets"]["x"] == offset_curve()["delta_t"].tolist()
+    assert published["offsets"]["y"] == offset_curve()["fid"].tolist()
     assert 'id="published"' in page
     assert "Published: unguided, by training step" in page
 

@@ -179,3 +179,40 @@ def test_where_nothing_was_trained_nothing_is_recorded_over_a_table(
     with pytest.raises(DataError, match=r"has nothing to record of .*sfd"):
         app(["curve", "record", "--out", "curves.csv"])
     assert Path("curves.csv").read_text() == "recorded\n"
+
+
+def test_before_the_first_point_of_the_reference_nothing_is_compared(project: Path, params: Params) -> None:
+    here, reference = measured(project, params, "sfd"), record(project, params)
+    known = reference[(reference["variant"] == "sfd") & (reference["number"] == "loss")]
+    early = here[here["number"] == "loss"][:1].assign(images_seen=known["images_seen"].min() - 1)
+    (row,) = table(compare(early, reference, params, "sfd")).itertuples()
+    assert row.verdict == "no reference at this step"
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.04, "as expected"), (0.96, "as expected"), (1.06, "behind by 6%"), (0.94, "ahead by 6%")]
+)
+def test_what_is_within_five_percent_is_as_expected(factor: float, verdict: str, project: Path, params: Params) -> None:
+    here, reference = measured(project, params, "sfd"), record(project, params)
+    rows = table(compare(here.assign(value=factor * here["value"]), reference, params, "sfd"))
+    assert set(rows["verdict"]) == {verdict}
+
+
+def test_the_loss_of_a_step_is_the_mean_of_the_ten_rows_up_to_it(
+    project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--variant", "sfd"])
+    folder = project / ".sfd" / "resume" / "train" / "key"
+    with held(folder, "training"):
+        history = History(folder / "history.csv")
+        for step in range(1, 31):
+            history.append(Record(step, step * 64, 30.0, {"loss": float(step**2)}, 1.0, 1e-3, 128.0))
+        history.close()
+        (folder / "validation.csv").write_text("step,texture\n20,0.5\n")
+        here = measured(project, params, "sfd")
+    losses = [sum(step**2 for step in range(last - 9, last + 1)) / 10 for last in (20, 30)]
+    assert here[["step", "number", "value"]].to_numpy().tolist() == [
+        [20, "loss", losses[0]],
+        [30, "loss", losses[1]],
+        [20, "validation loss texture", 0.5],
+    ]

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from synthetic_outputs import FINAL, write_studies
 
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
 from sfd_core.host.errors import DataError
+from sfd_core.reporting import payload as report_payload
 from sfd_core.stages.report import report
 from sfd_core.training.history import write_empty_history
 
@@ -73,8 +76,24 @@ def test_payload_holds_every_curve_grid_and_run(params: Params, page: Path) -> N
     run = data["trajectories"]["sfd"]
     assert run["phase"][0] == "semantic"
     assert run["phase"][-1] == "texture"
-    assert len(run["u"]) == len(run["t_tex"]) == len(run["t_sem"])
+    local = Schedule.offset(params.variants["sfd"].delta_t).local_times(torch.tensor(run["u"]))
+    assert run["t_tex"] == pytest.approx(local.t_tex.tolist(), abs=1e-5)
+    assert run["t_sem"] == pytest.approx(local.t_sem.tolist(), abs=1e-5)
+    batch = params.train.optimisation.batch_size
+    assert data["grids"]["sfd"]["images_seen"] == [batch * step for step in range(300, 1501, 300)]
+    composites = [name for name in params.active if params.variants[name].semantic != "none"]
+    assert {line["name"]: line["value"] for line in data["lines"]["fd_efficientnet_lite2"]} == {
+        "floor": pytest.approx(1.1 * 216),
+        "ceiling": pytest.approx(1.1 * 480),
+        **{f"oracle {name}": pytest.approx(0.95 * FINAL[name]) for name in composites},
+    }
     assert data["trajectories"]["dit"]["semantics"] is None
+
+
+def test_a_long_training_curve_is_averaged_over_equal_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_payload, "HISTORY_POINTS", 2)
+    rows = pd.DataFrame({"step": range(5), "images_seen": [0, 10, 20, 30, 40], "loss": [9.0, 6.0, 3.0, 4.0, 2.0]})
+    assert report_payload._history(rows) == {"images_seen": [10, 35], "terms": {"loss": [6, 3]}}
 
 
 def test_a_term_that_is_switched_off_has_no_chart(page: Path) -> None:

@@ -130,19 +130,22 @@ def test_numbers_curves_and_samples_stand_side_by_side(compared: Comparison) -> 
     samples = compared.samples(3)
     assert samples.shape == (64, 96, 3)
     np.testing.assert_array_equal(samples[:32], samples[32:])
+    (variant,) = compared.one.outputs.variants.values()
+    assert variant.grids is not None
+    np.testing.assert_array_equal(samples[:32, :32], variant.grids.images[-1, 0].transpose(1, 2, 0))
 
 
-def test_numbers_that_do_not_compare_are_said_to(compared: Comparison) -> None:
+@pytest.mark.parametrize("key", ["weights", "input_size", "preprocessing", "reference_digest", "settings"])
+def test_numbers_that_do_not_compare_are_said_to(key: str, compared: Comparison) -> None:
     assert "do not compare" not in "".join(compared.tables)
     (variant,) = compared.other.outputs.variants.values()
     numbers = {
-        name: replace(number, protocol={**number.protocol, "reference_digest": "other images"})
-        for name, number in variant.numbers.items()
+        name: replace(number, protocol={**number.protocol, key: "something else"}) for name, number in variant.numbers.items()
     }
     outputs = replace(compared.other.outputs, variants={"sfd": replace(variant, numbers=numbers)})
     headings = "".join(Comparison(compared.one, replace(compared.other, outputs=outputs)).tables)
     assert re.search(
-        r"These numbers do not compare: \w+ was measured with reference_digest \w+ in sfd and other images in later@sfd\.",
+        rf"These numbers do not compare: \w+ was measured with {key} \w+ in sfd and something else in later@sfd\.",
         headings,
     )
 

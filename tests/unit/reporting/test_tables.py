@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from denoisers import variant
 from synthetic_outputs import CLASSES, FINAL
 
+from sfd_core.diffusion.error_field import ErrorField
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import studies, tables, text
 from sfd_core.reporting.sources import Outputs, read_outputs
-from sfd_core.reporting.study_figures import offset_figure
+from sfd_core.reporting.study_figures import corner_figure, error_field_figure, offset_figure
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,15 @@ def test_speed_table_says_when_a_target_was_not_reached(outputs: Outputs) -> Non
     assert rows["lightningdit"][0].factor == ""
 
 
+def test_every_cost_has_the_factor_of_its_own_target(outputs: Outputs) -> None:
+    own = Reach("fd_efficientnet_lite2", "dit", 10.0, "dit", 1000, 2000, 3000e9, 4000, at_most=False)
+    other = replace(own, variant="sfd", steps=500, images_seen=500, flops=6000e9, seconds=400)
+    [table] = tables.speed_tables([own, other], outputs)["fd_efficientnet_lite2"]
+    rows = {row.title: [(cell.factor, cell.faster) for cell in row.cells] for row in table.rows}
+    assert rows["sfd"] == [("2 times less", True), ("4 times less", True), ("2 times more", False), ("10 times less", True)]
+    assert rows["dit"] == [("", False)] * 4
+
+
 def test_epochs_keep_the_lowest_distance_so_far(outputs: Outputs) -> None:
     curve = outputs.variants["sfd"].curve.copy()
     name = "fd_efficientnet_lite2"
@@ -87,6 +98,17 @@ def test_epochs_keep_the_lowest_distance_so_far(outputs: Outputs) -> None:
     assert [cell.text for cell in table.rows[0].cells] == ["5.00", "3.00", "3.00", "2.00", "2.00"]
     assert table.columns == [f"{images / 500:.3g} epochs" for images in curve["images_seen"]]
     assert tables.epoch_table(replace(outputs, training_images=None), number) is None
+
+
+def test_between_its_snapshots_a_variant_stays_at_its_lowest_distance(outputs: Outputs) -> None:
+    number = tables.primary_number(outputs, "tf_efficientnet_lite0")
+    found = {}
+    for name, images, values in (("sfd", [100, 300], [9.0, 5.0]), ("dit", [200, 300], [8.0, 7.0])):
+        curve = outputs.variants[name].curve[:2].assign(images_seen=images, **{number.name: values})
+        found[name] = replace(outputs.variants[name], curve=curve)
+    table = tables.epoch_table(replace(outputs, variants=found), number)
+    assert table is not None
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [["9.00", "9.00", "5.00"], ["-", "8.00", "7.00"]]
 
 
 def test_slower_variant_is_said_to_be_slower(outputs: Outputs) -> None:
@@ -104,7 +126,9 @@ def test_finding_names_whoever_leads(outputs: Outputs) -> None:
     beaten = dict(outputs.variants["dit"].numbers)
     beaten[primary.name] = replace(beaten[primary.name], value=100.0)
     upset = replace(outputs, variants={**outputs.variants, "dit": replace(outputs.variants["dit"], numbers=beaten)})
-    assert "dit is closest" in tables.finding(upset, primary, "tf_efficientnet_lite0")
+    said = tables.finding(upset, primary, "tf_efficientnet_lite0")
+    assert said.startswith(f"After {1500 * 64:,} training images dit is closest")
+    assert f"{1 - 100 / FINAL['sfd']:.1%} below sfd ({FINAL['sfd']:,.0f})" in said
 
 
 def test_finding_calls_level_what_differs_no_more_than_seeds_do(outputs: Outputs) -> None:
@@ -138,6 +162,10 @@ def test_learning_rate_table_marks_the_best_of_each_variant() -> None:
     assert rates == ["0.001", "0.002", "0.004"]
     assert [[best for _, _, best in row.cells] for row in rows] == [[False, True, False], [True, False, False]]
     assert rows[1].cells[2][0] == "-"
+    assert [heat for _, heat, _ in rows[0].cells] == [0.0, 1.0, 0.5]
+    seeds = pd.concat([table, table.assign(seed=1, fd_dinov2=[3.0, 7.0, 2.0, 5.0, 6.0])])
+    _, [sfd, _] = studies.learning_rate_table(seeds, "fd_dinov2")
+    assert [(value, best) for value, _, best in sfd.cells] == [("3.00", False), ("4.00", False), ("2.00", True)]
 
 
 def test_seed_table_shows_means_with_their_errors_and_how_far_behind_the_best_seed_by_seed() -> None:
@@ -148,6 +176,9 @@ def test_seed_table_shows_means_with_their_errors_and_how_far_behind_the_best_se
     assert (dit.mean, dit.behind) == ("402 ± 7.57", "202 ± 2.00")
     assert (sync.mean, sync.behind, sync.values) == ("208 ± 3.00", "3.00 ± 2.00", ["205", "211"])
     assert all(0 <= place <= 100 for row in (sfd, dit, sync) for place in row.places)
+    assert (sfd.places[2], dit.places[1]) == (2, 98)
+    lucky = pd.DataFrame({"variant": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "fd_dinov2": [1.0, 9.0, 2.0, 3.0]})
+    assert [row.behind == "" for row in studies.seed_table(lucky, "fd_dinov2")] == [False, True]
 
 
 ANY_ORDER = {"kind": "independent", "absent": 0.1}
@@ -212,6 +243,8 @@ def test_offsets_of_trainings_that_differ_in_more_than_the_seed_are_no_mean() ->
     assert [(row.cells[0].text, row.cells[1].text) for row in rows[::2]] == [("slow", "10.0"), ("fast", "20.0")]
     seeds = offsets(("a", "one", 0, 10.0), ("b", "one-seed-1", 1, 20.0)).assign(origin="one")
     assert [row.cells[0].text for row in studies.offset_table(seeds, "fd_dinov2").rows] == ["15.0", "15.5"]
+    third = pd.concat([seeds, offsets(("c", "one-seed-2", 2, 60.0)).assign(origin="one")])
+    assert [row.cells[0].text for row in studies.offset_table(third, "fd_dinov2").rows] == ["30.0", "30.5"]
     assert [line.get_label() for line in offset_figure(seeds).axes[0].lines][:3] == ["seed 0", "seed 1", "mean"]
 
 
@@ -247,3 +280,48 @@ def test_shares_of_classes_show_those_that_differ_most(outputs: Outputs, monkeyp
     assert len(few.columns) == 2
     unlabelled = {name: replace(found, classes=None) for name, found in outputs.variants.items()}
     assert studies.class_shares(replace(outputs, variants=unlabelled)) is None
+
+
+def test_the_share_that_the_classifier_tells_is_of_images_and_not_of_classes(outputs: Outputs) -> None:
+    classes = pd.DataFrame({"class": ["a", "b"], "real": [0.9, 0.1], "samples": [0.5, 0.5], "recognised": [1.0, 0.2]})
+    table = studies.class_shares(replace(outputs, variants={"sfd": replace(outputs.variants["sfd"], classes=classes)}))
+    assert table is not None
+    assert "right for 92.0% of mirrored training images" in table.note
+
+
+def test_classes_are_shown_whose_shares_are_furthest_from_the_training_images(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "MOST_CLASSES", 2)
+    shares = {"real": [0.3, 0.3, 0.4], "samples": [0.3, 0.5, 0.2], "recognised": 1.0}
+    classes = pd.DataFrame({"class": ["a", "b", "c"], **shares})
+    table = studies.class_shares(replace(outputs, variants={"sfd": replace(outputs.variants["sfd"], classes=classes)}))
+    assert table is not None
+    assert table.columns == ["b", "c"]
+
+
+def test_corners_are_rows_with_the_lowest_first() -> None:
+    corners = {"t_tex": [0.0, 1.0], "t_sem": [1.0, 0.0], "fd_dinov2": [9.0, 3.0]}
+    rows = studies.order_table(pd.DataFrame({"kind": "corners", "samples": 100, **corners}), "fd_dinov2").rows
+    assert [(row.title, row.cells[0].text, row.cells[0].best) for row in rows] == [
+        ("1/0", "3.00", True),
+        ("0/1", "9.00", False),
+    ]
+
+
+def test_a_final_value_is_that_of_the_last_snapshot() -> None:
+    table = pd.DataFrame({"variant": "sfd", "step": [2, 3, 1], "images_seen": [20, 30, 10], "fd_dinov2": [5.0, 4.0, 7.0]})
+    assert studies.final_values(table, "fd_dinov2") == "sfd 4.00 after 30 images"
+
+
+def test_maps_of_both_times_have_texture_to_the_right_and_semantics_upwards() -> None:
+    corners = {"t_tex": [0.5, 0.0, 1.0], "t_sem": [0.5, 1.0, 0.0], "fd_dinov2": [5.0, 3.0, 9.0]}
+    [image] = corner_figure(pd.DataFrame({"samples": 100, **corners})).axes[0].images
+    assert np.asarray(image.get_array()).tolist() == [[5.0, 9.0], [3.0, 5.0]]
+    errors = torch.arange(1.0, 10.0).reshape(3, 3)
+    field = ErrorField(torch.tensor([0.0, 0.5, 1.0]), errors, 10 * errors)
+    paths = pd.DataFrame([{"path": "[[0, 0], [0.1, 0.8], [1, 1]]", "semantic_weight": 1.0, "fd_dinov2": 5.0}])
+    for axes, shown in zip(error_field_figure(field, paths).axes, (field.texture, field.semantic), strict=False):
+        [mesh] = axes.collections
+        assert np.array_equal(np.asarray(mesh.get_array()).reshape(3, 3), shown.numpy().T)
+        assert list(np.asarray(axes.lines[0].get_xdata())) == [0, 0.1, 1]

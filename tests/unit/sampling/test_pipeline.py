@@ -9,11 +9,14 @@ from denoisers import CLASSES, artifact, texture_vae, variant
 from PIL import Image
 from torch import Tensor
 
+from sfd_core.diffusion.gaussian_sampler import sample_gaussian
 from sfd_core.diffusion.schedule import Schedule, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.experiment.params import GuidanceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError
-from sfd_core.host.seeding import sample_noise
+from sfd_core.host.seeding import generator, sample_noise
+from sfd_core.latents.composite import Split
+from sfd_core.sampling import trajectory
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline, find_labels
 
 KINDS = {
@@ -373,3 +376,72 @@ def test_a_path_of_corners_is_sampled_along_and_two_orders_are_refused(tmp_path:
         pipe([0], sampler=SAMPLER, path=[[0, 0.1], [1, 1]])
     with pytest.raises(ConfigError, match="has no semantics that could lead"):
         pipeline(tmp_path / "texture", "texture")([0], sampler=SAMPLER, path=straight)
+
+
+def test_the_adaptive_solver_brings_each_image_to_its_own_semantics(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    semantics = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    sampler = SAMPLER.model_copy(update={"solver": "dopri5"})
+    drawn = pipe.latents(0, [0, 1, 2], sampler, semantics).x
+    torch.testing.assert_close(drawn[:, 4:], semantics, atol=1e-4, rtol=0)
+
+
+def test_dit_is_guided_by_another_network_of_the_same_labels_and_steps_with_the_noise_of_its_images(tmp_path: Path) -> None:
+    vae, params = texture_vae(tmp_path / "vae"), variant(**KINDS["dit"])
+    guide = artifact(tmp_path / "guide", vae, params, seed=1)
+    pipe = Pipeline.from_artifact(artifact(tmp_path / "train", vae, params), vae, guide=guide)
+    labels, noise = torch.tensor([0, 1]), sample_noise(5, [3, 4], (4, 4, 4))
+    sources = [generator(5, "step noise", index) for index in (3, 4)]
+
+    def denoise(x: Tensor, level: int) -> Tensor:
+        levels = torch.full((2,), float(level))
+        main, weak = (network.model(x, levels, labels) for network in (pipe.denoiser, pipe.guide) if network is not None)
+        return torch.cat([(weak + 2 * (main - weak))[:, :4], main[:, 4:]], dim=1)
+
+    def step_noise(_: int) -> Tensor:
+        return torch.stack([torch.randn(4, 4, 4, generator=source) for source in sources])
+
+    changes = {"guidance": "autoguidance", "guide": str(guide), "gaussian_solver": "ddpm", "seed": 5}
+    changes["texture"] = GuidanceParams(scale=2.0, interval=[0.0, 1.0])
+    found = pipe.solve([3, 4], labels, SAMPLER.model_copy(update=changes)).x
+    torch.testing.assert_close(found, sample_gaussian(denoise, noise, "ddpm", 6, step_noise).x, rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_are_rounded_and_clamped(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    values = torch.tensor([-3.0, -1.0, 0.0, 0.999, 1.0, 3.0])
+    pipe.vae.decode = lambda _: values[:, None, None, None].expand(-1, 3, 16, 16)
+    images = pipe.decode(Split(torch.zeros(6, 4, 4, 4), None))
+    assert images[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255, 255]
+
+
+def test_a_trajectory_shows_predicted_images_and_semantics_as_they_are(tmp_path: Path) -> None:
+    pipe = pipeline(tmp_path)
+    reference = torch.randn(50, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    shown = trajectory.record_trajectory(pipe, SAMPLER.model_copy(update={"solver": "ab2"}), reference)
+    labels = [index % 3 for index in range(trajectory.IMAGES)]
+    assert shown["labels"].tolist() == labels
+    assert shown["u"].tolist() == pytest.approx(Schedule.offset(0.3).grid(6).tolist())
+    assert np.array_equal(shown["textures"][-1], pipe(labels, sampler=SAMPLER).images.numpy())
+    states: list[Tensor] = []
+    predictions: list[Tensor] = []
+
+    def observe(_: float, x: Tensor, predicted: Tensor) -> None:
+        states.append(pipe.denoiser.composite.split(x).semantic)
+        predictions.append(pipe.decode(pipe.denoiser.composite.split(predicted)))
+
+    pipe.solve(list(range(trajectory.IMAGES)), torch.tensor(labels), SAMPLER, observe=observe)
+    assert np.array_equal(shown["textures"], torch.stack(predictions).numpy())
+    assert np.array_equal(shown["semantics"], trajectory._colours(torch.stack(states), reference))
+
+
+def test_semantics_are_coloured_by_deviations_from_the_mean_along_principal_components() -> None:
+    spread, mean = torch.tensor([1.0, 4.0]), torch.tensor([5.0, -2.0])
+    reference = (mean + spread * torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]]))[:, :, None, None]
+    deviation = spread * (4 / 3) ** 0.5  # of four values
+    states = mean + torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]) * deviation
+    colours = trajectory._colours(states[None, :, :, None, None], reference)[0, :, :, 0, 0].astype(int)
+    assert colours[0].tolist() == [128, 128, 128]
+    assert np.abs(colours[1] - 127.5).tolist() == pytest.approx([63.75, 0, 0], abs=0.76)
+    assert np.abs(colours[2] - 127.5).tolist() == pytest.approx([0, 63.75, 0], abs=0.76)
+    assert set(colours[3].tolist()) <= {0, 128, 255}

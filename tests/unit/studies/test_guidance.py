@@ -1,6 +1,7 @@
 """A guidance curve: every combination once, nothing drawn twice, a table that says how each point was measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -119,3 +120,13 @@ def test_an_interval_is_two_times_with_a_comma() -> None:
     assert parse_interval("0.1,1") == (0.1, 1.0)
     with pytest.raises(ConfigError, match=r"such as 0\.1,1"):
         parse_interval("0.1")
+
+
+def test_a_point_is_named_by_all_that_its_numbers_depend_on(measuring: Measurement) -> None:
+    evaluator, seeded = measuring.evaluator, SAMPLER.model_copy(update={"seed": 1})
+    ((name, reference),) = evaluator.references.items()
+    other_images = replace(evaluator, references={name: replace(reference, digest="0" * 64)})
+    smaller_subsets = replace(evaluator, kid_subset_size=evaluator.kid_subset_size - 1)
+    keys = [measuring.key(SAMPLER, 6), measuring.key(SAMPLER, 7), measuring.key(seeded, 6)]
+    keys += [replace(measuring, evaluator=other).key(SAMPLER, 6) for other in (other_images, smaller_subsets)]
+    assert len(set(keys)) == 5

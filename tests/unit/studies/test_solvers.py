@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from measured_together import SAMPLER, points_drawn
 from PIL import Image
+from safetensors.torch import load_file
 
+from sfd_core.evaluation.bootstrap import resampled_distances, resampled_rows
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.studies import solvers as solver_study
@@ -55,6 +58,15 @@ def test_points_are_kept_and_compared_with_the_target_image_by_image(measuring: 
     assert (others["difference_from"] < others["difference_to"]).all()
     assert (table["error"] > 0).all()
     assert target["error"] < others["error"].iloc[0]
+    kept = [load_file((tmp_path / "out" / "points" / file).with_suffix(".safetensors")) for file in table["file"]]
+    (exact,) = (tmp_path / "out" / "points").glob("*-exact.safetensors")
+    errors = [float((file["latents"] - load_file(exact)["latents"]).square().mean().sqrt()) for file in kept]
+    assert table["error"].tolist() == pytest.approx(errors)
+    frechet = measuring.evaluator.references[measuring.evaluator.main].frechet
+    rows = resampled_rows(SAMPLES, 200, SAMPLER.seed)
+    target_distances, *distances = (resampled_distances(file["features"], frechet, rows) for file in kept)
+    bounds = [np.quantile((found - target_distances).numpy(), [0.025, 0.975]) for found in distances]
+    np.testing.assert_allclose(others[["difference_from", "difference_to"]], bounds)
     with Image.open(tmp_path / "out" / "solvers.png") as picture:
         assert min(picture.size) > 200
 
@@ -82,4 +94,5 @@ def test_a_budget_counts_only_if_all_larger_ones_do() -> None:
     rows += [("heun", 50, 5.1)]
     table = pd.DataFrame(rows, columns=["solver", "evaluations", "difference_to"])
     table["fid"], table["fd_other"] = 1000.0, 50_000.0  # the differences are of the first extractor
+    table.loc[1:, "fid"] = 900.0  # and relative to the target, which is the first point
     assert smallest_budgets(table) == {"euler": 100, "ab2": 16, "heun": None}

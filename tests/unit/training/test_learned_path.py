@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import LearnedSchedule
@@ -70,3 +71,24 @@ def test_semantics_are_drawn_ahead_where_texture_needs_them_and_kinetic_energy_h
     free, held = learned(0.0), learned(3.0)
     assert free[2][1] > free[2][0] + 0.3
     assert 0 < held[2][1] - held[2][0] < (free[2][1] - free[2][0]) / 2
+
+
+def test_the_loss_is_the_error_by_the_density_of_training_times_and_the_slope_of_each_part() -> None:
+    model = PathLearner(KnowsOrder(), 4)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.increments.copy_(torch.tensor([[0.0, 0.5, 1.0, 0.0], [1.0, 0.0, 0.2, 0.5]]))
+    schedule = SCHEDULE.model_copy(update={"semantic_weight": 0.25, "kinetic": 0.5})
+    task = LearnedPathTask(model, FixedBatches(), schedule)  # type: ignore[arg-type]
+    u = torch.linspace(0.1, 0.9, 512)
+    terms = task.loss(task.batch(0, slice(None)) | {"u": u})
+    tau, slope = model.progress(u)
+    logit_normal = TransformedDistribution(Normal(0.0, 1.0), SigmoidTransform())
+    weights = logit_normal.log_prob(tau).exp() * slope
+    expected = {
+        "texture": (weights[0] * (2 * (1 - tau[1])) ** 2).mean(),
+        "semantic": (weights[1] * 0.1**2).mean(),
+        "kinetic": (slope[0] ** 2 + slope[1] ** 2).mean(),
+    }
+    expected["loss"] = expected["texture"] + 0.25 * expected["semantic"] + 0.5 * expected["kinetic"]
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, msg=name)

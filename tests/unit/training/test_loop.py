@@ -3,7 +3,9 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,10 @@ def curve(folder: ResumeFolder) -> list[dict[str, float]]:
 
 def test_a_run_lowers_the_loss_and_says_what_it_took(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path / "resume")
-    result = run(Denoise(), plan(), folder)
+    task, began = Denoise(), time.perf_counter()
+    result = run(task, plan(), folder)
+    assert 0 < result.seconds <= time.perf_counter() - began
+    assert task.model[3].running_mean.abs().sum() > 0, "trained in training mode"
     rows = read_history(folder.history_path)
     assert (result.steps, result.images_seen, result.skipped_steps) == (40, 320, 0)
     assert result.images_per_second == pytest.approx(320 / result.seconds)
@@ -81,6 +86,30 @@ def test_logged_terms_are_means_over_the_interval_and_add_up(tmp_path: Path) -> 
     assert len(curve(folder)) == 10
     for row in curve(folder):
         assert row["loss"] == pytest.approx(row["mse"] + 0.1 * row["size"], rel=1e-5)
+    before = 0.0
+    for row in read_history(folder.history_path):
+        assert row["images_per_second"] == pytest.approx(4 * 8 / (row["seconds"] - before))
+        before = row["seconds"]
+    every_step = ResumeFolder(tmp_path / "every step")
+    run(Denoise(), replace(plan(), log_every=1), every_step)
+    losses = [row["loss"] for row in curve(every_step)]
+    assert [row["loss"] for row in curve(folder)] == pytest.approx([sum(losses[k : k + 4]) / 4 for k in range(0, 40, 4)])
+
+
+def test_a_step_whose_gradient_alone_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    class Steep(Denoise):
+        def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            terms = super().loss(batch)
+            steep = self.model[0].weight.square().sum().mul(0).sqrt()  # 0, with a slope that is no number
+            return {**terms, "loss": terms["loss"] + steep * batch["steep"]}
+
+        def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
+            return {**super().batch(step, part), "steep": torch.tensor(float(step == 5))}
+
+    task = Steep()
+    with pytest.raises(NumericsError, match="not finite in 10 steps in a row"):
+        run(task, plan(), ResumeFolder(tmp_path / "resume"))
+    assert all(bool(value.isfinite().all()) for value in task.model.state_dict().values())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

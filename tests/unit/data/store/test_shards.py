@@ -9,7 +9,7 @@ from sparse_latents import lay_out
 
 from sfd_core.data.store import shards
 from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import ShardReader
+from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.host.errors import DataError, NumericsError
 
 
@@ -272,3 +272,8 @@ def test_what_was_found_finite_is_not_read_again_but_other_content_is(tmp_path: 
     monkeypatch.setenv("SFD_VERIFY", "always")
     ShardReader(tmp_path / "a").require_finite("z")
     assert len(scans) == 3
+
+
+@pytest.mark.parametrize(("length", "most", "rows"), [(10, 4, [0, 3, 6, 9]), (3, 5, [0, 1, 2]), (9, 2, [0, 8]), (7, 1, [0])])
+def test_evenly_spaced_rows_have_the_first_and_the_last_among_them(length: int, most: int, rows: list[int]) -> None:
+    assert evenly_spaced(length, most).tolist() == rows

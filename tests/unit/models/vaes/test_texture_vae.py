@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sfd_core.models.vaes.posterior import Posterior
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape, psnr, texture_vae_loss
 
 
@@ -52,6 +53,17 @@ def test_training_lowers_the_loss_and_every_weight_learns() -> None:
         losses.append(terms["loss"].item())
     assert losses[-1] < 0.95 * losses[0]
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in vae.parameters())
+
+
+def test_the_loss_is_the_sum_of_its_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, decoded = torch.randn(2, 5, 3, 8, 8, generator=generator)
+    posterior = Posterior(torch.randn(5, 4, 2, 2, generator=generator), torch.randn(5, 4, 2, 2, generator=generator))
+    terms = texture_vae_loss(images, posterior, decoded, 0.5)
+    torch.testing.assert_close(terms["l1"], (images - decoded).abs().mean())
+    torch.testing.assert_close(terms["mse"], (images - decoded).square().mean())
+    torch.testing.assert_close(terms["kl"], posterior.kl().mean())
+    torch.testing.assert_close(terms["loss"], terms["l1"] + terms["mse"] + 0.5 * terms["kl"])
 
 
 def test_psnr_of_a_known_error() -> None:
