@@ -9,7 +9,7 @@ from torchdiffeq import odeint
 
 from sfd_core.diffusion import solver as solver_module
 from sfd_core.diffusion.path import channel_times, velocity
-from sfd_core.diffusion.schedule import LocalTimes, Phase, Schedule
+from sfd_core.diffusion.schedule import LocalTimes, Phase, Schedule, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.host.errors import ConfigError
 
@@ -136,6 +136,33 @@ def test_adams_bashforth_extrapolates_over_steps_of_any_width_and_starts_each_pa
     found = integrate(driven, x0, schedule, TEXTURE, settings("ab2", 17, 3.0)).x
     assert found[:, :TEXTURE].flatten().tolist() == pytest.approx([expected[0]] * (TEXTURE * SIDE**2), rel=1e-12)
     assert found[:, TEXTURE:].flatten().tolist() == pytest.approx([expected[1]] * (SEMANTIC * SIDE**2), rel=1e-12)
+
+
+def test_adams_bashforth_extrapolates_in_local_time_where_a_part_changes_its_rate() -> None:
+    """A velocity that rises evenly with local time is met exactly, but for the Euler step that begins."""
+    x0, _ = ends(1)
+    schedule = Schedule.table([[0.0, 0.0], [0.2, 0.6], [1.0, 1.0]])
+    times: list[LocalTimes] = []
+
+    def rising(x: Tensor, now: LocalTimes) -> Tensor:
+        times.append(now)
+        return 2 * channel_times(now, TEXTURE, x.shape[1]) * torch.ones_like(x)
+
+    moved = integrate(rising, x0, schedule, TEXTURE, settings("ab2", 7)).x - x0
+    for part, first in ((slice(TEXTURE), times[1].t_tex), (slice(TEXTURE, None), times[1].t_sem)):
+        assert torch.allclose(moved[:, part], 1 - torch.as_tensor(first).float() ** 2, atol=1e-6)
+
+
+def test_dopri5_looks_no_further_than_its_phase() -> None:
+    """Of a velocity so small that its first step would be larger than the phase."""
+    seen: list[SharedTimes] = []
+
+    def slow(x: Tensor, now: SharedTimes) -> Tensor:
+        seen.append(now)
+        return 1e-3 * x
+
+    integrate(slow, ends(1)[0], Schedule.offset(1.0), TEXTURE, settings("dopri5"))
+    assert {times.texture for times in seen if times.phase is Phase.SEMANTIC} == {0.0}
 
 
 @pytest.mark.parametrize("delta_t", [0.3, 0.5])

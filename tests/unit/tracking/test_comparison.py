@@ -48,12 +48,13 @@ def test_points_of_other_sample_counts_or_references_do_not_compare() -> None:
     assert Comparison("references", [rows[0], *other]).best is None
 
 
-def test_a_champion_that_was_sampled_otherwise_is_measured_otherwise() -> None:
-    points = plan_points(VALUES, Space(["sfd"], {"evaluate.sampler.evaluations": [10, 20]}, [], {}), "code", ROOT)
+@pytest.mark.parametrize(("setting", "kinds"), [("evaluations", 2), ("batch_size", 1)])
+def test_a_champion_that_was_sampled_otherwise_is_measured_otherwise(setting: str, kinds: int) -> None:
+    points = plan_points(VALUES, Space(["sfd"], {f"evaluate.sampler.{setting}": [10, 20]}, [], {}), "code", ROOT)
     record = {"numbers": {"fd_b": 3.0}, "run_key": "key", "commit": "c", "data": {"outputs/reference": "0123.dir"}}
     found = [Comparison("one", [Row(point, "computed", record)]).candidate for point in points]
     measures = [candidate.measure for candidate in found if candidate is not None]
-    assert len(set(measures)) == 2
+    assert (len(measures), len(set(measures))) == (2, kinds)
     assert all(measure.startswith("fd_b of ") and "samples to 0123.dir, sampler " in measure for measure in measures)
 
 

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sfd_core.models.vaes.posterior import Posterior
-from sfd_core.models.vaes.semantic_vae import SemanticVAE, semantic_vae_loss
+from sfd_core.models.vaes.semantic_vae import SemanticVAE, TokenBlock, semantic_vae_loss
 
 
 def small() -> SemanticVAE:
@@ -42,6 +44,16 @@ def test_positions_stay_where_they_are() -> None:
     torch.testing.assert_close(vae.encode(tokens.mT).mean, vae.encode(tokens).mean.mT)
     z_sem = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(vae.decode(z_sem.mT), vae.decode(z_sem).mT)
+
+
+def test_a_block_is_that_of_the_public_weights() -> None:
+    torch.manual_seed(0)
+    block, x = TokenBlock(8, 2), 3 * torch.randn(2, 5, 8)
+    normed = block.norm1(x)
+    y = x + block.attn(normed, normed, normed)[0]
+    hidden = block.mlp[0](block.norm2(y))
+    exact = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+    assert torch.allclose(block(x), y + block.mlp[2](exact), atol=1e-6)
 
 
 def test_training_and_evaluation_mode_agree() -> None:
