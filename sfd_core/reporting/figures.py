@@ -15,7 +15,7 @@ from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.charts import INK, MUTED, line_look, quiet, save_figure
 from sfd_core.reporting.palette import PHASE_COLOURS, VariantStyle
-from sfd_core.reporting.phases import BAND_NAMES, phases_svg
+from sfd_core.reporting.phases import bands, leading, phases_svg, training_shares
 from sfd_core.reporting.pictures import Pixels, sheet
 from sfd_core.reporting.sources import REFERENCES, Outputs, VariantOutputs, count_added
 from sfd_core.reporting.study_figures import guided_figure, offset_figure
@@ -31,9 +31,11 @@ CROWDED = 300
 
 
 def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantStyle], folder: Path) -> None:
-    """Write convergence.png, phases.svg and, where their data exist, {offsets,offsets_seeds,guidance,samples,denoising}.png."""
+    """Write convergence.png and, where there are data, phases.svg, {offsets,offsets_seeds,guidance,samples,denoising}.png."""
     save_figure(convergence_figure(params, outputs, styles), folder / "convergence.png")
-    (folder / "phases.svg").write_text(phases_svg(outputs.largest_offset, background="#ffffff"), encoding="utf-8")
+    if shown := leading(outputs.variants.values()):
+        diagram = phases_svg(Schedule.of(shown.params, shown.sampler), training_shares(shown), background="#ffffff")
+        (folder / "phases.svg").write_text(diagram, encoding="utf-8")
     beside_published = partial(offset_figure, published=published_numbers.offset_curve())
     stored = outputs.studies.get("offsets", pd.DataFrame())
     curves = {"offsets": outputs.points("offsets"), "guidance": outputs.points("guidance"), OFFSETS_OF_SEEDS: stored}
@@ -43,9 +45,9 @@ def write_figures(params: Params, outputs: Outputs, styles: dict[str, VariantSty
             save_figure(draw(points), folder / f"{name}.png")
     if any(variant.grids is not None for variant in outputs.variants.values()):
         save_figure(samples_figure(outputs, styles, params.report.grid_images), folder / "samples.png")
-    runs = [variant for variant in outputs.variants.values() if variant.trajectory and variant.trajectory.semantics is not None]
-    if runs:
-        save_figure(denoising_figure(max(runs, key=lambda variant: variant.lead)), folder / "denoising.png")
+    runs = (variant for variant in outputs.variants.values() if variant.trajectory and variant.trajectory.semantics is not None)
+    if run := leading(runs):
+        save_figure(denoising_figure(run), folder / "denoising.png")
 
 
 def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, VariantStyle]) -> Figure:
@@ -110,16 +112,17 @@ def denoising_figure(variant: VariantOutputs) -> Figure:
     canvas = np.full((2 * samples * pitch, STRIP_FRAMES * pitch, 3), 255, np.uint8)
     figure = Figure(figsize=(11, 11 * (2 * samples + 0.65) / (STRIP_FRAMES + 0.5)), layout="constrained")
     axes = figure.add_subplot()
-    before = None
+    names, before = bands(schedule), None
     for column, frame in enumerate(frames):
-        phase = schedule.span(float(run.u[frame])).phase
+        band = next(band for band in names if run.u[frame] < band.stop or band is names[-1])
+        phase = band.phase
         colour = PHASE_COLOURS[phase.value]
         for row in range(2 * samples):
             source, acts = ((run.semantics, phase.semantic_acts), (run.textures, phase.texture_acts))[row % 2]
             picture = _tile(source[frame, row // 2], smooth=row % 2 == 1)
             _place(canvas[row * pitch :, column * pitch :], picture if acts else 128 + picture // 2, colour)
-        title = "\n".join(BAND_NAMES[phase]) + "\n" if phase != before else ""
-        before = phase
+        title = "\n".join(band.name.split()) + "\n" if band != before else ""
+        before = band
         axes.text(column * pitch, -8, f"{title}u = {run.u[frame]:.2f}", fontsize=8.5, color=colour, va="bottom")
     axes.imshow(canvas, interpolation="none")
     axes.set_yticks([(row + 0.5) * pitch for row in range(2 * samples)], ["semantic", "texture"] * samples)

@@ -19,7 +19,7 @@ from sfd_core.host.paths import atomic_dir, write_json
 from sfd_core.reporting import figures, published_numbers, studies, tables, text
 from sfd_core.reporting.palette import VariantStyle, variant_styles
 from sfd_core.reporting.payload import NO_TERMS, build_payload
-from sfd_core.reporting.phases import phase_words, phases_svg
+from sfd_core.reporting.phases import bands, describe, leading, phases_svg, training_shares
 from sfd_core.reporting.pictures import file_uri
 from sfd_core.reporting.sources import Number, Outputs, class_names, values_of
 from sfd_core.reporting.tables import Table
@@ -95,9 +95,7 @@ def render_page(
         runs=[name for name in reversed(params.active) if name in payload["trajectories"]],
         neighbours={name: file_uri(variant.neighbours) for name, variant in outputs.variants.items() if variant.neighbours},
         reconstructions=file_uri(outputs.reconstructions) if outputs.reconstructions else None,
-        offset=outputs.largest_offset,
-        phases=_phases(outputs.largest_offset),
-        phases_figure=phases_svg(outputs.largest_offset),
+        schedule=_schedule(outputs),
         terms=_terms(outputs),
         studies=_studies(outputs),
         curves=_curves(outputs, primary.name, folder),
@@ -126,7 +124,7 @@ def _tiles(outputs: Outputs, number: str, spread: float) -> list[Tile]:
     values = outputs.final_values(number)
     worst, level = max(values.values()), tables.level_with_best(values, spread)
     best = set() if len(level) > 1 else level
-    says = {name: tables.describe(outputs.variants[name].params) for name in values}
+    says = {name: describe(outputs.variants[name].params, outputs.variants[name].sampler) for name in values}
     return [Tile(name, says[name], text.number(value), value / worst, name in best) for name, value in values.items()]
 
 
@@ -148,14 +146,20 @@ def _samples(params: Params, outputs: Outputs) -> dict[str, Any] | None:
     }
 
 
-def _phases(delta_t: float) -> list[dict[str, Any]]:
-    schedule = Schedule.offset(delta_t)
-    shares = schedule.phase_shares()
-    return [
-        phase_words(span.phase, True, delta_t)
-        | {"key": span.phase.value, "start": span.start, "stop": span.stop, "share": shares[span.phase]}
-        for span in schedule.spans
-    ]
+def _schedule(outputs: Outputs) -> dict[str, Any] | None:
+    """Return how the variant that shows it best was sampled; None if none has semantics."""
+    shown = leading(outputs.variants.values())
+    if shown is None:
+        return None
+    schedule, shares = Schedule.of(shown.params, shown.sampler), training_shares(shown)
+    return {
+        "variant": shown.name,
+        "semantic": schedule.interval(semantic=True),
+        "texture": schedule.interval(semantic=False),
+        "bands": bands(schedule),
+        "shares": shares,
+        "figure": phases_svg(schedule, shares),
+    }
 
 
 def _terms(outputs: Outputs) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from sfd_core.experiment.numbers import KINDS, number_name
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import VariantStyle
-from sfd_core.reporting.phases import phase_words
+from sfd_core.reporting.phases import bands
 from sfd_core.reporting.pictures import data_uri, sheet, thinned, thumbnails
 from sfd_core.reporting.sources import Grids, Outputs, Trajectory, VariantOutputs, class_names
 
@@ -97,7 +97,9 @@ def _published_curves() -> dict[str, Any]:
 def _published_offsets(outputs: Outputs) -> dict[str, Any]:
     offsets = published_numbers.offset_curve()
     own = {
-        name: v for name, v in outputs.variants.items() if v.params.semantic != "none" and published_numbers.NUMBER in v.numbers
+        name: v
+        for name, v in outputs.variants.items()
+        if v.params.semantic != "none" and v.params.path is None and published_numbers.NUMBER in v.numbers
     }
     return {
         "offsets": {"x": _plain(offsets["delta_t"]), "y": _plain(offsets["fid"])},
@@ -139,14 +141,16 @@ def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) ->
         "phase": [schedule.span(float(time)).phase.value for time in u],
         "phases": [
             {
-                **phase_words(span.phase, composite, variant.params.delta_t),
-                "key": span.phase.value,
-                "from": span.start,
-                "to": span.stop,
-                "texture": span.phase.texture_acts,
-                "semantic": span.phase.semantic_acts,
+                "key": band.phase.value,
+                "name": band.name,
+                "says": band.says,
+                "colour": f"var(--phase-{band.phase.value})",
+                "from": band.start,
+                "to": band.stop,
+                "texture": band.phase.texture_acts,
+                "semantic": band.phase.semantic_acts,
             }
-            for span in schedule.spans
+            for band in bands(schedule, composite)
         ],
         "lanes": {
             "texture": _lane(schedule, semantic=False),

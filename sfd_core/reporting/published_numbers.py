@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-from sfd_core.experiment.params import Params
+from sfd_core.experiment.params import Params, SamplerParams
 from sfd_core.reporting.tables import Cell, Row, Table
 
 FOLDER = files("sfd_core.reporting") / "published"
@@ -27,10 +27,18 @@ def same_reference(params: Params, classes: int) -> bool:
     return inception and params.prepare.resolution == RESOLUTION and classes == CLASSES
 
 
+def sampled_otherwise(sampler: SamplerParams) -> str:
+    """Say how sampling differs from that of the published curves; empty where it does not."""
+    if sampler.guidance != "none":
+        return f"guidance is {sampler.guidance}, the published curve has none"
+    if sampler.delta_t is not None or sampler.path is not None:
+        return "evaluate.sampler sets another order than the trained one, in which the published samples are drawn"
+    return ""
+
+
 def comparable(params: Params, classes: int, samples: int) -> bool:
-    """Whether numbers of so many samples are of the published protocol: `same_reference`, unguided, and of 50,000 samples."""
-    unguided = params.evaluate.sampler.guidance == "none"
-    return unguided and samples == SAMPLES and same_reference(params, classes)
+    """Whether numbers of so many samples are of the published protocol: not `sampled_otherwise`, and of 50,000 samples."""
+    return not sampled_otherwise(params.evaluate.sampler) and samples == SAMPLES and same_reference(params, classes)
 
 
 def read_published(name: str) -> pd.DataFrame:

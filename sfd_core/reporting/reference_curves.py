@@ -103,9 +103,9 @@ def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant
         return Compared([], [f"no reference of {name!r}; there are {', '.join(dict.fromkeys(reference['variant']))}"])
     rows, notes = [], []
     if published:
-        guidance = params.evaluate.sampler.guidance
-        notes += [f"FID not compared: guidance is {guidance}, the published curve has none"] if guidance != "none" else []
-        here = here[here["number"] == published_numbers.NUMBER] if guidance == "none" else here[:0]
+        reason = published_numbers.sampled_otherwise(params.evaluate.sampler)
+        notes += [f"FID not compared: {reason}"] if reason else []
+        here = here[:0] if reason else here[here["number"] == published_numbers.NUMBER]
     else:
         same = {key: theirs[key].iloc[0] == value for key, value in protocol(params, group).items()}
         if not same["latents"]:

@@ -113,11 +113,6 @@ class VariantOutputs:
         return {name: float(self.curve[name].iloc[-1]) for name in COSTS}
 
     @property
-    def lead(self) -> tuple[bool, float]:
-        """What orders variants by how well they show SFD's schedule: those trained on it first, then by the offset."""
-        return self.params.times.kind == "global", self.params.delta_t
-
-    @property
     def samples(self) -> int | None:
         """How many samples the final numbers are of, if their protocol says so."""
         return sample_count(self.numbers)
@@ -155,11 +150,6 @@ class Outputs:
         """Return what kinds of real images are called, with how many there are where fewer than samples of a variant."""
         samples = max(filter(None, (variant.samples for variant in self.variants.values())), default=None)
         return {kind: count_added(REFERENCES[kind], numbers, samples) for kind, numbers in self.references.items()}
-
-    @property
-    def largest_offset(self) -> float:
-        """By how much semantics lead in the variant that shows the schedule best."""
-        return max(self.variants.values(), key=lambda variant: variant.lead).params.delta_t
 
     def points(self, kind: str) -> pd.DataFrame:
         """Return the points of all studies of this kind, with the columns that it has."""

@@ -8,7 +8,6 @@ import pandas as pd
 
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.numbers import KINDS, NumberName, extractor_title, frechet_distances, number_name
-from sfd_core.experiment.params import VariantParams
 from sfd_core.reporting import text
 from sfd_core.reporting.sources import Numbers, Outputs, VariantOutputs, count_added, values_of
 
@@ -47,14 +46,6 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     head: str = "Variant"
     """Title of the first column, which names the rows."""
-
-
-TRAINED = {
-    "global": "",
-    "own": ", trained one part at a time",
-    "independent": ", trained in any order",
-}
-"""What the training times add to the description of a variant."""
 
 
 def primary_number(outputs: Outputs, encoder: str) -> NumberName:
@@ -185,20 +176,6 @@ def level_with_best(values: Mapping[str, float], spread: float) -> set[str]:
     """Return the variants whose distance is within `spread` of the lowest, that one included."""
     lowest = min(values.values())
     return {name for name, value in values.items() if value - lowest <= spread}
-
-
-def describe(variant: VariantParams) -> str:
-    """Say what a variant is, from its parameters."""
-    if variant.model == "dit":
-        return "texture only, ε-prediction with learned variance"
-    latents = {"none": "texture only, velocity", "vae": "texture and semantics", "pca": "texture and PCA of encoder tokens"}
-    words = latents[variant.semantic]
-    if variant.semantic != "none":
-        leader = "semantics lead" if variant.delta_t > 0 else "texture leads"
-        order = f"{leader} by {abs(variant.delta_t):g}" if variant.delta_t else "denoised at the same time"
-        words += ", along a path of its own" if variant.path else f", {order}"
-        words += TRAINED[variant.times.kind]
-    return words + (f", REPA {variant.repa.weight:g}" if variant.repa.weight > 0 else "")
 
 
 def flat_numbers(outputs: Outputs) -> dict[str, dict[str, float]]:

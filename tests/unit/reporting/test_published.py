@@ -102,6 +102,7 @@ OTHER_PROTOCOLS = {
     "extractor": lambda values: values["reference"].update(extractors=["dinov2", "inception"]),
     "reference": lambda values: values["reference"].update(adm_npz=None),
     "guidance": lambda values: values["evaluate"]["sampler"].update(guidance="cfg"),
+    "order": lambda values: values["evaluate"]["sampler"].update(delta_t=0.0),
 }
 
 

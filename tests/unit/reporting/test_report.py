@@ -131,6 +131,34 @@ def test_report_survives_without_optional_parts(params: Params, bare: Path, tmp_
     assert not list((tmp_path / "report").glob("samples.png"))
 
 
+@pytest.mark.parametrize(
+    ("active", "delta_t", "said"),
+    [
+        (
+            ["sync", "sfd"],
+            -0.5,
+            ["sampled at offset -0.5", "semantics over u in [0.5, 1.5), texture over [0, 1)", "texture ahead"],
+        ),
+        (
+            ["lightningdit", "any_order"],
+            None,
+            ["As any_order was sampled: semantics over u in [0, 1), texture over [0.3, 1.3)"],
+        ),
+        (["lightningdit", "dit"], None, []),
+    ],
+)
+def test_the_schedule_is_that_of_the_samples(
+    active: list[str], delta_t: float | None, said: list[str], params: Params, bare: Path, tmp_path: Path
+) -> None:
+    sampler = params.evaluate.sampler.model_copy(update={"delta_t": delta_t})
+    evaluate = params.evaluate.model_copy(update={"sampler": sampler})
+    sampled = params.model_copy(update={"active": active, "evaluate": evaluate})
+    html = report(sampled, bare, tmp_path / "none", tmp_path / "report").read_text()
+    assert [words for words in said if words not in html] == []
+    assert "of the training samples" not in html
+    assert ('class="card schedule"' in html) == (tmp_path / "report" / "phases.svg").exists() == bool(said)
+
+
 def test_missing_variant_leaves_the_old_report_alone(params: Params, bare: Path, page: Path) -> None:
     shutil.rmtree(bare / "evaluate" / "dit")
     before = page.read_bytes()

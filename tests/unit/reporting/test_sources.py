@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,14 +117,6 @@ def test_variants_that_differ_in_nothing_but_the_seed_have_one_origin(params: Pa
         "again": "any_order",
         "slow": "slow",
     }
-
-
-def test_the_schedule_shown_is_that_of_a_training_on_it(params: Params, tree: Path) -> None:
-    outputs = read_outputs(params, tree, tree)
-    assert {name: variant.params.delta_t for name, variant in outputs.variants.items()}["cascade"] == 1.0
-    assert outputs.largest_offset == 0.3
-    only = replace(outputs, variants={"cascade": outputs.variants["cascade"]})
-    assert only.largest_offset == 1.0
 
 
 def test_class_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path) -> None:

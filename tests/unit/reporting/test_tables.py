@@ -1,13 +1,11 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from denoisers import variant
 from synthetic_outputs import CLASSES, FINAL
 
 from sfd_core.diffusion.error_field import ErrorField
@@ -179,29 +177,6 @@ def test_seed_table_shows_means_with_their_errors_and_how_far_behind_the_best_se
     assert (sfd.places[2], dit.places[1]) == (2, 98)
     lucky = pd.DataFrame({"variant": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "fd_dinov2": [1.0, 9.0, 2.0, 3.0]})
     assert [row.behind == "" for row in studies.seed_table(lucky, "fd_dinov2")] == [False, True]
-
-
-ANY_ORDER = {"kind": "independent", "absent": 0.1}
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "texture and semantics, semantics lead by 0.3"),
-        ({"delta_t": 0.0}, "texture and semantics, denoised at the same time"),
-        ({"delta_t": -0.5}, "texture and semantics, texture leads by 0.5"),
-        (
-            {"delta_t": 1.0, "times": {"kind": "own", "semantic_share": 0.4, "handover_noise": 0.25, "absent": 0.1}},
-            "texture and semantics, semantics lead by 1, trained one part at a time",
-        ),
-        (
-            {"times": {"kind": "independent", "absent": 0.1}},
-            "texture and semantics, semantics lead by 0.3, trained in any order",
-        ),
-    ],
-)
-def test_a_variant_is_described_by_its_order(changes: dict[str, Any], words: str) -> None:
-    assert tables.describe(variant(**changes)) == words
 
 
 def test_offsets_are_rows_with_the_lowest_mean_marked(outputs: Outputs) -> None:
