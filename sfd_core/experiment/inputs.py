@@ -90,6 +90,11 @@ def recorded_digests(stage: str, project: Path = Path()) -> dict[str, str]:
     return read_json(project / stage_dir("inputs") / f"{stage}.json")
 
 
+def all_recorded_digests(project: Path = Path()) -> dict[str, str]:
+    """Return what stage `inputs` recorded for all stages, by key; see `recorded_digests`."""
+    return {key: digest for stage in READERS for key, digest in recorded_digests(stage, project).items()}
+
+
 def require_recorded_inputs(stage: str, params: Params) -> None:
     """Raise `ConfigError` if `stage` reads files and they are not those that stage `inputs` recorded for it."""
     if stage not in READERS or not stage_dir("inputs").is_dir():

@@ -54,6 +54,8 @@ MEASURED_BY = ("samples", "weights", "input_size", "preprocessing", "reference_d
 """What of a number's protocol must be equal for two of them to compare."""
 MOST_SHOWN = 60
 """Characters of such a value."""
+SHORT = 8
+"""Characters of a hash of files."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,21 @@ class Comparison:
 
     @property
     def differences(self) -> pd.DataFrame:
-        """What shaped the results and is not equal: a row a key, a column a run. Variants that one lacks are left out."""
+        """What shaped the results and is not equal: a row a key, a column a run.
+
+        Left out are variants that one lacks, and code and files of which one has no record.
+        """
         before, after = self.one.parameters, self.other.parameters
         keys = [key for key in {**before, **after} if not key.startswith("variants.") or key in before.keys() & after.keys()]
         rows = {key: (before.get(key, ""), after.get(key, "")) for key in keys if before.get(key) != after.get(key)}
-        for stage in self.one.codes.keys() & self.other.codes.keys():
+        for key in sorted(self.one.inputs.keys() & self.other.inputs.keys()):
+            if self.one.inputs[key] != self.other.inputs[key]:
+                rows[f"{key}: other content"] = (self.one.inputs[key][:SHORT], self.other.inputs[key][:SHORT])
+        stages: dict[str, list[str]] = {}
+        for stage in sorted(self.one.codes.keys() & self.other.codes.keys()):
             if changed := self.one.codes[stage].differences(self.other.codes[stage]):
-                rows[f"code of {stage}"] = ("", ", ".join(changed[:MOST_NAMED]))
+                stages.setdefault(", ".join(changed[:MOST_NAMED]), []).append(stage)
+        rows |= {f"code of {', '.join(names)}": ("", changed) for changed, names in stages.items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=[self.one.name, self.other.name], dtype=object)
 
     @property

@@ -17,7 +17,7 @@ from sfd_core.reporting.charts import INK, MUTED, line_look, quiet, save_figure
 from sfd_core.reporting.palette import PHASE_COLOURS, VariantStyle
 from sfd_core.reporting.phases import bands, leading, phases_svg, training_shares
 from sfd_core.reporting.pictures import Pixels, sheet
-from sfd_core.reporting.sources import REFERENCES, Outputs, VariantOutputs, count_added
+from sfd_core.reporting.sources import Outputs, VariantOutputs, count_added, reference_title
 from sfd_core.reporting.study_figures import guided_figure, offset_figure
 from sfd_core.reporting.tables import primary_number
 
@@ -70,9 +70,9 @@ def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, Varia
             axes.plot(points["images_seen"], points["fid"], color=MUTED, linewidth=1, linestyle="dashed")
             ends.append((float(points["fid"].iloc[-1]), f"published: {model}  {points['fid'].iloc[-1]:g}", MUTED))
     references = [
-        (count_added(REFERENCES[kind], numbers, samples), numbers)
-        for kind, numbers in outputs.snapshot_references.items()
-        if kind != "train_subset"
+        (count_added(reference_title(name), numbers, samples), numbers)
+        for name, numbers in outputs.snapshot_references.items()
+        if not name.startswith("train_subset")
     ]
     references += [(f"oracle ({name})", variant.oracle) for name, variant in outputs.variants.items()]
     for title, value in [(title, numbers[number.name].value) for title, numbers in references if number.name in numbers]:

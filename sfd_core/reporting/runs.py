@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sfd_core.experiment.inputs import all_recorded_digests
 from sfd_core.experiment.params import Params
 from sfd_core.experiment.values import flat_values
 from sfd_core.host.errors import DataError
@@ -23,7 +24,7 @@ from sfd_core.host.resume import Code
 from sfd_core.reporting import figures
 from sfd_core.reporting.html import results_table
 from sfd_core.reporting.palette import VariantStyle, variant_styles
-from sfd_core.reporting.sources import Outputs, VariantOutputs, read_outputs, require_json
+from sfd_core.reporting.sources import Numbers, Outputs, VariantOutputs, read_outputs, require_json, values_of
 from sfd_core.workspace.places import find_place, recorded_params
 
 EVALUATED = "numbers.json"
@@ -38,7 +39,9 @@ class Run:
     """Of which those variants are active that are shown."""
     outputs: Outputs
     codes: Mapping[str, Code] = field(default_factory=dict)
-    """The code that trained and that evaluated, as far as it is known."""
+    """The code of every stage but the report, as far as it is known."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of images, weights and other files by their key in `params.yaml`, as far as they are known."""
 
     @property
     def numbers(self) -> pd.DataFrame:
@@ -92,7 +95,12 @@ class Run:
         named = {name: variant.params for name, variant in variants.items()}
         title = self.params.report.model_copy(update={"title": f"{self.name} and {other.name}"})
         params = self.params.model_copy(update={"active": list(named), "variants": named, "report": title})
-        return Run(title.title, params, replace(self.outputs, variants=variants))
+        references, snapshot = (
+            _beside({run.name: getattr(run.outputs, kind) for run in (self, other)})
+            for kind in ("references", "snapshot_references")
+        )
+        outputs = replace(self.outputs, variants=variants, references=references, snapshot_references=snapshot)
+        return Run(title.title, params, outputs)
 
     @property
     def _styles(self) -> dict[str, VariantStyle]:
@@ -101,6 +109,16 @@ class Run:
     @property
     def _variants(self) -> ItemsView[str, VariantOutputs]:
         return self.outputs.variants.items()
+
+
+def _beside(references: Mapping[str, Mapping[str, Numbers]]) -> dict[str, Numbers]:
+    """Return the numbers of real images of runs, by run, as those of one; where they differ, they are named by their runs."""
+    found: dict[str, Numbers] = {}
+    for name in dict.fromkeys(name for numbers in references.values() for name in numbers):
+        values = [values_of(numbers.get(name, {})) for numbers in references.values()]
+        same = all(value == values[0] for value in values)
+        found |= {name if same else f"{name} of {run}": numbers[name] for run, numbers in references.items() if name in numbers}
+    return found
 
 
 def open_run(name: str = ".", project: Path = Path()) -> Run:
@@ -119,6 +137,7 @@ def open_run(name: str = ".", project: Path = Path()) -> Run:
             f"{name} has no finished run{f' of {variant}' if variant else ''}; evaluated are {', '.join(evaluated) or 'none'}"
         )
     params = params.model_copy(update={"active": active})
-    records = {stage: place / OUTPUTS / "code" / f"{stage}.json" for stage in ("train", "evaluate")}
-    codes = {stage: Code(**require_json(path)) for stage, path in records.items() if path.is_file()}
-    return Run("project" if name == "." else name, params, read_outputs(params, place / OUTPUTS, place / RESULTS), codes)
+    records = (place / OUTPUTS / "code").glob("*.json")
+    codes = {path.stem: Code(**require_json(path)) for path in records if path.stem != "report"}
+    outputs = read_outputs(params, place / OUTPUTS, place / RESULTS)
+    return Run("project" if name == "." else name, params, outputs, codes, all_recorded_digests(place))

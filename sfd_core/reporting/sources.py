@@ -125,7 +125,8 @@ class Outputs:
     variants: Mapping[str, VariantOutputs]
     classes: list[str]
     references: Mapping[str, Numbers]
-    """Numbers of real images by kind (`REFERENCES`), for as many images as the final numbers; absent kinds are left out."""
+    """Numbers of real images, for as many images as the final numbers, by kind (`REFERENCES`), or by `KIND of RUN` where two
+    runs differ; absent kinds are left out."""
     snapshot_references: Mapping[str, Numbers]
     """The same for as many images as the curves' snapshots."""
     vae_histories: Mapping[str, pd.DataFrame]
@@ -149,7 +150,7 @@ class Outputs:
     def reference_titles(self) -> dict[str, str]:
         """Return what kinds of real images are called, with how many there are where fewer than samples of a variant."""
         samples = max(filter(None, (variant.samples for variant in self.variants.values())), default=None)
-        return {kind: count_added(REFERENCES[kind], numbers, samples) for kind, numbers in self.references.items()}
+        return {name: count_added(reference_title(name), numbers, samples) for name, numbers in self.references.items()}
 
     def points(self, kind: str) -> pd.DataFrame:
         """Return the points of all studies of this kind, with the columns that it has."""
@@ -168,6 +169,12 @@ def values_of(numbers: Numbers) -> dict[str, float]:
 def sample_count(numbers: Numbers) -> int | None:
     """Return how many images `numbers` are of, if their protocol says so."""
     return next((int(number.protocol["samples"]) for number in numbers.values() if "samples" in number.protocol), None)
+
+
+def reference_title(name: str) -> str:
+    """Return what real images are called, given their name in `Outputs.references`."""
+    kind, *of = name.split(" ", 1)
+    return " ".join([REFERENCES[kind], *of])
 
 
 def count_added(title: str, numbers: Numbers, samples: int | None, unit: str = "images") -> str:

@@ -14,6 +14,7 @@ from synthetic_outputs import FINAL, write_outputs
 
 from sfd_core.experiment.params import Params, parse_params
 from sfd_core.host.errors import DataError
+from sfd_core.host.paths import write_json
 from sfd_core.reporting.comparison import Comparison
 from sfd_core.reporting.lines import blocks
 from sfd_core.reporting.runs import open_run
@@ -92,6 +93,36 @@ def test_what_differs_is_told_and_nothing_else(compared: Comparison, project: Pa
     assert Comparison(compared.one, compared.one).differences.empty
     whole = Comparison(open_run(project=project), open_run("later", project))
     assert list(whole.differences.index) == ["train.optimisation.steps", "active", "variants.sfd.delta_t", "code of train"]
+
+
+def test_other_code_of_any_stage_and_other_files_at_the_same_paths_differ(params: Params, tmp_path: Path) -> None:
+    runs = []
+    for name, digest in (("one", "a" * 64), ("other", "b" * 64)):
+        outputs = lay_out(tmp_path / name, params.model_dump(mode="json")) / "outputs"
+        changed = {"sfd_core.training.tasks.texture": digest}
+        for stage, modules in {"texture_vae": changed, "encode": changed, "prepare": {}, "report": changed}.items():
+            write_json(outputs / "code" / f"{stage}.json", {"hash": digest, "modules": modules})
+        write_json(outputs / "inputs" / "prepare.json", {"prepare.path": "c" * 64})
+        write_json(outputs / "inputs" / "features.json", {"features.weights": digest})
+        runs.append(open_run(str(tmp_path / name)))
+    rows = {row[0]: row[1:] for row in Comparison(*runs).tables["What differs"][1:]}
+    assert rows == {
+        "features.weights: other content": ["aaaaaaaa", "bbbbbbbb"],
+        "code of encode, texture_vae": ["", "sfd_core.training.tasks.texture"],
+    }
+
+
+def test_floor_and_ceiling_have_a_row_a_run_where_they_differ(compared: Comparison) -> None:
+    assert sum("(floor)" in row[0] for row in list(compared.tables.values())[1]) == 1
+    other = compared.other.outputs
+    floor = {name: replace(number, value=1.25) for name, number in other.references["floor"].items()}
+    lower = replace(other, references={**other.references, "floor": floor}, snapshot_references={"floor": floor})
+    apart = Comparison(compared.one, replace(compared.other, outputs=lower))
+    rows = {row[0]: row[1] for row in list(apart.tables.values())[1]}
+    assert rows["held-out images (floor) of later@sfd"] == "1.25"
+    assert {"held-out images (floor) of sfd", "VAE reconstructions (ceiling)", "training images themselves"} < set(rows)
+    assert {"floor of sfd", "floor of later@sfd", "ceiling of sfd"} < set(apart.both.outputs.snapshot_references)
+    assert apart.both.convergence().axes
 
 
 def test_values_edited_after_the_run_are_not_told_as_those_of_the_run(
