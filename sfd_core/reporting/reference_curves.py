@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sfd_core.evaluation.convergence import read_curve
+from sfd_core.experiment.inputs import all_recorded_digests
 from sfd_core.experiment.numbers import frechet_distances
 from sfd_core.experiment.params import LATENTS, Params, VariantParams
 from sfd_core.host.errors import DataError
@@ -59,9 +60,9 @@ def in_work(place: Path, variant: str) -> Path | None:
 
 
 def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
-    """Return the losses and distances of a variant, in work or finished in `place`, with `COLUMNS`; empty if there are none.
+    """Return the losses and distances of a variant, in work or finished in `place`; empty if there are none.
 
-    Raises `DataError` if a file is damaged.
+    The columns are `COLUMNS` and `PROTOCOL`. Raises `DataError` if a file is damaged.
     """
     training = in_work(place, variant)
     folder = training or place / OUTPUTS / "train" / variant
@@ -69,15 +70,16 @@ def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
     points = [*_losses(folder), *distances]
     batch = params.train.optimisation.batch_size
     rows = [(variant, step, step * batch, number, samples, value) for step, number, samples, value in points]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    hashes = protocol(params, params.variants[variant], all_recorded_digests(place))
+    return pd.DataFrame(rows, columns=COLUMNS).assign(**hashes)
 
 
 def record(place: Path, params: Params) -> pd.DataFrame:
-    """Return `measured` of all active variants with the hashes `PROTOCOL`, as `compare` takes it.
+    """Return `measured` of all active variants, as `compare` takes it.
 
     Raises `DataError` if there is nothing.
     """
-    tables = [measured(place, params, name).assign(**protocol(params, params.variants[name])) for name in params.active]
+    tables = [measured(place, params, name) for name in params.active]
     if all(table.empty for table in tables):
         raise DataError(
             f"{place.absolute()} has nothing to record of {', '.join(params.active)}; `sfd status` lists what there is"
@@ -107,9 +109,9 @@ def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant
         notes += [f"FID not compared: {reason}"] if reason else []
         here = here[:0] if reason else here[here["number"] == published_numbers.NUMBER]
     else:
-        same = {key: theirs[key].iloc[0] == value for key, value in protocol(params, group).items()}
+        same = {key: (here[key] == theirs[key].iloc[0]).all() for key in PROTOCOL}
         if not same["latents"]:
-            return Compared([], [f"not compared: the reference has other parameters of {', '.join(LATENTS)}"])
+            return Compared([], [f"not compared: the reference has other parameters or input files of {', '.join(LATENTS)}"])
         if not same["evaluation"]:
             notes.append("distances not compared: the reference has another sampler, other evaluators or other real images")
             here = here[here["samples"].isna()]

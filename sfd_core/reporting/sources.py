@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sfd_core.evaluation.convergence import read_curve
+from sfd_core.experiment.inputs import all_recorded_digests
 from sfd_core.experiment.numbers import number_name
 from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 from sfd_core.experiment.paths import with_found_path
@@ -37,7 +38,7 @@ STUDIES = {
 }
 """Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
 CURVES = "curves.csv"
-"""The committed curves, which record the parameters behind these tables, too."""
+"""The committed curves, which record the parameters and input files behind these tables, too."""
 
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
@@ -212,7 +213,7 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
         },
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
         training_images=_training_images(outputs / "prepare" / "metrics.json", missing),
-        studies=_studies(params, results, missing),
+        studies=_studies(measured_with(params, all_recorded_digests(outputs.parent)), results, missing),
         curves=_curves(params, outputs, missing),
         order_maps={
             name: file
@@ -343,27 +344,27 @@ def _training_images(metrics: Path, missing: dict[str, str]) -> int | None:
     return int(require_json(metrics)["images"]["train"]) if _optional(metrics, "epochs", "dvc repro prepare", missing) else None
 
 
-def _studies(params: Params, results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
+def _studies(wanted: Mapping[str, str], results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """Return the committed tables, if they were measured with the hashes `wanted`."""
     paths = {
         study: path
         for study, (remedy, _) in STUDIES.items()
         if (path := _optional(results / f"{study}.csv", study, remedy, missing))
     }
-    if _measured_alike(params, results / CURVES):
+    if _measured_alike(wanted, results / CURVES):
         return {study: read_table(path, list(STUDIES[study][1])) for study, path in paths.items()}
     for study, path in paths.items():
         missing[study] = (
-            f"{path} is not shown, as {CURVES} beside it does not record the present parameters of the latents and of the "
-            f"evaluation; `sfd curve record` records them, and `{STUDIES[study][0]}` measures the table again"
+            f"{path} is not shown, as {CURVES} beside it does not record the present parameters and input files of the latents "
+            f"and of the evaluation; `sfd curve record` records them, and `{STUDIES[study][0]}` measures the table again"
         )
     return {}
 
 
-def _measured_alike(params: Params, curves: Path) -> bool:
+def _measured_alike(wanted: Mapping[str, str], curves: Path) -> bool:
     """Whether the committed tables beside `curves` were measured on the same latents and with the same evaluation."""
     if not curves.is_file():
         return False
-    wanted = measured_with(params)
     table = read_table(curves, list(wanted))
     return all(set(table[key]) == {value} for key, value in wanted.items())
 

@@ -84,7 +84,7 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
 def write_studies(folder: Path, params: Params) -> Path:
     """Write the committed tables, as measured with `params`."""
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([measured_with(params)]).to_csv(folder / "curves.csv", index=False)
+    pd.DataFrame([measured_with(params, {})]).to_csv(folder / "curves.csv", index=False)
     rates, seeds = [], []
     for name, final in FINAL.items():
         grid = enumerate((1e-3, 2e-3, 4e-3))

@@ -12,6 +12,7 @@ from sfd_core.cli.main import app
 from sfd_core.experiment.params import Params
 from sfd_core.experiment.presets import load_preset
 from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.paths import write_json
 from sfd_core.host.resume import held
 from sfd_core.reporting.protocol import PROTOCOL, protocol
 from sfd_core.reporting.reference_curves import (
@@ -83,6 +84,27 @@ def test_other_protocols_are_not_compared_and_it_says_why(project: Path, params:
     assert "no reference of 'nobody'" in compare(here, reference, params, "sfd", "nobody").notes[0]
 
 
+@pytest.mark.parametrize(
+    ("stage", "key", "note", "compared_still"),
+    [
+        ("prepare", "prepare.path", "other parameters or input files of prepare", set()),
+        ("features", "features.weights", "other parameters or input files of prepare", set()),
+        ("reference", "reference.adm_npz", "other real images", {"loss"}),
+    ],
+)
+def test_other_files_at_the_same_paths_are_not_compared(
+    stage: str, key: str, note: str, compared_still: set[str], params: Params, written: Path, tmp_path: Path
+) -> None:
+    for place, digest in (("one", "a"), ("other", "b")):
+        shutil.copytree(written, tmp_path / place / "outputs")
+        write_json(tmp_path / place / "outputs" / "inputs" / f"{stage}.json", {key: digest})
+    reference = record(tmp_path / "one", params)
+    assert not compare(measured(tmp_path / "one", params, "sfd"), reference, params, "sfd").notes
+    compared = compare(measured(tmp_path / "other", params, "sfd"), reference, params, "sfd")
+    assert note in compared.notes[0]
+    assert set(table(compared)["number"]) == compared_still
+
+
 def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train.py", "--variant", "sfd"])
     folder = project / ".sfd" / "resume" / "train" / "key"
@@ -149,7 +171,7 @@ def test_the_committed_curves_can_be_compared_with(params: Params) -> None:
     assert set(table["step"]) == {200, 400, 600, 800}
     for name, rows in table.groupby("variant"):
         assert {key: set(rows[key]) for key in PROTOCOL} == {
-            key: {value} for key, value in protocol(params, params.variants[str(name)]).items()
+            key: {value} for key, value in protocol(params, params.variants[str(name)], {}).items()
         }
 
 
@@ -157,7 +179,7 @@ def test_the_committed_curves_can_be_compared_with(params: Params) -> None:
 def test_distances_to_other_real_images_are_another_evaluation(setting: str, params: Params) -> None:
     imagenet = imagenet_like(params)
     other = imagenet.model_copy(update={"reference": imagenet.reference.model_copy(update={setting: "other"})})
-    one, two = (protocol(values, params.variants["sfd"]) for values in (imagenet, other))
+    one, two = (protocol(values, params.variants["sfd"], {}) for values in (imagenet, other))
     assert {key for key in one if one[key] != two[key]} == {"evaluation"}
 
 
@@ -166,8 +188,8 @@ def test_how_a_path_is_found_belongs_to_the_recipe_of_those_that_take_it(params:
     assert learned.schedule
     other = learned.model_copy(update={"schedule": learned.schedule.model_copy(update={"steps": 7})})
     found, plain = learned.variants["learned"], params.variants["sfd"]
-    assert protocol(learned, found)["recipe"] != protocol(other, found)["recipe"]
-    assert protocol(learned, plain) == protocol(other, plain)
+    assert protocol(learned, found, {})["recipe"] != protocol(other, found, {})["recipe"]
+    assert protocol(learned, plain, {}) == protocol(other, plain, {})
 
 
 def test_where_nothing_was_trained_nothing_is_recorded_over_a_table(

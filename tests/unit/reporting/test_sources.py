@@ -10,6 +10,7 @@ from synthetic_outputs import write_studies
 
 from sfd_core.experiment.params import OffsetStudy, Params, parse_params
 from sfd_core.host.errors import DataError
+from sfd_core.host.paths import write_json
 from sfd_core.reporting import sources
 from sfd_core.reporting.sources import STUDIES, read_outputs
 
@@ -36,6 +37,21 @@ def test_tables_of_other_data_or_of_another_evaluation_are_missing(params: Param
     assert set(read_outputs(params, tree, results).studies) == set(STUDIES)
     (results / "curves.csv").unlink()
     assert set(read_outputs(params, tree, results).missing) == set(STUDIES)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"prepare": {"prepare.path": "b"}}, {"features": {"features.weights": "b"}}, {"reference": {"reference.adm_npz": "b"}}],
+)
+def test_tables_of_other_files_at_the_same_paths_are_missing(
+    changed: dict[str, dict[str, str]], params: Params, tree: Path, tmp_path: Path
+) -> None:
+    results = write_studies(tmp_path / "results", params)
+    for stage, digests in changed.items():
+        write_json(tree / "inputs" / f"{stage}.json", digests)
+    other = read_outputs(params, tree, results)
+    assert set(other.missing) == set(STUDIES)
+    assert "input files" in other.missing["seeds"]
 
 
 def test_the_committed_tables_are_those_of_the_default_experiment(params: Params, tree: Path) -> None:
