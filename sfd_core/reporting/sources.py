@@ -107,6 +107,8 @@ class VariantOutputs:
     neighbours: Path | None
     classes: pd.DataFrame | None
     """`CLASS_COLUMNS`, one row per class."""
+    class_sizes: list[int]
+    """Training images of each class; empty for a denoiser without labels."""
 
     @property
     def cost(self) -> Mapping[str, float]:
@@ -251,6 +253,7 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
         trajectory=_read_trajectory(trajectory) if trajectory else None,
         neighbours=_optional(folder / "neighbours.png", f"neighbours.{name}", remedy, missing),
         classes=read_table(classes, CLASS_COLUMNS) if classes else None,
+        class_sizes=_class_sizes(outputs / "prepare" / "metrics.json") if _classes(outputs, [name]) else [],
     )
 
 
@@ -332,6 +335,10 @@ def _classes(outputs: Path, active: list[str]) -> list[str]:
         if path.is_file():
             return [str(label) for label in require_json(path).get("classes", [])]
     return []
+
+
+def _class_sizes(metrics: Path) -> list[int]:
+    return list(require_json(metrics)["per_class"]["train"].values()) if metrics.is_file() else []
 
 
 def prepared_classes(outputs: Path) -> int:

@@ -152,7 +152,8 @@ def class_shares(outputs: Outputs) -> Table | None:
     rows.append(Row("training images", [Cell(f"{real[label]:.1%}") for label in shown], reference=True))
     return Table(
         "Classes of the samples",
-        f"By a linear classifier on the first evaluator's features, which is right for {told:.1%} of mirrored training images.",
+        f"By a linear classifier on the first evaluator's features. It is right for {told:.1%} of the mirror images of the "
+        "training images that it was fitted with; of other images it may recognise fewer.",
         groups=[],
         columns=[str(label) for label in shown],
         rows=rows,

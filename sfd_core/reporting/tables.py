@@ -48,6 +48,10 @@ class Table:
     """Title of the first column, which names the rows."""
 
 
+UNBALANCED = 1.1
+"""Classes are called so where the largest has more than this times the images of the smallest."""
+
+
 def primary_number(outputs: Outputs, encoder: str) -> NumberName:
     """Return the distance that leads the report: of the first extractor that is not the semantic encoder, else the first."""
     numbers = outputs.number_names()
@@ -85,7 +89,7 @@ def result_table(outputs: Outputs) -> Table:
     return Table(
         caption="Distance to the training images at the last snapshot",
         note=f"{_listed(samples)} samples a variant after {_listed(images)} training images. "
-        "Distances and KID: lower is better; precision and recall: higher.",
+        f"Distances and KID: lower is better; precision and recall: higher.{_imbalance(outputs)}",
         groups=groups,
         columns=titles,
         rows=rows,
@@ -211,6 +215,19 @@ def _factor(ratio: float | None) -> str:
     if ratio == 1:
         return "the same"
     return f"{ratio:.3g} times less" if ratio > 1 else f"{1 / ratio:.3g} times more"
+
+
+def _imbalance(outputs: Outputs) -> str:
+    """Say of how many training images the smallest and the largest class are, where that matters; else return nothing."""
+    sizes = [variant.class_sizes for variant in outputs.variants.values() if variant.class_sizes]
+    ranges = {(min(size), max(size)) for size in sizes if max(size) > UNBALANCED * min(size)}
+    if not ranges:
+        return ""
+    counts = " or ".join(f"{text.count(least)} to {text.count(most)}" for least, most in sorted(ranges))
+    return (
+        f" Samples are class-balanced, but classes have {counts} training images: this increases the distances of samples, "
+        "not those of real images."
+    )
 
 
 def _best(column: NumberName, outputs: Outputs) -> str | None:

@@ -74,7 +74,8 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
     reference = {kind: _numbers(params, distance) for kind, distance in real.items()}
     snapshot = {kind: _numbers(params, 1.1 * distance) for kind, distance in real.items()}
     _write_json(root / "reference" / "metrics.json", reference | {"snapshot": snapshot})
-    _write_json(root / "prepare" / "metrics.json", {"images": {"train": 500}, "classes": len(classes)})
+    prepared = {"images": {"train": 500}, "classes": len(classes), "per_class": {"train": dict.fromkeys(classes, 50)}}
+    _write_json(root / "prepare" / "metrics.json", prepared)
     for stage in ("texture_vae", "semantic_vae"):
         _write_history(root / stage / "history.csv", ("loss", "mse", "kl"), 1.0)
     _write_picture(root / "texture_vae" / "reconstructions.png", 2, 12)

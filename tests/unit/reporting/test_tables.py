@@ -1,4 +1,5 @@
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from synthetic_outputs import CLASSES, FINAL
 from sfd_core.diffusion.error_field import ErrorField
 from sfd_core.evaluation.convergence import Reach
 from sfd_core.experiment.params import Params
+from sfd_core.host.paths import write_json
 from sfd_core.reporting import studies, tables, text
 from sfd_core.reporting.sources import Outputs, read_outputs
 from sfd_core.reporting.study_figures import corner_figure, error_field_figure, offset_figure
@@ -43,6 +45,20 @@ def test_result_table_marks_the_best_of_every_column(outputs: Outputs) -> None:
     ]
     assert "1,500 samples" in table.note
     assert sum(span for _, span in table.groups) == len(table.columns) == len(rows["dit"].cells)
+
+
+def test_unbalanced_classes_of_a_labelled_training_are_said_to_increase_distances(
+    params: Params, written: Path, tmp_path: Path
+) -> None:
+    tree = Path(shutil.copytree(written, tmp_path / "outputs"))
+    assert "class-balanced" not in tables.result_table(read_outputs(params, tree, tree)).note
+    prepared = {"images": {"train": 206}, "classes": 4, "per_class": {"train": {"a": 98, "b": 46, "c": 36, "d": 26}}}
+    write_json(tree / "prepare" / "metrics.json", prepared)
+    note = tables.result_table(read_outputs(params, tree, tree)).note
+    assert "Samples are class-balanced, but classes have 26 to 98 training images" in note
+    for name in params.active:
+        write_json(tree / "train" / name / "model.json", {"classes": []})
+    assert "class-balanced" not in tables.result_table(read_outputs(params, tree, tree)).note
 
 
 def test_fewer_real_images_than_samples_are_counted(outputs: Outputs) -> None:
@@ -249,6 +265,7 @@ def test_shares_of_classes_show_those_that_differ_most(outputs: Outputs, monkeyp
     assert table is not None
     assert [row.title for row in table.rows] == [*outputs.variants, "training images"]
     assert len(table.columns) == len(CLASSES)
+    assert "98.0% of the mirror images of the training images that it was fitted with" in table.note
     monkeypatch.setattr(studies, "MOST_CLASSES", 2)
     few = studies.class_shares(outputs)
     assert few is not None
