@@ -145,7 +145,7 @@ def epoch_table(outputs: Outputs, number: NumberName) -> Table | None:
         Row(name, [Cell("-" if pd.isna(value) else text.number(float(value))) for value in table[name]], name)
         for name in lowest
     ]
-    epochs = [f"{images / outputs.training_images:.3g} epochs" for images in table.index]
+    epochs = [f"{text.rounded(images / outputs.training_images)} epochs" for images in table.index]
     samples = _listed({int(curve["samples"].iloc[-1]) for curve in curves.values()})
     note = f"{number.words}, {samples} samples a snapshot; an epoch is {text.count(outputs.training_images)} training images."
     return Table("Lowest distance within epochs", note, [], epochs, rows)
@@ -214,7 +214,7 @@ def _factor(ratio: float | None) -> str:
         return ""
     if ratio == 1:
         return "the same"
-    return f"{ratio:.3g} times less" if ratio > 1 else f"{1 / ratio:.3g} times more"
+    return f"{text.rounded(ratio)} times less" if ratio > 1 else f"{text.rounded(1 / ratio)} times more"
 
 
 def _imbalance(outputs: Outputs) -> str:

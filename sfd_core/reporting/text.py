@@ -15,10 +15,10 @@ def count(value: float) -> str:
 
 def flops(value: float) -> str:
     """Write floating-point operations with an SI prefix."""
-    value = _three_digits(value)
+    value = float(f"{value:.3g}")
     for power, prefix in ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if value >= 10**power:
-            return f"{value / 10**power:.3g} {prefix}FLOP"
+            return f"{value / 10**power:g} {prefix}FLOP"
     return f"{value:g} FLOP"
 
 
@@ -28,8 +28,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.3g} s"
     if seconds < 5400:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{_three_digits(seconds / 3600):,g} h"
+    return f"{rounded(seconds / 3600)} h"
 
 
-def _three_digits(value: float) -> float:
-    return float(f"{value:.3g}")
+def rounded(value: float) -> str:
+    """Write a number with three significant digits and without an exponent."""
+    return f"{float(f'{value:.3g}'):,.10g}"

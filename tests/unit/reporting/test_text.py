@@ -38,6 +38,16 @@ def test_numbers_keep_three_digits(value: float, written: str) -> None:
     assert text.number(value) == written
 
 
+def test_large_numbers_have_no_exponent() -> None:
+    assert [text.rounded(value) for value in (0.01234, 1.5, 99.96, 1234.5, 4.567e6)] == [
+        "0.0123",
+        "1.5",
+        "100",
+        "1,230",
+        "4,570,000",
+    ]
+
+
 def test_costs_have_units() -> None:
     assert [text.flops(value) for value in (1.63e13, 9.996e14, 999.6)] == ["16.3 TFLOP", "1 PFLOP", "1 kFLOP"]
     assert [text.duration(seconds) for seconds in (12.3, 225, 7200, 3.9e6)] == ["12.3 s", "3 min 45 s", "2 h", "1,080 h"]
