@@ -278,7 +278,7 @@ def test_the_share_that_the_classifier_tells_is_of_images_and_not_of_classes(out
     classes = pd.DataFrame({"class": ["a", "b"], "real": [0.9, 0.1], "samples": [0.5, 0.5], "recognised": [1.0, 0.2]})
     table = studies.class_shares(replace(outputs, variants={"sfd": replace(outputs.variants["sfd"], classes=classes)}))
     assert table is not None
-    assert "right for 92.0% of mirrored training images" in table.note
+    assert "right for 92.0% of the mirror images" in table.note
 
 
 def test_classes_are_shown_whose_shares_are_furthest_from_the_training_images(
