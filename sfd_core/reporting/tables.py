@@ -225,8 +225,8 @@ def _imbalance(outputs: Outputs) -> str:
         return ""
     counts = " or ".join(f"{text.count(least)} to {text.count(most)}" for least, most in sorted(ranges))
     return (
-        f" Samples are class-balanced, but classes have {counts} training images: this increases the distances of samples, "
-        "not those of real images."
+        f" Samples are class-balanced, but classes have {counts} training images: this can raise the distances of samples, not "
+        "those of real images."
     )
 
 
