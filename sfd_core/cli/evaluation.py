@@ -77,7 +77,7 @@ def evaluate(
 
     if png:
         require_new_folder(png)
-    measurement = drawn_measurement(params, artifact, drawing, sampler)
+    measurement = drawn_measurement(params, artifact, drawing, sampler, evaluations)
     _measure(measurement, sampler, count, params.prepare.resolution, Exports(out, npz, png))
 
 
@@ -126,10 +126,12 @@ def _repeat(params: "Params", recorded: Path, moved: str | None, out: Path | Non
     measurement.processes.leave()
 
 
-def drawn_measurement(params: "Params", artifact: str, drawing: Drawing, sampler: "SamplerParams") -> "Measurement":
+def drawn_measurement(
+    params: "Params", artifact: str, drawing: Drawing, sampler: "SamplerParams", evaluations: Any = None
+) -> "Measurement":
     """Load a denoiser as the command line asks for it. Raises `ConfigError` for an option that changes none of its images."""
     measurement = load_measurement(params, artifact_folder(artifact), drawing.snapshot, sampler)
-    drawing.require_meaning(measurement.pipeline.denoiser.variant)
+    drawing.require_meaning(measurement.pipeline.denoiser.variant, sampler, evaluations)
     return measurement
 
 

@@ -117,12 +117,10 @@ class Drawing:
             elif name != "snapshot" and value is not None:
                 sampler[name] = value
         asked = parse_sampler(sampler, "what the options ask for")
-        self._require_used(asked, evaluations, scales)
+        self._require_used(asked, scales)
         return asked
 
-    def _require_used(self, asked: "SamplerParams", evaluations: int | None, scales: Sequence[float]) -> None:
-        if evaluations is not None and self.solver == "dopri5":
-            raise ConfigError("--evaluations would change nothing: dopri5 chooses its own number; leave it out")
+    def _require_used(self, asked: "SamplerParams", scales: Sequence[float]) -> None:
         if asked.guidance == "none" and (unused := self.of_parts(("texture", "semantic"), ("interval",))):
             raise ConfigError(f"{unused} would change nothing: there is no guidance; choose --guidance, or leave it out")
         if self.guidance not in (None, "none") and not scales and asked.texture.scale == asked.semantic.scale == 1:
@@ -135,8 +133,11 @@ class Drawing:
         names = [(part, key) for part in parts for key in keys]
         return " and ".join(f"--{part}-{key}" for part, key in names if getattr(self, f"{part}_{key}") is not None)
 
-    def require_meaning(self, variant: "VariantParams") -> None:
-        """Raise `ConfigError` for an option that changes no image of a denoiser like `variant`."""
+    def require_meaning(self, variant: "VariantParams", asked: "SamplerParams", evaluations: Any = None) -> None:
+        """Raise `ConfigError` for an option, `--evaluations` too, that changes no image of a denoiser like `variant`."""
+        fixed = [name for name, value in (("--evaluations", evaluations), ("--shift", self.shift)) if value is not None]
+        if fixed and variant.family == "flow" and asked.solver == "dopri5":
+            raise ConfigError(f"{' and '.join(fixed)} would change nothing: dopri5 chooses its own steps; leave it out")
         unused = ["gaussian_solver"] if variant.family == "flow" else ["solver", "shift"]
         unused += ["semantic_scale", "semantic_interval"] if variant.semantic == "none" else []
         if given := [f"--{name.replace('_', '-')}" for name in unused if getattr(self, name) is not None]:

@@ -40,7 +40,7 @@ def sample(
     folder = artifact_folder(artifact)
     compiled = params.engine.compile
     pipeline = Pipeline.from_artifact(folder, TEXTURE_VAE, drawing.snapshot, sampler.guide, compiled, sampler.guide_step)
-    drawing.require_meaning(pipeline.denoiser.variant)
+    drawing.require_meaning(pipeline.denoiser.variant, sampler, evaluations)
     classes = list(pipeline.denoiser.classes)
     chosen = find_labels(labels, classes) if labels else list(range(max(1, len(classes))))
     samples = pipeline([label for label in chosen for _ in range(count)], seed=sampler.seed, sampler=sampler)

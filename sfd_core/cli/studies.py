@@ -63,7 +63,7 @@ def guidance_curve(
     from sfd_core.studies.guidance import plan_points, run_curve
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
-    measurement = drawn_measurement(params, artifact, drawing, base)
+    measurement = drawn_measurement(params, artifact, drawing, base, evaluations)
     table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, parts)
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))
@@ -96,7 +96,7 @@ def path_curve(
     if (offsets is None) == (corners is None):
         raise ConfigError("path-curve compares offsets or corners; give either --offsets or --corners")
     kind, points = ("corners", plan_corners(base, corners)) if corners else ("offsets", plan_offsets(base, offsets or []))
-    measurement = drawn_measurement(params, artifact, drawing, base)
+    measurement = drawn_measurement(params, artifact, drawing, base, evaluations)
     table = run_orders(kind, measurement, points, samples or params.evaluate.final_samples, out)
     if table is not None:
         _print(table, [name for name in ("delta_t", "t_tex", "t_sem") if name in table], ("fid", "fd_", "sfid", "is"))
@@ -134,7 +134,7 @@ def error_field(
     from sfd_core.studies.error_field import run_error_field
 
     latents = ShardReader(stage_dir("encode") / "held_out")
-    measurement = drawn_measurement(params, artifact, drawing, base)
+    measurement = drawn_measurement(params, artifact, drawing, base, evaluations)
     table = run_error_field(measurement, study, base, samples or params.evaluate.final_samples, latents, out)
     if table is not None:
         _print(table, ["semantic_weight", "path"], ("fid", "fd_", "sfid", "is"))

@@ -243,4 +243,4 @@ def oracle_order(denoiser: Denoiser, labels: Sequence[int], sampler: SamplerPara
     def semantics(part: slice) -> Tensor:
         return cast(Tensor, semantic_latents(denoiser, latents, chosen[part]))
 
-    return Order(labels, sampler, semantics, latents.digest)
+    return Order(labels, sampler, semantics, fingerprint(latents.digest, chosen.tolist()))

@@ -184,7 +184,7 @@ def drawn_with(sampler: SamplerParams, denoiser: Denoiser, evaluations: int, dra
     """Return how images of `denoiser` were drawn by the recipe `drawn_by`, for the protocol of their numbers."""
     gaussian = denoiser.variant.family == "gaussian"
     solver = sampler.gaussian_solver if gaussian else sampler.solver
-    shift = "" if gaussian or sampler.shift == 1 else f", shift {sampler.shift}"
+    shift = "" if gaussian or solver == "dopri5" or sampler.shift == 1 else f", shift {sampler.shift}"
     order = f", path {sampler.path}" if sampler.path else "" if sampler.delta_t is None else f", offset {sampler.delta_t}"
     precision = "" if sampler.precision == "float32" else f", {sampler.precision}"
     generated = drawn_by["semantics"] == GENERATED

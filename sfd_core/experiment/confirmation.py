@@ -11,6 +11,8 @@ from sfd_core.experiment.numbers import frechet_distances
 
 WARNING = "one training of all paths and trainings along one path alone have been seen to rank paths differently"
 BEST = 2
+DRAWN = {"evaluate.sampler.delta_t": None, "evaluate.sampler.path": None}
+"""Each is sampled along the path that it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Confirmation:
     @property
     def command(self) -> str:
         """The command line that trains and evaluates them."""
-        changes = {f"variants.{self.variant}.{key}": value for key, value in self.changes.items()} | {"studies": {}}
+        changes = {f"variants.{self.variant}.{key}": value for key, value in self.changes.items()} | DRAWN | {"studies": {}}
         assigned = [word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}")]
         words = ["sfd", "experiment", f"confirm-{self.variant}", "--variants", self.variant, *assigned]
         return shlex.join([*words, "--vary", self.key, *map(json.dumps, self.values)])
@@ -46,4 +48,4 @@ class Confirmation:
     @property
     def space(self) -> Space:
         """The same as the points of a sweep."""
-        return Space([self.variant], {self.key: self.values}, [], self.changes)
+        return Space([self.variant], {self.key: self.values}, [], {**self.changes, **DRAWN})

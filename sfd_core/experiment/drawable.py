@@ -5,6 +5,7 @@ It is no check of `Params`: results are also shown where parameters were edited 
 
 from sfd_core.experiment.params import GuidanceStudy, Params, VariantParams
 from sfd_core.experiment.sizes import TRAINING_LEVELS
+from sfd_core.experiment.snapshots import snapshot_steps
 from sfd_core.host.errors import ConfigError
 
 SHAPES_RESULTS = False
@@ -44,7 +45,7 @@ def _require_guidable(params: Params, name: str, variant: VariantParams, guidanc
 
 
 def _require_guide(params: Params, study: GuidanceStudy, key: str) -> None:
-    step, steps = study.guide_step, params.train.snapshot_steps
+    step, steps = study.guide_step, snapshot_steps(params.train)
     if step is None and study.guidance == "autoguidance":
         raise ConfigError(f"{key} is null, but autoguidance needs a guide; name a snapshot, such as {steps[0]}")
     if step is not None and study.guidance not in ("autoguidance", "semantic"):

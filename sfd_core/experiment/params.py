@@ -320,12 +320,6 @@ class TrainParams(Group):
     validation_images: Annotated[int, Field(ge=0)] = 0
     """Held-out images of the validation loss, which is taken at every snapshot; 0, which may be left out, takes none."""
 
-    @property
-    def snapshot_steps(self) -> tuple[int, ...]:
-        """The steps whose snapshots are kept."""
-        steps, count = self.optimisation.steps, min(self.snapshots, self.optimisation.steps)
-        return tuple(round(steps * (number + 1) / count) for number in range(count))
-
 
 class EngineParams(Group):
     """How networks run on this machine. Results are equal up to rounding, so changing this group runs nothing again."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from sfd_core.experiment.params import VariantParams
 from sfd_core.host.errors import ConfigError
 
+SHAPES_RESULTS = True
+
 PATH_FILE = "path.json"
 
 

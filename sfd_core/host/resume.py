@@ -62,15 +62,17 @@ def settle(folder: Path, code: Code, seconds: float | None = None) -> None:
     """Decide whether `code` resumes the work in `folder` or starts again, and record it there.
 
     The caller holds the folder. `seconds` is how long the work took, 0 if nothing of it can be resumed; None takes it from the
-    times of the files. Work of other code that took up to ten minutes is deleted. For longer work SFD_RESUME decides: with
-    `restart` it is moved to `.sfd/kept`. Raises `ConfigError` that names what differs and both commands if it is not set.
+    times of the files, of which the record is the first. Work of other code that took up to ten minutes is deleted. For longer
+    work SFD_RESUME decides: with `restart` it is moved to `.sfd/kept`. Raises `ConfigError` that names what differs and both
+    commands if it is not set.
     """
     before = codes_of(folder)
     work = [path for path in folder.iterdir() if path.name not in {RECORD, LOCK}] if folder.is_dir() else []
     if not before or not work or before[-1].hash == code.hash:
-        _record(folder, [*before[:-1], code] if work else [code])
+        if not work or before[-1:] != [code]:
+            _record(folder, [*before[:-1], code] if work else [code])
         return
-    took = _seconds(work) if seconds is None else seconds
+    took = _seconds(work, folder / RECORD) if seconds is None else seconds
     differing = before[-1].differences(code)
     changed = ", ".join(differing[:MOST_NAMED]) + (f" and {len(differing) - MOST_NAMED} more" * (len(differing) > MOST_NAMED))
     choice = _choice(folder, took, changed)
@@ -205,11 +207,11 @@ def _free(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _seconds(work: Sequence[Path]) -> float:
-    """Return the time between the first and the last change of all files of some work."""
+def _seconds(work: Sequence[Path], record: Path) -> float:
+    """Return the time from the record, or the first change of a file of some work, to the last one."""
     files = [file for path in work for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
     times = [file.stat().st_mtime for file in files]
-    return max(times) - min(times) if times else 0.0
+    return max(times) - min(*times, record.stat().st_mtime) if times else 0.0
 
 
 def _record(folder: Path, codes: Sequence[Code]) -> None:

@@ -28,7 +28,7 @@ from sfd_core.host.paths import file_digest, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
 from sfd_core.latents.composite import ChannelStatistics, StreamingMoments, save_statistics
-from sfd_core.latents.compressors import SemanticCompressors
+from sfd_core.latents.compressors import CONFIG_FILE, SemanticCompressors
 from sfd_core.latents.encoder import LatentEncoder, pixel_energy, require_resolved
 from sfd_core.latents.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
 from sfd_core.latents.stored import StoredLatent, latent_fields, moments_of, posterior_meta
@@ -89,6 +89,8 @@ class Sources:
     encoder: LatentEncoder
     texture_identity: Mapping[str, Any]
     semantic_identity: Mapping[str, Any]
+    networks: list[str]
+    """Hashes of what describes both networks: not all of it, such as the number of heads, follows from their weights."""
 
     @classmethod
     def open(cls, params: EncodeParams, inputs: EncodeInputs, processes: Processes) -> Self:
@@ -101,7 +103,8 @@ class Sources:
         }
         _require_one_origin(images, tokens, semantic_identity)
         encoder = LatentEncoder(params, vae, compressors, processes.device)
-        return cls(images, tokens, encoder, texture_identity, semantic_identity)
+        networks = [file_digest(folder / CONFIG_FILE) for folder in (inputs.texture_vae, inputs.semantic_vae)]
+        return cls(images, tokens, encoder, texture_identity, semantic_identity, networks)
 
     def fields(self, params: EncodeParams) -> dict[str, FieldSpec]:
         """Return the fields of the shards."""
@@ -138,7 +141,7 @@ class Sources:
         """Return the hash of all that shapes the result."""
         digests = [source.digest for sources in (self.images, self.tokens) for source in sources.values()]
         identities = [self.texture_identity, self.semantic_identity]
-        return fingerprint(params, digests, identities, processes.device.type)
+        return fingerprint(params, digests, identities, self.networks, processes.device.type)
 
 
 def _require_one_origin(

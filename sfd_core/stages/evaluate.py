@@ -68,7 +68,8 @@ class Evaluation:
         reference, subset = stage_dir("reference"), self.params.kid_subset_size
         self.evaluator = Evaluator.load(reference, params.reference, subset, self.images.digest)
         weights = [snapshot_digest(self.artifact, snapshot) for snapshot in self.manifest.snapshots]
-        key = fingerprint(name, self.params, self.manifest.variant, [*weights, identity.statistics, *self.evaluator.keys])
+        made_by = [*weights, identity.statistics, identity.texture_vae["weights"], *self.evaluator.keys]
+        key = fingerprint(name, self.params, self.manifest.variant, made_by)
         self.batches = resume_dir("evaluate", key)
 
     def run(self, out: Path) -> None:

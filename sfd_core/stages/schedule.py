@@ -53,7 +53,7 @@ Corners = list[list[float]]
 
 def find_path(params: Params, folders: TrainFolders, out: Path, processes: Processes) -> None:
     """Write `path.json` and, where there is one, `field.npz` to `out` in one atomic step; the first process writes."""
-    schedule = params.schedule
+    schedule, trained = params.schedule, None
     with atomic_dir(out) if processes.first else nullcontext(out) as folder:
         path = None
         if schedule is not None:
@@ -61,12 +61,14 @@ def find_path(params: Params, folders: TrainFolders, out: Path, processes: Proce
             with processes.first_first():
                 inputs = TrainInputs.open(variant, folders, verify=processes.first)
             if isinstance(schedule, LeastCostSchedule):
-                train_variant(PROBE, variant, train, inputs, folder / PROBE, params.engine, processes, recorded=False)
+                trained = train_variant(PROBE, variant, train, inputs, folder / PROBE, params.engine, processes, recorded=False)
                 path = _least_cost(schedule, inputs, folder) if processes.first else None
             else:
-                path = _learned(schedule, variant, train, inputs, params.engine, processes)
+                path, trained = _learned(schedule, variant, train, inputs, params.engine, processes)
         if processes.first:
             write_json(folder / PATH_FILE, path)
+    if trained is not None and processes.first:
+        trained.finish()
 
 
 def _probe(schedule: LeastCostSchedule | LearnedSchedule, train: TrainParams) -> tuple[VariantParams, TrainParams]:
@@ -109,7 +111,7 @@ def _learned(
     inputs: TrainInputs,
     engine: EngineParams,
     processes: Processes,
-) -> Corners:
+) -> tuple[Corners, ResumeFolder]:
     classes = inputs.latents.meta["classes"] if train.conditional else []
     denoiser = cast(LightningDiT, build_denoiser(variant, inputs.spec, len(classes)))  # no DiT has semantics
     model = PathLearner(denoiser, schedule.knots).to(training_device())
@@ -118,9 +120,7 @@ def _learned(
     resume = ResumeFolder.of("schedule", key, stage_code("schedule"))
     plan = TrainingPlan("path", train.optimisation, variant.learning_rate, engine=engine)
     run_training(LearnedPathTask(model, batches, schedule), plan, resume, training_run("path", train), processes)
-    if processes.first:
-        resume.finish()
-    return model.corners()
+    return model.corners(), resume
 
 
 @exits_cleanly

@@ -21,6 +21,7 @@ from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams
 from sfd_core.experiment.paths import with_found_path
+from sfd_core.experiment.snapshots import snapshot_steps
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, ConfigError, IdentityError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread
@@ -118,10 +119,10 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     engine: EngineParams = PLAIN_ENGINE,
     processes: Processes = ALONE,
     recorded: bool = True,
-) -> None:
+) -> ResumeFolder:
     """Train one variant; the first process writes its artifact to `out` in one atomic step.
 
-    DVC records it there, unless it is not `recorded`.
+    DVC records it there, unless it is not `recorded`: then the checkpoints stay in the folder that is returned.
     """
     classes = inputs.latents.meta["classes"] if train.conditional else []
     model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
@@ -132,7 +133,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     targets = [] if inputs.tokens is None else [inputs.tokens.digest]
     key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics, *targets])
     resume = ResumeFolder.of("train", key, stage_code("train"))
-    plan = TrainingPlan(name, train.optimisation, variant.learning_rate, train.snapshot_steps, engine=engine)
+    plan = TrainingPlan(name, train.optimisation, variant.learning_rate, snapshot_steps(train), engine=engine)
     sharded = engine.sharding != "none" and processes.count > 1
     ema = power_averages(model, EMA(model, train.ema_decay, train.ema_warmup), train.power_emas, sharded)
     validation = _validation(variant, train, inputs, resume) if processes.first else None
@@ -147,7 +148,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
 
     result = run_training(task, plan, resume, training_run(name, train), processes, ema, keep)
     if not processes.first:
-        return
+        return resume
     if validation is not None:
         validation.complete(result.snapshots)
     manifest = DenoiserManifest(
@@ -164,8 +165,10 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         ],
     )
     _write(manifest, inputs.statistics, result, resume, out)
-    for kept in resume.finish(out / "metrics.json" if recorded else None, result.seconds, engine.keeps):
-        print(f"{name}: the checkpoint in {kept} is kept", file=sys.stderr)
+    if recorded:
+        for kept in resume.finish(out / "metrics.json", result.seconds, engine.keeps):
+            print(f"{name}: the checkpoint in {kept} is kept", file=sys.stderr)
+    return resume
 
 
 def _validation(

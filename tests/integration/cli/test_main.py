@@ -86,7 +86,6 @@ def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
         (["sample", "sfd", "--out", "9" * 250], "is no folder that can be written"),
         (["evaluate", "sfd", "--out", "/proc/numbers.json"], "/proc is no folder that can be written"),
         (["sample", "sfd", "--texture-interval", "0.2", "0.6"], "--texture-interval would change nothing"),
-        (["sample", "sfd", "--solver", "dopri5", "--evaluations", "7"], "--evaluations would change nothing"),
         (
             ["guidance-curve", "sfd", "--scales", "1", "--texture-scale", "3", "--out", "x"],
             "--texture-scale would change nothing",

@@ -56,12 +56,20 @@ def test_options_that_do_not_fit_are_errors_that_name_them(words: list[str], nam
 )
 def test_options_that_would_change_no_image_are_refused(variant: str, drawing: Drawing, named: str) -> None:
     with pytest.raises(ConfigError, match=f"^{named} would change nothing"):
-        drawing.require_meaning(PARAMS.variants[variant])
+        drawing.require_meaning(PARAMS.variants[variant], PARAMS.evaluate.sampler)
+
+
+def test_what_the_adaptive_solver_chooses_is_refused_wherever_it_is_asked_for() -> None:
+    adaptive = PARAMS.evaluate.sampler.model_copy(update={"solver": "dopri5"})
+    with pytest.raises(ConfigError, match=r"^--evaluations and --shift would change nothing: dopri5 chooses"):
+        Drawing(shift=2.0).require_meaning(PARAMS.variants["sfd"], adaptive, [25, 50])
+    Drawing().require_meaning(PARAMS.variants["dit"], adaptive, [25, 50])
 
 
 @pytest.mark.parametrize("variant", ["sfd", "lightningdit", "dit"])
 def test_options_for_every_denoiser_are_taken_by_each(variant: str) -> None:
-    Drawing(seed=1, guidance="cfg", texture_scale=2.0, texture_interval=(0.0, 0.5)).require_meaning(PARAMS.variants[variant])
+    drawing = Drawing(seed=1, guidance="cfg", texture_scale=2.0, texture_interval=(0.0, 0.5))
+    drawing.require_meaning(PARAMS.variants[variant], PARAMS.evaluate.sampler, 20)
 
 
 def test_a_path_or_an_offset_replaces_the_order_of_the_experiment() -> None:

@@ -226,6 +226,8 @@ def test_an_oracle_takes_semantics_of_all_styles_or_of_the_classes_it_draws(
     order = oracle_order(denoiser, labels, SAMPLER, ShardReader(tmp_path / "latents"))
     assert order.semantics is not None
     assert order.semantics(slice(None)).tolist() == rows
+    more = oracle_order(denoiser, labels * 2, SAMPLER, ShardReader(tmp_path / "latents"))
+    assert more.semantics_key != order.semantics_key
 
 
 def test_a_recipe_names_the_weights_of_the_guide(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The trainings that confirm a study of orders."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from sfd_core.cli.experiment import parse_assignment, parse_value
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.confirmation import Confirmation
 from sfd_core.experiment.grid import base_values, plan_points
+from sfd_core.experiment.params import parse_params
 from sfd_core.workspace.experiments import Axis, Plan, plan_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -37,6 +40,18 @@ def test_the_two_best_offsets_are_trained_for_themselves() -> None:
     assert [trained(plan.values["variants"][name]) for name in plan.origins] == wanted
     points = plan_points(VALUES, confirmation.space, "code", ROOT)
     assert [trained(point.values["variants"]["any_order"]) for point in points] == wanted
+
+
+def test_each_is_sampled_along_the_path_that_it_was_trained_on() -> None:
+    values = json.loads(json.dumps(VALUES)) | {"active": ["sync", "sfd", "any_order"], "studies": {}}
+    values["report"]["baseline"] = "sync"
+    values["evaluate"]["sampler"]["path"] = [[0, 0], [0.1, 0.8], [1, 1]]
+    confirmation = Confirmation.of("any_order", OFFSETS)
+    for point in plan_points(values, confirmation.space, "code", ROOT):
+        params = parse_params(point.values)
+        variant = params.variants["any_order"]
+        assert Schedule.of(variant, params.evaluate.sampler) == Schedule.of(variant)
+    assert "--set evaluate.sampler.path=null" in confirmation.command
 
 
 def test_the_two_best_corners_are_paths() -> None:

@@ -167,6 +167,14 @@ def test_the_time_of_other_work_is_that_between_its_first_and_last_file(work: Pa
     assert codes_of(work) == [NEW]
 
 
+def test_the_first_piece_of_work_took_the_time_since_it_began(work: Path) -> None:
+    os.utime(work / "code.json", (1000.0, 1000.0))
+    settle(work, OLD)
+    os.utime(work / "pieces" / "00000", (1000.0, 1601.0))
+    with pytest.raises(ConfigError, match="10 minutes"):
+        settle(work, NEW)
+
+
 def test_work_that_is_kept_twice_is_kept_in_two_places(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFD_RESUME", "restart")
     for number, (code, other) in enumerate([(OLD, NEW), (NEW, OLD), (OLD, NEW)]):

@@ -1,6 +1,7 @@
 """Frozen samples, stored posteriors and half precision hold the same latents, to sampling and rounding, and train alike."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.measurement import semantic_latents
 from sfd_core.experiment.params import EncodeParams, VariantParams
 from sfd_core.host.errors import DataError, IdentityError, NumericsError
-from sfd_core.host.processes import Processes
+from sfd_core.host.processes import ALONE, Processes
 from sfd_core.host.seeding import sample_noise
 from sfd_core.latents.composite import ChannelStatistics, Composite, load_statistics
 from sfd_core.latents.compressors import SemanticCompressors
@@ -76,6 +77,19 @@ def test_only_the_first_process_reads_all_inputs_to_check_them(stages: Stages, t
     with pytest.raises(DataError, match="was changed or damaged"):
         Sources.open(ENCODE, inputs, Processes(0, 2))
     Sources.open(ENCODE, inputs, Processes(1, 2))
+
+
+def test_networks_of_the_same_weights_and_other_heads_are_other_work(stages: Stages, tmp_path: Path) -> None:
+    run = stages.path / "run-True"
+    vae = shutil.copytree(run / "semantic_vae", tmp_path / "semantic_vae")
+    keys = []
+    for heads in (1, 2):
+        config = json.loads((vae / "model.json").read_text())
+        config["shape"]["heads"] = heads
+        (vae / "model.json").write_text(json.dumps(config))
+        sources = Sources.open(ENCODE, EncodeInputs(stages.prepare, stages.features(True), run / "texture_vae", vae), ALONE)
+        keys.append(sources.resume_key(ENCODE, ALONE))
+    assert keys[0] != keys[1]
 
 
 def test_a_frozen_sample_is_mean_plus_deviation_times_the_noise_of_its_row(stages: Stages) -> None:

@@ -3,20 +3,26 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from denoisers import CLASSES, variant
+from emoji import emoji_values
+from projects import LEAST_COST, PROBE
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.params import Optimisation, RepaParams, TrainParams
+from sfd_core.experiment.params import Optimisation, RepaParams, TrainParams, parse_params
+from sfd_core.host import paths
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError
 from sfd_core.host.paths import file_digest
+from sfd_core.host.processes import ALONE
 from sfd_core.latents.composite import ChannelStatistics, save_statistics
 from sfd_core.latents.identity import LatentIdentity
 from sfd_core.sampling.artifact import load_denoiser
+from sfd_core.stages.schedule import find_path
 from sfd_core.stages.train import TrainFolders, TrainInputs, train_variant
 
 IMAGES, GRID = 12, 4
@@ -167,3 +173,20 @@ def test_a_batch_larger_than_the_data_set_is_refused_and_nothing_is_written(tmp_
         train_variant("v", variant(), large, inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".sfd" / "resume").exists()
+
+
+@pytest.mark.parametrize("schedule", [LEAST_COST, PROBE | {"kind": "learned", "knots": 2, "kinetic": 0.1}])
+def test_a_probe_is_kept_until_its_path_is_written(
+    schedule: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edited() -> None:
+        raise ConfigError("train of params.yaml changed")
+
+    encoded(tmp_path / "encode")
+    monkeypatch.setattr(paths, "_CHECKS", [edited])
+    values = emoji_values()
+    values["train"] = TRAIN.model_dump(mode="json") | {"optimisation": TRAIN.optimisation.model_dump(mode="json")}
+    params = parse_params(values | {"schedule": schedule | {"steps": 3}})
+    with pytest.raises((ConfigError, DataError)):  # the held-out latents of the error field are missing, too
+        find_path(params, folders(tmp_path), Path("outputs/schedule"), ALONE)
+    assert list(Path(".sfd/resume").glob("*/*/step-*"))
