@@ -110,7 +110,7 @@ def _restore(place: Path, project: Path, name: str) -> None:
     stages = [f"{stage}@{variant}" for variant in load_params(place / PARAMS).active for stage in ("train", "evaluate")]
     restoring = Place(place, environment(project), log=project / LOGS / "shown.log")
     try:
-        asked = [stage for stage in ("code", "inputs", "reference", *stages) if stage in locked]
+        asked = [stage for stage in ("code", "inputs", "schedule", "reference", *stages) if stage in locked]
         restoring.dvc("pull" if restoring.has_remote else "checkout", *asked)
     except ProgramError as error:
         raise DataError(f"the results of {name} are neither in DVC's cache nor in its remote; run it again: {error}") from error
