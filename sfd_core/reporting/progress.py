@@ -14,7 +14,7 @@ from sfd_core.host.paths import OUTPUTS, STATE, read_json
 from sfd_core.host.progress import format_rate
 from sfd_core.host.resume import LOCK, command_of
 from sfd_core.reporting import text
-from sfd_core.tracking.runs import training_steps
+from sfd_core.tracking.runs import is_of, training_steps
 from sfd_core.training.history import read_history
 from sfd_core.workspace import git
 from sfd_core.workspace.dvc import running_stages
@@ -107,8 +107,8 @@ def _finished(place: Path) -> Iterator[Work]:
         step, _ = _pace(folder)
         if step is None:
             continue
-        of_variant = folder.parent.name == "train"
-        numbers = read_json(place / OUTPUTS / "evaluate" / folder.name / "metrics.json") if of_variant else {}
+        of_variant, evaluate = folder.parent.name == "train", place / OUTPUTS / "evaluate" / folder.name
+        numbers = read_json(evaluate / "metrics.json") if of_variant and is_of(evaluate, folder) else {}
         stage = f"train@{folder.name}" if of_variant else folder.name
         yield _trained(stage, {"steps": step, **read_json(folder / "metrics.json")}, numbers, str(folder))
 

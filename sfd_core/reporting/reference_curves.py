@@ -23,6 +23,7 @@ from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.progress import RUNNING, read_work
 from sfd_core.reporting.protocol import PROTOCOL, protocol
 from sfd_core.reporting.sources import read_table, require_json
+from sfd_core.tracking.runs import is_of
 from sfd_core.training.history import read_history
 
 COLUMNS = ["variant", "step", "images_seen", "number", "samples", "value"]
@@ -160,7 +161,7 @@ def _losses(folder: Path) -> Iterator[tuple[int, str, float, float]]:
 def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, str, float, float]]:
     """Yield step, number, samples and value of the Fréchet distances of every snapshot, and of the final ones."""
     file = outputs / "evaluate" / variant / "numbers.json"
-    if not file.is_file():
+    if not file.is_file() or not is_of(file.parent, outputs / "train" / variant):
         return
     curve = read_curve(outputs, variant)
     names = [number.name for number in frechet_distances(curve)]

@@ -21,6 +21,7 @@ from sfd_core.experiment.paths import with_found_path
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
 from sfd_core.reporting.protocol import PROTOCOL, measured_with
+from sfd_core.tracking.runs import is_of
 
 COSTS = ("step", "images_seen", "seconds", "flops")
 REFERENCES = {
@@ -233,6 +234,8 @@ def _read_variant(params: Params, outputs: Path, name: str, missing: dict[str, s
             raise DataError(f"active variant {name!r} has no {folder / file}; run `{remedy}` or take it out of `active`")
     curve = read_curve(outputs, name)
     measured = require_json(folder / "numbers.json")
+    if not is_of(folder, outputs / "train" / name):
+        raise DataError(f"{folder} is of older weights: {name!r} was evaluated before it was trained again; run `{remedy}`")
     numbers = _numbers(measured.get("final"), folder / "numbers.json")
     if not numbers:
         raise DataError(f"{folder} holds no final number; delete the folder and run `{remedy}`")

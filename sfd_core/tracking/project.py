@@ -17,7 +17,7 @@ from sfd_core.tracking.address import embedded_file, is_embedded, store_uri, why
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.datasets import DataSet, prepared_images
 from sfd_core.tracking.live import history_key
-from sfd_core.tracking.runs import RunSpec, VAEName, training_steps, vae_run, variant_run
+from sfd_core.tracking.runs import RunSpec, VAEName, is_of, training_steps, vae_run, variant_run
 from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
 from sfd_core.tracking.store import EVALUATION_TAG, Evidence, Store, sync_run
 
@@ -140,7 +140,8 @@ def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
 
 
 def _variant_evidence(train: Path, evaluate: Path, studies: list[Path], steps: int | None) -> Evidence:
-    results = read_json(evaluate / "numbers.json")
+    own = is_of(evaluate, train)  # not where a training was repeated and its evaluation is still to come
+    results = read_json(evaluate / "numbers.json") if own else {}
     finals = _numbers(read_json(train / "metrics.json"), "final")
     for kind in ("final", "oracle"):
         finals |= _numbers(_values(results.get(kind)), kind)
@@ -148,19 +149,20 @@ def _variant_evidence(train: Path, evaluate: Path, studies: list[Path], steps: i
     tags = {"sfd.protocol": json.dumps(_without_repetition(protocols))} if protocols else {}
     if results:
         tags[EVALUATION_TAG] = evaluation_key(evaluate)
-    grids = {int(match[1]): file for file in sorted(evaluate.rglob("*.png")) if (match := re.search(r"step-(\d+)$", file.stem))}
+    images = sorted(evaluate.rglob("*.png")) if own else []
+    grids = {int(match[1]): file for file in images if (match := re.search(r"step-(\d+)$", file.stem))}
     return Evidence(
         curves=[
             Curve(train / "history.csv", "train", steps=steps),
             Curve(train / "validation.csv", "validation", clock=train / "history.csv"),
-            Curve(evaluate / "curve.csv", "evaluate", clock=train / "history.csv"),
+            *([Curve(evaluate / "curve.csv", "evaluate", clock=train / "history.csv")] if own else []),
         ],
         finals=finals,
         files={
-            "figures": sorted(evaluate.glob("*.png")),
+            "figures": [file for file in images if file.parent == evaluate],
             "records": [
                 *_present(train, "history.csv", "validation.csv", "model.json"),
-                *_present(evaluate, "curve.csv", "numbers.json", "classes.csv"),
+                *(_present(evaluate, "curve.csv", "numbers.json", "classes.csv") if own else []),
             ],
             **{f"studies/{study.name}": sorted(file for file in study.glob("*.*") if file.is_file()) for study in studies},
         },

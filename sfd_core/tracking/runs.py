@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sfd_core.experiment.code import stage_code
 from sfd_core.experiment.params import LATENTS, Group, Optimisation, Params, fingerprint
 from sfd_core.experiment.values import flat_values
-from sfd_core.host.paths import OUTPUTS, file_digest
+from sfd_core.host.paths import OUTPUTS, file_digest, read_json
 from sfd_core.host.settings import Settings
 
 LOCK_FILE = Path("requirements.lock")
@@ -65,6 +65,15 @@ def training_steps(group: Group) -> int | None:
     """Return the steps that a group of parameters trains for; None for a network that is read from a file."""
     optimisation: Optimisation | None = getattr(group, "optimisation", None)
     return None if optimisation is None else optimisation.steps
+
+
+def is_of(evaluate: Path, train: Path) -> bool:
+    """Return whether the numbers in `evaluate` are of the weights in `train`, as far as the files of both say."""
+    weights = read_json(train / "model.json").get("files")
+    numbers = (read_json(evaluate / "numbers.json").get("final") or {}).values()
+    protocols = [number.get("protocol", {}) for number in numbers if isinstance(number, dict)]
+    measured = {protocol["recipe"]["weights"] for protocol in protocols if protocol.get("recipe")}
+    return not weights or measured <= set(weights.values())
 
 
 def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, code: str) -> RunSpec:

@@ -32,6 +32,8 @@ CLASSES = [
 FINAL = {"dit": 3098.0, "lightningdit": 2274.0, "sync": 2255.0, "sfd": 2156.0, "cascade": 2200.0, "any_order": 2300.0}
 POINTS = {"offsets": ("offsets", 0.3), "guidance": ("scales", 2.0), "error_field": ("semantic_weights", 0.5)}
 """What a kind of study varies, and where it is best."""
+WEIGHTS = "0123abcd"
+"""The hash of the last snapshot of every variant."""
 PROTOCOL = {
     "extractor": "efficientnet_lite2",
     "weights": "ab12cd34",
@@ -39,6 +41,7 @@ PROTOCOL = {
     "solver": "euler",
     "evaluations": 40,
     "seed": 0,
+    "recipe": {"weights": WEIGHTS},
 }
 
 
@@ -128,10 +131,19 @@ def emblems(count: int, sharpness: float, seed: int = 0) -> np.ndarray[Any, np.d
     return (np.stack(images) * 255).astype(np.uint8)
 
 
+def train_again(root: Path, name: str) -> None:
+    """Replace the weights of a variant by those of a later training, which is not evaluated yet."""
+    file = root / "train" / name / "model.json"
+    _write_json(file, json.loads(file.read_text()) | {"files": {"snapshots/step-00001500.safetensors": "later"}})
+
+
 def _write_training(folder: Path, index: int, classes: list[str]) -> None:
     terms = ("loss", "mse", "vlb") if index == 0 else ("loss", "mse", "cosine")
     _write_history(folder / "history.csv", terms, 1.0 + 0.2 * index)
-    _write_json(folder / "model.json", {"classes": classes, "num_classes": len(classes)})
+    _write_json(
+        folder / "model.json",
+        {"classes": classes, "num_classes": len(classes), "files": {"snapshots/step-00001500.safetensors": WEIGHTS}},
+    )
 
 
 def _write_history(path: Path, terms: tuple[str, ...], scale: float) -> None:

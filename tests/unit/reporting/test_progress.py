@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from emoji import emoji_values
-from synthetic_outputs import write_outputs
+from synthetic_outputs import train_again, write_outputs
 
 from sfd_core.experiment.params import Params
 from sfd_core.host.resume import held
@@ -70,6 +70,10 @@ def test_what_is_finished_shows_its_distance(tmp_path: Path, params: Params) -> 
     assert set(found) == {"texture_vae", "semantic_vae", *(f"train@{name}" for name in params.active)}
     row = ("train@sfd", "finished", "1,500 of 1,500", "5 steps/s", "", "2,156 fd_efficientnet_lite2")
     assert found["train@sfd"].row[:-1] == row
+    train_again(tmp_path / "outputs", "sfd")
+    distances = {work.stage: work.distance for work in read_work(tmp_path)}
+    assert distances["train@sfd"] == ""  # of the weights before
+    assert distances["train@sync"]
 
 
 def test_a_place_with_parameters_that_cannot_be_read_still_shows_its_work(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from synthetic_outputs import FINAL, imagenet_like
+from synthetic_outputs import FINAL, imagenet_like, train_again
 
 from sfd_core.cli.main import app
 from sfd_core.experiment.params import Params
@@ -163,6 +163,13 @@ def test_damaged_numbers_are_named(tmp_path: Path, params: Params, written: Path
     (tmp_path / "outputs" / "evaluate" / "sfd" / "numbers.json").write_text("{")
     with pytest.raises(DataError, match=r"numbers\.json is no readable JSON"):
         measured(tmp_path, params, "sfd")
+
+
+def test_distances_of_weights_before_the_last_training_are_not_recorded(tmp_path: Path, params: Params, written: Path) -> None:
+    shutil.copytree(written, tmp_path / "outputs")
+    train_again(tmp_path / "outputs", "sfd")
+    assert set(measured(tmp_path, params, "sfd")["number"]) == {"loss"}
+    assert len(set(measured(tmp_path, params, "sync")["number"])) > 1
 
 
 def test_the_committed_curves_can_be_compared_with(params: Params) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_outputs import write_studies
+from synthetic_outputs import train_again, write_studies
 
 from sfd_core.experiment.params import OffsetStudy, Params, parse_params
 from sfd_core.host.errors import DataError
@@ -62,6 +62,12 @@ def test_the_committed_tables_are_those_of_the_default_experiment(params: Params
 def test_variant_that_was_not_evaluated_is_an_error_that_names_it(params: Params, tree: Path, file: str) -> None:
     (tree / "evaluate" / "sync" / file).unlink()
     with pytest.raises(DataError, match=r"'sync'.*dvc repro evaluate@sync"):
+        read_outputs(params, tree, tree)
+
+
+def test_numbers_of_weights_before_the_last_training_are_an_error(params: Params, tree: Path) -> None:
+    train_again(tree, "sync")
+    with pytest.raises(DataError, match=r"'sync' was evaluated before it was trained again; run `dvc repro evaluate@sync`"):
         read_outputs(params, tree, tree)
 
 

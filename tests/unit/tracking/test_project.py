@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from emoji import emoji_values
-from synthetic_outputs import write_outputs
+from synthetic_outputs import train_again, write_outputs
 
 from sfd_core.experiment.params import Params, TrainedVAEParams, parse_params
 from sfd_core.host.paths import OUTPUTS, write_json
@@ -77,6 +77,23 @@ def test_only_what_changed_is_sent_again(embedded: Path, params: Params) -> None
     second = track_project(params)
     assert set(second.completed) == {"sfd"}
     assert second.completed["sfd"] != first.completed["sfd"]
+
+
+def test_a_training_has_no_numbers_of_weights_before_it(embedded: Path, params: Params) -> None:
+    write_outputs(OUTPUTS, params)
+    (OUTPUTS / "evaluate" / "sfd" / "grids").mkdir()
+    shutil.copyfile(
+        OUTPUTS / "evaluate" / "sfd" / "neighbours.png", OUTPUTS / "evaluate" / "sfd" / "grids" / "step-0000300.png"
+    )
+    train_again(OUTPUTS, "sfd")
+    completed = track_project(params).completed
+    found = {name: set(Store().run(completed[name]).metrics) for name in ("sfd", "sync")}
+    of_numbers = ("final/fd_", "oracle/", "evaluate/")
+    assert not [name for name in found["sfd"] if name.startswith(of_numbers)]
+    assert [name for name in found["sync"] if name.startswith(of_numbers)]
+    from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
+
+    assert not MlflowClient(Store().uri).list_artifacts(completed["sfd"], "figures")
 
 
 def test_a_deleted_store_is_filled_again(embedded: Path, params: Params, empty_store: Path) -> None:
