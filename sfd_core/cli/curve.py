@@ -29,7 +29,7 @@ def compare(
     from sfd_core.reporting import reference_curves
     from sfd_core.reporting.lines import aligned
     from sfd_core.reporting.sources import prepared_classes
-    from sfd_core.workspace.places import find_place, recorded_params
+    from sfd_core.workspace.places import find_place, recorded_params, recorded_variants
 
     place, variant = find_place(run)
     params = load_params(place / PARAMS)
@@ -37,8 +37,8 @@ def compare(
         params.variant(variant)
     names = [variant] if variant else params.active
     in_work = {name for name in names if reference_curves.in_work(place, name)}
-    finished = params if in_work.issuperset(names) else recorded_params(place)
-    made_with = {name: params if name in in_work else finished for name in names}
+    finished = params if in_work.issuperset(names) else recorded_params(place, variant)
+    made_with = recorded_variants(place) | dict.fromkeys(in_work, params)
     tables = {name: reference_curves.measured(place, made_with[name], name) for name in names}
     found = {name: table for name, table in tables.items() if not table.empty}
     if not found:
@@ -55,9 +55,10 @@ def record(run: Annotated[str, RUN] = ".", /, *, out: Annotated[Path, output("Th
     """Write the losses and distances of all variants of a finished run, as a reference for `sfd curve compare`."""
     from sfd_core.host.paths import atomic_path
     from sfd_core.reporting.reference_curves import record as recorded
-    from sfd_core.workspace.places import find_place, recorded_params
+    from sfd_core.workspace.places import find_place, recorded_params, recorded_variants
 
     place, _ = find_place(run)
+    active, made = recorded_params(place).active, recorded_variants(place)
     with atomic_path(out) as temporary:
-        recorded(place, recorded_params(place)).to_csv(temporary, index=False)
+        recorded(place, {name: made[name] for name in active}).to_csv(temporary, index=False)
     print(out)

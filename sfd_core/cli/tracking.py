@@ -12,9 +12,9 @@ from sfd_core.host.errors import ResourceError
 def track(*, strict: Annotated[bool, Parameter(help="Fail if the store did not take everything.")] = False) -> None:
     """Send the curves, pictures and models that MLflow lacks."""
     from sfd_core.tracking.project import track_project
-    from sfd_core.workspace.places import recorded_params
+    from sfd_core.workspace.places import recorded_params, recorded_variants
 
-    tracked = track_project(recorded_params(Path()))
+    tracked = track_project(recorded_params(Path()), own=recorded_variants(Path()))
     if tracked.failed and strict:
         raise ResourceError(f"not in MLflow at {tracked.uri}: {', '.join(tracked.failed)}; run `sfd track` again later")
 

@@ -5,7 +5,7 @@ finished run. A number of another protocol is not compared: other latents, anoth
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,16 +75,14 @@ def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).assign(**hashes)
 
 
-def record(place: Path, params: Params) -> pd.DataFrame:
-    """Return `measured` of all active variants, as `compare` takes it.
+def record(place: Path, made: Mapping[str, Params]) -> pd.DataFrame:
+    """Return `measured` of variants with the parameters that made them, as `compare` takes it.
 
     Raises `DataError` if there is nothing.
     """
-    tables = [measured(place, params, name) for name in params.active]
+    tables = [measured(place, params, name) for name, params in made.items()]
     if all(table.empty for table in tables):
-        raise DataError(
-            f"{place.absolute()} has nothing to record of {', '.join(params.active)}; `sfd status` lists what there is"
-        )
+        raise DataError(f"{place.absolute()} has nothing to record of {', '.join(made)}; `sfd status` lists what there is")
     return pd.concat(tables, ignore_index=True)
 
 

@@ -129,7 +129,7 @@ def open_run(name: str = ".", project: Path = Path()) -> Run:
     has the name, or nothing of it was evaluated.
     """
     place, variant = find_place(name, project)
-    params = recorded_params(place)
+    params = recorded_params(place, variant)
     evaluated = [one for one in params.active if (place / OUTPUTS / "evaluate" / one / EVALUATED).is_file()]
     active = [one for one in evaluated if variant in {None, one}]
     if not active:

@@ -55,14 +55,15 @@ class _Finished:
         return fingerprint(self.key, [file_digest(file) for file in files], sorted(self.evidence.model))
 
 
-def track_project(params: Params, outputs: Path = OUTPUTS) -> Tracked:
+def track_project(params: Params, outputs: Path = OUTPUTS, own: Mapping[str, Params] | None = None) -> Tracked:
     """Make sure that every finished VAE and variant has a complete run in the store of MLFLOW_TRACKING_URI.
 
+    `own` has the parameters of variants that were made with others than `params`.
     Nothing new costs no import of mlflow. A store that does not answer or fails is told on stderr and raises nothing: the
     next call sends what is missing.
     """
     uri = store_uri()
-    finished = [*_finished_vaes(params, outputs), *_finished_variants(params, outputs)]
+    finished = [*_finished_vaes(params, outputs), *_finished_variants(params, outputs, own or {})]
     with locked(STATE / "tracking.lock"):  # so that no run is made twice
         markers = _read_markers(uri)
         done = markers.get(public(uri), {})
@@ -126,17 +127,16 @@ def _vae_key(folder: Path) -> str:
     return history_key(folder / "history.csv") if trained else history_key(folder / "model.json")
 
 
-def _finished_variants(params: Params, outputs: Path) -> Iterator[_Finished]:
+def _finished_variants(params: Params, outputs: Path, own: Mapping[str, Params]) -> Iterator[_Finished]:
     for name in params.active:
         train, evaluate = outputs / "train" / name, outputs / "evaluate" / name
         if (train / "history.csv").is_file():
             training = read_json(train / "metrics.json").get("training")
             key = history_key(train / "history.csv")
             studies = [outputs / "studies" / name / study for study in params.studies_of(name)]
-            describe = partial(variant_run, params, name, outputs)
-            yield _Finished(
-                name, describe, key, _variant_evidence(train, evaluate, studies, training_steps(params.train)), training
-            )
+            made = own.get(name, params)
+            evidence = _variant_evidence(train, evaluate, studies, training_steps(made.train))
+            yield _Finished(name, partial(variant_run, made, name, outputs), key, evidence, training)
 
 
 def _variant_evidence(train: Path, evaluate: Path, studies: list[Path], steps: int | None) -> Evidence:

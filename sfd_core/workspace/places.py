@@ -2,8 +2,10 @@
 
 import copy
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.inputs import input_digests, missing_inputs, named_inputs, recorded_digests
@@ -68,20 +70,15 @@ def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:
     return _restored(project, base, commit), variant
 
 
-def recorded_params(place: Path) -> Params:
-    """Return the parameters that made the results in a folder, as far as its dvc.lock has them.
+def recorded_params(place: Path, variant: str | None = None) -> Params:
+    """Return the parameters that made the results in a folder, or those of one variant, as far as its dvc.lock has them.
 
-    Where params.yaml was edited since, stderr says so: what was not run is shown as nobody's. Raises `ConfigError` for a file
-    that cannot be used.
+    Where params.yaml was edited since, or variants were made with different values, stderr says so: what was not run is shown
+    as nobody's. Raises `ConfigError` for a file that cannot be used.
     """
-    params = load_params(place / PARAMS)
-    stages = locked_stages(place)
-    names = [*SHARED, *(f"{stage}@{variant}" for stage in ("train", "evaluate") for variant in params.active)]
-    values = copy.deepcopy(params.given())
-    for name in names:
-        for key, value in stages.get(name, {}).get("params", {}).get(PARAMS, {}).items():
-            set_value(values, key, value)
-    made = parse_params(values, f"what {place / LOCK} records")
+    params, stages = load_params(place / PARAMS), locked_stages(place)
+    variants = [variant] if variant else params.active
+    made = _made(place, params, stages, variants)
     before, now = (flat_values(of.model_dump(mode="json")) for of in (made, params))
     if edited := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         print(
@@ -89,7 +86,40 @@ def recorded_params(place: Path) -> Params:
             "results are told with the values that made them; `make repro` brings them up to date",
             file=sys.stderr,
         )
+    used: dict[str, list[Any]] = {}
+    for key, value in _recorded(stages, _stages_of(variants)):
+        used.setdefault(key.partition(".")[0], []).append(value)
+    used.pop("report", None)  # of what is drawn, not of what is measured
+    if apart := [group for group, found in used.items() if group != "variants" and any(value != found[0] for value in found)]:
+        print(
+            f"{place}: the variants were made with different values of {', '.join(apart)}, so their results do not compare; "
+            "`make repro` makes them alike",
+            file=sys.stderr,
+        )
     return made
+
+
+def recorded_variants(place: Path) -> dict[str, Params]:
+    """Return `recorded_params` of each variant; stderr says nothing."""
+    params, stages = load_params(place / PARAMS), locked_stages(place)
+    return {variant: _made(place, params, stages, [variant]) for variant in params.variants}
+
+
+def _made(place: Path, params: Params, stages: Mapping[str, Any], variants: Iterable[str]) -> Params:
+    values = copy.deepcopy(params.given())
+    for key, value in _recorded(stages, [*SHARED, *_stages_of(variants)]):
+        set_value(values, key, value)
+    return parse_params(values, f"what {place / LOCK} records")
+
+
+def _stages_of(variants: Iterable[str]) -> list[str]:
+    return [f"{stage}@{variant}" for stage in ("train", "evaluate") for variant in variants]
+
+
+def _recorded(stages: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values that dvc.lock has of stages."""
+    for name in names:
+        yield from stages.get(name, {}).get("params", {}).get(PARAMS, {}).items()
 
 
 def _restored(project: Path, ref: str, commit: str) -> Path:

@@ -42,7 +42,7 @@ def table(compared: Compared) -> pd.DataFrame:
 
 
 def test_a_run_is_as_expected_beside_itself(project: Path, params: Params) -> None:
-    compared = compare(measured(project, params, "sfd"), record(project, params), params, "sfd")
+    compared = compare(measured(project, params, "sfd"), record(project, dict.fromkeys(params.active, params)), params, "sfd")
     assert not compared.notes
     assert set(table(compared)["verdict"]) == {"as expected"}
     assert {"loss", "fd_efficientnet_lite2, 1,500 samples"} <= set(table(compared)["number"])
@@ -51,7 +51,7 @@ def test_a_run_is_as_expected_beside_itself(project: Path, params: Params) -> No
 def test_what_is_off_is_ahead_or_behind_and_between_two_points_the_reference_is_interpolated(
     project: Path, params: Params
 ) -> None:
-    here, reference = measured(project, params, "sfd"), record(project, params)
+    here, reference = measured(project, params, "sfd"), record(project, dict.fromkeys(params.active, params))
     reference.loc[reference["number"].str.startswith("fd_"), "value"] *= 0.8
     reference.loc[reference["number"] == "loss", "value"] *= 2
     rows = table(compare(here, reference, params, "sfd"))
@@ -69,7 +69,7 @@ def test_what_is_off_is_ahead_or_behind_and_between_two_points_the_reference_is_
 
 
 def test_other_protocols_are_not_compared_and_it_says_why(project: Path, params: Params) -> None:
-    here, reference = measured(project, params, "sfd"), record(project, params)
+    here, reference = measured(project, params, "sfd"), record(project, dict.fromkeys(params.active, params))
     few = compare(here.replace({"samples": {1500: 100}}), reference, params, "sfd")
     assert any("of 100 samples not compared: the reference has 500, 1,500 samples" in note for note in few.notes)
     other = compare(here, reference.assign(evaluation="x"), params, "sfd")
@@ -98,7 +98,7 @@ def test_other_files_at_the_same_paths_are_not_compared(
     for place, digest in (("one", "a"), ("other", "b")):
         shutil.copytree(written, tmp_path / place / "outputs")
         write_json(tmp_path / place / "outputs" / "inputs" / f"{stage}.json", {key: digest})
-    reference = record(tmp_path / "one", params)
+    reference = record(tmp_path / "one", dict.fromkeys(params.active, params))
     assert not compare(measured(tmp_path / "one", params, "sfd"), reference, params, "sfd").notes
     compared = compare(measured(tmp_path / "other", params, "sfd"), reference, params, "sfd")
     assert note in compared.notes[0]
@@ -211,7 +211,7 @@ def test_where_nothing_was_trained_nothing_is_recorded_over_a_table(
 
 
 def test_before_the_first_point_of_the_reference_nothing_is_compared(project: Path, params: Params) -> None:
-    here, reference = measured(project, params, "sfd"), record(project, params)
+    here, reference = measured(project, params, "sfd"), record(project, dict.fromkeys(params.active, params))
     known = reference[(reference["variant"] == "sfd") & (reference["number"] == "loss")]
     early = here[here["number"] == "loss"][:1].assign(images_seen=known["images_seen"].min() - 1)
     (row,) = table(compare(early, reference, params, "sfd")).itertuples()
@@ -222,7 +222,7 @@ def test_before_the_first_point_of_the_reference_nothing_is_compared(project: Pa
     ("factor", "verdict"), [(1.04, "as expected"), (0.96, "as expected"), (1.06, "behind by 6%"), (0.94, "ahead by 6%")]
 )
 def test_what_is_within_five_percent_is_as_expected(factor: float, verdict: str, project: Path, params: Params) -> None:
-    here, reference = measured(project, params, "sfd"), record(project, params)
+    here, reference = measured(project, params, "sfd"), record(project, dict.fromkeys(params.active, params))
     rows = table(compare(here.assign(value=factor * here["value"]), reference, params, "sfd"))
     assert set(rows["verdict"]) == {verdict}
 

@@ -17,7 +17,9 @@ from sfd_core.host.errors import DataError
 from sfd_core.host.paths import write_json
 from sfd_core.reporting.comparison import Comparison
 from sfd_core.reporting.lines import blocks
+from sfd_core.reporting.reference_curves import record
 from sfd_core.reporting.runs import open_run
+from sfd_core.workspace.places import recorded_variants
 
 
 def lay_out(folder: Path, values: dict[str, Any]) -> Path:
@@ -143,6 +145,27 @@ def test_values_edited_after_the_run_are_not_told_as_those_of_the_run(
     assert run.parameters["train.optimisation.steps"] == train["optimisation"]["steps"]
     told = capsys.readouterr().err
     assert "params.yaml was edited since: train.optimisation.steps, variants.sfd.learning_rate; " in told
+
+
+def test_a_variant_has_the_values_that_made_it_and_those_of_different_values_are_told(
+    params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = params.model_dump(mode="json")
+    project = lay_out(tmp_path / "project", values)
+    made = {name: copy.deepcopy(values["evaluate"]) for name in params.active}
+    made["sfd"]["sampler"]["evaluations"] = 50
+    stages = {f"evaluate@{name}": {"params": {"params.yaml": {"evaluate": group}}} for name, group in made.items()}
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+    usual = params.evaluate.sampler.evaluations
+    evaluations = {name: open_run(f".@{name}", project).params.evaluate.sampler.evaluations for name in ("sfd", "sync")}
+    assert evaluations == {"sfd": 50, "sync": usual}
+    assert "do not compare" not in capsys.readouterr().err
+    open_run(project=project)
+    assert "the variants were made with different values of evaluate, so" in capsys.readouterr().err
+    table = record(project, recorded_variants(project))
+    hashes = table.groupby("variant")["evaluation"].unique()
+    assert hashes["sfd"] != hashes["sync"]
+    assert hashes["sync"] == hashes["dit"]
 
 
 def test_variants_that_both_have_are_named_by_their_runs(compared: Comparison, project: Path) -> None:

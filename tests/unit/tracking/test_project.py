@@ -53,6 +53,15 @@ def test_curves_and_final_numbers_of_the_evaluation_are_in_the_run(embedded: Pat
     assert [file.path for file in client.list_artifacts(run_id, "studies/guided")] == ["studies/guided/curve.csv"]
 
 
+def test_a_run_has_the_parameters_that_made_its_variant(embedded: Path, params: Params) -> None:
+    write_outputs(OUTPUTS, params)
+    sampler = params.evaluate.sampler.model_copy(update={"evaluations": 50})
+    own = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"sampler": sampler})})
+    completed = track_project(params, own={"sfd": own}).completed
+    evaluations = {name: Store().run(completed[name]).params["evaluate.sampler.evaluations"] for name in ("sfd", "sync")}
+    assert evaluations == {"sfd": "50", "sync": str(params.evaluate.sampler.evaluations)}
+
+
 def test_the_forecast_of_a_long_training_is_in_the_run(embedded: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFD_HOUR_PRICE", "2")
     write_outputs(OUTPUTS, params)
