@@ -69,10 +69,8 @@ def measured(place: Path, params: Params, variant: str) -> pd.DataFrame:
     folder = training or place / OUTPUTS / "train" / variant
     distances = iter(()) if training else _distances(place / OUTPUTS, variant)
     points = [*_losses(folder), *distances]
-    batch = params.train.optimisation.batch_size
-    rows = [(variant, step, step * batch, number, samples, value) for step, number, samples, value in points]
     hashes = protocol(params, params.variants[variant], all_recorded_digests(place))
-    return pd.DataFrame(rows, columns=COLUMNS).assign(**hashes)
+    return pd.DataFrame([(variant, *point) for point in points], columns=COLUMNS).assign(**hashes)
 
 
 def record(place: Path, made: Mapping[str, Params]) -> pd.DataFrame:
@@ -143,28 +141,35 @@ def _row(point: Any, theirs: pd.DataFrame) -> tuple[str, ...]:
     return *shown, text.number(expected), f"{ratio:.2f}", word
 
 
-def _losses(folder: Path) -> Iterator[tuple[int, str, float, float]]:
-    """Yield step, number, NaN (no samples) and value: validation losses, and the loss at their steps and at the end."""
+def _losses(folder: Path) -> Iterator[tuple[int, int, str, float, float]]:
+    """Yield step, images seen, number, NaN (no samples) and value: validation losses, the loss at their steps and at the end.
+
+    How many images a step takes is as the training's curve says; before its first row nothing is known.
+    """
     history = folder / "history.csv"
     rows = read_history(history) if history.is_file() else []
+    if not rows:
+        return
+    images = rows[-1]["images_seen"] / rows[-1]["step"]
     validation = read_history(folder / "validation.csv") if (folder / "validation.csv").is_file() else []
     for step in sorted({int(row["step"]) for row in [*validation, *rows[-1:]]}):
         losses = [row["loss"] for row in rows if row["step"] <= step][-LOSS_ROWS:]
         if losses:
-            yield step, "loss", np.nan, float(np.mean(losses))
+            yield step, round(step * images), "loss", np.nan, float(np.mean(losses))
     for row in validation:
-        yield from ((int(row["step"]), f"validation loss {part}", np.nan, row[part]) for part in row if part != "step")
+        step, seen = int(row["step"]), round(row["step"] * images)
+        yield from ((step, seen, f"validation loss {part}", np.nan, row[part]) for part in row if part != "step")
 
 
-def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, str, float, float]]:
-    """Yield step, number, samples and value of the Fréchet distances of every snapshot, and of the final ones."""
+def _distances(outputs: Path, variant: str) -> Iterator[tuple[int, int, str, float, float]]:
+    """Yield step, images seen, number, samples and value of the Fréchet distances of every snapshot, and of the final ones."""
     file = outputs / "evaluate" / variant / "numbers.json"
     if not file.is_file() or not is_of(file.parent, outputs / "train" / variant):
         return
     curve = read_curve(outputs, variant)
     names = [number.name for number in frechet_distances(curve)]
     for row in curve.to_dict("records"):
-        yield from ((int(row["step"]), name, row["samples"], row[name]) for name in names)
+        yield from ((int(row["step"]), int(row["images_seen"]), name, row["samples"], row[name]) for name in names)
     final = require_json(file)["final"]
     for name in names:
-        yield int(curve["step"].iloc[-1]), name, final[name]["protocol"]["samples"], final[name]["value"]
+        yield int(row["step"]), int(row["images_seen"]), name, final[name]["protocol"]["samples"], final[name]["value"]

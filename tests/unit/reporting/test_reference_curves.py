@@ -112,9 +112,17 @@ def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Par
         history = History(folder / "history.csv")
         history.append(Record(300, 300 * 64, 30.0, {"loss": 9.0}, 1.0, 1e-3, 128.0))
         history.close()
-        here = measured(project, params, "sfd")
-    assert len(measured(project, params, "sfd")) > 1
-    assert here[["step", "number", "value"]].to_numpy().tolist() == [[300, "loss", 9.0]]
+        (folder / "validation.csv").write_text("step,texture\n250,0.5\n")
+        optimisation = params.train.optimisation.model_copy(update={"batch_size": 7})
+        edited = params.model_copy(update={"train": params.train.model_copy(update={"optimisation": optimisation})})
+        here = measured(project, edited, "sfd")
+    finished = measured(project, edited, "sfd")
+    assert len(finished) > 1
+    assert (finished["images_seen"] == 64 * finished["step"]).all()
+    assert here[["step", "images_seen", "number", "value"]].to_numpy().tolist() == [
+        [300, 300 * 64, "loss", 9.0],
+        [250, 250 * 64, "validation loss texture", 0.5],
+    ]
 
 
 def test_fid_stands_beside_the_published_curve_of_its_model(params: Params, tmp_path: Path) -> None:
