@@ -27,20 +27,26 @@ def results(
 
 
 def write_tables(plan: "Plan", folder: Path, table: Path | None, curves: Path | None, studies: Path | None) -> None:
-    """Write the experiment in `folder` as CSV: final numbers, convergence, points of studies, each if its file is given."""
+    """Write the experiment in `folder` as CSV: final numbers, convergence, points of studies, each if its file is given.
+
+    Each row has the hashes of what it was measured with.
+    """
     import pandas as pd
 
     from sfd_core.evaluation.convergence import read_curves
+    from sfd_core.experiment.inputs import all_recorded_digests
     from sfd_core.experiment.params import load_params
+    from sfd_core.reporting.protocol import measured_with
     from sfd_core.reporting.sources import read_outputs, values_of
     from sfd_core.workspace.experiments import origin_values
 
     params = load_params(folder / PARAMS)
     outputs = read_outputs(params, folder / OUTPUTS, folder / RESULTS)
+    hashes = measured_with(params, all_recorded_digests(folder))
 
     def write(kind: str, path: Path, frame: pd.DataFrame) -> None:
         with atomic_path(path) as temporary:
-            frame.to_csv(temporary, index=False)
+            frame.assign(**hashes).to_csv(temporary, index=False)
         print(f"{kind}: {path.resolve()}")
 
     if table:

@@ -37,9 +37,7 @@ STUDIES = {
     "long": ("make repro-long", ("variant", *COSTS, "samples")),
     "guided": ("make guided", ("study", "variant", "scale")),
 }
-"""Committed tables that no stage repeats: which command writes them, and their columns beside numbers."""
-CURVES = "curves.csv"
-"""The committed curves, which record the parameters and input files behind these tables, too."""
+"""Committed tables that no stage repeats: which command writes them, and their columns beside numbers and `measured_with`."""
 
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
@@ -355,28 +353,19 @@ def _training_images(metrics: Path, missing: dict[str, str]) -> int | None:
 
 
 def _studies(wanted: Mapping[str, str], results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
-    """Return the committed tables, if they were measured with the hashes `wanted`."""
-    paths = {
-        study: path
-        for study, (remedy, _) in STUDIES.items()
-        if (path := _optional(results / f"{study}.csv", study, remedy, missing))
-    }
-    if _measured_alike(wanted, results / CURVES):
-        return {study: read_table(path, list(STUDIES[study][1])) for study, path in paths.items()}
-    for study, path in paths.items():
-        missing[study] = (
-            f"{path} is not shown, as {CURVES} beside it does not record the present parameters and input files of the latents "
-            f"and of the evaluation; `sfd curve record` records them, and `{STUDIES[study][0]}` measures the table again"
-        )
-    return {}
-
-
-def _measured_alike(wanted: Mapping[str, str], curves: Path) -> bool:
-    """Whether the committed tables beside `curves` were measured on the same latents and with the same evaluation."""
-    if not curves.is_file():
-        return False
-    table = read_table(curves, list(wanted))
-    return all(set(table[key]) == {value} for key, value in wanted.items())
+    """Return the committed tables that were measured with the hashes `wanted`."""
+    found = {}
+    for study, (remedy, columns) in STUDIES.items():
+        if path := _optional(results / f"{study}.csv", study, remedy, missing):
+            table = read_table(path, columns)
+            if all(key in table and set(table[key]) == {value} for key, value in wanted.items()):
+                found[study] = table.drop(columns=list(wanted))
+            else:
+                missing[study] = (
+                    f"{path} is not shown, as it does not record the present parameters and input files of the latents and of "
+                    f"the evaluation; `{remedy}` measures it again"
+                )
+    return found
 
 
 def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFrame:

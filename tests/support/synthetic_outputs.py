@@ -88,31 +88,31 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
 def write_studies(folder: Path, params: Params) -> Path:
     """Write the committed tables, as measured with `params`."""
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([measured_with(params, {})]).to_csv(folder / "curves.csv", index=False)
+    hashes = measured_with(params, {})
     rates, seeds = [], []
     for name, final in FINAL.items():
         grid = enumerate((1e-3, 2e-3, 4e-3))
         rates += [{"variant": name, "learning_rate": rate, "seed": 0} | _fd(final * (1.3 - 0.15 * k)) for k, rate in grid]
         seeds += [{"variant": name, "learning_rate": 4e-3, "seed": k} | _fd(final * (1 + 0.004 * k)) for k in range(3)]
-    pd.DataFrame(rates).to_csv(folder / "learning_rates.csv", index=False)
-    pd.DataFrame(seeds).to_csv(folder / "seeds.csv", index=False)
+    pd.DataFrame(rates).assign(**hashes).to_csv(folder / "learning_rates.csv", index=False)
+    pd.DataFrame(seeds).assign(**hashes).to_csv(folder / "seeds.csv", index=False)
     offsets = [
         {"study": f"offsets-{seed}", "variant": "sfd", "seed": seed, "delta_t": offset, "samples": 1500}
         | _fd(100 + 40 * (offset - 0.3) ** 2 + seed)
         for seed in range(3)
         for offset in (0.0, 0.3, 1.0)
     ]
-    pd.DataFrame(offsets).to_csv(folder / "offsets.csv", index=False)
+    pd.DataFrame(offsets).assign(**hashes).to_csv(folder / "offsets.csv", index=False)
     steps = np.array([1500, 3000, 6000])
     long = [pd.DataFrame({"variant": name, **_costs(steps), **_fd(FINAL[name] * (1500 / steps) ** 0.3)}) for name in FINAL]
-    pd.concat(long).to_csv(folder / "long.csv", index=False)
+    pd.concat(long).assign(**hashes).to_csv(folder / "long.csv", index=False)
     guided = [
         {"study": f"{name} {kind}", "variant": name, "scale": scale, "samples": 1500} | _fd(FINAL[name] * (1 - 0.1 * k))
         for name in ("lightningdit", "sfd")
         for kind in ("autoguidance", "semantic")
         for k, scale in enumerate((1.5, 2.0))
     ]
-    pd.DataFrame(guided).to_csv(folder / "guided.csv", index=False)
+    pd.DataFrame(guided).assign(**hashes).to_csv(folder / "guided.csv", index=False)
     return folder
 
 

@@ -33,10 +33,13 @@ def test_tables_of_other_data_or_of_another_evaluation_are_missing(params: Param
         other = read_outputs(parse_params(values | {group: values[group] | change}), tree, results)
         assert other.studies == {}
         assert set(other.missing) == set(STUDIES)
-        assert "seeds.csv is not shown, as curves.csv beside it" in other.missing["seeds"]
+        assert "seeds.csv is not shown, as it does not record" in other.missing["seeds"]
     assert set(read_outputs(params, tree, results).studies) == set(STUDIES)
-    (results / "curves.csv").unlink()
-    assert set(read_outputs(params, tree, results).missing) == set(STUDIES)
+    for name, changes in {"seeds": {"latents": "other"}, "long": {"evaluation": None}}.items():
+        pd.read_csv(results / f"{name}.csv").assign(**changes).dropna(axis="columns").to_csv(
+            results / f"{name}.csv", index=False
+        )
+    assert set(read_outputs(params, tree, results).missing) == {"seeds", "long"}
 
 
 @pytest.mark.parametrize(
