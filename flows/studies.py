@@ -1,6 +1,7 @@
 """Studies of one trained denoiser: guidance (`sfd guidance-curve`) and orders (`sfd path-curve`), without further training."""
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -33,6 +34,7 @@ from sfd_core.workspace.experiments import point_place
 Interval = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 Parts = Literal["both", "texture", "semantic"]
 Rows = list[dict[str, Any]]
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.+-]+")
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ def _show(place: Place, study: _Study, point: Point, out: Path) -> Rows:
 
 
 def _point(study: _Study, row: Mapping[str, str]) -> SweepPoint:
-    settings = {"variant": study.variant, **{key: row[key] for key in study.settings}}
+    told = [key for key in ("guidance", "samples", "sampler") if key in row]
+    settings = {key: row[key] for key in (*study.settings, *told)}
     numbers = {key: float(value) for key, value in row.items() if number_name(key) is not None}
-    words = "-".join(f"{key}-{row[key]}" for key in study.settings)
-    return SweepPoint(f"{study.variant}-{words}", Path(row["file"]).stem, settings, numbers, int(row["step"]), "")
+    name = "-".join([study.variant, *(f"{key}-{NOT_IN_NAMES.sub('_', value).strip('_')}" for key, value in settings.items())])
+    return SweepPoint(name, Path(row["file"]).stem, {"variant": study.variant, **settings}, numbers, int(row["step"]), "")

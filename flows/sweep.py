@@ -40,6 +40,7 @@ from sfd_core.tracking.comparison import Comparison, Row
 from sfd_core.tracking.registry import CHAMPION
 from sfd_core.workspace import git, journal
 from sfd_core.workspace.dvc import Place
+from sfd_core.workspace.experiments import require_same_sweep
 
 POINTS = "points"
 """Folder of the refs of all finished points, below refs/sfd."""
@@ -252,9 +253,10 @@ class _Work:
     dispatcher: Dispatcher
 
     def plan(self, space: Space) -> list[Point]:
-        """Return the checked points of a space."""
+        """Return the checked points of a space. Raises `ConfigError` if the sweep has one of them with other values."""
         values = base_values(self.asked.preset, self.project)
         points = plan_points(values, space, self.code, self.project)
+        require_same_sweep(self.project, self.asked.name, points)
         planned = {point.variant for point in points}
         if skipped := [name for name in space.variants or values["active"] if name not in planned]:
             self.place.report(f"skipped, because {' and '.join(space.keys)} cannot vary in them: {', '.join(skipped)}")

@@ -62,6 +62,13 @@ def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return `key BEFORE instead of NOW` for every nested value that is not equal."""
+    old, new = flat_values(before), flat_values(now)
+    keys = dict.fromkeys([*old, *new])
+    return [f"{key} {old.get(key)} instead of {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
 def set_value(values: Any, key: str, value: Any) -> None:
     """Set the nested value of a dotted key in place. Raises `ConfigError` for an unknown group; the check finds keys.
 

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from sfd_core.experiment.drawable import require_drawable
-from sfd_core.experiment.grid import split_variants
+from sfd_core.experiment.grid import Point, split_variants
 from sfd_core.experiment.inputs import link_inputs, require_inputs, require_none_in_outputs
 from sfd_core.experiment.params import Params, load_params, parse_params
-from sfd_core.experiment.values import flat_values, set_value
+from sfd_core.experiment.values import differences, parse_yaml, set_value
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.locks import locked
 from sfd_core.host.names import require_name
@@ -146,18 +146,26 @@ def point_place(
         git.forget_worktree(project, folder)
 
 
+def require_same_sweep(project: Path, name: str, points: Sequence[Point]) -> None:
+    """Raise `ConfigError` if the sweep `name` has one of the points with other values; other code or files may continue it."""
+    named = git.read_records(project, name)
+    for point in points:
+        if point.name not in named:
+            continue
+        before = parse_yaml(git.file_of(project, named[point.name]["commit"], "params.yaml"), f"{git.REFS}/{name}/{point.name}")
+        if changed := differences(before, point.values):
+            raise ConfigError(
+                f"the sweep {name} has point {point.name} with other values: {'; '.join(changed[:MOST_SHOWN])}; "
+                "choose another name"
+            )
+
+
 def _require_same(params: Params, folder: Path) -> None:
     """Raise `ConfigError` if the experiment in `folder` has other values."""
     path = folder / "params.yaml"
     if not path.exists():
         return
-    before, now = (flat_values(of.model_dump(mode="json")) for of in (load_params(path), params))
-    changed = [
-        f"{key} {before.get(key)} instead of {now.get(key)}"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
+    if changed := differences(*(of.model_dump(mode="json") for of in (load_params(path), params))):
         raise ConfigError(
             f"the experiment in {folder} has other values: {'; '.join(changed[:MOST_SHOWN])}; choose another name, or delete "
             f"the folder (what it computed stays in DVC's cache): rm -r {folder}"

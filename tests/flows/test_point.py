@@ -1,4 +1,4 @@
-"""A point that shares a training with another process waits for it."""
+"""Points without a server: one that shares a training with another process waits for it; those of a study differ by name."""
 
 import sys
 import time
@@ -11,6 +11,7 @@ from prefect.settings import PREFECT_UI_URL, temporary_settings
 
 from flows import point
 from flows.artifacts import page_of
+from flows.studies import _point, _Study
 from sfd_core.experiment.pruning import Judge, Pruned
 from sfd_core.workspace.dvc import Place, environment
 
@@ -80,3 +81,15 @@ def test_a_training_that_is_behind_is_stopped_at_a_checkpoint(tmp_path: Path) ->
     assert time.monotonic() - started < 60
     assert (tmp_path / "checkpoint").read_text() == "kept"
     assert processes_in(tmp_path) == []
+
+
+def test_points_of_a_study_that_were_sampled_otherwise_have_other_names_and_settings() -> None:
+    study = _Study("guidance", "sfd", "params.yaml", [], "curve", ("scale", "evaluations"), {}, lambda _: [])
+    row = {"scale": "1.5", "evaluations": "20", "step": "800", "sampler": "euler, shift 1.4", "file": "a.json", "fd_x": "9.5"}
+    kinds = ("cfg: texture 1.5 in [0.0, 1.0]", "cfg: texture 1.0 in [0.0, 1.0]", "internal: texture 1.5 in [0.0, 1.0]")
+    rows = [row | {"guidance": kind, "samples": samples} for kind in kinds for samples in ("200", "1000")]
+    points = [_point(study, {**row, "file": f"{number}.json"}) for number, row in enumerate(rows)]
+    assert len({found.name for found in points}) == len({tuple(found.settings.items()) for found in points}) == 6
+    words = "scale-1.5-evaluations-20-guidance-cfg_texture_1.5_in_0.0_1.0-samples-200-sampler-euler_shift_1.4"
+    assert points[0].name == f"sfd-{words}"
+    assert points[0].settings["guidance"] == kinds[0]

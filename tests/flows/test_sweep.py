@@ -124,6 +124,9 @@ def test_a_dry_run_and_a_refusal_start_nothing(swept: Swept) -> None:
     refused = swept.run("sweep/sweep", name="wrong", grid={"delta_t": [0.1, 7]})
     assert refused.is_failed()
     assert "point sfd-delta_t-7-seed-0 is not a valid experiment" in refused.message
+    refused = swept.run("offset sweep/offset sweep", name="restored", delta_t=[0.3], steps=1000)
+    assert refused.is_failed()
+    assert "the sweep restored has point sfd-delta_t-0p3-seed-0 with other values" in refused.message
     assert len(swept.laboratory.points()) == before
 
 
