@@ -22,7 +22,7 @@ def track(*, strict: Annotated[bool, Parameter(help="Fail if the store did not t
 def dashboard(
     *, params: Annotated[Path, Parameter(help="The parameter file of the experiment whose distance leads.")] = PARAMS
 ) -> None:
-    """Lay out the comparison of all runs in MLflow and print its link.
+    """Lay out the comparison of all runs on the experiment's images, of as many samples, in MLflow and print its link.
 
     One page has charts of convergence, losses and sweeps, DiT first. Where snapshots are measured as papers do, by the FID of
     50,000 unguided samples on ImageNet at 256x256 pixels, published curves are added as runs.
@@ -36,6 +36,7 @@ def dashboard(
     from sfd_core.reporting.sources import prepared_classes
     from sfd_core.tracking.address import store_uri, why_unusable
     from sfd_core.tracking.dashboard import refresh_dashboard
+    from sfd_core.tracking.runs import compared_by
     from sfd_core.tracking.store import Store
 
     uri = store_uri()
@@ -48,7 +49,7 @@ def dashboard(
     classes = prepared_classes(params.parent / OUTPUTS)
     published = curves() if comparable(experiment, classes, experiment.evaluate.snapshot_samples) else {}
     try:
-        shown = refresh_dashboard(Store(uri), number, published)
+        shown = refresh_dashboard(Store(uri), number, published, compared_by(experiment))
     except Exception as error:
         raise ResourceError(f"MLflow at {public(uri)}: {in_a_line(error, uri)}; {remedy}") from error
     print(f"{shown.charts} charts; baselines: {', '.join(shown.baselines) or 'no DiT yet'}\n{shown.link}")

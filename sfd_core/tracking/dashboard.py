@@ -44,8 +44,12 @@ class Dashboard:
     charts: int
 
 
-def refresh_dashboard(store: Store, number: str, published: Mapping[str, pd.DataFrame] = {}) -> Dashboard:
+def refresh_dashboard(
+    store: Store, number: str, published: Mapping[str, pd.DataFrame] = {}, shared: Mapping[str, str] = {}
+) -> Dashboard:
     """Update the charts for all runs, DiT first, and return the link of the page.
+
+    A run that has a parameter of `shared` with another value is not shown, see `compared_by`.
 
     `number` is the main distance, such as `fid`. Each of the `published` curves of it (model -> `step`, `images_seen`, `fid`,
     `source`) becomes a run, once.
@@ -54,13 +58,14 @@ def refresh_dashboard(store: Store, number: str, published: Mapping[str, pd.Data
         _record_published(store, number, model, curve)
     runs = store.runs()
     trained = {_training_of(run, KEY_TAG) for run in runs if KEY_TAG in run.tags}
+    alike = [run for run in runs if all(run.params.get(name, value) == value for name, value in shared.items())]
     for run in runs:
-        tags = {COMPARED_TAG: "yes" if _is_compared(run, trained) else "no"}
+        tags = {COMPARED_TAG: "yes" if run in alike and _is_compared(run, trained) else "no"}
         tags |= {BASELINE_TAG: "DiT", COLOUR_TAG: BLACK} if _is_baseline(run) else {}
         store.tag(run.run_id, {name: value for name, value in tags.items() if run.tags.get(name) != value})
-    charts = list(_charts(number, runs))
+    charts = list(_charts(number, alike))
     store.tag_experiment(TAG, json.dumps(_view(charts)))
-    return Dashboard(dashboard_link(store), tuple(run.name for run in runs if _is_baseline(run)), len(charts))
+    return Dashboard(dashboard_link(store), tuple(run.name for run in alike if _is_baseline(run)), len(charts))
 
 
 def dashboard_link(store: Store) -> str:

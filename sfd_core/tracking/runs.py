@@ -48,6 +48,12 @@ def variant_run(params: Params, variant: str, outputs: Path = OUTPUTS) -> RunSpe
     return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}", _recorded_code(outputs, "train"))
 
 
+def compared_by(params: Params) -> dict[str, str]:
+    """Return what runs must share to be on one chart, as MLflow shows it: images, and how many samples are measured."""
+    evaluate = params.evaluate.model_dump(mode="json", include={"snapshot_samples", "final_samples"})
+    return _shown({"prepare": params.prepare.model_dump(mode="json"), "evaluate": evaluate})
+
+
 def vae_run(params: Params, name: VAEName, outputs: Path = OUTPUTS) -> RunSpec:
     """Describe the run of a VAE in `outputs`."""
     values = {group: getattr(params, group).model_dump(mode="json") for group in UPSTREAM[name]}
@@ -83,8 +89,11 @@ def _spec(name: str, kind: str, values: Mapping[str, Any], command: str, code: s
     tags |= {"sfd.lock": file_digest(LOCK_FILE)[:16]} if LOCK_FILE.is_file() else {}
     tags |= {"sfd.commit": commit} if (commit := _commit()) else {}
     tags |= {FLOW_RUN_TAG: page} if (page := Settings.read().flow_run) else {}
-    flat = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat_values(values).items()}
-    return RunSpec(name, flat, tags)
+    return RunSpec(name, _shown(values), tags)
+
+
+def _shown(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat_values(values).items()}
 
 
 def _recorded_code(outputs: Path, stage: str) -> str:

@@ -4,9 +4,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from emoji import emoji, emoji_values
 
+from sfd_core.experiment.params import parse_params
 from sfd_core.tracking.dashboard import TAG, refresh_dashboard
-from sfd_core.tracking.runs import RunSpec
+from sfd_core.tracking.runs import RunSpec, compared_by, variant_run
 from sfd_core.tracking.store import Store
 from sfd_core.tracking.sweep import SweepPoint, record_sweep
 
@@ -69,3 +71,24 @@ def test_published_curves_become_runs_once(store: Store) -> None:
         shown = refresh_dashboard(store, NUMBER, {"DiT-XL/2": pd.DataFrame(rows)})
     assert sorted(shown.baselines) == ["dit", "published: DiT-XL/2"]
     assert len(store.find({"sfd.kind": "published"})) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "changes"),
+    [("prepare", {"held_out": 0.4}), ("evaluate", {"snapshot_samples": 90}), ("evaluate", {"final_samples": 900})],
+)
+def test_runs_of_other_images_or_sample_counts_are_on_no_chart(store: Store, group: str, changes: dict[str, Any]) -> None:
+    values = emoji_values()
+    other = parse_params(values | {group: values[group] | changes})
+    for key, params in {"here": emoji(), "other": other}.items():
+        store.create(variant_run(params, "dit"), {"sfd.key": key})
+    store.create(RunSpec("training", {"training.loss": "l2"}, {"sfd.kind": "training"}), {})
+
+    def shown() -> set[str]:
+        return {run.tags.get("sfd.key", run.name) for run in store.runs() if run.tags["sfd.compared"] == "yes"}
+
+    refresh_dashboard(store, NUMBER, shared=compared_by(emoji()))
+    everywhere = {"baseline", "run-0", "run-3", "sfd-scale-2", "training"}
+    assert shown() == everywhere | {"here"}
+    refresh_dashboard(store, NUMBER, shared=compared_by(other))
+    assert shown() == everywhere | {"other"}
