@@ -22,6 +22,7 @@ from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, read_json, stage_dir
 from sfd_core.host.settings import Settings
+from sfd_core.tracking.comparison import MEASURED_BY
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
 from sfd_core.workspace import git, journal
@@ -162,6 +163,7 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
         "params": (folder / "params.yaml").read_text(),
         "lock": (folder / "dvc.lock").read_text(),
         "numbers": read_json(evaluate / "metrics.json"),
+        "measured": _measured(evaluate),
         "training": read_json(train / "metrics.json"),
         "run_key": history_key(history) if (history := train / "history.csv").is_file() else "",
         "evaluation": evaluation_key(evaluate),
@@ -172,6 +174,12 @@ def _record(folder: Path, values: dict[str, Any], ran: list[str], started: float
         "seconds": round(time.monotonic() - started, 1),
         "worker": machine.worker_name(),
     }
+
+
+def _measured(evaluate: Path) -> dict[str, dict[str, Any]]:
+    """Return, by number, what of its protocol must be equal for two of them to compare."""
+    final = read_json(evaluate / "numbers.json").get("final", {})
+    return {name: {key: number["protocol"][key] for key in MEASURED_BY} for name, number in final.items()}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

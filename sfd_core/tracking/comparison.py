@@ -10,7 +10,7 @@ import yaml
 
 from sfd_core.experiment.grid import Point
 from sfd_core.experiment.numbers import frechet_distances
-from sfd_core.experiment.params import fingerprint
+from sfd_core.experiment.params import fingerprint, parse_sampler
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, atomic_path, read_json, stage_dir, write_json
@@ -23,6 +23,8 @@ from sfd_core.workspace import git
 from sfd_core.workspace.dvc import Place, ProgramError, remote_object
 
 SWEEPS = STATE / "sweeps"
+MEASURED_BY = ("samples", "weights", "input_size", "reference_digest")
+"""What of a distance's protocol must be equal for two of them to compare."""
 SHOWN = "shown.json"
 """What of a sweep was shown last, so that asking again for the same sends nothing."""
 
@@ -99,7 +101,9 @@ class Comparison:
     @property
     def measures(self) -> list[str]:
         """How many samples and which reference the leading distance is of; points of several do not compare."""
-        return list(dict.fromkeys(_measure(row) for row in self.rows if self.leading in row.numbers))
+        rows = [row for row in self.rows if self.leading in row.numbers]
+        told = all(self.leading in row.record.get("measured", {}) for row in rows)  # older records lack it
+        return list(dict.fromkeys(_measure(row, self.leading if told else "") for row in rows))
 
     @property
     def best(self) -> Row | None:
@@ -193,7 +197,7 @@ class Comparison:
         if found is None or not found.record.get("run_key"):
             return None
         record = found.record
-        sampler = fingerprint(found.point.values["evaluate"]["sampler"] | {"batch_size": None})
+        sampler = parse_sampler(found.point.values["evaluate"]["sampler"] | {"batch_size": 1}, found.point.name)
         return Candidate(
             sweep=self.name,
             variant=found.point.variant,
@@ -201,7 +205,7 @@ class Comparison:
             evaluation=record.get("evaluation", ""),
             number=number,
             value=float(found.numbers[number]),
-            measure=f"{number} of {_measure(found)}, sampler {sampler}",
+            measure=f"{number} of {_measure(found, number)}, sampler {fingerprint(sampler.model_dump(mode='json'))}",
             commit=str(record["commit"]),
             data=record["data"],
         )
@@ -224,7 +228,9 @@ class Comparison:
         return "\n".join(lines)
 
 
-def _measure(row: Row) -> str:
+def _measure(row: Row, number: str) -> str:
+    if measured := row.record.get("measured", {}).get(number):
+        return "{samples} samples to {reference_digest} by {weights} at {input_size} pixels".format(**measured)
     reference = row.record.get("data", {}).get("outputs/reference", "an unknown reference")
     return f"{row.point.values['evaluate']['final_samples']} samples to {reference}"
 

@@ -1,5 +1,6 @@
 """Points without a server: one that shares a training with another process waits for it; those of a study differ by name."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from prefect.settings import PREFECT_UI_URL, temporary_settings
 
 from flows import point
 from flows.artifacts import page_of
+from flows.point import _measured
 from flows.studies import _point, _Study
 from sfd_core.experiment.pruning import Judge, Pruned
 from sfd_core.workspace.dvc import Place, environment
@@ -93,3 +95,11 @@ def test_points_of_a_study_that_were_sampled_otherwise_have_other_names_and_sett
     words = "scale-1.5-evaluations-20-guidance-cfg_texture_1.5_in_0.0_1.0-samples-200-sampler-euler_shift_1.4"
     assert points[0].name == f"sfd-{words}"
     assert points[0].settings["guidance"] == kinds[0]
+
+
+def test_a_point_records_what_its_numbers_compare_by(tmp_path: Path) -> None:
+    assert _measured(tmp_path) == {}
+    kept = {"samples": 400, "weights": "ab", "input_size": 260, "reference_digest": "cd"}
+    final = {"fd_x": {"value": 1.0, "protocol": {**kept, "seed": 0}}}
+    (tmp_path / "numbers.json").write_text(json.dumps({"final": final}))
+    assert _measured(tmp_path) == {"fd_x": kept}

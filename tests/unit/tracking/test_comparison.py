@@ -58,6 +58,39 @@ def test_a_champion_that_was_sampled_otherwise_is_measured_otherwise(setting: st
     assert all(measure.startswith("fd_b of ") and "samples to 0123.dir, sampler " in measure for measure in measures)
 
 
+def test_distances_compare_by_their_protocol_and_not_by_what_else_the_reference_holds() -> None:
+    points = plan_points(VALUES, Space(["sfd"], {"texture_vae.kl_weight": [3e-6, 1e-5]}, [], {}), "code", ROOT)
+    protocol = {"samples": 400, "weights": "ab", "input_size": 260, "reference_digest": "cd"}
+    records = [
+        {"numbers": {"fd_b": distance}, "run_key": "key", "commit": "c", "data": {"outputs/reference": f"{distance}.dir"}}
+        for distance in (9.0, 8.0)
+    ]
+    rows = [Row(point, "computed", record) for point, record in zip(points, records, strict=True)]
+    told = [replace(row, record=row.record | {"measured": {"fd_b": protocol}}) for row in rows]
+    assert Comparison("old", rows).best is None
+    assert Comparison("mixed", [rows[0], told[1]]).best is None
+    assert Comparison("new", told).best is told[1]
+    candidates = [Comparison("one", [row]).candidate for row in told]
+    assert len({candidate.measure for candidate in candidates if candidate is not None}) == 1
+    for key in protocol:
+        other = replace(told[1], record=told[1].record | {"measured": {"fd_b": protocol | {key: 7}}})
+        assert Comparison("other", [told[0], other]).best is None
+
+
+def test_a_default_of_the_sampler_written_out_is_no_other_measure() -> None:
+    sampler = VALUES["evaluate"]["sampler"]
+    given = [{**sampler, "precision": "float32", "guide_step": None}, {**sampler, "batch_size": 7}]
+    record = {"numbers": {"fd_b": 3.0}, "run_key": "key", "commit": "c", "data": {}}
+    measures = set()
+    for values in given:
+        (point,) = plan_points(
+            VALUES | {"evaluate": VALUES["evaluate"] | {"sampler": values}}, Space(["sfd"], {}, [], {}), "code", ROOT
+        )
+        candidate = Comparison("one", [Row(point, "computed", record)]).candidate
+        measures.add(candidate and candidate.measure)
+    assert len(measures) == 1
+
+
 def test_the_table_shows_what_was_varied_how_it_ended_and_the_numbers() -> None:
     first, _, last = [row.columns for row in comparison().rows]
     assert first["delta_t"] == 0.0
