@@ -147,13 +147,19 @@ def point_place(
 
 
 def require_same_sweep(project: Path, name: str, points: Sequence[Point]) -> None:
-    """Raise `ConfigError` if the sweep `name` has one of the points with other values; other code or files may continue it."""
+    """Raise `ConfigError` if the sweep `name` has one of the points with values that give other results.
+
+    Other code or files may continue it.
+    """
     named = git.read_records(project, name)
     for point in points:
         if point.name not in named:
             continue
         before = parse_yaml(git.file_of(project, named[point.name]["commit"], "params.yaml"), f"{git.REFS}/{name}/{point.name}")
-        if changed := differences(before, point.values):
+        shaping = [
+            {key: value for key, value in of.items() if key not in ("engine", "report")} for of in (before, point.values)
+        ]
+        if changed := differences(*shaping):
             raise ConfigError(
                 f"the sweep {name} has point {point.name} with other values: {'; '.join(changed[:MOST_SHOWN])}; "
                 "choose another name"
