@@ -142,6 +142,7 @@ class Dispatcher:
                     "values": dict(request.point.values),
                     "targets": list(request.targets),
                     "finished": request.finished,
+                    "inputs": dict(request.point.inputs) if request.finished is None else None,
                     "highest_losses": {str(step): loss for step, loss in request.highest.items()} or None,
                 }
                 started = run_deployment(

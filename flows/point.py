@@ -46,6 +46,7 @@ def point(
     targets: list[str],
     finished: str | None = None,
     highest_losses: dict[int, float] | None = None,
+    inputs: dict[str, dict[str, str]] | None = None,
 ) -> State[Any] | None:
     """Compute one point of a sweep, or restore it from the cache. Sweeps start these runs.
 
@@ -56,6 +57,7 @@ def point(
         targets: DVC stages to bring up to date.
         finished: Lock file of a finished point: nothing is computed, its run is sent to MLflow.
         highest_losses: Step -> validation loss of texture above which the training stops, its checkpoint kept.
+        inputs: Hashes of the files that the sweep found at the paths of the values; other files here are refused.
     """
     project, started, log, judge = Path.cwd(), time.monotonic(), get_run_logger().info, Judge(highest_losses or {})
     state: State[Any] | None = None
@@ -67,7 +69,7 @@ def point(
     journal.record(project, str(flow_run.id))
     git.require_commit(project, commit)
     try:
-        with point_place(project, key, commit, values, report) as made:
+        with point_place(project, key, commit, values, report, inputs) as made:
             place = linked(made)
             if finished is not None:
                 restore(place, targets, finished)

@@ -170,7 +170,7 @@ def _measure(study: _Study, samples: int | None, dry_run: bool) -> Rows:
         return []
     out = project / SWEEPS / study.name
     options = ["--samples", str(samples)] if samples else []
-    with point_place(project, point.key, commit, point.values, logger.info) as place:
+    with point_place(project, point.key, commit, point.values, logger.info, point.inputs) as place:
         compute(place, [f"train@{study.variant}", "reference"], point.key)
         with machine.slot(limits.slots, logger.info) as slot:
             place.on(slot).sfd(*study.command, *options, "--out", str(out))

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -81,6 +81,8 @@ class Point:
     """Hash of parameters, code, and files at the paths of the parameters: equal keys are one experiment, in any sweep."""
     shared: str
     """Hash of everything that its stages before training depend on."""
+    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Stage -> key -> hash of the files there, as in its key; see `input_digests`."""
 
     @property
     def target(self) -> str:
@@ -113,15 +115,14 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
     def digests(named: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]:
         return input_digests(dict(named), project=project)
 
-    def code_with(params: Params) -> str:
-        found = digests(tuple(named_inputs(params, project).items()))
-        return fingerprint(code, found) if any(found.values()) else code
+    def inputs_of(params: Params) -> dict[str, dict[str, str]]:
+        return digests(tuple(named_inputs(params, project).items()))
 
     points: dict[str, Point] = {}
     keys = [*space.grid, *(["seed"] if space.seeds else [])]
     axes = [*space.grid.values(), *([space.seeds] if space.seeds else [])]
     for name, drawn, *chosen in product(variants, space.draws or [{}], *axes):
-        point = _point(changed, name, {**drawn, **dict(zip(keys, chosen, strict=True))}, space, code_with)
+        point = _point(changed, name, {**drawn, **dict(zip(keys, chosen, strict=True))}, space, code, inputs_of)
         points.setdefault(point.key, point)
     for point in points.values():
         params = parse_params(point.values)
@@ -156,7 +157,12 @@ def shared_groups(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _point(
-    values: Mapping[str, Any], variant: str, settings: dict[str, Any], space: Space, code_with: Callable[[Params], str]
+    values: Mapping[str, Any],
+    variant: str,
+    settings: dict[str, Any],
+    space: Space,
+    code: str,
+    inputs_of: Callable[[Params], dict[str, dict[str, str]]],
 ) -> Point:
     own = copy.deepcopy(dict(values)) | {"active": [variant], "studies": {}}
     own["variants"] = {variant: own["variants"][variant]}
@@ -167,8 +173,9 @@ def _point(
     name = point_name(variant, settings)
     params = parse_params(own, source=f"point {name}")
     plain = params.given()
-    code = code_with(params)
-    return Point(name, variant, settings, plain, fingerprint(plain, code), _shared_key(plain, code))
+    inputs = inputs_of(params)
+    read = fingerprint(code, inputs) if any(inputs.values()) else code
+    return Point(name, variant, settings, plain, fingerprint(plain, read), _shared_key(plain, read), inputs)
 
 
 def point_name(variant: str, settings: Mapping[str, Any]) -> str:

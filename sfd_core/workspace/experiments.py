@@ -17,7 +17,14 @@ import yaml
 
 from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.grid import Point, split_variants
-from sfd_core.experiment.inputs import link_inputs, require_inputs, require_none_in_outputs
+from sfd_core.experiment.inputs import (
+    in_words,
+    input_digests,
+    link_inputs,
+    named_inputs,
+    require_inputs,
+    require_none_in_outputs,
+)
 from sfd_core.experiment.params import Params, load_params, parse_params
 from sfd_core.experiment.values import differences, parse_yaml, set_value
 from sfd_core.host.errors import ConfigError, DataError
@@ -129,17 +136,24 @@ def origin_values(plan: Plan, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def point_place(
-    project: Path, key: str, commit: str, values: Mapping[str, Any], report: Callable[[str], None]
+    project: Path,
+    key: str,
+    commit: str,
+    values: Mapping[str, Any],
+    report: Callable[[str], None],
+    inputs: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[Place]:
     """Give the worktree of a sweep's point with its raw parameters `values`; deleted after a block that ends well.
 
-    Raises `ConfigError` for invalid parameters, `DataError` for missing inputs.
+    Raises `ConfigError` for invalid parameters and for other files than `inputs`, `DataError` for missing ones.
     """
     params = parse_params(values)
     require_drawable(params)
     require_inputs(params, project)
     with git.worktree(project, key, commit) as (folder, held):
         _write_values(values, params, folder, project, scm=True)
+        if inputs is not None:
+            _require_inputs_of(inputs, params, folder)
         place = Place(folder, environment(project), project / LOGS / f"{key}.log", (held,), report)
         look_at_inputs(place)
         yield place
@@ -164,6 +178,17 @@ def require_same_sweep(project: Path, name: str, points: Sequence[Point]) -> Non
                 f"the sweep {name} has point {point.name} with other values: {'; '.join(changed[:MOST_SHOWN])}; "
                 "choose another name"
             )
+
+
+def _require_inputs_of(inputs: Mapping[str, Mapping[str, str]], params: Params, folder: Path) -> None:
+    named = named_inputs(params, folder)
+    here = input_digests(named, inputs, folder)
+    changed = {key: path for key, path in named.items() for stage in here if here[stage].get(key) != inputs[stage].get(key)}
+    if changed:
+        raise ConfigError(
+            f"{in_words(changed)}: the point reads other files there than those that the sweep was planned with; copy those "
+            "to this machine, or commit them if git has others, or start the sweep here"
+        )
 
 
 def _require_same(params: Params, folder: Path) -> None:
