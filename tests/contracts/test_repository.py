@@ -79,7 +79,9 @@ def test_an_environment_that_was_copied_from_another_folder_is_made_anew(tmp_pat
     made_in = tmp_path / "original" if moved else tmp_path
     (tmp_path / ".venv" / "bin" / "sfd").write_text(f"#!{made_in}/.venv/bin/python\n")
     (tmp_path / ".venv" / ".set-up").touch()
-    shown = subprocess.run(["make", "-n", "setup"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "-n", "--no-print-directory", "setup"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert shown.startswith("rm -rf .venv\n") == moved
     assert ("uv pip sync" in shown) == moved
 

@@ -25,8 +25,10 @@ STAGES = (
 )  # fmt: skip
 QUICK = ("code", "inputs", "encode", "train@sfd", "evaluate@sfd", "studies@sfd", "report")
 """Run in the quick tests; the others with the slow ones."""
-CHECKED_WITH = {"sfd_core.experiment.sizes", "sfd_core.host.files"}
-"""Count where a network is built, and where images are listed; every stage imports them to check parameters and inputs."""
+CHECKED_WITH = {"sfd_core.experiment.sizes", "sfd_core.experiment.snapshots", "sfd_core.host.files"}
+"""Count where a network is built, trained, and where images are listed; every stage imports them to check its parameters and
+inputs.
+"""
 IDENTITIES = ("outputs/code/", "outputs/inputs/")
 """DVC compares them."""
 READ_BY_SOME = {
