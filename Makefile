@@ -117,7 +117,7 @@ serve-mlflow: setup  ## serve the embedded MLflow store on http://127.0.0.1:MLFL
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri sqlite:///.sfd/mlflow.db --serve-artifacts --artifacts-destination .sfd/mlartifacts
 
-dashboard: setup  ## update the comparison of all runs in MLflow (MLFLOW_TRACKING_URI, or the embedded store) and print its link
+dashboard: setup  ## update the comparison of runs in MLflow (MLFLOW_TRACKING_URI, or the embedded store) and print its link
 	$(BIN)/sfd dashboard
 
 clean: setup  ## delete outputs and reports, also of experiments (`sfd clean`), and tool caches; DVC's cache stays, so `make repro` restores them
