@@ -22,9 +22,9 @@ from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, read_json, stage_dir
 from sfd_core.host.settings import Settings
-from sfd_core.tracking.comparison import MEASURED_BY
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.project import evaluation_key
+from sfd_core.tracking.runs import MEASURED_BY
 from sfd_core.workspace import git, journal
 from sfd_core.workspace.dvc import Place, ProgramError, locked_stages, stages_run
 from sfd_core.workspace.experiments import point_place

@@ -18,6 +18,7 @@ from sfd_core.reporting.lines import table_rows
 from sfd_core.reporting.pictures import Pixels, file_uri, sheet, thumbnails
 from sfd_core.reporting.runs import Run
 from sfd_core.reporting.tables import primary_number, result_table
+from sfd_core.tracking.runs import MEASURED_BY
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -50,8 +51,6 @@ th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align:
 </html>
 """
 Rows = list[list[str]]
-MEASURED_BY = ("samples", "weights", "input_size", "preprocessing", "reference_digest", "settings")
-"""What of a number's protocol must be equal for two of them to compare."""
 MOST_SHOWN = 60
 """Characters of such a value."""
 SHORT = 8

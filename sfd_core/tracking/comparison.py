@@ -23,8 +23,6 @@ from sfd_core.workspace import git
 from sfd_core.workspace.dvc import Place, ProgramError, remote_object
 
 SWEEPS = STATE / "sweeps"
-MEASURED_BY = ("samples", "weights", "input_size", "reference_digest")
-"""What of a distance's protocol must be equal for two of them to compare."""
 SHOWN = "shown.json"
 """What of a sweep was shown last, so that asking again for the same sends nothing."""
 

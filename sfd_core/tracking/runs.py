@@ -15,6 +15,8 @@ from sfd_core.experiment.values import flat_values
 from sfd_core.host.paths import OUTPUTS, file_digest, read_json
 from sfd_core.host.settings import Settings
 
+MEASURED_BY = ("samples", "weights", "input_size", "preprocessing", "reference_digest", "settings")
+"""What of a number's protocol must be equal for two of them to compare."""
 LOCK_FILE = Path("requirements.lock")
 COMPARED_TAG = "sfd.compared"
 """`yes` or `no`: whether the comparison shows the run."""
