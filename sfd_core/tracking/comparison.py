@@ -98,10 +98,8 @@ class Comparison:
 
     @property
     def measures(self) -> list[str]:
-        """How many samples and which reference the leading distance is of; points of several do not compare."""
-        rows = [row for row in self.rows if self.leading in row.numbers]
-        told = all(self.leading in row.record.get("measured", {}) for row in rows)  # older records lack it
-        return list(dict.fromkeys(_measure(row, self.leading if told else "") for row in rows))
+        """How the leading distance was measured, see `MEASURED_BY`; points of several ways do not compare."""
+        return list(dict.fromkeys(_measure(row, self.leading) for row in self.rows if self.leading in row.numbers))
 
     @property
     def best(self) -> Row | None:
@@ -228,8 +226,8 @@ class Comparison:
 
 def _measure(row: Row, number: str) -> str:
     if measured := row.record.get("measured", {}).get(number):
-        return "{samples} samples to {reference_digest} by {weights} at {input_size} pixels".format(**measured)
-    reference = row.record.get("data", {}).get("outputs/reference", "an unknown reference")
+        return ", ".join(f"{key} {value}" for key, value in measured.items())
+    reference = row.record.get("data", {}).get("outputs/reference", "an unknown reference")  # older records tell no more
     return f"{row.point.values['evaluate']['final_samples']} samples to {reference}"
 
 

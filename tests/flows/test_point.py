@@ -15,6 +15,7 @@ from flows.artifacts import page_of
 from flows.point import _measured
 from flows.studies import _point, _Study
 from sfd_core.experiment.pruning import Judge, Pruned
+from sfd_core.tracking.runs import MEASURED_BY
 from sfd_core.workspace.dvc import Place, environment
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_points_of_a_study_that_were_sampled_otherwise_have_other_names_and_sett
 
 def test_a_point_records_what_its_numbers_compare_by(tmp_path: Path) -> None:
     assert _measured(tmp_path) == {}
-    kept = {"samples": 400, "weights": "ab", "input_size": 260, "reference_digest": "cd"}
+    kept = dict.fromkeys(MEASURED_BY, "ab")
     final = {"fd_x": {"value": 1.0, "protocol": {**kept, "seed": 0}}}
     (tmp_path / "numbers.json").write_text(json.dumps({"final": final}))
     assert _measured(tmp_path) == {"fd_x": kept}

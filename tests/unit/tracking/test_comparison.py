@@ -9,6 +9,7 @@ from emoji import emoji_values
 
 from sfd_core.experiment.grid import Space, plan_points
 from sfd_core.tracking.comparison import Comparison, Row
+from sfd_core.tracking.runs import MEASURED_BY
 from sfd_core.tracking.store import Store
 from sfd_core.workspace.dvc import Place, environment
 
@@ -60,7 +61,7 @@ def test_a_champion_that_was_sampled_otherwise_is_measured_otherwise(setting: st
 
 def test_distances_compare_by_their_protocol_and_not_by_what_else_the_reference_holds() -> None:
     points = plan_points(VALUES, Space(["sfd"], {"texture_vae.kl_weight": [3e-6, 1e-5]}, [], {}), "code", ROOT)
-    protocol = {"samples": 400, "weights": "ab", "input_size": 260, "reference_digest": "cd"}
+    protocol = dict.fromkeys(MEASURED_BY, "ab")
     records = [
         {"numbers": {"fd_b": distance}, "run_key": "key", "commit": "c", "data": {"outputs/reference": f"{distance}.dir"}}
         for distance in (9.0, 8.0)
