@@ -1,4 +1,4 @@
-"""`sfd evaluate`: draw and measure images of a trained denoiser, or repeat a measurement."""
+"""`sfd evaluate`: draw and measure images of a denoiser, or repeat a measurement; `sfd measure`: images from elsewhere."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sfd_core.evaluation.rerun import Measurement
     from sfd_core.experiment.params import Params, SamplerParams
 
+OUT = "Also write all numbers with their protocols as JSON."
 FROM = "Measure again what this file of numbers records, by its protocol; ARTIFACT says where the denoiser lies now."
 
 
@@ -45,7 +46,7 @@ def evaluate(
     /,
     *,
     samples: Annotated[int | None, SAMPLES] = None,
-    out: Annotated[Path | None, output("Also write all numbers with their protocols as JSON.")] = None,
+    out: Annotated[Path | None, output(OUT)] = None,
     npz: Annotated[Path | None, output("Also write the images as ADM's evaluator takes them.")] = None,
     png: Annotated[Path | None, output("Also write the images as PNG files into this folder.", folder=True)] = None,
     recorded: Annotated[Path | None, Parameter(name="from", help=FROM)] = None,
@@ -81,6 +82,30 @@ def evaluate(
     _measure(measurement, sampler, count, params.prepare.resolution, Exports(out, npz, png))
 
 
+def measure(
+    images: Annotated[Path, Parameter(help="An .npz as ADM's evaluator takes it, or a folder of PNG files.")],
+    /,
+    *,
+    out: Annotated[Path | None, output(OUT)] = None,
+) -> None:
+    """Measure the distance to the real ones of images that another program drew, such as a baseline's samples.
+
+    Extractors, reference and settings are those of `sfd evaluate`, so that the numbers of as many samples compare.
+    """
+    from sfd_core.evaluation.elsewhere import ImagesElsewhere
+    from sfd_core.evaluation.evaluator import Evaluator
+    from sfd_core.experiment.params import load_params
+
+    params = load_params(PARAMS)
+    found = ImagesElsewhere.open(images, params.prepare.resolution)
+    evaluator = Evaluator.load(stage_dir("reference"), params.reference, params.evaluate.kid_subset_size)
+    numbers = found.measure(evaluator)
+    print(f"{found.count:,} images")
+    _print_numbers(numbers)
+    if out:
+        write_json(out, {"final": numbers})
+
+
 def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int, resolution: int, exports: Exports) -> None:
     from sfd_core.data.store.export import write_npz, write_pngs
     from sfd_core.evaluation.measurement import Order, class_balanced_labels
@@ -95,8 +120,7 @@ def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int,
     result = measurement.run(order, "samples")
     if result is not None:
         numbers, measured = result
-        for name, number in numbers.items():
-            print(f"{name:<32} {number.value:.6g}")
+        _print_numbers(numbers)
         if exports.numbers:
             write_json(exports.numbers, {"final": numbers})
         if exports.npz:
@@ -145,6 +169,11 @@ def load_measurement(params: "Params", artifact: Path, step: int | None, sampler
 
 def _arrays(measured: "Measured") -> "Iterator[np.ndarray[Any, np.dtype[np.uint8]]]":
     return (images.numpy() for images in measured.images())
+
+
+def _print_numbers(numbers: "Mapping[str, Number]") -> None:
+    for name, number in numbers.items():
+        print(f"{name:<32} {number.value:.6g}")
 
 
 def _print_both(group: str, old: Mapping[str, Mapping[str, Any]], new: "Mapping[str, Number]") -> None:

@@ -25,6 +25,7 @@ app = App(
 )
 app.command(sampling.sample)
 app.command(evaluation.evaluate)
+app.command(evaluation.measure)
 app.command(studies.guidance_curve)
 app.command(sampling.ema)
 app.command(studies.path_curve)

@@ -8,5 +8,6 @@ The path of a number, in four files:
 4. `metrics`: features to values, such as the Fréchet distance.
 
 Beside the path: `reference` (the statistics of real images, which stage `reference` writes; `adm` reads those of
-guided-diffusion), `rerun` (numbers measured again from a file), `convergence`, `neighbours`, `bootstrap`.
+guided-diffusion), `rerun` (numbers measured again from a file), `elsewhere` (images that another program
+drew), `convergence`, `neighbours`, `bootstrap`.
 """

@@ -1,4 +1,4 @@
-"""ADM's reference files (guided-diffusion): Inception's statistics of a data set and some of its images in one `.npz`.
+"""ADM's files (guided-diffusion): images in one `.npz`, and references with Inception's statistics of a data set beside them.
 
 `mu` (2048,), `sigma` (2048, 2048) and `mu_s` (2023,), `sigma_s` (2023, 2023) are means and covariances of the pooled and the
 spatial feature; `arr_0` uint8 (M, R, R, 3) are images, which precision and recall compare with.
@@ -30,7 +30,49 @@ SHAPES: dict[str, tuple[int, ...]] = {
 IMAGES = "arr_0"
 DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 """What reading a damaged archive raises."""
-REMEDY = "fetch the file again, or set reference.adm_npz to null to compare with the training images"
+
+
+@dataclass(frozen=True)
+class ImageArchive:
+    """An `.npz` with images `arr_0` uint8 (N, R, R, 3); its methods raise `DataError` for a file that is missing or damaged."""
+
+    path: Path
+    name: str
+    """What messages call it."""
+    remedy: str
+
+    def header(self, array: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and type of an array without reading its values."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                if f"{array}.npy" not in archive.namelist():
+                    held = ", ".join(member.removesuffix(".npy") for member in archive.namelist())
+                    raise DataError(f"{self.name} lacks {array}; it holds {held or 'nothing'}; {self.remedy}")
+                with archive.open(f"{array}.npy") as stream:
+                    return _read_header(stream)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.name} does not exist; {self.remedy}") from error
+        except DAMAGE as error:
+            raise DataError(f"{self.name} is no readable .npz file ({error}); {self.remedy}") from error
+
+    def images(self) -> tuple[int, int]:
+        """Return how many images there are, and their side in pixels."""
+        shape, dtype = self.header(IMAGES)
+        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not shape[0] or dtype != np.uint8:
+            raise DataError(f"{self.name}: {IMAGES} is {dtype} {shape} instead of uint8 (images, side, side, 3); {self.remedy}")
+        return shape[0], shape[1]
+
+    def blocks(self, rows: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield all images in order as uint8 (n, 3, R, R), at most `rows` at a time; the archive is unpacked as it is read."""
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
+                (count, height, width, channels), _ = _read_header(stream)
+                for start in range(0, count, rows):
+                    shape = (min(rows, count - start), height, width, channels)
+                    content = stream.read(int(np.prod(shape)))
+                    yield np.frombuffer(content, np.uint8).reshape(shape).transpose(0, 3, 1, 2).copy()
+        except DAMAGE as error:
+            raise DataError(f"{self.name}: {IMAGES} is damaged ({error}); {self.remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -46,9 +88,9 @@ class AdmIdentity:
 
 @dataclass(frozen=True)
 class AdmReference:
-    """An opened file whose arrays are all there and have the right types and shapes."""
+    """An opened reference whose arrays are all there and have the right types and shapes."""
 
-    path: Path
+    file: ImageArchive
     images: int
 
     @classmethod
@@ -58,24 +100,23 @@ class AdmReference:
         Raises `DataError` for a file that is missing, damaged or lacks an array, `ConfigError` for images of another side than
         `resolution`.
         """
-        headers = {name: _header(path, name) for name in (*SHAPES, IMAGES)}
-        for name, shape in SHAPES.items():
-            found, dtype = headers[name]
+        remedy = "fetch the file again, or set reference.adm_npz to null to compare with the training images"
+        file = ImageArchive(path, f"reference.adm_npz {path}", remedy)
+        for array, shape in SHAPES.items():
+            found, dtype = file.header(array)
             if found != shape or dtype.kind != "f":
-                raise DataError(f"{path}: {name} is {dtype} {found} instead of floating point {shape}; {REMEDY}")
-        shape, dtype = headers[IMAGES]
-        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not shape[0] or dtype != np.uint8:
-            raise DataError(f"{path}: {IMAGES} is {dtype} {shape} instead of uint8 (images, side, side, 3); {REMEDY}")
-        if shape[1] != resolution:
+                raise DataError(f"{file.name}: {array} is {dtype} {found} instead of floating point {shape}; {remedy}")
+        images, side = file.images()
+        if side != resolution:
             raise ConfigError(
-                f"reference.adm_npz {path} holds images of {shape[1]}x{shape[1]} pixels, but prepare.resolution is "
-                f"{resolution}; name the reference of that resolution"
+                f"{file.name} holds images of {side}x{side} pixels, but prepare.resolution is {resolution}; name the reference "
+                "of that resolution"
             )
-        return cls(path, shape[0])
+        return cls(file, images)
 
     def identity(self) -> AdmIdentity:
         """Return name and hash of the file; it is read once in whole."""
-        return AdmIdentity(self.path.name, file_digest(self.path), self.images)
+        return AdmIdentity(self.file.path.name, file_digest(self.file.path), self.images)
 
     def statistics(self) -> tuple[FrechetReference, FrechetReference]:
         """Return the distributions of the pooled and of the spatial feature.
@@ -90,43 +131,18 @@ class AdmReference:
         )
         return pooled, spatial
 
-    def blocks(self, rows: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield all images in order as uint8 (N, 3, R, R), at most `rows` at a time; the archive is unpacked as it is read."""
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
-                (count, height, width, channels), _ = _read_header(stream)
-                for start in range(0, count, rows):
-                    shape = (min(rows, count - start), height, width, channels)
-                    content = stream.read(int(np.prod(shape)))
-                    yield np.frombuffer(content, np.uint8).reshape(shape).transpose(0, 3, 1, 2).copy()
-        except DAMAGE as error:
-            raise DataError(f"{self.path}: {IMAGES} is damaged ({error}); {REMEDY}") from error
-
     def _array(self, name: str) -> NDArray[np.float64]:
+        told, remedy = self.file.name, self.file.remedy
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            with np.load(self.file.path, allow_pickle=False) as archive:
                 array = np.asarray(archive[name], dtype=np.float64)
         except DAMAGE as error:
-            raise DataError(f"{self.path}: {name} is damaged ({error}); {REMEDY}") from error
+            raise DataError(f"{told}: {name} is damaged ({error}); {remedy}") from error
         if not np.isfinite(array).all():
-            raise DataError(f"{self.path}: {name} holds NaN or infinity; {REMEDY}")
+            raise DataError(f"{told}: {name} holds NaN or infinity; {remedy}")
         if array.ndim == 2 and not np.allclose(array, array.T, rtol=1e-4, atol=1e-6):
-            raise DataError(f"{self.path}: {name} is not symmetric, so it is no covariance; {REMEDY}")
+            raise DataError(f"{told}: {name} is not symmetric, so it is no covariance; {remedy}")
         return array
-
-
-def _header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if f"{name}.npy" not in archive.namelist():
-                held = ", ".join(member.removesuffix(".npy") for member in archive.namelist())
-                raise DataError(f"reference.adm_npz {path} lacks {name}; it holds {held or 'nothing'}; {REMEDY}")
-            with archive.open(f"{name}.npy") as stream:
-                return _read_header(stream)
-    except FileNotFoundError as error:
-        raise DataError(f"reference.adm_npz {path} does not exist; {REMEDY}") from error
-    except DAMAGE as error:
-        raise DataError(f"reference.adm_npz {path} is no readable .npz file ({error}); {REMEDY}") from error
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

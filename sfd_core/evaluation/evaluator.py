@@ -38,7 +38,8 @@ class Drawn(TypedDict):
     """What they are, such as `samples` or `held-out images and mirror images`."""
     labels: str
     """How their classes were chosen, such as `class-balanced`."""
-    seed: int
+    seed: int | None
+    """None for images that another program drew."""
     sampler: str
     evaluations: int | None
     """Network evaluations an image; None for images that no sampler drew."""

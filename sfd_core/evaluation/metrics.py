@@ -178,7 +178,7 @@ def score(layers: Mapping[str, Tensor], reference: Reference, kid_subset_size: i
     if len(features) <= NEIGHBOURHOOD + 1:
         raise DataError(
             f"{len(features)} images cannot be measured: precision and recall need more than {NEIGHBOURHOOD + 1}; "
-            "raise evaluate.snapshot_samples and evaluate.final_samples"
+            "draw more (evaluate.snapshot_samples and evaluate.final_samples)"
         )
     values = {"fd": reference.frechet.distance(features), "kid": _kid(features, reference.features, kid_subset_size)}
     values |= _precision_recall(features, reference)

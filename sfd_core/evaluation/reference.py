@@ -140,7 +140,7 @@ def write_reference(
     """
     if adm is not None and extractor.identity.name != "inception":
         raise IdentityError(
-            f"{adm.path} holds statistics of Inception with its standard weights, but the extractor is "
+            f"{adm.file.path} holds statistics of Inception with its standard weights, but the extractor is "
             f"{extractor.identity.name}; set reference.inception_weights to null, or reference.adm_npz to null"
         )
     identity = adm.identity() if adm else None
@@ -169,7 +169,7 @@ def write_reference(
         fitted |= {name: FrechetReference.of(moment) for name, moment in moments.items()}
         if adm is not None:
             with ShardWriter(temporary / "compared", {FEATURES: FieldSpec("float32", (width,))}, meta) as writer:
-                for block in progress(adm.blocks(batch_size), adm.images):
+                for block in progress(adm.file.blocks(batch_size), adm.images):
                     writer.append(features=extractor.extract(torch.from_numpy(block), batch_size)[FEATURES].numpy())
         kept_features = _features(ShardReader(temporary / ("features" if adm is None else "compared")))
         radii = neighbour_radii(_one_orientation(kept_features) if adm is None else kept_features)

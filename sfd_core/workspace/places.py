@@ -88,9 +88,9 @@ def recorded_params(place: Path, variant: str | None = None) -> Params:
         )
     used: dict[str, list[Any]] = {}
     for key, value in _recorded(stages, _stages_of(variants)):
-        used.setdefault(key.partition(".")[0], []).append(value)
-    used.pop("report", None)  # of what is drawn, not of what is measured
-    if apart := [group for group, found in used.items() if group != "variants" and any(value != found[0] for value in found)]:
+        if not key.startswith(("report.", "variants.")):  # how it is drawn, and their own
+            used.setdefault(key, []).append(value)
+    if apart := [key for key, found in used.items() if any(value != found[0] for value in found)]:
         print(
             f"{place}: the variants were made with different values of {', '.join(apart)}, so their results do not compare; "
             "`make repro` makes them alike",

@@ -120,8 +120,13 @@ def test_every_number_of_a_variant_can_be_measured_again_from_its_protocol(repro
     assert not list((reproduced.path / ".sfd" / "resume").glob("measure/*"))
 
 
-def test_the_judged_images_are_exported(reproduced: Project, sfd: Command) -> None:
-    sfd("evaluate", "sfd", "--samples", "6", "--npz", ".sfd/samples.npz", "--png", ".sfd/png")
+def test_the_judged_images_are_exported_and_measured_again(reproduced: Project, sfd: Command) -> None:
+    printed, _ = sfd("evaluate", "sfd", "--samples", "6", "--npz", ".sfd/samples.npz", "--png", ".sfd/png")
+    for images in (".sfd/samples.npz", ".sfd/png"):
+        again, _ = sfd("measure", images, "--out", ".sfd/elsewhere.json")
+        assert again == f"6 images\n{printed}"
+    numbers = json.loads((reproduced.path / ".sfd" / "elsewhere.json").read_text())["final"]
+    assert all(number["protocol"]["recipe"] is None for number in numbers.values())
     with np.load(reproduced.path / ".sfd" / "samples.npz", allow_pickle=False) as saved:
         images, labels = saved["arr_0"], saved["arr_1"]
     assert images.shape == (6, 32, 32, 3)

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from sfd_core.cli.main import app
 
-COMMANDS = ["sample", "evaluate", "guidance-curve", "path-curve", "solvers", "import", "experiment", "preset", "sweep-figure"]
+COMMANDS = [
+    "sample",
+    "evaluate",
+    "measure",
+    "guidance-curve",
+    "path-curve",
+    "solvers",
+    "import",
+    "experiment",
+    "preset",
+    "sweep-figure",
+]
 OPTIONS = [
     "--labels", "--count", "--columns", "--out", "--evaluations", "--seed", "--scales", "--intervals", "--offsets", "--samples",
     "--from", "--npz", "--png", "--texture-interval", "--texture-scale", "--guide-step", "--set", "--vary", "--table", "--over",

@@ -143,7 +143,7 @@ def test_nearest_neighbours_are_still_training_images(file: Path, tmp_path: Path
 def test_images_are_read_in_blocks_of_any_size(file: Path) -> None:
     reference, images = AdmReference.open(file, SIDE), contents()["arr_0"].transpose(0, 3, 1, 2)
     for rows in (1, 7, 100):
-        np.testing.assert_array_equal(np.concatenate(list(reference.blocks(rows))), images)
+        np.testing.assert_array_equal(np.concatenate(list(reference.file.blocks(rows))), images)
 
 
 @pytest.mark.parametrize("name", ["mu", "sigma", "mu_s", "sigma_s", "arr_0"])
@@ -188,7 +188,7 @@ def test_a_missing_or_damaged_file_is_refused(file: Path, tmp_path: Path) -> Non
     content[member.header_offset + 2000] ^= 0xFF
     file.write_bytes(bytes(content))
     with pytest.raises(DataError, match="arr_0 is damaged"):
-        list(AdmReference.open(file, SIDE).blocks(8))
+        list(AdmReference.open(file, SIDE).file.blocks(8))
 
 
 @pytest.mark.parametrize(("name", "said"), [("sigma", "not symmetric"), ("mu_s", "NaN")])
