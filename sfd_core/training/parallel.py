@@ -91,7 +91,8 @@ class Parallel:
             with self._synchronised(last=number == len(sizes) - 1):
                 with self.accelerator.autocast():
                     terms: dict[str, Tensor] = self.loss(batch)
-                self.accelerator.backward(terms["loss"] if share == 1 else terms["loss"] * share)
+                # accelerate's own backward would divide by the number of accumulated steps in its launcher's settings
+                (terms["loss"] if share == 1 else terms["loss"] * share).backward()
             for name, term in terms.items():
                 value = term.detach().float() if share == 1 else term.detach().float() * share
                 sums[name] = value if name not in sums else sums[name] + value

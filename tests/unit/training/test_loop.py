@@ -96,6 +96,15 @@ def test_logged_terms_are_means_over_the_interval_and_add_up(tmp_path: Path) -> 
     assert [row["loss"] for row in curve(folder)] == pytest.approx([sum(losses[k : k + 4]) / 4 for k in range(0, 40, 4)])
 
 
+def test_settings_of_accelerates_launcher_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, launched = ResumeFolder(tmp_path / "resume"), ResumeFolder(tmp_path / "launched")
+    run(Denoise(), plan(), folder)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run(Denoise(), plan(), launched)
+    assert curve(launched) == curve(folder)
+
+
 def test_a_step_whose_gradient_alone_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     class Steep(Denoise):
         def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
