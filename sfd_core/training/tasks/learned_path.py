@@ -15,6 +15,7 @@ from sfd_core.diffusion.path import sample_path, velocity
 from sfd_core.diffusion.schedule import LocalTimes
 from sfd_core.experiment.params import LearnedSchedule
 from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.training.parallel import whole
 from sfd_core.training.tasks.denoising import LatentBatches
 
 CLOSEST = 1e-3
@@ -39,8 +40,8 @@ class PathLearner(nn.Module):
         return reached[:, cell] + steps[:, cell] * (place - cell), steps[:, cell] * knots
 
     def corners(self) -> list[list[float]]:
-        """Return the path (t_tex, t_sem) through all knots."""
-        reached = self.increments.detach().double().cpu().softmax(dim=1).cumsum(dim=1)
+        """Return the path (t_tex, t_sem) through all knots; every process must ask."""
+        reached = whole(self.increments.detach()).double().cpu().softmax(dim=1).cumsum(dim=1)
         return [[0.0, 0.0], *reached[:, :-1].T.tolist(), [1.0, 1.0]]
 
 

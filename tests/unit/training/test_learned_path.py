@@ -1,8 +1,12 @@
 """A learned path: monotone, from noise to data, and drawn to where it costs less."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
 from sfd_core.diffusion.schedule import Schedule
@@ -65,6 +69,17 @@ def test_the_path_begins_straight_and_is_a_schedule() -> None:
     for k, corner in enumerate(model.corners()[:-1]):
         assert tau[:, 25 * k].tolist() == pytest.approx(corner, abs=1e-4)
     assert path.end <= 2
+
+
+def test_a_model_in_shards_has_the_same_path(tmp_path: Path) -> None:
+    model = PathLearner(KnowsOrder(), 4)  # type: ignore[arg-type]
+    expected = model.corners()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        assert model.corners() == expected
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_semantics_are_drawn_ahead_where_texture_needs_them_and_kinetic_energy_holds_them_back() -> None:
