@@ -163,8 +163,8 @@ class ResumeFolder:
 
     def newest(self) -> int | None:
         """Return the step of the newest whole checkpoint, or None; a damaged one is named, deleted and passed over."""
-        for leftover in self.path.glob(".*.partial"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for leftover in list(self.path.rglob(".*.partial")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         for folder in reversed(self._checkpoints()):
             try:
                 _require_whole(folder)

@@ -100,10 +100,13 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_checkpoint(tmp_path: 
     folder = filled(tmp_path / "resume", 1)
     (folder.path / ".step-00000002.abc.partial").mkdir()
     (folder.path / ".history.csv.abc.partial").touch()
+    (folder.path / "averages").mkdir()
+    (folder.path / "averages" / ".step-00000002-0.05.safetensors.abc.partial").touch()
     found = loaded(folder)
     assert found is not None
     assert found[0] == 1
-    assert [path.name for path in folder.path.iterdir()] == ["step-00000001"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["averages", "step-00000001"]
+    assert not list((folder.path / "averages").iterdir()), "all of it is copied to the output"
 
 
 def test_snapshots_keep_weights_and_when_they_were_taken(tmp_path: Path) -> None:
