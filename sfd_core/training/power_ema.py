@@ -1,7 +1,8 @@
 """Averages of any width after the training (Karras et al., arXiv 2312.02696, section 3 and appendix C).
 
 A power-function average weights step tau of T by tau^gamma; its width sigma is the standard deviation of that weight over T. A
-training stores averages of a few widths at its snapshots; any other width at any step is then their least-squares combination.
+training stores averages of a few widths at its snapshots; any other width at any step is then their least-squares combination
+with a sum of one, so that what never changes, such as positions, stays what it is.
 """
 
 import re
@@ -114,7 +115,9 @@ def reconstruct(averages: Sequence[StoredAverage], sigma: float, step: int) -> t
     edges = np.linspace(0, step, min(step, CELLS) + 1)
     profiles = np.stack([_profile(edges, average.sigma, average.step) for average in known], axis=1)
     wanted = _profile(edges, sigma, step)
-    shares, *_ = np.linalg.lstsq(profiles, wanted, rcond=None)
+    last = profiles[:, -1]
+    shares, *_ = np.linalg.lstsq(profiles[:, :-1] - last[:, None], wanted - last, rcond=None)
+    shares = np.append(shares, 1 - shares.sum())
     mismatch = float(np.linalg.norm(profiles @ shares - wanted) / np.linalg.norm(wanted))
     total: dict[str, Tensor] = {}
     for average, share in zip(known, shares.tolist(), strict=True):

@@ -21,6 +21,7 @@ class Walk(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1000))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("positions", torch.ones(3))
 
     def step(self, generator: torch.Generator) -> None:
         with torch.no_grad():
@@ -83,6 +84,17 @@ def test_a_reconstructed_average_is_the_tracked_one(
     others = [value for (width, at), value in expected.items() if at == step and width != sigma]
     assert min((weights["weight"] - other).norm() / other.norm() for other in others) > 2 * off
     assert weights["count"] == step
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.05, 0.2])
+@pytest.mark.parametrize("widths", [[0.05], [0.05, 0.1]])
+@pytest.mark.parametrize("step", [25, STEPS])
+def test_what_never_changes_is_the_same_in_every_average(
+    tracked: tuple[Path, dict[tuple[float, int], torch.Tensor]], sigma: float, widths: list[float], step: int
+) -> None:
+    averages = [average for average in StoredAverage.all_in(tracked[0]) if average.sigma in widths]
+    weights, _ = reconstruct(averages, sigma, step)
+    torch.testing.assert_close(weights["positions"], torch.ones(3))
 
 
 def test_impossible_widths_steps_and_folders_are_refused(
