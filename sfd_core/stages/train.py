@@ -23,7 +23,7 @@ from sfd_core.experiment.params import EngineParams, TrainParams, VariantParams
 from sfd_core.experiment.paths import with_found_path
 from sfd_core.experiment.snapshots import snapshot_steps
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, ConfigError, IdentityError, exits_cleanly
-from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
+from sfd_core.host.paths import atomic_dir, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread
 from sfd_core.latents.composite import Composite, LatentStatistics, load_statistics
 from sfd_core.latents.decoded_tokens import open_decoded_tokens
@@ -33,6 +33,7 @@ from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
+from sfd_core.stages.outlook import require_room
 from sfd_core.stages.start import begin_stage
 from sfd_core.stages.training import Origin, run_training
 from sfd_core.tracking.runs import training_run
@@ -44,8 +45,9 @@ from sfd_core.training.power_ema import AVERAGES, Averages, power_averages
 from sfd_core.training.tasks.denoising import FlowTask, GaussianTask, LatentBatches
 from sfd_core.training.tasks.validation import VALIDATION_FILE, ValidationCurve, ValidationLoss, write_empty_validation
 
-SAVED_STATES = 10
-"""Copies of the weights on disk besides snapshots: model, EMA and two AdamW moments, in two checkpoints and some spare."""
+IN_A_CHECKPOINT = 4
+"""Copies of the weights: model, EMA and two AdamW moments."""
+SPARE = 2
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,13 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     classes = inputs.latents.meta["classes"] if train.conditional else []
     model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
     parameters = parameter_count(model)
-    require_disk(out, 4 * parameters * (SAVED_STATES + 2 * train.snapshots), f"stage train, variant {name}")
     batches = LatentBatches(inputs.latents, Composite(inputs.statistics), variant, train, null=len(classes))
     task = GaussianTask(model, batches) if isinstance(model, DiT) else FlowTask(model, batches, variant, inputs.tokens)
     targets = [] if inputs.tokens is None else [inputs.tokens.digest]
     key = resume_key(name, variant, train, inputs=[inputs.latents.digest, inputs.identity.statistics, *targets])
     resume = ResumeFolder.of("train", key, stage_code("train"))
+    if processes.first:
+        require_room(resume.path, out, 4 * parameters * _saved_copies(train, engine), f"stage train, variant {name}")
     plan = TrainingPlan(name, train.optimisation, variant.learning_rate, snapshot_steps(train), engine=engine)
     sharded = engine.sharding != "none" and processes.count > 1
     ema = power_averages(model, EMA(model, train.ema_decay, train.ema_warmup), train.power_emas, sharded)
@@ -169,6 +172,13 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         for kept in resume.finish(out / "metrics.json", result.seconds, engine.keeps):
             print(f"{name}: the checkpoint in {kept} is kept", file=sys.stderr)
     return resume
+
+
+def _saved_copies(train: TrainParams, engine: EngineParams) -> int:
+    """Return how many copies of the weights lie on the disk at the end: in checkpoints, and in snapshots twice."""
+    averages = len(train.power_emas)
+    checkpoints = engine.keep_last + sum(engine.keeps(step) for step in range(1, train.optimisation.steps + 1))
+    return checkpoints * (IN_A_CHECKPOINT + averages) + SPARE + 2 * train.snapshots * (1 + averages)
 
 
 def _validation(

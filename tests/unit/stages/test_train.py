@@ -1,6 +1,7 @@
 """Inputs of a training are checked before the first step, and nothing is written when they are bad."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.params import Optimisation, RepaParams, TrainParams, parse_params
 from sfd_core.host import paths
-from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError
+from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError, ResourceError
 from sfd_core.host.paths import file_digest
 from sfd_core.host.processes import ALONE
 from sfd_core.latents.composite import ChannelStatistics, save_statistics
@@ -24,6 +25,7 @@ from sfd_core.latents.identity import LatentIdentity
 from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.stages.schedule import find_path
 from sfd_core.stages.train import TrainFolders, TrainInputs, train_variant
+from sfd_core.training.loop import PLAIN_ENGINE
 
 IMAGES, GRID = 12, 4
 CHANNELS = {"z_tex": 4, "z_sem": 2, "z_pca": 3}
@@ -173,6 +175,40 @@ def test_a_batch_larger_than_the_data_set_is_refused_and_nothing_is_written(tmp_
         train_variant("v", variant(), large, inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".sfd" / "resume").exists()
+
+
+@pytest.fixture
+def weight_bytes(tmp_path: Path) -> int:
+    """Bytes of one copy of the weights."""
+    encoded(tmp_path / "encode")
+    inputs = TrainInputs.open(variant(), folders(tmp_path))
+    train_variant("v", variant(), TRAIN, inputs, tmp_path / "measured")
+    return 4 * json.loads((tmp_path / "measured" / "model.json").read_text())["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("train", "engine", "copies"),
+    [({}, {}, 14), ({"power_emas": [0.05, 0.1]}, {}, 26), ({}, {"keep_every": 1}, 26), ({}, {"keep_last": 4}, 22)],
+)
+def test_room_for_all_that_a_training_keeps_is_asked_for_before_it_starts(
+    train: dict[str, Any], engine: dict[str, Any], copies: int, weight_bytes: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    inputs, usage = TrainInputs.open(variant(), folders(tmp_path)), type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, copies * weight_bytes - 1))
+    settings = PLAIN_ENGINE.model_copy(update=engine)
+    with pytest.raises(ResourceError, match="stage train, variant v needs"):
+        train_variant("v", variant(), TRAIN.model_copy(update=train), inputs, tmp_path / "out", settings)
+
+
+def test_what_a_killed_training_left_is_not_asked_for_again(
+    weight_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, usage = TrainInputs.open(variant(), folders(tmp_path)), type(shutil.disk_usage(tmp_path))
+    kept = train_variant("v", variant(), TRAIN, inputs, tmp_path / "out", recorded=False)
+    left = 14 * weight_bytes - sum(file.stat().st_size for file in kept.path.rglob("*") if file.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, left))
+    train_variant("v", variant(), TRAIN, inputs, tmp_path / "out")
 
 
 @pytest.mark.parametrize("schedule", [LEAST_COST, PROBE | {"kind": "learned", "knots": 2, "kinetic": 0.1}])
