@@ -128,7 +128,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
     """
     classes = inputs.latents.meta["classes"] if train.conditional else []
     model = build_denoiser(variant, inputs.spec, len(classes)).to(training_device())
-    parameters = parameter_count(model)
+    parameters, flops = parameter_count(model), flops_per_image(model)  # of what may soon be cut in shards
     batches = LatentBatches(inputs.latents, Composite(inputs.statistics), variant, train, null=len(classes))
     task = GaussianTask(model, batches) if isinstance(model, DiT) else FlowTask(model, batches, variant, inputs.tokens)
     targets = [] if inputs.tokens is None else [inputs.tokens.digest]
@@ -161,7 +161,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         classes=classes,
         identity=inputs.identity,
         parameters=parameters,
-        flops_per_image=flops_per_image(model),
+        flops_per_image=flops,
         snapshots=[
             SnapshotRecord(kept.step, kept.step * train.optimisation.batch_size, f"snapshots/{kept.path.name}")
             for kept in result.snapshots

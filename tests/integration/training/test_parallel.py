@@ -10,23 +10,31 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_stages import lay_out_compressed
 from torch._dynamo.testing import CompileCounter
 
 from sfd_core.experiment.sizes import ModelSize
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE
 from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.training.history import read_history
 
-PROGRAM = Path(__file__).with_name("spread_training.py")
+PROGRAM, VARIANT = (Path(__file__).with_name(name) for name in ("spread_training.py", "spread_variant.py"))
+ROOT = Path(__file__).parents[3]
+
+
+def run(program: Path, processes: int, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    alone = [sys.executable, str(program)]
+    many = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--no-python"]
+    many += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost", *alone]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": paths}
+    command = [*(alone if processes == 1 else many), *arguments]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def train(folder: Path, processes: int, *more: str, **engine: Any) -> subprocess.CompletedProcess[str]:
-    alone = [sys.executable, str(PROGRAM)]
-    many = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--no-python"]
-    many += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost", *alone]
-    command = [*(alone if processes == 1 else many), str(folder), json.dumps(engine), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run(PROGRAM, processes, str(folder), json.dumps(engine), *more)
 
 
 def trained(folder: Path, processes: int, **engine: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -115,12 +123,22 @@ def test_a_sharded_checkpoint_is_one_file_a_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--no-python", "--rdzv-backend=c10d",
-         "--rdzv-endpoint=localhost:0", "--local-addr=localhost", sys.executable, str(PROGRAM), str(tmp_path), "{}"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    ended = train(tmp_path, 3)
     assert "batch_size 8 cannot be shared equally by 3 processes" in ended.stderr
+
+
+def test_a_variant_in_shards_becomes_the_artifact_of_one_process(tmp_path: Path) -> None:
+    encode = lay_out_compressed(tmp_path).encode().encode
+    for name, processes, engine in (("alone", 1, {}), ("shards", 2, {"sharding": "fsdp"})):
+        (tmp_path / name).mkdir()
+        ended = run(VARIANT, processes, str(encode), "out", json.dumps(engine), cwd=tmp_path / name)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    alone, shards = (json.loads((tmp_path / name / "out" / "model.json").read_text()) for name in ("alone", "shards"))
+    assert alone.pop("files").keys() == shards.pop("files").keys()
+    assert shards == alone
+    whole, joined = (load_denoiser(tmp_path / name / "out").model.state_dict() for name in ("alone", "shards"))
+    for name, value in whole.items():
+        torch.testing.assert_close(joined[name], value, rtol=1e-2, atol=1e-4, msg=name)
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
