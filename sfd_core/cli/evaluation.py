@@ -139,7 +139,7 @@ def _repeat(params: "Params", recorded: Path, moved: str | None, out: Path | Non
         artifact = artifact_folder(moved) if moved else old.artifact
         measurement = load_measurement(params, artifact, old.recipe["step"], old.sampler)
         old.require_same(measurement)
-        order = old.order(measurement.pipeline, stage_dir("encode") / "train")
+        order = old.order(measurement.pipeline, stage_dir("encode"))
         result = measurement.run(order, group)
         if result is not None:
             groups[group], measured = result

@@ -130,12 +130,10 @@ def error_field(
     base = drawing.sampler(params, evaluations)
     asked = {"points": points, "images": images, "weighting": weighting, "semantic_weights": semantic_weights or [1.0]}
     study = parse_group(ErrorFieldStudy, {"kind": "error_field", "variant": artifact, **asked}, "the error field")
-    from sfd_core.data.store.shards import ShardReader
     from sfd_core.studies.error_field import run_error_field
 
-    latents = ShardReader(stage_dir("encode") / "held_out")
     measurement = drawn_measurement(params, artifact, drawing, base, evaluations)
-    table = run_error_field(measurement, study, base, samples or params.evaluate.final_samples, latents, out)
+    table = run_error_field(measurement, study, base, samples or params.evaluate.final_samples, stage_dir("encode"), out)
     if table is not None:
         _print(table, ["semantic_weight", "path"], ("fid", "fd_", "sfid", "is"))
         print(f"\n{out / 'field.npz'}, {out / 'error_field.csv'}, {out / 'error_field.png'}")

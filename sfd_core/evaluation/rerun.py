@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from sfd_core.data.store.shards import ShardReader
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.evaluator import Drawn, Evaluator, Number
 from sfd_core.evaluation.measurement import (
@@ -25,6 +24,7 @@ from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import stage_dir
 from sfd_core.host.processes import Processes
 from sfd_core.host.resume import mixed_codes, resume_dir
+from sfd_core.latents.identity import open_latents
 from sfd_core.sampling.artifact import Denoiser, snapshot_digest
 from sfd_core.sampling.pipeline import Pipeline
 
@@ -93,12 +93,16 @@ class Recorded:
         """Whether the semantics are those of training images."""
         return bool(self.recipe["semantics"] != GENERATED)
 
-    def order(self, pipeline: Pipeline, latents: Path) -> Order:
-        """Return what was drawn; `latents` is the folder of encoded training images, which an oracle needs."""
+    def order(self, pipeline: Pipeline, encode: Path) -> Order:
+        """Return what was drawn; `encode` is the folder of that stage, whose training images an oracle needs.
+
+        Raises `IdentityError` if an oracle's denoiser was trained on other latents.
+        """
         labels = class_balanced_labels(self.samples, len(pipeline.denoiser.classes))
         if not self.oracle:
             return Order(labels, self.sampler)
-        return oracle_order(pipeline.denoiser, labels, self.sampler, ShardReader(latents))
+        latents = open_latents(encode, "train", pipeline.denoiser.identity, "the oracle")
+        return oracle_order(pipeline.denoiser, labels, self.sampler, latents)
 
     def require_same(self, measurement: Measurement) -> None:
         """Raise `IdentityError` that names the first thing that differs from when the numbers were measured.

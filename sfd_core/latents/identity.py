@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sfd_core.data.store.shards import ShardReader
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import file_digest
 
@@ -49,6 +50,12 @@ def read_latent_identity(encode_dir: Path) -> LatentIdentity:
     if statistics != identity.statistics:
         raise DataError(f"{encode_dir / STATISTICS_FILE} does not match its recorded hash; run `dvc repro encode`")
     return identity
+
+
+def open_latents(encode_dir: Path, part: str, identity: LatentIdentity, purpose: str) -> ShardReader:
+    """Open `train` or `held_out` of the `encode` stage. Raises `IdentityError` if its latents are not those of `identity`."""
+    read_latent_identity(encode_dir).require(identity, f"{purpose} with the latents in {encode_dir}")
+    return ShardReader(encode_dir / part)
 
 
 def _short(value: Any) -> str:

@@ -34,7 +34,7 @@ def measure_study(study: StudyParams, params: Params, out: Path, processes: Proc
         return
     if isinstance(study, ErrorFieldStudy):
         measurement = Measurement.load(params, artifact, None, sampler, processes)
-        run_error_field(measurement, study, sampler, samples, ShardReader(stage_dir("encode") / "held_out"), out)
+        run_error_field(measurement, study, sampler, samples, stage_dir("encode"), out)
         return
     guided = guided_by(sampler, study.guidance, None if study.guide_step is None else artifact, study.guide_step)
     points = plan_points(guided, study.scales, [(0.0, 1.0)], [sampler.evaluations], study.parts)

@@ -12,6 +12,7 @@ from sfd_core.diffusion.error_field import ErrorField, PathCosts, least_cost_pat
 from sfd_core.evaluation.error_field import measure_error_field, read_field, require_any_order, write_field
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.experiment.params import ErrorFieldStudy, SamplerParams, fingerprint
+from sfd_core.latents.identity import open_latents
 from sfd_core.reporting.study_figures import error_field_figure
 from sfd_core.studies.study import Point, Study
 
@@ -27,15 +28,18 @@ def plan_least_cost(base: SamplerParams, field: ErrorField, study: ErrorFieldStu
 
 
 def run_error_field(
-    measurement: Measurement, study: ErrorFieldStudy, base: SamplerParams, samples: int, latents: ShardReader, out: Path
+    measurement: Measurement, study: ErrorFieldStudy, base: SamplerParams, samples: int, encode: Path, out: Path
 ) -> pd.DataFrame | None:
     """Measure the field and the points of `plan_least_cost`; return the table, in all processes but the first None.
 
     Writes `field.npz` (`times` (K,), `texture` and `semantic` (K, K), see `ErrorField`), `points/*.json`, `error_field.csv` and
-    `error_field.png` to `out`. `latents` is the held-out shard of stage `encode`. Raises `ConfigError` for a denoiser that
-    knows one path, or fewer evaluations than a path has straight pieces.
+    `error_field.png` to `out`. The latents are the held-out ones in `encode`, the folder of that stage. Raises `ConfigError`
+    for a denoiser that knows one path, or fewer evaluations than a path has straight pieces, and `IdentityError` for one that
+    was trained on other latents.
     """
-    require_any_order(measurement.pipeline.denoiser)
+    denoiser = measurement.pipeline.denoiser
+    require_any_order(denoiser)
+    latents = open_latents(encode, "held_out", denoiser.identity, "the error field")
     field = _field(measurement, study, base.batch_size, latents, out / "field.npz")
 
     def plan(weights: list[float]) -> list[Point]:

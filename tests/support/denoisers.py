@@ -1,14 +1,17 @@
 """Small denoisers with random weights, in memory and as artifacts on disk."""
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from sfd_core.experiment.params import RepaParams, VariantParams
+from sfd_core.host.paths import file_digest, write_json
 from sfd_core.latents.composite import ChannelStatistics, LatentStatistics
-from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity
+from sfd_core.latents.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
@@ -72,6 +75,16 @@ def artifact(folder: Path, vae: Path, params: VariantParams, seed: int = 0, clas
         snapshots=[SnapshotRecord(7, 56, "snapshots/step-00000007.safetensors")],
     ).write(folder)
     return folder
+
+
+def trained_on(folder: Path, encode: Path) -> None:
+    """Write into `encode` the identity of the latents that the denoiser in `folder` was trained on."""
+    encode.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / STATISTICS_FILE, encode / STATISTICS_FILE)
+    manifest = DenoiserManifest.read(folder)
+    identity = replace(manifest.identity, statistics=file_digest(encode / STATISTICS_FILE))
+    write_json(encode / IDENTITY_FILE, asdict(identity))
+    replace(manifest, identity=identity).write(folder)
 
 
 def denoiser(folder: Path, params: VariantParams) -> Denoiser:

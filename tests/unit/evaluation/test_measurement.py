@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from denoisers import artifact, texture_vae, variant
+from denoisers import artifact, texture_vae, trained_on, variant
 from measured_together import LABELS, SAMPLER, lay_out, measurement
 
 from sfd_core.data.store.shard_writer import ShardWriter
@@ -228,6 +228,22 @@ def test_an_oracle_takes_semantics_of_all_styles_or_of_the_classes_it_draws(
     assert order.semantics(slice(None)).tolist() == rows
     more = oracle_order(denoiser, labels * 2, SAMPLER, ShardReader(tmp_path / "latents"))
     assert more.semantics_key != order.semantics_key
+
+
+def test_a_recorded_oracle_is_not_drawn_with_latents_of_another_training(
+    measuring: Measurement, folder: Path, tmp_path: Path
+) -> None:
+    train = shutil.copytree(folder / "train", tmp_path / "train")
+    trained_on(train, tmp_path / "encode")
+    values = np.zeros((2, 2, 2, 4, 4), dtype=np.float32)
+    specs = {"z_sem": FieldSpec("float32", values.shape[1:]), "label": FieldSpec("int64", ())}
+    with ShardWriter(tmp_path / "encode" / "train", specs, {}) as writer:
+        writer.append(z_sem=values, label=np.arange(2))
+    pipeline = Pipeline.from_artifact(train, folder / "vae")
+    oracle = Recorded({}, recipe(train, pipeline, SAMPLER, oracle=True), SAMPLER, samples=2)
+    assert oracle.order(pipeline, tmp_path / "encode").oracle
+    with pytest.raises(IdentityError, match=r"the oracle with the latents in .*: .*different latents .statistics"):
+        oracle.order(measuring.pipeline, tmp_path / "encode")
 
 
 def test_a_recipe_names_the_weights_of_the_guide(tmp_path: Path) -> None:

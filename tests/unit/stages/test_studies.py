@@ -1,6 +1,7 @@
 """Stage `studies`: each study by its kind, nothing measured twice, an interrupted stage goes on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from denoisers import artifact, texture_vae, variant
+from denoisers import artifact, texture_vae, trained_on, variant
 from emoji import emoji_values
 from evaluators import small_evaluator
 from measured_together import points_drawn
@@ -17,6 +18,8 @@ from measured_together import points_drawn
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.params import Params, StudyParams, parse_params
+from sfd_core.host.errors import IdentityError
+from sfd_core.host.paths import write_json
 from sfd_core.host.processes import ALONE, Processes
 from sfd_core.host.seeding import sample_noise
 from sfd_core.sampling.artifact import load_denoiser
@@ -61,6 +64,7 @@ def studied(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ShardWriter(outputs / "encode" / "held_out", specs, {}) as writer:
         values = {name: random.standard_normal((9, *shape), dtype=np.float32) for name, shape in fields.items()}
         writer.append(**values, label=np.arange(9) % 3)
+    trained_on(outputs / "train" / "any_order", outputs / "encode")
     return path
 
 
@@ -127,6 +131,17 @@ def test_the_error_field_is_that_of_its_definition_and_its_paths_are_sampled_alo
     assert stored["semantic"][1, 2] == pytest.approx(squared[:, 4:].mean().item(), rel=1e-4)
     for path, sampler in zip(table["path"], table["sampler"], strict=True):
         assert sampler == f"{params.evaluate.sampler.solver}, path {json.loads(path)}"
+
+
+def test_the_error_field_of_a_denoiser_of_other_latents_is_refused(
+    params: Params, studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(studied / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    identity = Path("outputs/encode/identity.json")
+    write_json(identity, json.loads(identity.read_text()) | {"semantic_vae": {"name": "s", "weights": "trained again"}})
+    with pytest.raises(IdentityError, match=r"the error field with the latents in .*: .*different latents .semantic_vae"):
+        run(params.studies["field"], params, tmp_path / "out")
 
 
 def test_kinds_of_guidance_draw_different_images_but_the_same_without_any(measured: Measured) -> None:
