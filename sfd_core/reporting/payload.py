@@ -35,7 +35,7 @@ def build_payload(params: Params, outputs: Outputs, styles: dict[str, VariantSty
             "denoisers": {v.name: _history(v.history) for v in variants if v.history is not None and len(v.history)},
             **{stage: {stage: _history(table)} for stage, table in outputs.vae_histories.items() if len(table)},
         },
-        "grids": {v.name: _grid(v, v.grids, grid_images, params) for v in variants if v.grids is not None},
+        "grids": {v.name: _grid(v, v.grids, grid_images) for v in variants if v.grids is not None},
         "trajectories": {v.name: _trajectory(v, v.trajectory, outputs.classes) for v in variants if v.trajectory is not None},
     }
 
@@ -115,14 +115,14 @@ def _history(table: pd.DataFrame) -> dict[str, Any]:
     return {"images_seen": _plain(images), "terms": {str(name): _plain(thin[name]) for name in thin if name not in NO_TERMS}}
 
 
-def _grid(variant: VariantOutputs, grids: Grids, count: int, params: Params) -> dict[str, Any]:
+def _grid(variant: VariantOutputs, grids: Grids, count: int) -> dict[str, Any]:
     shown = thumbnails(grids.images[:, :count])
     at_step = variant.curve.set_index("step")
     first = next(iter(name for name in variant.numbers if name in at_step), None)
     notes = [text.number(float(at_step.loc[step, first])) if first and step in at_step.index else "" for step in grids.steps]
     return {
         "sheets": [data_uri(sheet(images[None]), "webp") for images in shown],
-        "images_seen": [int(step) * params.train.optimisation.batch_size for step in grids.steps],
+        "images_seen": at_step.loc[grids.steps, "images_seen"].tolist(),
         "notes": notes,
     }
 

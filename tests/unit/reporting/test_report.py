@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
 from sfd_core.host.errors import DataError
 from sfd_core.reporting import payload as report_payload
+from sfd_core.reporting.sources import read_outputs
 from sfd_core.stages.report import report
 from sfd_core.training.history import write_empty_history
 
@@ -88,6 +90,15 @@ def test_payload_holds_every_curve_grid_and_run(params: Params, page: Path) -> N
         **{f"oracle {name}": pytest.approx(0.95 * FINAL[name]) for name in composites},
     }
     assert data["trajectories"]["dit"]["semantics"] is None
+
+
+def test_images_seen_of_samples_are_those_of_their_snapshots_whatever_the_present_batch_size(
+    params: Params, written: Path, tmp_path: Path
+) -> None:
+    sfd = read_outputs(params, written, tmp_path).variants["sfd"]
+    twice = replace(sfd, curve=sfd.curve.assign(images_seen=2 * sfd.curve["images_seen"]))
+    assert sfd.grids is not None
+    assert report_payload._grid(twice, sfd.grids, 1)["images_seen"] == twice.curve["images_seen"].tolist()
 
 
 def test_a_long_training_curve_is_averaged_over_equal_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
