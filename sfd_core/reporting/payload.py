@@ -134,14 +134,14 @@ def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) ->
     u = run.u[frames]
     local = schedule.local_times(torch.from_numpy(u))
     composite = variant.params.semantic != "none"
+    phases = bands(schedule, composite)
     return {
         "u": _plain(u),
         "t_tex": _plain(local.t_tex.numpy()),
         "t_sem": _plain(local.t_sem.numpy()) if composite else None,
-        "phase": [schedule.span(float(time)).phase.value for time in u],
+        "phase": np.searchsorted([band.stop for band in phases[:-1]], u, side="right").tolist(),
         "phases": [
             {
-                "key": band.phase.value,
                 "name": band.name,
                 "says": band.says,
                 "colour": f"var(--phase-{band.phase.value})",
@@ -150,7 +150,7 @@ def _trajectory(variant: VariantOutputs, run: Trajectory, classes: list[str]) ->
                 "texture": band.phase.texture_acts,
                 "semantic": band.phase.semantic_acts,
             }
-            for band in bands(schedule, composite)
+            for band in phases
         ],
         "lanes": {
             "texture": _lane(schedule, semantic=False),

@@ -59,7 +59,7 @@ async function scrubber() {
     const phases = document.getElementById("phases");
     phases.replaceChildren();
     for (const phase of run.phases) {
-      const part = html("div", { "data-phase": phase.key, "data-number": phases.children.length + 1, title: phase.name }, phases, phase.name);
+      const part = html("div", { "data-number": phases.children.length + 1, title: phase.name }, phases, phase.name);
       part.style.cssText = `width:${((phase.to - phase.from) / run.end) * 100}%;--p:${phase.colour}`;
     }
     for (const lane of document.querySelectorAll(".lane")) {
@@ -72,7 +72,7 @@ async function scrubber() {
   function frame(index) {
     k = Math.min(run.u.length - 1, Math.max(0, index));
     slider.value = run.u[k];
-    const { textures, semantics } = sheets[run.name], phase = run.phases.find((p) => p.key === run.phase[k]);
+    const { textures, semantics } = sheets[run.name], phase = run.phases[run.phase[k]];
     document.querySelectorAll("#pairs figure").forEach((figure, i) => {
       const texture = figure.querySelector(".texture"), semantic = figure.querySelector(".semantic");
       texture.getContext("2d").drawImage(textures, i * run.size, k * run.size, run.size, run.size, 0, 0, run.size, run.size);
@@ -88,9 +88,9 @@ async function scrubber() {
       const value = document.querySelector(`.lane[data-part="${part}"] b`);
       if (value && values) value.textContent = `t = ${values[k].toFixed(2)}`;
     }
-    for (const part of document.querySelectorAll("#phases div")) part.classList.toggle("now", part.dataset.phase === run.phase[k]);
+    document.querySelectorAll("#phases div").forEach((part, i) => part.classList.toggle("now", i === run.phase[k]));
     const label = document.getElementById("phase-now");
-    if (label.dataset.phase !== phase.key + run.name) { label.textContent = `${phase.name}: ${phase.says}`; label.style.color = phase.colour; label.dataset.phase = phase.key + run.name; }
+    if (label.dataset.phase !== run.phase[k] + run.name) { label.textContent = `${phase.name}: ${phase.says}`; label.style.color = phase.colour; label.dataset.phase = run.phase[k] + run.name; }
     document.getElementById("time-now").textContent = `u = ${run.u[k].toFixed(2)}`;
     slider.setAttribute("aria-valuetext", `global time ${run.u[k].toFixed(2)}, ${phase.name}`);
   }

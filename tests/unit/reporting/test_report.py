@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -76,8 +77,7 @@ def test_payload_holds_every_curve_grid_and_run(params: Params, page: Path) -> N
     for part in ("curves", "grids", "trajectories"):
         assert set(data[part]) == set(params.active)
     run = data["trajectories"]["sfd"]
-    assert run["phase"][0] == "semantic"
-    assert run["phase"][-1] == "texture"
+    assert [run["phases"][run["phase"][at]]["name"] for at in (0, -1)] == ["semantic initialisation", "texture completion"]
     local = Schedule.offset(params.variants["sfd"].delta_t).local_times(torch.tensor(run["u"]))
     assert run["t_tex"] == pytest.approx(local.t_tex.tolist(), abs=1e-5)
     assert run["t_sem"] == pytest.approx(local.t_sem.tolist(), abs=1e-5)
@@ -90,6 +90,20 @@ def test_payload_holds_every_curve_grid_and_run(params: Params, page: Path) -> N
         **{f"oracle {name}": pytest.approx(0.95 * FINAL[name]) for name in composites},
     }
     assert data["trajectories"]["dit"]["semantics"] is None
+
+
+def test_every_frame_of_a_run_has_the_phase_that_it_is_in_though_the_same_parts_moved_before(
+    params: Params, written: Path, tmp_path: Path
+) -> None:
+    sfd = read_outputs(params, written, tmp_path).variants["sfd"]
+    assert sfd.trajectory is not None
+    path = [[0.0, 0.0], [0.0, 0.5], [1.0, 0.5], [1.0, 1.0]]
+    variant = replace(sfd, params=sfd.params.model_copy(update={"delta_t": 0.0, "path": path}))
+    u = np.array([0.0, 0.25, 0.5, 1.0, 1.5, 1.75, 2.0])
+    run = replace(sfd.trajectory, u=u, textures=sfd.trajectory.textures[: len(u)], semantics=None)
+    found = report_payload._trajectory(variant, run, [])
+    words = ["semantic initialisation"] * 2 + ["texture generation"] * 2 + ["semantic completion"] * 3
+    assert [found["phases"][index]["name"] for index in found["phase"]] == words
 
 
 def test_images_seen_of_samples_are_those_of_their_snapshots_whatever_the_present_batch_size(
