@@ -1,6 +1,7 @@
 """The figure of a sweep: the leading distance over what was varied, with the spread over seeds."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ def sweep_figure(table: pd.DataFrame, over: Sequence[str]) -> Figure:
     """Draw the first distance of the table over the first of the swept columns `over`; one line a variant and other value.
 
     `table` has one row a point with columns `variant`, `seed`, the swept ones and numbers. Points are means over seeds, bars
-    their standard deviation (n - 1) and small dots the seeds themselves. Raises `DataError` for a table without a distance.
+    their standard deviation (n - 1) and small dots the seeds themselves; the lowest mean is marked. Raises `DataError` for a
+    table without a distance.
     """
     number = leading_distance(table)
     swept = list(over)
@@ -31,12 +33,13 @@ def sweep_figure(table: pd.DataFrame, over: Sequence[str]) -> Figure:
     axes = figure.add_subplot()
     by = ["variant", *(key for key in over[1:] if key != x)]
     lines = list(table.groupby(by, sort=False))
+    lowest = []
     for (names, points), style in zip(lines, line_styles(len(lines)), strict=True):
         words = [str(names[0]), *(f"{key} {value}" for key, value in zip(by[1:], names[1:], strict=True))]
-        _line(axes, [ticks[value] for value in points[x]], points[number.name], style, ", ".join(words))
-    best = table.iloc[int(table[number.name].to_numpy().argmin())]
-    lowest = float(best[number.name])
-    mark_lowest(axes, ticks[best[x]], lowest, text.number(lowest))
+        means = _line(axes, [ticks[value] for value in points[x]], points[number.name], style, ", ".join(words))
+        lowest.append((float(means.min()), cast(float, means.idxmin())))
+    mean, place = min(lowest)
+    mark_lowest(axes, place, mean, text.number(mean))
     if any(isinstance(value, str) for value in ticks):
         axes.set_xticks(list(ticks.values()), [str(value) for value in ticks])
     axes.set(xlabel=x, ylabel=number.words)
@@ -45,7 +48,8 @@ def sweep_figure(table: pd.DataFrame, over: Sequence[str]) -> Figure:
     return figure
 
 
-def _line(axes: Axes, places: Sequence[float], values: pd.Series, style: VariantStyle, label: str) -> None:
+def _line(axes: Axes, places: Sequence[float], values: pd.Series, style: VariantStyle, label: str) -> pd.Series:
+    """Draw one line and return its means by place."""
     by_place = pd.DataFrame({"place": list(places), "value": values.to_numpy()}).groupby("place")["value"]
     means, spreads = by_place.mean(), by_place.std(ddof=1).fillna(0.0)
     axes.errorbar(
@@ -57,6 +61,7 @@ def _line(axes: Axes, places: Sequence[float], values: pd.Series, style: Variant
         **line_look(style),
     )
     axes.plot(list(places), values.to_numpy(), linestyle="none", marker=".", markersize=4, color=style.light, alpha=0.6)
+    return means
 
 
 def _ticks(values: pd.Series) -> dict[object, float]:

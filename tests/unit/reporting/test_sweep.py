@@ -29,12 +29,17 @@ def test_points_are_means_over_seeds_with_their_standard_deviation() -> None:
     values = {0.0: [5.0, 7.0, 9.0], 0.3: [4.0, 4.0, 7.0]}
     rows = [(offset, seed, value) for offset, found in values.items() for seed, value in enumerate(found)]
     offsets, seeds, numbers = zip(*rows, strict=True)
-    (bar,) = bars(
-        sweep_figure(table(delta_t=list(offsets), seed=list(seeds), fd_efficientnet_lite2=list(numbers)), ["delta_t"])
-    )
+    figure = sweep_figure(table(delta_t=list(offsets), seed=list(seeds), fd_efficientnet_lite2=list(numbers)), ["delta_t"])
+    (bar,) = bars(figure)
     assert list(bar.lines[0].get_xdata()) == [0.0, 0.3]
     assert list(bar.lines[0].get_ydata()) == pytest.approx([7.0, 5.0])
     assert heights(bar) == pytest.approx([2 * float(np.std(found, ddof=1)) for found in values.values()])
+
+
+def test_the_lowest_mean_is_marked_not_the_luckiest_seed() -> None:
+    rows = table(delta_t=[0.0, 0.0, 0.3, 0.3], seed=[0, 1, 0, 1], fd_efficientnet_lite2=[4.0, 9.0, 5.0, 6.0])
+    (words,) = sweep_figure(rows, ["delta_t"]).axes[0].texts
+    assert (words.get_text(), words.xy) == ("5.50", (0.3, 5.5))  # type: ignore[attr-defined]
 
 
 def test_one_seed_has_no_bars_and_other_values_are_lines_of_their_own() -> None:
