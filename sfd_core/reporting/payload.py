@@ -14,7 +14,7 @@ from sfd_core.reporting import published_numbers, text
 from sfd_core.reporting.palette import VariantStyle
 from sfd_core.reporting.phases import bands
 from sfd_core.reporting.pictures import data_uri, sheet, thinned, thumbnails
-from sfd_core.reporting.sources import Grids, Outputs, Trajectory, VariantOutputs, class_names
+from sfd_core.reporting.sources import Grids, Outputs, Trajectory, VariantOutputs, class_names, count_added
 
 HISTORY_POINTS = 160
 """Training curves are averaged down to this many points."""
@@ -28,8 +28,8 @@ def build_payload(params: Params, outputs: Outputs, styles: dict[str, VariantSty
         "variants": [{"name": v.name, "marker": styles[v.name].marker, "dash": styles[v.name].dash} for v in variants],
         "measures": _measures(outputs),
         "curves": {v.name: _curve(v.curve) for v in variants},
-        "long": _long_curves(outputs),
-        "lines": _lines(outputs),
+        **_long_training(outputs),
+        "lines": _lines(outputs, next(iter(variants)).curve),
         "published": _published(params, outputs),
         "training": {
             "denoisers": {v.name: _history(v.history) for v in variants if v.history is not None and len(v.history)},
@@ -49,10 +49,12 @@ def _curve(curve: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _long_curves(outputs: Outputs) -> dict[str, Any]:
+def _long_training(outputs: Outputs) -> dict[str, Any]:
     if "long" not in outputs.studies:
-        return {}
-    return {str(name): _curve(curve) for name, curve in outputs.studies["long"].groupby("variant", sort=False)}
+        return {"long": {}, "long_lines": {}}
+    table = outputs.studies["long"]
+    curves = {str(name): _curve(curve) for name, curve in table.groupby("variant", sort=False)}
+    return {"long": curves, "long_lines": _lines(outputs, table)}
 
 
 def _measures(outputs: Outputs) -> dict[str, dict[str, str]]:
@@ -66,11 +68,14 @@ def _measures(outputs: Outputs) -> dict[str, dict[str, str]]:
     }
 
 
-def _lines(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
+def _lines(outputs: Outputs, curves: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return the lines beside `curves` by number, with how many images they are of where that is not what these are of."""
+    samples = int(curves["samples"].iloc[0])
     named = [(kind, outputs.snapshot_references[kind]) for kind in ("floor", "ceiling") if kind in outputs.snapshot_references]
     named += [(f"oracle {name}", variant.oracle) for name, variant in outputs.variants.items()]
+    titled = [(count_added(title, numbers, samples), numbers) for title, numbers in named]
     return {
-        number: [{"name": title, "value": numbers[number].value} for title, numbers in named if number in numbers]
+        number: [{"name": title, "value": numbers[number].value} for title, numbers in titled if number in numbers]
         for number in outputs.number_names()
     }
 

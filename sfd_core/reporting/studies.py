@@ -176,8 +176,7 @@ def _cells(values: pd.Series, number: str, best: bool) -> list[Cell]:
 
 
 def final_values(table: pd.DataFrame, number: str) -> str:
-    """Name every variant's images seen and value at its last snapshot."""
+    """Name every variant's images seen and value at its last snapshot, and of how many samples these are."""
     last = table.sort_values("step").groupby("variant", sort=False).last()
-    return ", ".join(
-        f"{variant} {text.number(row[number])} after {row['images_seen']:,.0f} images" for variant, row in last.iterrows()
-    )
+    said = (f"{variant} {text.number(row[number])} after {row['images_seen']:,.0f} images" for variant, row in last.iterrows())
+    return f"{', '.join(said)}; {table['samples'].iloc[0]:,} samples a snapshot"

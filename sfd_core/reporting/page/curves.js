@@ -87,7 +87,7 @@ function longTraining() {
     const number = box.dataset.long;
     const draw = () => lineChart(box, {
       series: Object.entries(DATA.long).map(([name, curve]) => ({ ...styled(name), x: curve.images_seen, y: curve.numbers[number] })),
-      lines: (DATA.lines[number] || []).filter((l) => !l.name.startsWith("oracle")).map((l) => ({ name: l.name, y: l.value })),
+      lines: (DATA.long_lines[number] || []).filter((l) => !l.name.startsWith("oracle")).map((l) => ({ name: l.name, y: l.value })),
       xAxis: "images_seen", xLog: true, yLog: true, height: box.clientWidth < 620 ? 300 : 380, markers: true, endLabels: true,
       label: `${number} of a longer training`,
     });

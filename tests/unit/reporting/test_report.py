@@ -15,6 +15,7 @@ from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
 from sfd_core.host.errors import DataError
 from sfd_core.reporting import payload as report_payload
+from sfd_core.reporting.palette import variant_styles
 from sfd_core.reporting.sources import read_outputs
 from sfd_core.stages.report import report
 from sfd_core.training.history import write_empty_history
@@ -90,6 +91,16 @@ def test_payload_holds_every_curve_grid_and_run(params: Params, page: Path) -> N
         **{f"oracle {name}": pytest.approx(0.95 * FINAL[name]) for name in composites},
     }
     assert data["trajectories"]["dit"]["semantics"] is None
+
+
+def test_lines_beside_curves_of_another_number_of_samples_say_of_how_many_images_they_are(
+    params: Params, written: Path, folder: Path
+) -> None:
+    outputs = read_outputs(params, written, write_studies(folder / "results", params))
+    more = outputs.studies["long"].assign(samples=2000)
+    data = report_payload.build_payload(params, replace(outputs, studies={"long": more}), variant_styles(params.active), 1)
+    first = [[line["name"] for line in data[part]["fd_efficientnet_lite2"]][:2] for part in ("lines", "long_lines")]
+    assert first == [["floor", "ceiling"], ["floor, 500 images", "ceiling, 500 images"]]
 
 
 def test_every_frame_of_a_run_has_the_phase_that_it_is_in_though_the_same_parts_moved_before(

@@ -303,7 +303,8 @@ def test_corners_are_rows_with_the_lowest_first() -> None:
 
 def test_a_final_value_is_that_of_the_last_snapshot() -> None:
     table = pd.DataFrame({"variant": "sfd", "step": [2, 3, 1], "images_seen": [20, 30, 10], "fd_dinov2": [5.0, 4.0, 7.0]})
-    assert studies.final_values(table, "fd_dinov2") == "sfd 4.00 after 30 images"
+    words = studies.final_values(table.assign(samples=200), "fd_dinov2")
+    assert words == "sfd 4.00 after 30 images; 200 samples a snapshot"
 
 
 def test_maps_of_both_times_have_texture_to_the_right_and_semantics_upwards() -> None:
