@@ -1,5 +1,6 @@
 """Two finished runs side by side: what differs in them, their numbers, curves and samples, also as one page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -9,6 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from sfd_core.experiment.numbers import NumberName
 from sfd_core.host.paths import atomic_path
 from sfd_core.host.resume import MOST_NAMED
 from sfd_core.reporting import text
@@ -122,34 +124,42 @@ class Comparison:
             )
             temporary.write_text(page, encoding="utf-8")
 
+    @property
+    def _leading(self) -> NumberName:
+        """The number whose curves are shown."""
+        return primary_number(self.both.outputs, self.both.params.features.encoder)
+
     def _caution(self) -> str:
         """Say why the numbers of the two do not compare; empty where they do."""
+        difference = self._difference(MEASURED_BY)
+        return f" These numbers do not compare: {difference}." if difference else ""
+
+    def _difference(self, keys: Sequence[str], number: str | None = None) -> str:
+        """Say what of `keys` differs between the protocols of a number, by default of any; empty if nothing does."""
         pairs = product(self.one.outputs.variants.values(), self.other.outputs.variants.values())
         for one, other in ((one.numbers, other.numbers) for one, other in pairs):
-            for name in (name for name in one if name in other):
-                for key in MEASURED_BY:
+            for name in (name for name in one if name in other and number in {None, name}):
+                for key in keys:
                     values = [str(numbers[name].protocol.get(key)) for numbers in (one, other)]
                     if values[0] != values[1]:
                         here, there = (value[:MOST_SHOWN] for value in values)
-                        return (
-                            f" These numbers do not compare: {name} was measured with {key} {here} in {self.one.name} and "
-                            f"{there} in {self.other.name}."
-                        )
+                        return f"{name} was measured with {key} {here} in {self.one.name} and {there} in {self.other.name}"
         return ""
 
     @property
     def _curve_caution(self) -> str:
-        """Say that the curves do not compare, as their points are of different sample counts; empty where they do."""
+        """Say why the curves do not compare, whose points have sample counts of their own; empty where they do."""
         counts = {
             name: " and ".join(f"{count:,}" for count in variant.curve["samples"].unique())
             for name, variant in self.both.outputs.variants.items()
         }
-        if len(set(counts.values())) == 1:
-            return ""
-        return f"These curves do not compare: samples are {', '.join(f'{of} in {name}' for name, of in counts.items())}."
+        difference = self._difference([key for key in MEASURED_BY if key != "samples"], self._leading.name)
+        if len(set(counts.values())) > 1:
+            difference = f"samples are {', '.join(f'{of} in {name}' for name, of in counts.items())}"
+        return f"These curves do not compare: {difference}." if difference else ""
 
     def _curves(self) -> dict[str, Rows]:
-        number = primary_number(self.both.outputs, self.both.params.features.encoder)
+        number = self._leading
         curves = {name: variant.curve for name, variant in self.both.outputs.variants.items() if number.name in variant.curve}
         steps = sorted({int(step) for curve in curves.values() for step in curve["step"]})
         values = {name: dict(zip(curve["step"], curve[number.name], strict=True)) for name, curve in curves.items()}

@@ -190,18 +190,23 @@ def test_numbers_curves_and_samples_stand_side_by_side(compared: Comparison) -> 
 
 
 @pytest.mark.parametrize("key", ["weights", "input_size", "preprocessing", "reference_digest", "settings"])
-def test_numbers_that_do_not_compare_are_said_to(key: str, compared: Comparison) -> None:
+def test_numbers_and_curves_that_do_not_compare_are_said_to_and_not_drawn_together(
+    key: str, compared: Comparison, tmp_path: Path
+) -> None:
     assert "do not compare" not in "".join(compared.tables)
     (variant,) = compared.other.outputs.variants.values()
     numbers = {
         name: replace(number, protocol={**number.protocol, key: "something else"}) for name, number in variant.numbers.items()
     }
     outputs = replace(compared.other.outputs, variants={"sfd": replace(variant, numbers=numbers)})
-    headings = "".join(Comparison(compared.one, replace(compared.other, outputs=outputs)).tables)
-    assert re.search(
-        rf"These numbers do not compare: \w+ was measured with {key} \w+ in sfd and something else in later@sfd\.",
-        headings,
-    )
+    apart = Comparison(compared.one, replace(compared.other, outputs=outputs))
+    for what in ("numbers", "curves"):
+        assert re.search(
+            rf"These {what} do not compare: \w+ was measured with {key} \w+ in sfd and something else in later@sfd\.",
+            "".join(apart.tables),
+        )
+    apart.write_page(tmp_path / "page.html")
+    assert "<h2>Convergence</h2>" not in (tmp_path / "page.html").read_text()
 
 
 def test_a_variant_that_is_not_the_first_is_checked_too(project: Path) -> None:
