@@ -104,14 +104,16 @@ class Comparison:
         }
 
     def samples(self, count: int) -> Pixels:
-        """Return samples of the last snapshots, a row a variant, the same seeds below one another: (rows * R, count * R, 3)."""
+        """Return samples of the last snapshots, a row a variant: (rows * R, count * R, 3)."""
         grids = [variant.grids for variant in self.both.outputs.variants.values() if variant.grids is not None]
         return sheet(np.stack([thumbnails(grid.images[-1, :count]) for grid in grids]))
 
     def write_page(self, path: Path) -> None:
         """Write everything as one HTML file that asks for nothing else."""
         figures = {} if self._curve_caution else {"Convergence": self.both.convergence()}
-        figures["Samples of the last snapshot, the same seeds"] = self.both.samples()
+        one, other = (run.params.evaluate.sampler.seed for run in (self.one, self.other))
+        seeds = "the same seeds" if one == other else f"of seeds {one} and {other}"
+        figures[f"Samples of the last snapshot, {seeds}"] = self.both.samples()
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         style = (PAGE / "style.css").read_text(encoding="utf-8")
         pictures = {}

@@ -240,6 +240,15 @@ def test_the_page_refers_to_nothing_outside_itself(compared: Comparison, tmp_pat
     assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
 
 
+def test_samples_of_other_seeds_are_not_told_as_the_same(compared: Comparison, tmp_path: Path) -> None:
+    evaluate = compared.other.params.evaluate
+    sampler = evaluate.sampler.model_copy(update={"seed": 7})
+    params = compared.other.params.model_copy(update={"evaluate": evaluate.model_copy(update={"sampler": sampler})})
+    for other, words in ((compared.other, "the same seeds"), (replace(compared.other, params=params), "of seeds 0 and 7")):
+        Comparison(compared.one, other).write_page(tmp_path / "page.html")
+        assert f"<h2>Samples of the last snapshot, {words}</h2>" in (tmp_path / "page.html").read_text()
+
+
 def test_a_picture_is_one_character_for_two_pixels() -> None:
     lines = blocks(np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)).splitlines()
     assert [line.count("▀") for line in lines] == [3, 3]
