@@ -48,7 +48,7 @@ def published_model(variant: VariantParams) -> str:
         return f"DiT-{variant.size}/2"
     leads = variant.delta_t > 0 and variant.times.kind == "global"
     semantics = {"none": " + REPA" if variant.repa.weight > 0 else "", "vae": " + SFD" if leads else " + semantics at once"}
-    return f"LightningDiT-{variant.size}/1{semantics.get(variant.semantic, ' + PCA')}"
+    return f"LightningDiT-{variant.size}/{variant.patch}{semantics.get(variant.semantic, ' + PCA')}"
 
 
 def in_work(place: Path, variant: str) -> Path | None:

@@ -127,9 +127,10 @@ def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Par
 
 def test_fid_stands_beside_the_published_curve_of_its_model(params: Params, tmp_path: Path) -> None:
     values = imagenet_like(params)
-    sfd = values.variants["sfd"].model_copy(update={"size": "XL"})
+    sfd = values.variants["sfd"].model_copy(update={"size": "XL", "patch": 1})
     imagenet = values.model_copy(update={"variants": values.variants | {"sfd": sfd}})
     assert published_model(sfd) == "LightningDiT-XL/1 + SFD"
+    assert published_model(sfd.model_copy(update={"patch": 2})) == "LightningDiT-XL/2 + SFD"
     here = pd.DataFrame(
         [("sfd", 100_000, 80_000 * 256, "fid", 50_000, 8.2), ("sfd", 50_000, 1, "fid", 10_000, 9.0)],
         columns=["variant", "step", "images_seen", "number", "samples", "value"],
