@@ -53,7 +53,9 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
     `table` is that of `studies.orders.run_orders`, or several of them told apart by a column `study`. `published`
     (`delta_t`, `fid`) has an axis of its own.
     """
-    lines = [points for _, points in table.groupby("study", sort=False)] if "study" in table else [table]
+    groups = by_training(table) if "study" in table else {"": table}
+    apart = ["variant", "seed"] if "study" in table else ["seed"]
+    lines = [points for rows in groups.values() for _, points in rows.groupby(apart, sort=False)]
     trainings = "one training" if len(lines) == 1 else f"{len(lines)} trainings"
     figure, axes, number = _axes(
         table, "offset by which semantics lead texture", f"{trainings}, {table['samples'].iloc[0]:,} samples a point"
@@ -64,7 +66,6 @@ def offset_figure(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         right.set_ylabel("published FID, ImageNet 256, a training an offset (dashed)", color=MUTED)
         right.spines[:].set_visible(False)
         right.tick_params(colors=MUTED, length=0)
-    groups = by_training(table) if "study" in table else {"": table}
     means = {name: points.groupby("delta_t")[[number]].mean().reset_index() for name, points in groups.items()}
     seeds = [(f"seed {points['seed'].iloc[0]}", points) for points in lines]
     drawn = seeds if len(groups) == 1 else list(means.items())

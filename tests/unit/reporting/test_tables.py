@@ -228,6 +228,13 @@ def test_offsets_of_two_variants_are_rows_and_lines_apart() -> None:
     }
 
 
+def test_two_studies_of_one_training_are_one_line() -> None:
+    points = pd.DataFrame({"study": ["few", "few", "more"], "variant": "sfd", "seed": 0, "delta_t": [0.0, 1.0, 0.5]})
+    axes = offset_figure(points.assign(samples=100, fd_dinov2=[3.0, 2.0, 1.0])).axes[0]
+    assert axes.get_title(loc="left") == "one training, 100 samples a point"
+    assert [list(np.asarray(line.get_xdata())) for line in axes.lines] == [[0.0, 0.5, 1.0]]
+
+
 def test_offsets_of_trainings_that_differ_in_more_than_the_seed_are_no_mean() -> None:
     points = offsets(("slow", "one", 0, 10.0), ("fast", "one", 0, 20.0))
     rows = studies.offset_table(points, "fd_dinov2").rows
