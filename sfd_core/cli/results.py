@@ -51,7 +51,8 @@ def write_tables(plan: "Plan", folder: Path, table: Path | None, curves: Path | 
 
     if table:
         varied = origin_values(plan, ["learning_rate", "seed", "delta_t"])
-        rows = [varied[name] | values_of(variant.numbers) for name, variant in outputs.variants.items()]
+        shown = outputs.variants.items()
+        rows = [varied[name] | {"samples": variant.samples} | values_of(variant.numbers) for name, variant in shown]
         write("table", table, pd.DataFrame(rows))
     if curves:
         write("curves", curves, read_curves(folder / OUTPUTS, params.active))

@@ -175,7 +175,7 @@ def _terms(outputs: Outputs) -> dict[str, list[str]]:
 
 
 def _studies(outputs: Outputs) -> dict[str, Any]:
-    """Return by study, then by distance, what the page shows of it; nothing of a study that is not there."""
+    """Return by study, then by distance, what the page shows of it, and `samples`; nothing of a study that is not there."""
 
     def by_distance(study: str, lay_out: Callable[[pd.DataFrame, str], Any]) -> dict[str, Any]:
         table = outputs.studies.get(study, pd.DataFrame())
@@ -186,6 +186,9 @@ def _studies(outputs: Outputs) -> dict[str, Any]:
         "seeds": by_distance("seeds", studies.seed_table),
         "long": by_distance("long", studies.final_values),
         "guided": by_distance("guided", studies.guided_table),
+        "samples": {
+            study: studies.samples_told(outputs.studies.get(study, pd.DataFrame())) for study in ("learning_rates", "seeds")
+        },
     }
 
 

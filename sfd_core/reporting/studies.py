@@ -72,6 +72,12 @@ def with_error(values: pd.Series) -> str:
     return f"{mean} ± {text.number(float(known.std(ddof=1) / len(known) ** 0.5))}" if len(known) > 1 else mean
 
 
+def samples_told(table: pd.DataFrame) -> str:
+    """Say of how many samples the numbers of a table are; empty where it does not record that."""
+    counts = sorted(set(table["samples"])) if "samples" in table else []
+    return f"; {' or '.join(map(text.count, counts))} samples" if counts else ""
+
+
 def seed_spread(table: pd.DataFrame, number: str) -> float:
     """Return the largest difference between seeds of one variant; 0 without a table."""
     if number not in table:

@@ -158,6 +158,7 @@ def test_an_experiment_computes_only_what_the_project_did_not(reproduced: Projec
     table = pd.read_csv(reproduced.path / ".sfd" / "seeds.csv")
     assert table[["variant", "seed"]].to_numpy().tolist() == [["sfd", 0], ["sfd", 1]]
     assert table["fd_efficientnet_lite0"].nunique() == 2
+    assert set(table["samples"]) == {reproduced.values()["evaluate"]["final_samples"]}
     curves = pd.read_csv(reproduced.path / ".sfd" / "curves.csv")
     assert list(curves["variant"].unique()) == ["sfd", "sfd-seed-1"]
     assert curves.groupby("variant")["step"].max().nunique() == 1

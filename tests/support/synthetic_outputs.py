@@ -94,7 +94,7 @@ def write_studies(folder: Path, params: Params) -> Path:
         grid = enumerate((1e-3, 2e-3, 4e-3))
         rates += [{"variant": name, "learning_rate": rate, "seed": 0} | _fd(final * (1.3 - 0.15 * k)) for k, rate in grid]
         seeds += [{"variant": name, "learning_rate": 4e-3, "seed": k} | _fd(final * (1 + 0.004 * k)) for k in range(3)]
-    pd.DataFrame(rates).assign(**hashes).to_csv(folder / "learning_rates.csv", index=False)
+    pd.DataFrame(rates).assign(samples=640, **hashes).to_csv(folder / "learning_rates.csv", index=False)
     pd.DataFrame(seeds).assign(**hashes).to_csv(folder / "seeds.csv", index=False)
     offsets = [
         {"study": f"offsets-{seed}", "variant": "sfd", "seed": seed, "delta_t": offset, "samples": 1500}

@@ -138,6 +138,12 @@ def test_a_term_that_is_switched_off_has_no_chart(page: Path) -> None:
     assert 'data-term="repa"' not in html
 
 
+def test_tables_of_studies_say_of_how_many_samples_their_numbers_are_if_they_record_it(page: Path) -> None:
+    html = page.read_text()
+    assert re.search(r"Learning-rate grid<span>Fréchet distance · EfficientNet-Lite2; 640 samples; lower is better", html)
+    assert re.search(r"Seeds<span>Fréchet distance · EfficientNet-Lite2; mean ± standard error", html)
+
+
 def test_the_error_field_is_shown_with_its_paths(page: Path) -> None:
     html = page.read_text()
     assert "Velocity errors of texture and semantics over both times" in html
