@@ -21,7 +21,7 @@ from sfd_core.experiment.paths import with_found_path
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
 from sfd_core.reporting.protocol import PROTOCOL, measured_with
-from sfd_core.tracking.runs import is_of
+from sfd_core.tracking.runs import holds_numbers_of, is_of
 
 COSTS = ("step", "images_seen", "seconds", "flops")
 REFERENCES = {
@@ -201,6 +201,7 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
     variants = {name: _read_variant(params, outputs, name, missing) for name in params.active}
     vae = outputs / "texture_vae"
     reference = _optional(outputs / "reference" / "metrics.json", "reference", "dvc repro reference", missing)
+    curves = _curves(params, outputs, missing)
     real = require_json(reference) if reference else {}
     return Outputs(
         variants=variants,
@@ -215,11 +216,13 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
         training_images=_training_images(outputs / "prepare" / "metrics.json", missing),
         studies=_studies(measured_with(params, all_recorded_digests(outputs.parent)), results, missing),
-        curves=_curves(params, outputs, missing),
+        curves=curves,
         order_maps={
             name: file
             for name, study in params.active_studies().items()
-            if study.kind in MAPS and (file := outputs / "studies" / study.variant / name / f"{study.kind}.png").is_file()
+            if study.kind in MAPS
+            and name in set(curves["study"])
+            and (file := outputs / "studies" / study.variant / name / f"{study.kind}.png").is_file()
         },
         missing=missing,
     )
@@ -375,6 +378,13 @@ def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFr
         path = outputs / "studies" / study.variant / name / TABLES[study.kind]
         if _optional(path, f"studies.{name}", "dvc repro studies", missing):
             table = read_table(path, [VARIED[study.kind], "samples"])
+            points = (path.parent / "points" / file for file in table.get("file", []))
+            if not all(holds_numbers_of(file, outputs / "train" / study.variant) for file in points):
+                missing[f"studies.{name}"] = (
+                    f"{path} is not shown, as it is of older weights: {study.variant} was trained again since; "
+                    f"`dvc repro studies@{study.variant}` measures it again"
+                )
+                continue
             kept = [column for column in table if column in KEPT or number_name(str(column)) is not None]
             about = {"study": name, "variant": study.variant, "seed": params.variants[study.variant].seed}
             about["origin"] = _origin(params, study.variant)

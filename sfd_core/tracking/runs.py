@@ -77,8 +77,13 @@ def training_steps(group: Group) -> int | None:
 
 def is_of(evaluate: Path, train: Path) -> bool:
     """Return whether the numbers in `evaluate` are of the weights in `train`, as far as the files of both say."""
+    return holds_numbers_of(evaluate / "numbers.json", train)
+
+
+def holds_numbers_of(file: Path, train: Path) -> bool:
+    """Return whether the final numbers in a file are of the weights in `train`, as far as both say."""
     weights = read_json(train / "model.json").get("files")
-    numbers = (read_json(evaluate / "numbers.json").get("final") or {}).values()
+    numbers = (read_json(file).get("final") or {}).values()
     protocols = [number.get("protocol", {}) for number in numbers if isinstance(number, dict)]
     measured = {protocol["recipe"]["weights"] for protocol in protocols if protocol.get("recipe")}
     return not weights or measured <= set(weights.values())

@@ -74,6 +74,22 @@ def test_numbers_of_weights_before_the_last_training_are_an_error(params: Params
         read_outputs(params, tree, tree)
 
 
+def test_points_of_weights_before_the_last_training_are_not_shown(params: Params, tree: Path) -> None:
+    numbers = json.loads((tree / "evaluate" / "any_order" / "numbers.json").read_text())
+    for name, file in {"offsets": "offsets.csv", "order": "error_field.csv"}.items():
+        table = tree / "studies" / "any_order" / name / file
+        pd.read_csv(table).assign(file="point.json").to_csv(table, index=False)
+        write_json(table.parent / "points" / "point.json", numbers)
+    assert {"offsets", "order"} < set(read_outputs(params, tree, tree).curves["study"])
+    train_again(tree, "any_order")
+    for number in numbers["final"].values():
+        number["protocol"]["recipe"]["weights"] = "later"
+    write_json(tree / "evaluate" / "any_order" / "numbers.json", numbers)
+    outputs = read_outputs(params, tree, tree)
+    assert {"offsets", "order"}.isdisjoint([*outputs.curves["study"], *outputs.order_maps])
+    assert "older weights: any_order was trained again" in outputs.missing["studies.offsets"]
+
+
 @pytest.mark.parametrize(
     ("file", "part"),
     [
