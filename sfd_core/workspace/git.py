@@ -19,6 +19,8 @@ PIPELINE = ("sfd_core", "dvc.yaml", "requirements.lock")
 REFS = "refs/sfd"
 POINTS = STATE / "points"
 _AUTHOR = {"NAME": "sfd sweep", "EMAIL": "sfd@localhost"}
+_NO_HOOKS = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.hooksPath", "GIT_CONFIG_VALUE_0": os.devnull}
+"""A hook of the user, such as that of `dvc install`, would look in a new worktree for outputs that are still to come."""
 
 
 def base_commit(project: Path) -> str:
@@ -70,11 +72,12 @@ def worktree(project: Path, key: str, commit: str) -> Iterator[tuple[Path, int]]
             if whole.exists() and (folder / ".git").exists():
                 if not _knows(project, folder):
                     _adopt(project, folder, commit)
-                _git(folder, "checkout", "--quiet", "--force", "--detach", commit)
+                _git(folder, "checkout", "--quiet", "--force", "--detach", commit, extra=_NO_HOOKS)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
                 # twice: one that was killed while git made it is locked
-                _git(project, "worktree", "add", "--force", "--force", "--detach", str(folder.absolute()), commit)
+                added = ("worktree", "add", "--force", "--force", "--detach", str(folder.absolute()), commit)
+                _git(project, *added, extra=_NO_HOOKS)
                 whole.touch()
         # no DVC of an earlier attempt lives, but another program may have its number, and a cut file stops every DVC
         (folder / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)

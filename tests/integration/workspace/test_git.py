@@ -77,6 +77,16 @@ def test_a_worktree_keeps_what_an_attempt_left_until_it_is_forgotten(project: Pa
         assert not (folder / "checkpoint").exists()
 
 
+def test_hooks_of_the_user_do_not_run_in_a_worktree(project: Path) -> None:
+    hook = project / ".git" / "hooks" / "post-checkout"  # as that of `dvc install`, where the outputs are still to come
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    for _ in range(2):
+        with git.worktree(project, "key", git.base_commit(project)) as (folder, _held):
+            assert (folder / "sfd_core" / "a").is_file()
+
+
 def test_a_worktree_of_a_clone_that_is_no_more_goes_on_in_another(project: Path) -> None:
     base = git.base_commit(project)
     with git.worktree(project, "key", base) as (folder, _):
