@@ -117,7 +117,7 @@ def commit_point(project: Path, commit: str, files: Mapping[str, str], title: st
             blob = _git(project, "hash-object", "-w", "--stdin", given=text)
             _git(project, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", extra=index)
         tree = _git(project, "write-tree", extra=index)
-    date = _git(project, "show", "--no-patch", "--format=%cI", commit)
+    date = _git(project, "show", "--no-patch", "--no-show-signature", "--format=%cI", commit)
     who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in (_AUTHOR | {"DATE": date}).items()}
     message = f"{title}\n\n{json.dumps(dict(record), indent=2)}\n"
     return _git(project, "commit-tree", tree, "-p", commit, given=message, extra=who)

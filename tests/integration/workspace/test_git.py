@@ -148,6 +148,16 @@ def test_a_point_is_a_commit_that_can_be_checked_out_and_is_the_same_in_every_cl
     assert (project / "sfd_core" / "a").read_text() == "1"
 
 
+def test_signatures_that_git_shows_are_no_part_of_a_point(project: Path, tmp_path: Path) -> None:
+    run(project, "config", "log.showSignature", "true")
+    text = run(project, "cat-file", "commit", "HEAD")
+    signature = "gpgsig -----BEGIN SSH SIGNATURE-----\n AAAA\n -----END SSH SIGNATURE-----"
+    signed = tmp_path / "signed"
+    signed.write_text(text.replace("\n\n", f"\n{signature}\n\n", 1) + "\n")
+    base = run(project, "hash-object", "-t", "commit", "-w", str(signed))
+    assert git.commit_point(project, base, {"params.yaml": "lr: 1\n"}, "point", {})
+
+
 def test_refs_of_no_sweep_are_none(project: Path) -> None:
     assert git.read_records(project, "points") == {}
 
