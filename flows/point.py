@@ -139,7 +139,7 @@ def reproduce(place: Place, targets: Sequence[str], key: str) -> list[str]:
 def restore(place: Place, targets: Sequence[str], lock: str) -> None:
     """Restore the outputs of a finished point."""
     (place.folder / "dvc.lock").write_text(lock)
-    place.dvc("pull" if place.has_remote else "checkout", "--with-deps", *targets)
+    place.restore("--with-deps", *targets)
 
 
 @task(cache_policy=NO_CACHE)

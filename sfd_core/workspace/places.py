@@ -37,7 +37,7 @@ def look_at_inputs(place: Place) -> None:
         if not missing_inputs(params, place.folder) or "inputs" not in locked_stages(place.folder):
             return
         with suppress(ProgramError):
-            place.dvc("pull" if place.has_remote else "checkout", "inputs")
+            place.restore("inputs")
     digests = input_digests(named_inputs(params, place.folder), project=place.folder)
     if any(found != recorded_digests(stage, place.folder) for stage, found in digests.items()):
         place.dvc("repro", "--force", "inputs")
@@ -141,6 +141,6 @@ def _restore(place: Path, project: Path, name: str) -> None:
     restoring = Place(place, environment(project), log=project / LOGS / "shown.log")
     try:
         asked = [stage for stage in ("code", "inputs", "schedule", "reference", *stages) if stage in locked]
-        restoring.dvc("pull" if restoring.has_remote else "checkout", *asked)
+        restoring.restore(*asked)
     except ProgramError as error:
         raise DataError(f"the results of {name} are neither in DVC's cache nor in its remote; run it again: {error}") from error

@@ -1,6 +1,7 @@
 """Programs under the supervisor: what they print, how they fail, and that nothing of them is left behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -358,3 +359,25 @@ def test_the_second_command_runs_only_after_the_first(tmp_path: Path) -> None:
     with pytest.raises(ProgramError, match="`dvc --wait-for-lock repro --then --wait-for-lock push` ended with code"):
         there.dvc("repro", then=["push"])
     assert not (tmp_path / "remote").exists()
+
+
+def test_results_in_the_cache_come_back_while_the_remote_is_away_and_others_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = machine_of(tmp_path / "machine", tmp_path / "remote")
+    there.dvc("repro", then=["push"])
+    out = there.folder / "out"
+    result = out.read_text()
+    shutil.rmtree(there.folder / ".dvc" / "cache")
+    out.unlink()
+    there.restore("made")
+    assert out.read_text() == result
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    away = replace(there, environment=environment(there.folder))
+    away.dvc("remote", "add", "--local", "--default", "away", "s3://dvc")
+    away.dvc("remote", "modify", "--local", "away", "endpointurl", "http://127.0.0.1:9")
+    out.unlink()
+    away.restore("made")
+    assert out.read_text() == result
