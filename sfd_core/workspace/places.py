@@ -51,7 +51,8 @@ def find_place(name: str, project: Path = Path()) -> tuple[Path, str | None]:
     remote. Raises `DataError` if nothing has the name, or both lack the results.
     """
     before, at, after = name.rpartition("@")
-    base, variant = (before, after) if at and not after.startswith("{") else (name, None)
+    is_whole = not at or after.startswith("{") or (project / name / PARAMS).is_file()
+    base, variant = (name, None) if is_whole else (before, after)
     for folder in (project / base, project / EXPERIMENTS / base):
         if (folder / PARAMS).is_file():
             if folder.parent == project / EXPERIMENTS and not (folder / OUTPUTS).exists() and locked_stages(folder):
