@@ -222,7 +222,9 @@ class Place:
 def environment(project: Path) -> dict[str, str]:
     """Return the environment of programs: this one's, without Prefect's, with this Python first and a place for MLflow runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    kept.setdefault("MLFLOW_TRACKING_URI", sqlite_address(project.resolve() / STATE / "mlflow.db"))
+    store = kept.get("MLFLOW_TRACKING_URI") or sqlite_address(STATE / "mlflow.db")
+    # a relative file would lie in the folder of an experiment, or of a point, which is deleted
+    kept["MLFLOW_TRACKING_URI"] = re.sub("^sqlite:///(?!/)", lambda _: f"{sqlite_address(project.resolve())}/", store)
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     return kept | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
 

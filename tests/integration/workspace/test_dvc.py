@@ -122,6 +122,22 @@ def test_the_environment_has_no_key_of_the_scheduler(tmp_path: Path, monkeypatch
     assert given["PATH"].startswith(str(Path(sys.executable).parent))
 
 
+@pytest.mark.parametrize(
+    ("uri", "store"),
+    [
+        ("", "sqlite:///{}/.sfd/mlflow.db"),
+        ("sqlite:///runs%25.db", "sqlite:///{}/runs%25.db"),
+        ("sqlite:////srv/runs.db", "sqlite:////srv/runs.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_programs_in_other_folders_have_the_project_s_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, store: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert environment(tmp_path)["MLFLOW_TRACKING_URI"] == store.format(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["project", "a b#c,%d;é?", "it's", 'a "name"', "[x]=*$HOME"])
 def test_a_worktree_shares_the_cache_and_the_remotes_of_its_project(tmp_path: Path, name: str) -> None:
     from dvc.config import Config  # noqa: PLC0415 - takes a second
