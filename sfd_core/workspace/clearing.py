@@ -49,12 +49,18 @@ def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
     if not (project / "dvc.yaml").is_file():
         raise ConfigError(f"{project.absolute()} is no project, for it has no dvc.yaml; run this in the project folder")
     items = list(_of_place(project, project, [*REMADE, *KEPT], checkpoints))
-    for place in sorted((project / EXPERIMENTS).glob("*/")):
+    for place in _places(project / EXPERIMENTS):
         items += _of_place(place, project, [*REMADE, *KEPT], checkpoints)
-    for place in sorted((project / git.POINTS).glob("*/")):
+    for place in _places(project / git.POINTS):
         reasons = (item.why for item in _of_place(place, project, [OUTPUTS, *KEPT], checkpoints) if item.why)
         items.append(Item(place, IN_WORK if _in_work(place) else next(reasons, "")))
     return items
+
+
+def _places(folder: Path) -> list[Path]:
+    """Return the experiments or points in a folder; beside each is its lock, beside inputs that are linked here is none."""
+    places = (lock.with_suffix("") for lock in sorted(folder.glob("*.lock")))
+    return [place for place in places if place.is_dir() and not place.is_symlink()]
 
 
 def _in_work(place: Path) -> bool:

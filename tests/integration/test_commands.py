@@ -218,6 +218,8 @@ def test_a_git_ref_is_compared_with_the_project_from_the_cache(reproduced: Proje
 def test_an_experiment_whose_results_were_cleaned_is_compared_from_the_cache(reproduced: Project, sfd: Command) -> None:
     folder = Path(".sfd/experiments/cleaned")
     folder.mkdir(parents=True)
+    lock = folder.with_suffix(".lock")
+    lock.touch()
     try:
         for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
             shutil.copy2(name, folder)
@@ -230,6 +232,7 @@ def test_an_experiment_whose_results_were_cleaned_is_compared_from_the_cache(rep
         assert sfd("compare", "sfd", f"{folder}@repa")[0].count("\n") == first.count("\n")
     finally:
         shutil.rmtree(folder)
+        lock.unlink()
 
 
 def test_the_notebook_runs_from_its_first_to_its_last_cell(reproduced: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,10 @@ def project(tmp_path: Path) -> Path:
         report = tmp_path / ".sfd" / "experiments" / name / "report" / "index.html"
         report.parent.mkdir(parents=True)
         report.touch()
+        (tmp_path / ".sfd" / "experiments" / f"{name}.lock").touch()
     for name in ("computed", "free"):
         (tmp_path / ".sfd" / "points" / name / ".sfd" / "verified").mkdir(parents=True)
+        (tmp_path / ".sfd" / "points" / f"{name}.lock").touch()
     return tmp_path
 
 
@@ -57,6 +59,20 @@ def test_of_an_experiment_the_record_of_what_was_run_stays(project: Path) -> Non
     for item in find_clearable(project, checkpoints=True):
         item.delete()
     assert sorted(path.name for path in done.iterdir()) == ["dvc.yaml", "params.yaml", "sfd_core"]
+
+
+def test_inputs_that_are_linked_beside_experiments_and_points_are_kept(project: Path) -> None:
+    own = project / "data" / "report" / "mine.png"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    for kind in ("experiments", "points"):
+        (project / ".sfd" / kind / "images").symlink_to(project / "data")  # as of the path ../images
+        (project / ".sfd" / kind / "other").mkdir()
+        (project / ".sfd" / kind / "other" / "report").symlink_to(own.parent)
+    for item in find_clearable(project, checkpoints=True):
+        item.delete()
+    assert own.is_file()
+    assert sorted(path.name for path in (project / ".sfd" / "points").glob("*/")) == ["images", "other"]
 
 
 def test_outputs_with_a_file_that_no_stage_wrote_are_kept(project: Path) -> None:
