@@ -1,6 +1,7 @@
 """Files and folders that an experiment reads and DVC does not own: whether they are there, and whether they are the same."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -125,7 +126,10 @@ def found_at(path: str, project: Path) -> list[Path]:
 
 
 def link_inputs(params: Params, folder: Path, project: Path) -> None:
-    """Link inputs with relative paths into the experiment's folder; a link to where they lay before is made anew or goes."""
+    """Link inputs with relative paths into the experiment's folder; a link to where they lay before is made anew or goes.
+
+    Raises `ConfigError` for a path that leads out of the project and, from the folder, to other files.
+    """
     for path in named_inputs(params, project).values():
         if Path(path).is_absolute():
             continue
@@ -139,6 +143,8 @@ def link_inputs(params: Params, folder: Path, project: Path) -> None:
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(target.resolve())
+            elif os.path.normpath(path).startswith("..") and not link.samefile(target):
+                raise ConfigError(f"from {folder}, {path} leads to other files, {link.resolve()}; write the whole path instead")
 
 
 def in_words(inputs: dict[str, str]) -> str:

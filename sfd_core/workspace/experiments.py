@@ -192,10 +192,12 @@ def _require_inputs_of(inputs: Mapping[str, Mapping[str, str]], params: Params, 
 
 
 def _require_same(params: Params, folder: Path) -> None:
-    """Raise `ConfigError` if the experiment in `folder` has other values."""
+    """Raise `ConfigError` if the experiment in `folder` has other values, or there is something else."""
     path = folder / "params.yaml"
-    if not path.exists():
+    if not folder.exists():
         return
+    if not path.exists():
+        raise ConfigError(f"{folder} is no experiment, but another folder; choose another name")
     if changed := differences(*(of.model_dump(mode="json") for of in (load_params(path), params))):
         raise ConfigError(
             f"the experiment in {folder} has other values: {'; '.join(changed[:MOST_SHOWN])}; choose another name, or delete "

@@ -225,3 +225,19 @@ def test_a_link_to_an_image_file_that_is_gone_leaves_the_experiment(tmp_path: Pa
     (project / "1.tar").unlink()
     link_inputs(params, folder, project)
     assert [path.name for path in folder.iterdir()] == ["0.tar"]
+
+
+def test_a_path_out_of_the_project_leads_to_the_same_files_from_an_experiment(tmp_path: Path) -> None:
+    project = tmp_path / "work" / "home" / "project"
+    folder = project / ".sfd" / "experiments" / "one"
+    folder.mkdir(parents=True)
+    images = tmp_path / "data" / "a.png"
+    images.parent.mkdir()
+    images.touch()
+    params = of_folder(Path("../../../data"))
+    link_inputs(params, folder, project)
+    assert (folder / "../../../data" / "a.png").samefile(images)
+    (project / "data").unlink()
+    (project / "data").mkdir()
+    with pytest.raises(ConfigError, match=rf"from .*one, ../../../data leads to other files, {project}/data; write the whole"):
+        link_inputs(params, folder, project)

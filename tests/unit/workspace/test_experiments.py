@@ -140,6 +140,13 @@ def test_a_name_that_is_no_plain_word_names_no_experiment(name: str) -> None:
         experiment_dir(name)
 
 
+def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match="images is no experiment, but another folder; choose another name"):
+        run_experiment(plan_experiment(VALUES, {}), tmp_path / "images", 2, ROOT)
+    assert not list((tmp_path / "images").iterdir())
+
+
 def test_an_input_in_the_outputs_is_refused(tmp_path: Path) -> None:
     plan = plan_experiment(
         VALUES, {"evaluate.sampler.guidance": "autoguidance", "evaluate.sampler.guide": "outputs/train/weak"}
