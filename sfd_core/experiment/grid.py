@@ -2,8 +2,9 @@
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,8 @@ SHARED_OF_EVALUATE = ("final_samples", "snapshot_samples", "kid_subset_size")
 """Values that the stages before training read: points with equal ones share their results."""
 SHARED_TARGETS = ("encode", "reference")
 MOST_POINTS = 1000
+LONGEST_NAME = 200
+"""Letters of a point's name, which is a file of git: a path of many corners would make a longer one."""
 Method = Literal["tpe", "random", "even"]
 """How a search draws, see `experiment.search`."""
 
@@ -128,7 +131,8 @@ def plan_points(values: Mapping[str, Any], space: Space, code: str, project: Pat
         params = parse_params(point.values)
         require_none_in_outputs(params, project)
         require_inputs(params, project)
-    return list(points.values())
+    names = Counter(point.name for point in points.values())
+    return [_marked(point) if names[point.name] > 1 or len(point.name) > LONGEST_NAME else point for point in points.values()]
 
 
 def split_variants(params: Params, names: Sequence[str], keys: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -176,6 +180,11 @@ def _point(
     inputs = inputs_of(params)
     read = fingerprint(code, inputs) if any(inputs.values()) else code
     return Point(name, variant, settings, plain, fingerprint(plain, read), _shared_key(plain, read), inputs)
+
+
+def _marked(point: Point) -> Point:
+    """Return a point whose name is too long, or that of another one, with a hash of its settings in the name."""
+    return replace(point, name=f"{point.name[:LONGEST_NAME]}-{fingerprint(dict(point.settings))[:8]}")
 
 
 def point_name(variant: str, settings: Mapping[str, Any]) -> str:

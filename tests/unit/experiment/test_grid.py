@@ -35,6 +35,14 @@ def test_points_are_every_combination_each_an_experiment_of_its_own() -> None:
     assert before == VALUES
 
 
+def test_points_whose_values_read_alike_or_are_long_have_names_of_their_own_that_git_takes() -> None:
+    titles = ["a b", "a_b", *(f"{'long ' * 60}{number}" for number in range(2)), "other"]
+    names = [point.name for point in plan(grid={"report.title": titles})]
+    assert len(set(names)) == len(titles)
+    assert max(map(len, names)) < 250
+    assert names[-1] == "sfd-title-other-seed-0"
+
+
 def test_a_key_depends_on_what_shapes_the_point_and_on_nothing_else() -> None:
     (point,) = plan(grid={"delta_t": [0.3]})
     other = copy.deepcopy(VALUES)
