@@ -327,11 +327,9 @@ class Store:
         self._client.set_registered_model_alias(name, alias, version)
 
     def version_tags(self, name: str, alias: str) -> dict[str, str]:
-        """Return the tags of the version with an alias; empty without such an alias."""
-        try:
-            return dict(self._client.get_model_version_by_alias(name, alias).tags)
-        except self._mlflow.exceptions.MlflowException:
-            return {}
+        """Return the tags of the version with an alias of a registered model; empty without such an alias."""
+        version = self._client.get_registered_model(name).aliases.get(alias)
+        return {} if version is None else dict(self._client.get_model_version(name, version).tags)
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)

@@ -50,6 +50,21 @@ def test_the_champion_is_the_best_of_what_was_measured_alike(store: Store) -> No
     assert run_of(store, "champion") == "good"
 
 
+def test_a_server_that_does_not_tell_the_champion_keeps_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient, MlflowException  # noqa: PLC0415
+
+    def fail(*_: object) -> None:
+        raise MlflowException("the database is locked")
+
+    register_best(store, candidate("second", "better", 10.0))
+    with monkeypatch.context() as patched:
+        for question in ("get_model_version", "get_model_version_by_alias"):
+            patched.setattr(MlflowClient, question, fail)
+        with pytest.raises(MlflowException, match="locked"):
+            register_best(store, candidate("first", "good", 20.0))
+    assert run_of(store, "champion") == "better"
+
+
 def test_a_version_says_what_made_it_and_a_run_that_is_not_there_is_none(store: Store) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415
 
