@@ -236,7 +236,7 @@ def locked_stages(folder: Path) -> dict[str, Any]:
 
 
 def remote_of(project: Path) -> str | None:
-    """Return the name of the default remote, of the project or of the user; None where bytes stay on this machine."""
+    """Return the name of the default remote, of project, user or machine; None where bytes stay on this machine."""
     name: str | None = _config(project).get("core", {}).get("remote")
     return name
 
@@ -292,13 +292,21 @@ def tail(printed: str) -> str:
 
 
 def _config(project: Path) -> ConfigObj:
-    """Read DVC's configuration as DVC does: a value may be quoted."""
+    """Read DVC's configuration as DVC does, of the machine, the user and the project: a value may be quoted."""
     config = ConfigObj(interpolation=False)
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dvc" / "config"
-    for path in (own, project / ".dvc" / "config", project / ".dvc" / "config.local"):
+    machine = _config_folder("SYSTEM", "XDG_CONFIG_DIRS", Path("/"), "etc/xdg")
+    user = _config_folder("GLOBAL", "XDG_CONFIG_HOME", Path.home(), ".config")
+    for path in (machine / "config", user / "config", project / ".dvc" / "config", project / ".dvc" / "config.local"):
         if path.is_file():
             config.merge(ConfigObj(path.read_text().splitlines(), interpolation=False))
     return config
+
+
+def _config_folder(whose: str, variable: str, root: Path, usual: str) -> Path:
+    if named := os.environ.get(f"DVC_{whose}_CONFIG_DIR"):
+        return Path(named)
+    usual = "Library/Application Support" if sys.platform == "darwin" else usual
+    return Path(os.environ.get(variable, "").split(os.pathsep)[0] or root / usual, "dvc")
 
 
 def _shown(command: Sequence[str]) -> str:

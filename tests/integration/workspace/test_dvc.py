@@ -170,6 +170,26 @@ def test_an_object_of_the_remote_is_named_without_a_password(tmp_path: Path) -> 
     assert remote_object(tmp_path, "0123.dir") == "https://host/store/files/md5/01/23.dir"
 
 
+def test_a_remote_of_the_machine_or_the_user_is_one_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc" / "config").write_text("[core]\n    remote = site\n")
+    project = tmp_path / "project"
+    assert remote_of(project) is None
+    for variable, folder in {
+        "DVC_SYSTEM_CONFIG_DIR": tmp_path / "dvc",
+        "DVC_GLOBAL_CONFIG_DIR": tmp_path / "dvc",
+        "XDG_CONFIG_DIRS": f"{tmp_path}:/etc/xdg",
+        "XDG_CONFIG_HOME": tmp_path,
+    }.items():
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, str(folder))
+            assert remote_of(project) == "site", variable
+    (project / ".dvc").mkdir(parents=True)
+    (project / ".dvc" / "config").write_text("[core]\n    remote = own\n")
+    monkeypatch.setenv("DVC_SYSTEM_CONFIG_DIR", str(tmp_path / "dvc"))
+    assert remote_of(project) == "own"
+
+
 def test_stages_that_ran_are_told_from_restored_ones() -> None:
     names = ("inputs", "train@sfd", "evaluate@sfd")
     printed = "Stage 'prepare' is cached - skipping run\n" + "".join(f"Running stage '{name}':\n> python\n" for name in names)
