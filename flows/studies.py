@@ -19,6 +19,7 @@ from flows.point import compute
 from flows.sweep import Name, Preset, Sweep, cancel, run_sweep
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.confirmation import WARNING, Confirmation
+from sfd_core.experiment.drawable import require_parts
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.numbers import number_name
 from sfd_core.experiment.params import Fraction, NonNegative, Offset, Positive, parse_params
@@ -86,6 +87,7 @@ def guidance_sweep(
     """
 
     def plan(point: Point) -> Rows:
+        require_parts(guidance, parts, variant, parse_params(point.values).variants[variant], "parts")
         counts = evaluations or [point.values["evaluate"]["sampler"]["evaluations"]]
         varied = ("texture", "semantic") if parts == "both" else (parts,)
         rows = []

@@ -51,6 +51,7 @@ def guidance_curve(
 
     Every combination is a point; points that are measured already are kept.
     """
+    from sfd_core.experiment.drawable import require_parts
     from sfd_core.experiment.params import load_params
 
     spans = [parse_interval(words) for words in intervals or ["0,1"]]
@@ -64,6 +65,7 @@ def guidance_curve(
 
     points = plan_points(base, scales, spans, evaluations or [base.evaluations], parts)
     measurement = drawn_measurement(params, artifact, drawing, base, evaluations)
+    require_parts(base.guidance, parts, artifact, measurement.pipeline.denoiser.variant, "--parts")
     table = run_curve(measurement, points, samples or params.evaluate.final_samples, out, parts)
     if table is not None:
         _print(table, ["scale", "interval_from", "interval_to", "evaluations"], ("fid", "fd_", "sfid", "is"))

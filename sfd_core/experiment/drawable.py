@@ -26,7 +26,8 @@ def require_drawable(params: Params) -> None:
         if isinstance(study, GuidanceStudy):
             _require_guidable(params, study.variant, params.variants[study.variant], study.guidance, f"studies.{key}.guidance")
             _require_guide(params, study, f"studies.{key}.guide_step")
-            _require_parts(study, params.variants[study.variant], f"studies.{key}.parts")
+            variant = params.variants[study.variant]
+            require_parts(study.guidance, study.parts, study.variant, variant, f"studies.{key}.parts")
 
 
 def _require_guidable(params: Params, name: str, variant: VariantParams, guidance: str, key: str) -> None:
@@ -57,8 +58,9 @@ def _require_guide(params: Params, study: GuidanceStudy, key: str) -> None:
         )
 
 
-def _require_parts(study: GuidanceStudy, variant: VariantParams, key: str) -> None:
-    if study.guidance == "semantic" and study.parts != "texture":
-        raise ConfigError(f"{key} is {study.parts}, but semantic guidance acts on texture alone; set it to texture")
-    if study.parts == "semantic" and variant.semantic == "none":
-        raise ConfigError(f"{key} is semantic, but variant {study.variant} has no semantics; set it to texture")
+def require_parts(guidance: str, parts: str, name: str, variant: VariantParams, key: str) -> None:
+    """Raise `ConfigError` if the `parts` of variant `name` that `key` guides are none that the guidance acts on."""
+    if guidance == "semantic" and parts != "texture":
+        raise ConfigError(f"{key} is {parts}, but semantic guidance acts on texture alone; set it to texture")
+    if parts == "semantic" and variant.semantic == "none":
+        raise ConfigError(f"{key} is semantic, but variant {name} has no semantics; set it to texture")

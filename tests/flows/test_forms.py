@@ -9,8 +9,11 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 from prefect.utilities.schema_tools.validation import ValidationError
 
+from flows import studies
 from flows.worker import DEPLOYED
+from sfd_core.experiment.grid import CURRENT, Space, base_values, plan_points
 from sfd_core.experiment.presets import preset_names
+from sfd_core.host.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +59,15 @@ def test_forms_offer_presets_and_sizes_by_name() -> None:
 def test_the_server_refuses_wrong_values_of_a_form(name: str, values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=f"Validation failed for field '{next(iter(values))}"):
         validate(values, form(name), raise_on_error=True)
+
+
+def test_a_guidance_sweep_over_semantics_that_a_variant_lacks_is_refused_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(studies, "_measure", lambda study, *_: asked.append(study))
+    studies.guidance_sweep.fn(variant="lightningdit", parts="semantic")
+    space = Space(["lightningdit"], {}, [], asked[0].changes)
+    (point,) = plan_points(base_values(CURRENT, ROOT), space, "code", ROOT)
+    with pytest.raises(ConfigError, match="parts is semantic, but variant lightningdit has no semantics"):
+        asked[0].plan(point)
