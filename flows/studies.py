@@ -22,7 +22,7 @@ from sfd_core.experiment.confirmation import WARNING, Confirmation
 from sfd_core.experiment.drawable import require_parts
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.numbers import number_name
-from sfd_core.experiment.params import Fraction, NonNegative, Offset, Positive, parse_params
+from sfd_core.experiment.params import Fraction, NonNegative, Offset, Positive, Samples, parse_params
 from sfd_core.experiment.paths import corner_paths
 from sfd_core.host import machine
 from sfd_core.host.errors import ConfigError
@@ -66,7 +66,7 @@ def guidance_sweep(
     intervals: Annotated[list[Interval], Field(min_length=1)] = [[0.0, 1.0]],
     evaluations: list[Positive] = [],
     parts: Parts = "both",
-    samples: Positive | None = None,
+    samples: Samples | None = None,
     preset: Preset = CURRENT,
     dry_run: bool = False,
 ) -> None:
@@ -113,7 +113,7 @@ def path_sweep(
     variant: str = "any_order",
     offsets: list[Offset] = [],
     corners: list[Fraction] = [0.0, 0.5, 1.0],
-    samples: Positive | None = None,
+    samples: Samples | None = None,
     preset: Preset = CURRENT,
     confirm: bool = False,
     dry_run: bool = False,

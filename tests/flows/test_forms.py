@@ -50,6 +50,8 @@ def test_forms_offer_presets_and_sizes_by_name() -> None:
         ("seeds", {"seeds": [-1]}),
         ("guidance sweep", {"intervals": [[0.1]]}),
         ("guidance sweep", {"guidance": "none"}),
+        ("guidance sweep", {"samples": 4}),
+        ("path sweep", {"samples": 4}),
         ("path sweep", {"corners": [1.1]}),
         ("search", {"ranges": {"delta_t": []}}),
         ("search", {"method": "luck"}),
