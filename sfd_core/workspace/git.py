@@ -30,8 +30,9 @@ def base_commit(project: Path) -> str:
             f"{project} is no git repository of its own; sweeps run in a clone, so that every point can be checked out"
         )
     if changed := _git(project, "status", "--porcelain", "--untracked-files=no", "--", *PIPELINE):
+        names = ", ".join(line.split(maxsplit=1)[1] for line in changed.splitlines())
         raise ConfigError(
-            f"these files differ from the last commit, so no point could be checked out again: {', '.join(changed.split())}; "
+            f"these files differ from the last commit, so no point could be checked out again: {names}; "
             "commit them or put them back"
         )
     return _git(project, "rev-parse", "HEAD")

@@ -50,7 +50,8 @@ def test_code_that_is_not_committed_is_refused_and_other_files_are_not(project: 
     (project / "params").write_text("other")
     assert git.base_commit(project) == run(project, "rev-parse", "HEAD")
     (project / "sfd_core" / "a").write_text("2")
-    with pytest.raises(ConfigError, match=r"sfd_core/a; commit them or put them back"):
+    (project / "dvc.yaml").write_text("stages: {other: {}}\n")
+    with pytest.raises(ConfigError, match=r"checked out again: dvc\.yaml, sfd_core/a; commit them or put them back"):
         git.base_commit(project)
     with pytest.raises(ConfigError, match="no git repository"):
         git.base_commit(project.parent)
