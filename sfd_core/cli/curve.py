@@ -53,11 +53,14 @@ def compare(
 
 def record(run: Annotated[str, RUN] = ".", /, *, out: Annotated[Path, output("The table, one CSV file.")] = CURVES) -> None:
     """Write the losses and distances of all variants of a finished run, as a reference for `sfd curve compare`."""
+    from sfd_core.host.errors import ConfigError
     from sfd_core.host.paths import atomic_path
     from sfd_core.reporting.reference_curves import record as recorded
     from sfd_core.workspace.places import find_place, recorded_params, recorded_variants
 
-    place, _ = find_place(run)
+    place, variant = find_place(run)
+    if variant:
+        raise ConfigError(f"{run} is one variant, but a reference has all of a run; name the run, such as {place}")
     active, made = recorded_params(place).active, recorded_variants(place)
     with atomic_path(out) as temporary:
         recorded(place, {name: made[name] for name in active}).to_csv(temporary, index=False)

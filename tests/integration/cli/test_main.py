@@ -121,6 +121,7 @@ def test_light_commands_import_no_heavy_package(words: list[str]) -> None:
             "--texture-vae changes nothing without --statistics",
         ),
         (["experiment", "new", "--at-once", "-1"], "--at-once"),
+        (["curve", "record", "sfd", "--out", ".sfd/none.csv"], "sfd is one variant"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
