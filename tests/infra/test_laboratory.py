@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import psutil
 import pytest
 from postgresql import INSTALLED, PostgreSQL
 from seaweed import WEED, free_ports
+from waiting import wait_until
 
 from infra.lab.databases import make_databases
 from sfd_core.host.errors import ResourceError
@@ -145,10 +145,7 @@ def test_clients_are_led_to_all_three_and_everything_survives_a_restart(tmp_path
         for process in lab.processes():
             if "mini" in process.cmdline() or "prefect" in process.cmdline():
                 process.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 240
-        while lab.run("status", check=False).returncode != 0:
-            assert time.monotonic() < deadline
-            time.sleep(1)
+        wait_until(lambda: lab.run("status", check=False).returncode == 0, "the return of the servers", 240)
         assert lab.client() == expected
     finally:
         lab.run("down", check=False)

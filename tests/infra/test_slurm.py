@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SLURM = ROOT / "infra" / "slurm"
@@ -31,10 +32,7 @@ def test_a_job_whose_time_is_up_saves_and_is_put_back(tmp_path: Path, environmen
     (tmp_path / "stage").write_text(STAGE)
     stage = f"cd {tmp_path}; setsid python -P {ROOT}/sfd_core/host/supervisor.py $$ - $SFD_GRACE_SECONDS bash stage; true"
     job = subprocess.Popen(["bash", SLURM / "job.sbatch", "bash", "-c", stage], env=environment)
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "started").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((tmp_path / "started").exists, "the start of the stage", 20)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=20) == 0
     assert (tmp_path / "saved").read_text() == "saved\n"
@@ -86,10 +84,7 @@ def test_a_training_that_ends_as_its_time_is_up_is_put_back_only_if_it_is_not_do
         stand_in.chmod(0o755)
     environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(tmp_path)}
     job = subprocess.Popen(["bash", SLURM / "train.sbatch", "sfd"], env=environment)
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "pid").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((tmp_path / "pid").exists, "the start of the training", 20)
     time.sleep(0.5)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=20) == 0

@@ -14,6 +14,7 @@ from typing import TextIO
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from sfd_core.host.errors import BusyError
 from sfd_core.host.locks import locked
@@ -54,21 +55,15 @@ def place(folder: Path, lines: list[str] | None = None) -> Place:
 
 
 def pids(folder: Path) -> list[int]:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if (folder / "pids").is_file() and (found := (folder / "pids").read_text().split()):
-            return [int(pid) for pid in found]
-        time.sleep(0.05)
-    raise AssertionError("the program did not start")
+    file = folder / "pids"
+    return [int(pid) for pid in wait_until(lambda: file.is_file() and file.read_text().split(), "the program's start", 20)]
 
 
 def require_gone(found: list[int], patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in found):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"still there: {found}")
+    def is_there(pid: int) -> bool:
+        return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+    wait_until(lambda: not any(map(is_there, found)), f"the end of {found}", patience)
 
 
 def test_output_is_told_line_by_line_and_returned(tmp_path: Path) -> None:

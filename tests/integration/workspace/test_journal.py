@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from waiting import wait_until
 
 from sfd_core.workspace import journal
 
@@ -72,7 +72,5 @@ def test_a_run_ends_with_the_worker_that_is_killed(tmp_path: Path) -> None:
     worker.kill()
     worker.wait()
     worker.stdout.close()
-    deadline = time.monotonic() + 10
-    while journal.alive(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not journal.alive(tmp_path), "the end of the run", 10)
     assert len(journal.broken(tmp_path)) == 1
