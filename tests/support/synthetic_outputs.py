@@ -1,6 +1,7 @@
 """A small tree of outputs in the formats that the stages write, for tests of what reads them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,14 @@ def emblems(count: int, sharpness: float, seed: int = 0) -> np.ndarray[Any, np.d
         noise = random.normal(0.5, 0.35, picture.shape)
         images.append((sharpness * picture + (1 - sharpness) * noise).clip(0, 1))
     return (np.stack(images) * 255).astype(np.uint8)
+
+
+def payload(html: str) -> dict[str, Any]:
+    """Return the data of a report's page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    loaded: dict[str, Any] = json.loads(found[1])
+    return loaded
 
 
 def train_again(root: Path, name: str) -> None:

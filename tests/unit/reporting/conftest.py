@@ -4,6 +4,7 @@ import pytest
 from synthetic_outputs import write_outputs
 
 from sfd_core.experiment.params import Params, load_params, parse_params
+from sfd_core.reporting.sources import Outputs, read_outputs
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,9 @@ def params() -> Params:
 def written(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete tree of outputs, to be read only."""
     return write_outputs(tmp_path_factory.mktemp("written") / "outputs", params)
+
+
+@pytest.fixture(scope="session")
+def outputs(params: Params, written: Path) -> Outputs:
+    """What the report reads of it, without studies."""
+    return read_outputs(params, written, written / "no-results")

@@ -1,6 +1,5 @@
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
 from sfd_core.reporting import phases
 from sfd_core.reporting.palette import variant_styles
-from sfd_core.reporting.sources import Outputs, VariantOutputs, read_outputs
+from sfd_core.reporting.sources import Outputs, VariantOutputs
 
 
 @pytest.mark.parametrize(("delta_t", "bands"), [(0.0, 1), (0.1, 3), (0.3, 3), (1.0, 2), (-0.5, 3)])
@@ -79,11 +78,6 @@ def test_a_variant_is_described_by_its_order(changes: dict[str, Any], words: str
 def test_a_variant_that_is_sampled_in_another_order_says_so(order: dict[str, Any], words: str, params: Params) -> None:
     sampler = params.evaluate.sampler.model_copy(update=order)
     assert phases.describe(variant(), sampler) == f"texture and semantics, semantics lead by 0.3{words}"
-
-
-@pytest.fixture
-def outputs(params: Params, written: Path) -> Outputs:
-    return read_outputs(params, written, written / "no-results")
 
 
 def shown(outputs: Outputs, *names: str) -> VariantOutputs | None:

@@ -1,11 +1,9 @@
 """Published numbers: in the package with their sources, and shown beside FID on ImageNet 256 alone."""
 
-import json
-import re
 from pathlib import Path
 
 import pytest
-from synthetic_outputs import FINAL, imagenet_like, write_outputs, write_studies
+from synthetic_outputs import FINAL, imagenet_like, payload, write_outputs, write_studies
 from synthetic_outputs import IMAGENET_CLASSES as CLASSES
 
 from sfd_core.experiment.params import Params, parse_params
@@ -31,13 +29,6 @@ def outputs(imagenet: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(imagenet: Params, outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("page")
     return report(imagenet, outputs, write_studies(root / "results", imagenet), root / "report").read_text()
-
-
-def payload(html: str) -> dict[str, object]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
-    assert found
-    loaded: dict[str, object] = json.loads(found[1])
-    return loaded
 
 
 @pytest.mark.parametrize("name", ["convergence", "guided", "ablations"])

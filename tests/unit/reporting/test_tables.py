@@ -18,11 +18,6 @@ from sfd_core.reporting.sources import Outputs, read_outputs
 from sfd_core.reporting.study_figures import corner_figure, error_field_figure, offset_figure
 
 
-@pytest.fixture(scope="module")
-def outputs(params: Params, written: Path) -> Outputs:
-    return read_outputs(params, written, written / "no-results")
-
-
 def reach(variant: str, target: str, steps: float | None, at_most: bool = False) -> Reach:
     costs = (None,) * 4 if steps is None else (steps, steps * 64, steps * 64e8, steps * 0.15)
     return Reach("fd_efficientnet_lite2", target, FINAL[target], variant, *costs, at_most=at_most)
