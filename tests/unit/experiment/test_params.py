@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from emoji import emoji, emoji_values
+from emoji import emoji, emoji_values, emoji_with
 
 from sfd_core.experiment import params as module
 from sfd_core.experiment.params import fingerprint, load_params, parse_params, parse_sampler
@@ -14,16 +14,6 @@ from sfd_core.models.vaes.semantic_vae import SemanticVAE
 from sfd_core.training.optim import learning_rate_at
 
 OFFSETS = {"kind": "offsets", "variant": "dit", "offsets": [0.0, 0.3]}
-
-
-def changed(key: str, value: Any) -> dict[str, Any]:
-    values: dict[str, Any] = emoji_values()
-    place: Any = values
-    *parents, last = key.split(".")
-    for parent in parents:
-        place = place[parent]
-    place[last] = value
-    return values
 
 
 def test_the_committed_experiment_is_valid() -> None:
@@ -137,11 +127,11 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
 )
 def test_a_bad_value_is_named(key: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        parse_params(changed(key, value))
+        parse_params(emoji_with(key, value))
 
 
 def test_a_learned_path_fits_the_evaluations() -> None:
-    values = changed("schedule", PROBE | {"knots": 20})
+    values = emoji_with("schedule", PROBE | {"knots": 20})
     values["variants"]["sync"]["found_path"] = True
     values["evaluate"]["sampler"]["evaluations"] = 20
     assert parse_params(values).schedule is not None
@@ -156,10 +146,10 @@ DIFFUSERS = LDM | {"kind": "diffusers", "weights": "stabilityai/sd-vae-ft-mse", 
 
 @pytest.mark.parametrize("vae", [LDM, DIFFUSERS])
 def test_a_texture_vae_of_any_kind_fixes_the_latent_grid(vae: dict[str, Any]) -> None:
-    params = parse_params(changed("texture_vae", vae))
+    params = parse_params(emoji_with("texture_vae", vae))
     assert (params.latent_grid, params.texture_vae.channels) == (8, 32)
     with pytest.raises(ConfigError, match="both latents must lie on one grid"):
-        parse_params(changed("texture_vae", vae | {"downsampling": 16}))
+        parse_params(emoji_with("texture_vae", vae | {"downsampling": 16}))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +163,7 @@ def test_a_texture_vae_of_any_kind_fixes_the_latent_grid(vae: dict[str, Any]) ->
 )
 def test_a_bad_value_of_one_kind_is_named_without_the_kind(vae: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        parse_params(changed("texture_vae", vae))
+        parse_params(emoji_with("texture_vae", vae))
 
 
 def test_the_paper_s_semantic_vae_is_expressible() -> None:
@@ -203,7 +193,7 @@ def test_the_paper_s_semantic_vae_is_expressible() -> None:
         "learning_rate": 5e-5,
         "optimisation": optimisation,
     }
-    params = parse_params(changed("semantic_vae", recipe)).semantic_vae
+    params = parse_params(emoji_with("semantic_vae", recipe)).semantic_vae
     rates = [learning_rate_at(step, params.learning_rate, params.optimisation) for step in (499, 799_999, 999_999)]
     assert rates == pytest.approx([5e-5, 5e-5, 5e-6], rel=1e-3)
     with torch.device("meta"):
@@ -220,7 +210,7 @@ def test_a_missing_value_is_named() -> None:
 
 
 def test_all_bad_values_are_told_at_once() -> None:
-    values = changed("variants.sfd.delta_t", 2.0)
+    values = emoji_with("variants.sfd.delta_t", 2.0)
     values["encode"]["batch_size"] = 0
     with pytest.raises(ConfigError) as caught:
         parse_params(values)
@@ -244,13 +234,13 @@ def test_equal_values_have_equal_fingerprints() -> None:
     params = emoji()
     again = parse_params(emoji_values())
     assert fingerprint(params) == fingerprint(again)
-    assert fingerprint(params) != fingerprint(parse_params(changed("encode.seed", 1)))
+    assert fingerprint(params) != fingerprint(parse_params(emoji_with("encode.seed", 1)))
 
 
 def test_a_setting_that_may_be_left_out_changes_no_fingerprint_at_its_default() -> None:
     plain = fingerprint(emoji().train)
-    assert fingerprint(parse_params(changed("train.power_emas", [])).train) == plain
-    assert fingerprint(parse_params(changed("train.power_emas", [0.1])).train) != plain
+    assert fingerprint(parse_params(emoji_with("train.power_emas", [])).train) == plain
+    assert fingerprint(parse_params(emoji_with("train.power_emas", [0.1])).train) != plain
 
 
 AVATARS = {"source": "avatars", "styles": ["thumbs", "sprouts"], "per_style": 4, "labels": "style"}
@@ -298,7 +288,7 @@ def test_what_a_setting_that_is_left_out_means_never_changes() -> None:
     ],
 )
 def test_avatars_need_styles_and_a_number(changes: dict[str, Any], said: str) -> None:
-    values = changed("prepare.source", "avatars")
+    values = emoji_with("prepare.source", "avatars")
     values["prepare"] |= AVATARS
     parse_params(values)
     values["prepare"] |= changes
@@ -307,7 +297,7 @@ def test_avatars_need_styles_and_a_number(changes: dict[str, Any], said: str) ->
 
 
 def test_semantic_guidance_acts_on_texture_alone() -> None:
-    values = changed("evaluate.sampler.guidance", "semantic")
+    values = emoji_with("evaluate.sampler.guidance", "semantic")
     parse_params(values)
     values["evaluate"]["sampler"]["semantic"] = {"scale": 1.5, "interval": [0.0, 1.0]}
     with pytest.raises(ConfigError, match=r"semantic\.scale is 1\.5, but semantic guidance acts on texture alone"):
@@ -331,6 +321,6 @@ def test_names_that_a_shell_a_folder_or_dvc_would_read_otherwise_are_refused(nam
 @pytest.mark.parametrize("key", ["kid_subset_size", "snapshot_samples", "final_samples"])
 def test_counts_too_small_for_their_numbers_are_refused_with_the_smallest(key: str) -> None:
     least = 2 if key == "kid_subset_size" else 5
-    assert parse_params(changed(f"evaluate.{key}", least))
+    assert parse_params(emoji_with(f"evaluate.{key}", least))
     with pytest.raises(ConfigError, match=rf"evaluate.{key}: Input should be greater than or equal to {least}"):
-        parse_params(changed(f"evaluate.{key}", least - 1))
+        parse_params(emoji_with(f"evaluate.{key}", least - 1))

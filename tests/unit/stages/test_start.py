@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from emoji import emoji_values
+from emoji import emoji_values, emoji_with
 
 from sfd_core.host import paths
 from sfd_core.host.errors import ConfigError
@@ -29,16 +29,6 @@ def write(values: dict[str, Any]) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
 
-def changed(key: str, value: Any) -> dict[str, Any]:
-    values = emoji_values()
-    *groups, last = key.split(".")
-    group = values
-    for name in groups:
-        group = group[name]
-    group[last] = value
-    return values
-
-
 def run(output: AbstractContextManager[Path], values: dict[str, Any]) -> None:
     """Write an output while params.yaml gets other values."""
     with output as folder:
@@ -54,7 +44,7 @@ def test_an_edited_value_of_the_stage_leaves_its_outputs_as_they_were(project: P
     begin_stage("train", "sfd")
     name = "train" if key.startswith("train") else "variants.sfd"
     with pytest.raises(ConfigError, match=f"{name} of params.yaml changed while stage train ran"):
-        run(atomic_dir(out), changed(key, 1))
+        run(atomic_dir(out), emoji_with(key, 1))
     assert [path.name for path in project.glob("outputs/train/sfd/*")] == ["old"]
     assert not list(project.rglob("*.partial"))
 
@@ -62,7 +52,7 @@ def test_an_edited_value_of_the_stage_leaves_its_outputs_as_they_were(project: P
 def test_resumable_work_stays_for_the_old_values(project: Path) -> None:
     begin_stage("encode")
     with pytest.raises(ConfigError, match=r"encode of params\.yaml changed"):
-        run(resumable_dir(stage_dir("encode"), Path("work")), changed("encode.seed", 7))
+        run(resumable_dir(stage_dir("encode"), Path("work")), emoji_with("encode.seed", 7))
     assert (project / "work" / "out" / "done").exists()
     run(resumable_dir(stage_dir("encode"), Path("work")), emoji_values())
     assert (stage_dir("encode") / "done").exists()
@@ -71,7 +61,7 @@ def test_resumable_work_stays_for_the_old_values(project: Path) -> None:
 @pytest.mark.parametrize("key", ["report.title", "variants.sync.seed", "engine.keep_last"])
 def test_values_of_other_stages_may_be_edited(project: Path, key: str) -> None:
     begin_stage("train", "sfd")
-    run(atomic_dir(stage_dir("train", "sfd")), changed(key, "Other" if key == "report.title" else 5))
+    run(atomic_dir(stage_dir("train", "sfd")), emoji_with(key, "Other" if key == "report.title" else 5))
     assert (project / "outputs/train/sfd/done").exists()
 
 
