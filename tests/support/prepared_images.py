@@ -11,6 +11,10 @@ from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec
 
 ROWS = {"train": 26, "held_out": 7}
+FEATURES = {
+    "encoder": "test_vit", "weights": "weights.pth", "input_size": 64, "grid": 4, "precision": "float32", "batch_size": 3,
+}  # fmt: skip
+"""Parameters of stage `features` for that encoder, but for `store`."""
 
 
 def prepare_images(folder: Path = Path(), counts: Mapping[str, int] = ROWS, side: int = 32) -> None:

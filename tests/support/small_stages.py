@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from prepared_images import prepare_images
+from prepared_images import FEATURES, prepare_images
 from torch import nn
 
 from sfd_core.experiment.params import EncodeParams, FeaturesParams, Optimisation, SemanticVAEParams, TrainParams
@@ -80,10 +80,7 @@ class Stages:
 def lay_out(path: Path, stores: tuple[bool, ...]) -> Stages:
     """Write random images and their tokens under `path`, stored and not as `stores` says."""
     prepare_images(path, ROWS)
-    values = {
-        "encoder": "test_vit", "weights": str(path / "weights.pth"), "input_size": 64, "grid": 4, "precision": "float32",
-        "batch_size": 5, "store": True,
-    }  # fmt: skip
+    values = FEATURES | {"weights": str(path / "weights.pth"), "batch_size": 5, "store": True}
     found = Stages(path, FeaturesParams.model_validate(values))
     for store in stores:
         extract_features(found.features_params.model_copy(update={"store": store}), found.prepare, found.features(store))

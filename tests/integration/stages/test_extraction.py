@@ -10,27 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from prepared_images import prepare_images
+from prepared_images import FEATURES, prepare_images
 from same_outputs import bytes_below
+from small_stages import SEMANTIC_VAE
 
 from sfd_core.data.store.shards import ShardReader
-from sfd_core.experiment.params import FeaturesParams, Optimisation, SemanticVAEParams
+from sfd_core.experiment.params import FeaturesParams
 from sfd_core.models.vaes.texture_vae import TextureVAE, TextureVAEShape
 from sfd_core.stages.features import extract_features
 from sfd_core.stages.semantic_vae import make_semantic_vae
 
 ROOT = Path(__file__).parents[3]
-FEATURES = {
-    "encoder": "test_vit", "weights": "weights.pth", "input_size": 64, "grid": 4, "precision": "float32", "batch_size": 3,
-}  # fmt: skip
-OPTIMISATION = Optimisation(
-    steps=2, batch_size=4, warmup_steps=1, decay_steps=0, final_rate=1.0, betas=[0.9, 0.95], weight_decay=0.0, clip_norm=1.0,
-    precision="float32", checkpoint_every=1, seed=0,
-)  # fmt: skip
-SEMANTIC_VAE = SemanticVAEParams(
-    weights=None, standardise=True, channels=2, width=16, depth=1, heads=2, kl_weight=1e-7, pca_channels=3,
-    learning_rate=1e-3, optimisation=OPTIMISATION,
-)  # fmt: skip
 PROGRAM = textwrap.dedent("""
     import sys, time
     from pathlib import Path

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from prepared_images import prepare_images
+from prepared_images import FEATURES, prepare_images
 
 from sfd_core.data.store import pieces
 from sfd_core.data.store.pieces import PiecedShard
@@ -17,10 +17,6 @@ from sfd_core.host.processes import Processes
 from sfd_core.latents.composite import StreamingMoments, load_statistics
 from sfd_core.stages.extraction import Extraction, Values, ahead
 from sfd_core.stages.features import extract_features
-
-FEATURES = {
-    "encoder": "test_vit", "weights": "weights.pth", "input_size": 64, "grid": 4, "precision": "float32", "batch_size": 3,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,6 @@ from sfd_core.models.vaes.semantic_vae import SemanticVAE
 from sfd_core.stages import semantic_vae as stage
 from sfd_core.stages.semantic_vae import make_semantic_vae
 
-ROOT = Path(__file__).parents[3]
 CHANNELS, GRID = 12, 4
 SIZES = {"channels": 3, "width": 16, "depth": 2, "heads": 4, "pca_channels": 2}
 

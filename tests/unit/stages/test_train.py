@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_stages
 import torch
 from denoisers import CLASSES, variant
 from emoji import emoji_values
@@ -15,7 +16,7 @@ from projects import LEAST_COST, PROBE
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
-from sfd_core.experiment.params import Optimisation, RepaParams, TrainParams, parse_params
+from sfd_core.experiment.params import RepaParams, parse_params
 from sfd_core.host import paths
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError, ResourceError
 from sfd_core.host.paths import file_digest
@@ -29,27 +30,7 @@ from sfd_core.training.loop import PLAIN_ENGINE
 
 IMAGES, GRID = 12, 4
 CHANNELS = {"z_tex": 4, "z_sem": 2, "z_pca": 3}
-TRAIN = TrainParams(
-    optimisation=Optimisation(
-        steps=3,
-        batch_size=4,
-        warmup_steps=1,
-        decay_steps=0,
-        final_rate=1.0,
-        betas=[0.9, 0.95],
-        weight_decay=0.0,
-        clip_norm=1.0,
-        precision="float32",
-        checkpoint_every=1,
-        seed=0,
-    ),
-    snapshots=2,
-    ema_decay=0.9,
-    ema_warmup=True,
-    class_dropout=0.1,
-    flips=True,
-)
-
+TRAIN = small_stages.TRAIN.model_copy(update={"snapshots": 2})
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
