@@ -306,8 +306,49 @@ class _Work:
         return rows
 
     def show(self, rows: Sequence[Row], over: Sequence[str]) -> None:
-        """Send what MLflow lacks, and publish the comparison of all rows."""
-        _show(self.place, Comparison(self.asked.name, rows), over, self.dispatcher)
+        """Name the points' commits, and publish table, figure, summary and runs; what was published before is only shown."""
+        name, place = self.asked.name, self.place
+        comparison = Comparison(name, rows)
+        if comparison.measured:
+            git.set_refs(place.folder, {f"{name}/{row.point.name}": row.record["commit"] for row in comparison.measured})
+        shown = comparison.shown(place, over)
+        if shown is None:
+            complete = self._send_missing(comparison) and self._push_refs()
+            files = comparison.write(place, over)
+            shown = files, comparison.send(place, files, over, complete)
+        files, where = shown
+        table = [row.columns for row in comparison.rows]
+        create_table_artifact(table, key=artifact_key(name, "table"), description=f"sweep {name}")
+        create_markdown_artifact(comparison.summary(where), key=artifact_key(name, "summary"))
+        for picture in files[1:]:
+            show_picture(picture, artifact_key(name, "figure"))
+
+    def _send_missing(self, comparison: Comparison) -> bool:
+        """Send the runs of finished points that MLflow lacks, as it was down or is another store; whether it has all now."""
+        lost = comparison.without_run(self.place)
+        for row in lost or []:
+            lock = git.file_of(self.project, str(row.record["commit"]), "dvc.lock")
+            self.dispatcher.submit(Request(row.point, [row.point.target], "run of ", lock))
+        if lost:
+            self.place.report(f"MLflow lacks {len(lost)} finished points; they are restored and sent")
+        complete = lost is not None
+        while ended := self.dispatcher.ended():
+            for outcome in ended:
+                if outcome.record is None:
+                    complete = False
+                    get_run_logger().warning("%s: not sent to MLflow: %s", outcome.point.name, outcome.message)
+        return complete
+
+    def _push_refs(self) -> bool:
+        """Push the refs of the points to the git remote of the settings, if there is one; whether that worked."""
+        remote = Settings.read().git_remote
+        try:
+            for prefix in (POINTS, self.asked.name) if remote else ():
+                git.push_refs(self.project, str(remote), prefix)
+        except DataError as error:
+            get_run_logger().warning("refs not pushed: %s", error)
+            return False
+        return True
 
 
 @contextmanager
@@ -338,23 +379,6 @@ def _require_all(name: str, rows: Sequence[Row]) -> None:
         )
 
 
-def _send_missing(place: Place, comparison: Comparison, dispatcher: Dispatcher) -> bool:
-    """Send the runs of finished points that MLflow lacks, as it was down or is another store; whether it has all now."""
-    lost = comparison.without_run(place)
-    for row in lost or []:
-        lock = git.file_of(place.folder, str(row.record["commit"]), "dvc.lock")
-        dispatcher.submit(Request(row.point, [row.point.target], "run of ", lock))
-    if lost:
-        place.report(f"MLflow lacks {len(lost)} finished points; they are restored and sent")
-    complete = lost is not None
-    while ended := dispatcher.ended():
-        for outcome in ended:
-            if outcome.record is None:
-                complete = False
-                get_run_logger().warning("%s: not sent to MLflow: %s", outcome.point.name, outcome.message)
-    return complete
-
-
 def _keep(project: Path, commit: str, outcome: Outcome) -> Row:
     """Make a finished point a commit and a ref, so that it is never computed again."""
     point, logger = outcome.point, get_run_logger()
@@ -372,36 +396,6 @@ def _keep(project: Path, commit: str, outcome: Outcome) -> Row:
     status = "computed" if any(stage.startswith("train@") for stage in record["ran"]) else "restored"
     logger.info("%s: %s in %.0f s by %s", point.name, status, record["seconds"], record["worker"])
     return Row(point, status, record | {"commit": made})
-
-
-def _show(place: Place, comparison: Comparison, over: Sequence[str], dispatcher: Dispatcher) -> None:
-    """Name the points' commits, and publish table, figure, summary and runs; what was published before is only shown."""
-    name = comparison.name
-    if comparison.measured:
-        git.set_refs(place.folder, {f"{name}/{row.point.name}": row.record["commit"] for row in comparison.measured})
-    shown = comparison.shown(place, over)
-    if shown is None:
-        complete = _send_missing(place, comparison, dispatcher) and _push_refs(place, name)
-        files = comparison.write(place, over)
-        shown = files, comparison.send(place, files, over, complete)
-    files, where = shown
-    table = [row.columns for row in comparison.rows]
-    create_table_artifact(table, key=artifact_key(name, "table"), description=f"sweep {name}")
-    create_markdown_artifact(comparison.summary(where), key=artifact_key(name, "summary"))
-    for picture in files[1:]:
-        show_picture(picture, artifact_key(name, "figure"))
-
-
-def _push_refs(place: Place, name: str) -> bool:
-    """Push the refs of the points to the git remote of the settings, if there is one; whether that worked."""
-    remote = Settings.read().git_remote
-    try:
-        for prefix in (POINTS, name) if remote else ():
-            git.push_refs(place.folder, str(remote), prefix)
-    except DataError as error:
-        get_run_logger().warning("refs not pushed: %s", error)
-        return False
-    return True
 
 
 def _steps(steps: int | None) -> dict[str, Any]:
