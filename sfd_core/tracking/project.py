@@ -12,7 +12,7 @@ from typing import Any
 from sfd_core.experiment.params import Params, fingerprint
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
-from sfd_core.host.paths import OUTPUTS, STATE, file_digest, read_json, write_json
+from sfd_core.host.paths import STATE, file_digest, read_json, stage_dir, write_json
 from sfd_core.tracking.address import embedded_file, is_embedded, store_uri, why_unusable
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.datasets import DataSet, prepared_images
@@ -55,7 +55,7 @@ class _Finished:
         return fingerprint(self.key, [file_digest(file) for file in files], sorted(self.evidence.model))
 
 
-def track_project(params: Params, outputs: Path = OUTPUTS, own: Mapping[str, Params] | None = None) -> Tracked:
+def track_project(params: Params, own: Mapping[str, Params] | None = None) -> Tracked:
     """Make sure that every finished VAE and variant has a complete run in the store of MLFLOW_TRACKING_URI.
 
     `own` has the parameters of variants that were made with others than `params`.
@@ -63,7 +63,7 @@ def track_project(params: Params, outputs: Path = OUTPUTS, own: Mapping[str, Par
     next call sends what is missing.
     """
     uri = store_uri()
-    finished = [*_finished_vaes(params, outputs), *_finished_variants(params, outputs, own or {})]
+    finished = [*_finished_vaes(params), *_finished_variants(params, own or {})]
     with locked(STATE / "tracking.lock"):  # so that no run is made twice
         markers = _read_markers(uri)
         done = markers.get(public(uri), {})
@@ -72,7 +72,7 @@ def track_project(params: Params, outputs: Path = OUTPUTS, own: Mapping[str, Par
             return Tracked(public(uri), {}, {})
         if reason := why_unusable(uri):
             return _told(Tracked(public(uri), {}, {run.name: reason for run in pending}))
-        completed, failed = _complete(uri, pending, prepared_images(params.prepare, outputs / "prepare"))
+        completed, failed = _complete(uri, pending, prepared_images(params.prepare, stage_dir("prepare")))
         done |= {run.name: run.digest for run in pending if run.name in completed}
         write_json(MARKER, markers | {public(uri): done})
         return _told(Tracked(public(uri), completed, failed))
@@ -102,9 +102,9 @@ def _told(tracked: Tracked) -> Tracked:
     return tracked
 
 
-def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
+def _finished_vaes(params: Params) -> Iterator[_Finished]:
     for name in VAES:
-        folder = outputs / name
+        folder = stage_dir(name)
         if not (folder / "history.csv").is_file():
             continue
         metrics = read_json(folder / "metrics.json")
@@ -117,8 +117,7 @@ def _finished_vaes(params: Params, outputs: Path) -> Iterator[_Finished]:
                 "weights": sorted(folder.glob("*.safetensors")),
             },
         )
-        describe = partial(vae_run, params, name, outputs)
-        yield _Finished(name, describe, _vae_key(folder), evidence, metrics.get("training"))
+        yield _Finished(name, partial(vae_run, params, name), _vae_key(folder), evidence, metrics.get("training"))
 
 
 def _vae_key(folder: Path) -> str:
@@ -127,16 +126,16 @@ def _vae_key(folder: Path) -> str:
     return history_key(folder / "history.csv") if trained else history_key(folder / "model.json")
 
 
-def _finished_variants(params: Params, outputs: Path, own: Mapping[str, Params]) -> Iterator[_Finished]:
+def _finished_variants(params: Params, own: Mapping[str, Params]) -> Iterator[_Finished]:
     for name in params.active:
-        train, evaluate = outputs / "train" / name, outputs / "evaluate" / name
+        train, evaluate = stage_dir("train", name), stage_dir("evaluate", name)
         if (train / "history.csv").is_file():
             training = read_json(train / "metrics.json").get("training")
             key = history_key(train / "history.csv")
-            studies = [outputs / "studies" / name / study for study in params.studies_of(name)]
+            studies = [stage_dir("studies", name) / study for study in params.studies_of(name)]
             made = own.get(name, params)
             evidence = _variant_evidence(train, evaluate, studies, training_steps(made.train))
-            yield _Finished(name, partial(variant_run, made, name, outputs), key, evidence, training)
+            yield _Finished(name, partial(variant_run, made, name), key, evidence, training)
 
 
 def _variant_evidence(train: Path, evaluate: Path, studies: list[Path], steps: int | None) -> Evidence:

@@ -43,11 +43,11 @@ class RunSpec:
     """Steps of the whole training, of a training in progress."""
 
 
-def variant_run(params: Params, variant: str, outputs: Path = OUTPUTS) -> RunSpec:
-    """Describe the run of a denoiser in `outputs`; its own parameters are flattened under `variant`."""
+def variant_run(params: Params, variant: str) -> RunSpec:
+    """Describe the run of a denoiser; its own parameters are flattened under `variant`."""
     values = {name: getattr(params, name).model_dump(mode="json") for name in (*LATENTS, "train", "evaluate")}
     values["variant"] = params.variants[variant].model_dump(mode="json")
-    return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}", _recorded_code(outputs, "train"))
+    return _spec(variant, "variant", values, f"dvc repro evaluate@{variant}", _recorded_code("train"))
 
 
 def compared_by(params: Params) -> dict[str, str]:
@@ -56,10 +56,10 @@ def compared_by(params: Params) -> dict[str, str]:
     return _shown({"prepare": params.prepare.model_dump(mode="json"), "evaluate": evaluate})
 
 
-def vae_run(params: Params, name: VAEName, outputs: Path = OUTPUTS) -> RunSpec:
-    """Describe the run of a VAE in `outputs`."""
+def vae_run(params: Params, name: VAEName) -> RunSpec:
+    """Describe the run of a VAE."""
     values = {group: getattr(params, group).model_dump(mode="json") for group in UPSTREAM[name]}
-    return _spec(name, "vae", values, f"dvc repro {name}", _recorded_code(outputs, name))
+    return _spec(name, "vae", values, f"dvc repro {name}", _recorded_code(name))
 
 
 def training_run(name: str, group: Group) -> RunSpec:
@@ -103,9 +103,9 @@ def _shown(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat_values(values).items()}
 
 
-def _recorded_code(outputs: Path, stage: str) -> str:
+def _recorded_code(stage: str) -> str:
     """Return the hash of the code that made the outputs of a stage, empty if nothing tells it."""
-    path = outputs / "code" / f"{stage}.json"
+    path = OUTPUTS / "code" / f"{stage}.json"
     return str(json.loads(path.read_text())["hash"]) if path.is_file() else ""
 
 
