@@ -3,24 +3,8 @@
 Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on).
 """
 
-from sfd_core.storage.bucket import ConflictError, Storage, StoredObject, UnavailableError
-from sfd_core.storage.lease import Lease, LostError
-from sfd_core.storage.mirror import Mirror, Place, download_folder, restore, upload_folder
 from sfd_core.storage.shared_training import shared_training
 
 SHAPES_RESULTS = False
 
-__all__ = [
-    "ConflictError",
-    "Lease",
-    "LostError",
-    "Mirror",
-    "Place",
-    "Storage",
-    "StoredObject",
-    "UnavailableError",
-    "download_folder",
-    "restore",
-    "shared_training",
-    "upload_folder",
-]
+__all__ = ["shared_training"]

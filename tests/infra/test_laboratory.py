@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 CLIENT = """
 import asyncio, sys
 from pathlib import Path
-from sfd_core.storage import Storage
+from sfd_core.storage.bucket import Storage
 from sfd_core.tracking.store import Store
 from prefect import get_client
 

@@ -6,7 +6,8 @@ import pytest
 from faulty_proxy import FaultyProxy
 from seaweed import CREDENTIALS, WEED, SeaweedFS
 
-from sfd_core.storage import Storage, bucket
+from sfd_core.storage import bucket
+from sfd_core.storage.bucket import Storage
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, key: str, secret: str) -> None:

@@ -12,8 +12,7 @@ from faulty_proxy import FaultyProxy
 from seaweed import free_ports
 
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
-from sfd_core.storage import ConflictError, Storage, UnavailableError
-from sfd_core.storage.bucket import PART_BYTES
+from sfd_core.storage.bucket import PART_BYTES, ConflictError, Storage, UnavailableError
 
 
 def test_what_goes_up_comes_down(storage: Storage, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from faulty_proxy import FaultyProxy
 from waiting import wait_until
 
 from sfd_core.host.errors import BusyError, DataError, ResourceError
-from sfd_core.storage import Lease, LostError, Storage
-from sfd_core.storage.lease import Holder
+from sfd_core.storage.bucket import Storage
+from sfd_core.storage.lease import Holder, Lease, LostError
 
 
 @contextmanager

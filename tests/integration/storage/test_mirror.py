@@ -13,8 +13,9 @@ from waiting import wait_until
 
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
 from sfd_core.host.paths import atomic_dir
-from sfd_core.storage import Mirror, Place, Storage, bucket, download_folder, mirror, restore, upload_folder
-from sfd_core.storage.mirror import complete_folders
+from sfd_core.storage import bucket, mirror
+from sfd_core.storage.bucket import Storage
+from sfd_core.storage.mirror import Mirror, Place, complete_folders, download_folder, restore, upload_folder
 
 
 def make_step(folder: Path, step: int, size: int = 1000) -> dict[str, bytes]:

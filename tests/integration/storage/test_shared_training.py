@@ -16,7 +16,9 @@ from sfd_core.host import resume as resume_module
 from sfd_core.host.errors import BusyError, ConfigError, ResourceError
 from sfd_core.host.resume import UNKNOWN_CODE, Code, mixed_codes
 from sfd_core.host.seeding import generator
-from sfd_core.storage import Lease, Storage, mirror, shared_training
+from sfd_core.storage import mirror, shared_training
+from sfd_core.storage.bucket import Storage
+from sfd_core.storage.lease import Lease
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.history import read_history
 from sfd_core.training.loop import TrainingPlan, TrainingResult, run
@@ -240,7 +242,8 @@ def test_a_training_ends_at_its_next_checkpoint_once_another_machine_took_it_ove
 
 TAKES_A_LEASE = """
 import sys, time
-from sfd_core.storage import Lease, Storage
+from sfd_core.storage.bucket import Storage
+from sfd_core.storage.lease import Lease
 Lease(Storage("lab"), sys.argv[1]).acquire()
 print("taken", flush=True)
 time.sleep(99)
