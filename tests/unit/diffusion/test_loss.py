@@ -16,14 +16,6 @@ def pair(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor
     return prediction, target
 
 
-def test_a_perfect_prediction_costs_nothing() -> None:
-    _, target = pair()
-    terms = flow_loss(target, target, TEXTURE, PLAIN)
-    assert terms.mse == 0
-    assert terms.cosine.item() == pytest.approx(0, abs=1e-6)
-    assert terms.total == terms.mse + terms.cosine
-
-
 def test_terms_agree_with_sums_written_out() -> None:
     prediction, target = pair()
     terms = flow_loss(prediction, target, TEXTURE, LossWeights(semantic=2.0, cosine=0.5))
@@ -104,16 +96,6 @@ def test_repa_is_never_dropped_in_silence(cosine: float) -> None:
     without = flow_loss(prediction, target, TEXTURE, LossWeights(2.0, cosine))
     assert with_repa.repa == repa
     assert torch.allclose(with_repa.total, without.total + 1.5)
-
-
-def test_repa_modes() -> None:
-    tokens = torch.randn(N, 7, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
-    assert repa_loss(tokens, tokens, "cosine").item() == pytest.approx(0, abs=1e-6)
-    assert repa_loss(-tokens, tokens, "cosine").item() == pytest.approx(2)
-    assert repa_loss(3 * tokens, tokens, "cosine").item() == pytest.approx(0, abs=1e-6)
-    both = repa_loss(3 * tokens, tokens, "cosine+mse")
-    assert both.item() == pytest.approx(4 * tokens.square().mean().item() / 2, rel=1e-5)
-    assert repa_loss(tokens.bfloat16(), tokens.half(), "cosine").dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(N, 6, SIDE, SIDE), (N, 7, 2, 2), (1, 7, SIDE, SIDE)])

@@ -103,11 +103,6 @@ def test_texture_alone() -> None:
         composite.join(z_tex, z_sem)
 
 
-def test_half_precision_latents_are_joined_in_float32() -> None:
-    z_tex, z_sem = latents()
-    assert Composite(both()).join(z_tex.half(), z_sem.bfloat16()).dtype == torch.float32
-
-
 def test_latents_that_do_not_fit_are_refused() -> None:
     z_tex, z_sem = latents()
     composite = Composite(both())

@@ -19,16 +19,6 @@ def optimisation(**changes: Any) -> Optimisation:
     return Optimisation.model_validate(values | changes)
 
 
-def test_the_rate_warms_up_stays_and_decays_to_its_final_share() -> None:
-    rates = [learning_rate_at(step, 2.0, optimisation()) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[9:80] == [2.0] * 71
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[79:] == sorted(rates[79:], reverse=True)
-    assert rates[89] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
-    assert rates[99] == pytest.approx(0.2)
-
-
 def test_without_warm_up_and_decay_the_rate_is_constant() -> None:
     flat = optimisation(warmup_steps=0, decay_steps=0)
     assert {learning_rate_at(step, 0.5, flat) for step in range(100)} == {0.5}
