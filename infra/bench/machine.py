@@ -49,17 +49,17 @@ class Usage:
         return max(0.0, ((self.all - before.all) - (self.own - before.own)) / seconds)
 
 
-def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, side: int = 2048, rounds: int = 5) -> float:
+def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, side: int = 2048) -> float:
     """Return the floating-point operations a second of the fastest of some square matrix products (a multiply-add is two)."""
     a, b = torch.randn(2, side, side, device=device).to(dtype)
-    return 2 * side**3 / fastest(lambda: torch.mm(a, b), rounds, device)
+    return 2 * side**3 / fastest(lambda: torch.mm(a, b), 5, device)
 
 
-def copy_bandwidth(device: str = "cpu", mebibytes: int = 256, rounds: int = 5) -> float:
+def copy_bandwidth(device: str = "cpu", mebibytes: int = 256) -> float:
     """Return the bytes a second, read and written, of the fastest of some copies that no cache holds."""
     source = torch.ones(mebibytes * 2**18, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / fastest(lambda: target.copy_(source), rounds, device)
+    return 2 * source.nbytes / fastest(lambda: target.copy_(source), 5, device)
 
 
 def wait_for(device: str) -> None:

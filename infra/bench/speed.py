@@ -114,13 +114,13 @@ def training_flops(model: Network) -> int:
 
 
 @contextlib.contextmanager
-def kernels(path: Path, shown: int = 25) -> Iterator[None]:
+def kernels(path: Path) -> Iterator[None]:
     """Write a table of the kernels, or on a CPU the operations, that take most of the time inside the block."""
     with torch.profiler.profile() as profile:
         yield
         machine.wait_for(training_device().type)
     order = "self_cuda_time_total" if training_device().type == "cuda" else "self_cpu_time_total"
-    path.write_text(profile.key_averages().table(sort_by=order, row_limit=shown, max_name_column_width=80))
+    path.write_text(profile.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=80))
 
 
 def profile_step(workload: Workload, folder: Path, path: Path, model: Network | None = None) -> None:

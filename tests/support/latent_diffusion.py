@@ -139,14 +139,14 @@ class LatentDiffusionVAE(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
 
-def f16(z: int = 4) -> LatentDiffusionVAE:
-    """The layout of SD-VAE and VA-VAE f16d32, narrow, every weight random and as it is after training: not zero, not one."""
-    return randomised(LatentDiffusionVAE(32, (1, 1, 2, 2, 4), (False, False, False, False, True), z))
+def f16(width: int = 32, z: int = 4) -> LatentDiffusionVAE:
+    """The layout of SD-VAE and VA-VAE f16d32, every weight random and as it is after training: not zero, not one."""
+    return randomised(LatentDiffusionVAE(width, (1, 1, 2, 2, 4), (False, False, False, False, True), z))
 
 
-def f8(z: int = 4) -> LatentDiffusionVAE:
+def f8() -> LatentDiffusionVAE:
     """The layout of Stable Diffusion's f8d4, narrow."""
-    return randomised(LatentDiffusionVAE(32, (1, 2, 4, 4), (False,) * 4, z))
+    return randomised(LatentDiffusionVAE(32, (1, 2, 4, 4), (False,) * 4, z=4))
 
 
 def randomised(vae: LatentDiffusionVAE) -> LatentDiffusionVAE:

@@ -8,19 +8,16 @@ from typing import Any
 import pytest
 import timm
 import torch
-from latent_diffusion import LatentDiffusionVAE, randomised
+from latent_diffusion import f16
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-F16 = ((1, 1, 2, 2, 4), (False, False, False, False, True))
-"""Widths of the levels of SD-VAE and VA-VAE f16d32, in units of `width`, and which of them have attention."""
 
-
-def write_texture_vae(path: Path, width: int, channels: int = 32, seed: int = 0) -> Path:
-    """Write an f16 KL VAE as latent diffusion's trainer does; the published ones have width 128 and 32 channels."""
+def write_texture_vae(path: Path, width: int, seed: int) -> Path:
+    """Write an f16d32 KL VAE as latent diffusion's trainer does; the published ones have width 128."""
     torch.manual_seed(seed)
-    vae = randomised(LatentDiffusionVAE(width, *F16, channels))
+    vae = f16(width, 32)
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
             if parameter.dim() == 4 and "quant_conv" not in name:

@@ -71,13 +71,13 @@ class Run:
             self._code = int(self._answers.readline()) if ready else None
         return self._code
 
-    def wait_for(self, happened: Callable[["Run"], bool], seconds: float = RUN_SECONDS) -> bool:
+    def wait_for(self, happened: Callable[["Run"], bool]) -> bool:
         """Look again and again until `happened`; return False if the process ends before."""
-        limit = time.perf_counter() + seconds
+        limit = time.perf_counter() + RUN_SECONDS
         while not happened(self):
             if self.wait(SECONDS_BETWEEN_LOOKS) is not None:
                 return False
-            assert time.perf_counter() < limit, f"{self.stage.name} did not come that far in {seconds:.0f} s"
+            assert time.perf_counter() < limit, f"{self.stage.name} did not come that far in {RUN_SECONDS:.0f} s"
         return True
 
     def send(self, number: signal.Signals) -> None:

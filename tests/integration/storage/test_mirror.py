@@ -18,9 +18,9 @@ from sfd_core.storage.bucket import Storage
 from sfd_core.storage.mirror import Mirror, Place, complete_folders, download_folder, restore, upload_folder
 
 
-def make_step(folder: Path, step: int, size: int = 1000) -> dict[str, bytes]:
+def make_step(folder: Path, step: int) -> dict[str, bytes]:
     """Write a checkpoint of two processes as a training does, whole at once, and return its files."""
-    files = {f"rank-{rank}.safetensors": os.urandom(size) for rank in range(2)} | {"deep/manifest.json": b"{}"}
+    files = {f"rank-{rank}.safetensors": os.urandom(1000) for rank in range(2)} | {"deep/manifest.json": b"{}"}
     with atomic_dir(folder / f"step-{step:08d}") as temporary:
         for name, data in files.items():
             (temporary / name).parent.mkdir(exist_ok=True)

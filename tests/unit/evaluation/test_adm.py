@@ -59,11 +59,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adm, "SHAPES", shapes)
 
 
-def contents(seed: int = 3, count: int = 30) -> dict[str, np.ndarray]:
+def contents() -> dict[str, np.ndarray]:
     """What ADM's file holds, computed by NumPy from features of images, half of which are in the file."""
-    images = patterns(2 * count, seed=seed, size=SIDE)
+    images = patterns(60, seed=3, size=SIDE)
     layers = SmallInception()(images)
-    arrays: dict[str, np.ndarray] = {"arr_0": images[:count].permute(0, 2, 3, 1).numpy()}
+    arrays: dict[str, np.ndarray] = {"arr_0": images[:30].permute(0, 2, 3, 1).numpy()}
     for layer, suffix in (("features", ""), ("spatial", "_s")):
         values = layers[layer].double().numpy()
         arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = values.mean(0), np.cov(values, rowvar=False)

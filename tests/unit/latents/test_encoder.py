@@ -52,8 +52,8 @@ def params(posterior: str, dtype: str = "float32") -> EncodeParams:
     return EncodeParams.model_validate({**ENCODE.model_dump(), "posterior": posterior, "dtype": dtype})
 
 
-def opened(stages: Stages, posterior: str, dtype: str = "float32", kind: VariantParams | None = None) -> TrainInputs:
-    return TrainInputs.open(kind or variant(), stages.encode(params(posterior, dtype)))
+def opened(stages: Stages, posterior: str, dtype: str = "float32") -> TrainInputs:
+    return TrainInputs.open(variant(), stages.encode(params(posterior, dtype)))
 
 
 def encoder_of(stages: Stages, encode: EncodeParams) -> LatentEncoder:

@@ -147,11 +147,11 @@ def test_a_run_broken_off_and_resumed_equals_the_unbroken_one(tmp_path: Path, ki
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def broken_off(folder: Path, killed_at: int = 22) -> ResumeFolder:
+def broken_off(folder: Path) -> ResumeFolder:
     """Leave a training that was killed after its checkpoint of step 21."""
     resume = ResumeFolder(folder)
     with pytest.raises(Killed):
-        run(Denoise(killed_at=killed_at), plan(), resume)
+        run(Denoise(killed_at=22), plan(), resume)
     return resume
 
 
