@@ -22,7 +22,6 @@ from sfd_core.host.errors import ResourceError
 ROOT = Path(__file__).parents[2]
 CLIENT = """
 import asyncio, sys
-from pathlib import Path
 from sfd_core.storage.bucket import Storage
 from sfd_core.tracking.store import Store
 from prefect import get_client

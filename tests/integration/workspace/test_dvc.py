@@ -41,8 +41,6 @@ time.sleep(1 if "short" in sys.argv else 300)
 """
 CALLER = """
 import sys
-import textwrap
-from dataclasses import replace
 from pathlib import Path
 from sfd_core.workspace.dvc import Place, environment
 folder = Path(sys.argv[1])
@@ -216,7 +214,6 @@ def pipeline(folder: Path, text: str) -> Place:
 BUSY = """
 from sfd_core.host.errors import BusyError, ConfigError, exits_cleanly
 import sys
-import textwrap
 
 @exits_cleanly
 def main():

@@ -182,31 +182,26 @@ def test_refs_are_sent_to_a_remote(project: Path, tmp_path: Path) -> None:
         git.push_refs(project, str(tmp_path / "nowhere"), "offsets")
 
 
-def test_a_sweep_goes_on_with_other_code_and_not_with_other_values(tmp_path: Path) -> None:
-    for words in (["init", "--quiet"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "a", "--allow-empty"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+def test_a_sweep_goes_on_with_other_code_and_not_with_other_values(project: Path) -> None:
     space = Space(["sfd"], {"delta_t": [0.3]}, [], {})
     (point,) = plan_points(VALUES, space, "code", ROOT)
     files = {"params.yaml": yaml.safe_dump(dict(point.values))}
-    made = git.commit_point(tmp_path, git.base_commit(tmp_path), files, point.name, {"numbers": {}})
-    git.set_refs(tmp_path, {f"offsets/{point.name}": made})
-    require_same_sweep(tmp_path, "offsets", [point])
-    require_same_sweep(tmp_path, "offsets", plan_points(VALUES, space, "other code", ROOT))
+    made = git.commit_point(project, git.base_commit(project), files, point.name, {"numbers": {}})
+    git.set_refs(project, {f"offsets/{point.name}": made})
+    require_same_sweep(project, "offsets", [point])
+    require_same_sweep(project, "offsets", plan_points(VALUES, space, "other code", ROOT))
     wider = Space(["sfd"], {"delta_t": [0.4]}, [], {"train.optimisation.steps": 9000})
-    require_same_sweep(tmp_path, "offsets", plan_points(VALUES, wider, "code", ROOT))
+    require_same_sweep(project, "offsets", plan_points(VALUES, wider, "code", ROOT))
     longer = plan_points(VALUES, Space(["sfd"], {"delta_t": [0.3]}, [], {"train.optimisation.steps": 9000}), "code", ROOT)
-    require_same_sweep(tmp_path, "longer", longer)
+    require_same_sweep(project, "longer", longer)
     with pytest.raises(ConfigError, match=r"the sweep offsets has point .*steps 1200 instead of 9000; choose another name"):
-        require_same_sweep(tmp_path, "offsets", longer)
+        require_same_sweep(project, "offsets", longer)
 
 
-def test_a_point_is_refused_where_its_paths_hold_other_files_than_the_planner_s(tmp_path: Path) -> None:
-    for name in ("planner", "worker"):
+def test_a_point_is_refused_where_its_paths_hold_other_files_than_the_planner_s(project: Path, tmp_path: Path) -> None:
+    for name in ("planner", "project"):
         (tmp_path / name / "images" / "cat").mkdir(parents=True)
         (tmp_path / name / "images" / "cat" / "0.png").write_text(name)
-    project = tmp_path / "worker"
-    for words in (["init", "--quiet"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "a", "--allow-empty"]):
-        subprocess.run(["git", *words], cwd=project, check=True)
     changes = {"prepare.path": "images", "prepare.held_out_path": None, "prepare.held_out": 0.1}
     values = load_preset("cifar10", ROOT / "presets").values
     (point,) = plan_points(values, Space(["sfd"], {}, [], changes), "code", tmp_path / "planner")
