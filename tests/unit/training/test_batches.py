@@ -8,29 +8,12 @@ from sfd_core.host.seeding import generator
 from sfd_core.training.batches import BatchOrder
 
 
-def test_every_epoch_has_every_image_once() -> None:
-    order = BatchOrder(images=10, batch_size=4, seed=0)
-    rows = torch.cat([order.rows(step) for step in range(5)])
-    assert sorted(rows[:10].tolist()) == list(range(10))
-    assert sorted(rows[10:].tolist()) == list(range(10))
-    assert rows[:10].tolist() != rows[10:].tolist()
-
-
 def test_a_step_can_be_asked_for_alone() -> None:
     order = BatchOrder(images=10, batch_size=4, seed=3)
     in_turn = [order.rows(step) for step in range(9)]
     assert torch.equal(BatchOrder(images=10, batch_size=4, seed=3).rows(8), in_turn[8])
     assert torch.equal(order.rows(2), in_turn[2])
     assert torch.equal(order.mirrored(5), BatchOrder(images=10, batch_size=4, seed=3).mirrored(5))
-
-
-def test_another_seed_gives_another_order() -> None:
-    assert BatchOrder(100, 50, 0).rows(0).tolist() != BatchOrder(100, 50, 1).rows(0).tolist()
-
-
-def test_half_of_the_images_are_mirrored() -> None:
-    order = BatchOrder(images=2000, batch_size=2000, seed=0)
-    assert 0.45 < order.mirrored(0).float().mean() < 0.55
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
@@ -49,7 +32,8 @@ def test_the_order_of_an_epoch_and_the_mirroring_of_a_step_follow_from_the_seed(
     assert torch.equal(torch.cat([order.rows(step) for step in range(7)]), epochs[:28])
     assert torch.equal(order.rows(6), epochs[24:28])
     assert torch.equal(order.rows(0), epochs[:4])
-    assert torch.equal(order.mirrored(3), torch.rand(4, generator=generator(5, "mirror", 3)) < 0.5)
+    many = BatchOrder(images=99, batch_size=99, seed=5)
+    assert torch.equal(many.mirrored(3), torch.rand(99, generator=generator(5, "mirror", 3)) < 0.5)
 
 
 def test_an_order_that_another_thread_replaces_at_once_is_returned_all_the_same() -> None:
