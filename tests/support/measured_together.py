@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from denoisers import artifact, texture_vae, variant
 from evaluators import PARAMS, SUBSET, small_evaluator
 
@@ -17,7 +18,7 @@ from sfd_core.evaluation.evaluator import Evaluator
 from sfd_core.evaluation.measurement import Order
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.paths import write_json
-from sfd_core.host.processes import Processes
+from sfd_core.host.processes import ALONE, Processes
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline
 
 SAMPLER = DEFAULT_SAMPLER.model_copy(update={"evaluations": 4, "batch_size": 3})
@@ -42,10 +43,25 @@ def lay_out(folder: Path) -> None:
     small_evaluator(folder)
 
 
-def measurement(folder: Path, processes: Processes) -> Measurement:
+def measurement(folder: Path, processes: Processes = ALONE) -> Measurement:
     """Load them."""
     pipeline = Pipeline.from_artifact(folder / "train", folder / "vae")
     return Measurement(folder / "train", pipeline, Evaluator.load(folder / "reference", PARAMS, SUBSET), processes)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small trained denoiser, its VAE and a reference."""
+    path = tmp_path_factory.mktemp("studied")
+    lay_out(path)
+    return path
+
+
+@pytest.fixture
+def measuring(studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
+    """What measures it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return measurement(studied)
 
 
 def main() -> None:

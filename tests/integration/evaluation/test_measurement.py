@@ -11,24 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from measured_together import LABELS, SAMPLER, lay_out, measurement
+from measured_together import LABELS, SAMPLER
 
 from sfd_core.evaluation.measurement import Order
 from sfd_core.evaluation.rerun import Measurement
-from sfd_core.host.processes import ALONE
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("measured")
-    lay_out(path)
-    return path
-
-
-@pytest.fixture
-def measuring(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
-    monkeypatch.chdir(tmp_path)
-    return measurement(folder, ALONE)
 
 
 def measured_by_two(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -59,10 +45,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_thread")
-def test_two_processes_measure_what_one_does(measuring: Measurement, folder: Path) -> None:
-    together, drawn = measured_by_two(folder)
+def test_two_processes_measure_what_one_does(measuring: Measurement, studied: Path) -> None:
+    together, drawn = measured_by_two(studied)
     alone = measuring.run(Order(LABELS, SAMPLER), "samples")
     assert alone is not None
     assert together == {"final": {name: asdict(number) for name, number in alone[0].items()}}
     assert drawn == ["0 6", "3 9"]
-    assert not list((folder / ".sfd").rglob("*.safetensors"))
+    assert not list((studied / ".sfd").rglob("*.safetensors"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import artifact, texture_vae, trained_on, variant
-from measured_together import LABELS, SAMPLER, lay_out, measurement
+from measured_together import LABELS, SAMPLER
 
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
@@ -23,19 +23,6 @@ from sfd_core.host.paths import file_digest, write_json
 from sfd_core.host.processes import ALONE
 from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.sampling.pipeline import Pipeline, Samples
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("measured")
-    lay_out(path)
-    return path
-
-
-@pytest.fixture
-def measuring(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measurement:
-    monkeypatch.chdir(tmp_path)
-    return measurement(folder, ALONE)
 
 
 def measured(measuring: Measurement, folder: Path, **changes: Any) -> Measured:
@@ -89,14 +76,14 @@ def test_a_run_that_was_broken_off_continues_with_the_same_features(
     assert all(torch.equal(continued.features[name], values) for name, values in whole.features.items())
 
 
-def test_what_another_guide_at_the_same_path_drew_is_drawn_again(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
+def test_what_another_guide_at_the_same_path_drew_is_drawn_again(measuring: Measurement, studied: Path, tmp_path: Path) -> None:
     guide, scaled = tmp_path / "guide", SAMPLER.texture.model_copy(update={"scale": 2.0})
     changes = {"guidance": "autoguidance", "guide": str(guide), "texture": scaled, "semantic": scaled}
     order, drawn = Order(LABELS, SAMPLER.model_copy(update=changes)), []
     for seed in (0, 1):
         shutil.rmtree(guide, ignore_errors=True)
-        artifact(guide, folder / "vae", variant(), seed)
-        pipeline = Pipeline.from_artifact(folder / "train", folder / "vae", guide=guide)
+        artifact(guide, studied / "vae", variant(), seed)
+        pipeline = Pipeline.from_artifact(studied / "train", studied / "vae", guide=guide)
         result = measure(pipeline, measuring.evaluator, order, tmp_path / "work")
         assert result is not None
         drawn.append(result.features["efficientnet_lite0/features"])
@@ -164,20 +151,20 @@ def test_a_recorded_measurement_gives_the_same_numbers_again(measuring: Measurem
     assert {name: asdict(number) for name, number in result[0].items()} == old.numbers
 
 
-def test_another_path_of_the_same_weights_is_another_measurement(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
+def test_another_path_of_the_same_weights_is_another_measurement(measuring: Measurement, studied: Path, tmp_path: Path) -> None:
     old = recorded(measuring, tmp_path / "numbers.json")
-    path = artifact(tmp_path / "other", folder / "vae", variant(delta_t=-0.9))
-    other = Measurement(path, Pipeline.from_artifact(path, folder / "vae"), measuring.evaluator, ALONE)
+    path = artifact(tmp_path / "other", studied / "vae", variant(delta_t=-0.9))
+    other = Measurement(path, Pipeline.from_artifact(path, studied / "vae"), measuring.evaluator, ALONE)
     assert other.weights == measuring.weights
     assert other.key(SAMPLER, 10) != measuring.key(SAMPLER, 10)
     with pytest.raises(IdentityError, match=r"measured with path \[\[0\.0, 0\.0\], \[0\.0, 0\.3\]"):
         old.require_same(other)
 
 
-def test_other_weights_extractors_or_references_are_refused(measuring: Measurement, folder: Path, tmp_path: Path) -> None:
+def test_other_weights_extractors_or_references_are_refused(measuring: Measurement, studied: Path, tmp_path: Path) -> None:
     old = recorded(measuring, tmp_path / "numbers.json")
-    other = artifact(tmp_path / "other", folder / "vae", variant(), seed=5)
-    trained_anew = Measurement(other, Pipeline.from_artifact(other, folder / "vae"), measuring.evaluator, ALONE)
+    other = artifact(tmp_path / "other", studied / "vae", variant(), seed=5)
+    trained_anew = Measurement(other, Pipeline.from_artifact(other, studied / "vae"), measuring.evaluator, ALONE)
     with pytest.raises(IdentityError, match="measured with weights"):
         old.require_same(trained_anew)
     values = json.loads((tmp_path / "numbers.json").read_text())

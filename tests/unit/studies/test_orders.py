@@ -10,7 +10,7 @@ from PIL import Image
 from sfd_core.evaluation.measurement import UNLABELLED, Order
 from sfd_core.evaluation.rerun import Measurement
 from sfd_core.host.errors import ConfigError
-from sfd_core.host.processes import Processes
+from sfd_core.host.processes import ALONE
 from sfd_core.sampling.pipeline import Pipeline
 from sfd_core.studies.orders import plan_corners, plan_offsets, run_orders
 
@@ -69,7 +69,7 @@ def test_points_of_another_number_of_evaluations_are_another_curve(kind: str, me
 
 def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
     lay_out(tmp_path)
-    measuring = measurement(tmp_path, Processes(0, 1))
+    measuring = measurement(tmp_path)
     with pytest.raises(ConfigError, match="trained with times of kind global, which know one path"):
         run_orders("offsets", measuring, POINTS, 6, tmp_path / "out")
 
@@ -77,8 +77,8 @@ def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
 def test_numbers_of_a_denoiser_without_labels_say_so(studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = artifact(tmp_path / "train", studied / "vae", ANY_ORDER, classes=[])
-    evaluator, alone = measurement(studied, Processes(0, 1)).evaluator, Processes(0, 1)
-    unlabelled = Measurement(folder, Pipeline.from_artifact(folder, studied / "vae"), evaluator, alone)
+    evaluator = measurement(studied).evaluator
+    unlabelled = Measurement(folder, Pipeline.from_artifact(folder, studied / "vae"), evaluator, ALONE)
     result = unlabelled.run(Order([0] * 6, SAMPLER), "samples")
     assert result is not None
     assert {number.protocol["labels"] for number in result[0].values()} == {UNLABELLED}

@@ -1,0 +1,3 @@
+from measured_together import measuring, studied
+
+__all__ = ["measuring", "studied"]
