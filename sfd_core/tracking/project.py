@@ -19,7 +19,7 @@ from sfd_core.tracking.datasets import DataSet, prepared_images
 from sfd_core.tracking.live import history_key
 from sfd_core.tracking.runs import RunSpec, VAEName, is_of, training_steps, vae_run, variant_run
 from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
-from sfd_core.tracking.store import EVALUATION_TAG, Evidence, Store, sync_run
+from sfd_core.tracking.store import EVALUATION_TAG, SHOWN_TAG, Evidence, Store, sync_run
 
 MARKER = STATE / "tracked.json"
 """Store -> run -> hash of what it was last completed with, so that nothing new means not even importing mlflow."""
@@ -85,8 +85,8 @@ def _complete(uri: str, pending: list[_Finished], data: Sequence[DataSet]) -> tu
     for run in pending:
         try:
             store = store or Store(uri)
-            done = store.complete_run(run.name, run.key, run.evidence.tags.get(EVALUATION_TAG, ""))
-            evidence = replace(run.evidence, data=data)
+            evidence = replace(run.evidence, data=data, tags={**run.evidence.tags, SHOWN_TAG: run.digest})
+            done = store.complete_run(run.name, run.key, evidence.tags)
             completed[run.name] = done or sync_run(store, run.describe(), run.key, evidence, run.training).run_id
         except Exception as error:  # noqa: BLE001 - tracking is best effort, whatever a store answers
             failed[run.name] = in_a_line(error, uri)

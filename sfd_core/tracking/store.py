@@ -35,6 +35,8 @@ from sfd_core.tracking.served import EXAMPLE
 
 EXPERIMENT = "semantic-first-diffusion"
 NAME_TAG, KEY_TAG, EVALUATION_TAG, COMPLETE_TAG = "sfd.name", "sfd.key", "sfd.evaluation", "sfd.complete"
+SHOWN_TAG = "sfd.shown"
+"""Hash of everything that a complete run shows."""
 BEGAN_WITH = ("sfd.commit", "sfd.lock")
 """Tags of the project as it is, which is another one by the end of a long training: what a run began with stays."""
 LICENCE_TAG = "sfd.data_licence"
@@ -162,10 +164,11 @@ class Store:
             yield from runs
             page = runs.token or ""
 
-    def complete_run(self, name: str, key: str, evaluation: str) -> str | None:
-        """Return the id of the run of a training and its evaluation ("" for none) if all of it has arrived."""
+    def complete_run(self, name: str, key: str, tags: Mapping[str, str]) -> str | None:
+        """Return the id of the run of a training, its evaluation and files, see `tags`, if all of it has arrived."""
         runs = self.find({NAME_TAG: name, KEY_TAG: key, COMPLETE_TAG: "true"})
-        return next((run for run, tags in runs if tags.get(EVALUATION_TAG, "") == evaluation), None)
+        asked = [tags.get(tag, "") for tag in (EVALUATION_TAG, SHOWN_TAG)]
+        return next((run for run, has in runs if [has.get(tag, "") for tag in (EVALUATION_TAG, SHOWN_TAG)] == asked), None)
 
     def run(self, run_id: str) -> Run:
         """Return one run."""
@@ -354,7 +357,8 @@ def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_k
     separate run, so that no curve mixes two protocols.
     """
     run_id, tags = _run_of(store, spec, key, evidence.tags.get(EVALUATION_TAG, ""), resume_key)
-    if COMPLETE_TAG in tags:
+    is_complete = COMPLETE_TAG in tags
+    if is_complete and tags.get(SHOWN_TAG) == evidence.tags.get(SHOWN_TAG):
         return Synced(run_id, 0)
     is_new = not tags
     points = [point for curve in evidence.curves for point in curve.points()]
@@ -365,11 +369,12 @@ def sync_run(store: Store, spec: RunSpec, key: str, evidence: Evidence, resume_k
         store.describe(run_id, spec)
     store.send_files(run_id, evidence)
     store.send_data(run_id, evidence.data)
-    if evidence.model:
+    if evidence.model and not (is_complete and store.model_of(run_id)):
         store.send_model(run_id, evidence.model)
     began = {name: tags[name] for name in BEGAN_WITH if name in tags}
     store.tag(run_id, {**spec.tags, **began, **evidence.tags, KEY_TAG: key, COMPLETE_TAG: "true"})
-    store.finish(run_id)
+    if not is_complete:
+        store.finish(run_id)
     return Synced(run_id, sent)
 
 

@@ -227,7 +227,7 @@ def test_a_resumed_run_is_running_again_and_one_that_is_gone_is_made_anew(server
     history.write_text("step,seconds,loss\n1,2,1\n")
     with follow(SPEC, history, "resume", every=0.2):
         assert run_that_is("RUNNING") != last.info.run_id
-    assert store.complete_run("sfd", key, "") == last.info.run_id
+    assert store.complete_run("sfd", key, {}) == last.info.run_id
 
 
 @pytest.mark.usefixtures("no_mlflow")

@@ -88,6 +88,22 @@ def test_only_what_changed_is_sent_again(embedded: Path, params: Params) -> None
     assert second.completed["sfd"] != first.completed["sfd"]
 
 
+def test_what_a_complete_run_lacks_is_sent_into_it(embedded: Path, params: Params) -> None:
+    from mlflow import MlflowClient  # noqa: PLC0415
+
+    write_outputs(OUTPUTS, params)
+    study = OUTPUTS / "studies" / "sfd" / "guided"
+    study.rename(OUTPUTS / "later")
+    first = track_project(params).completed["sfd"]
+    client = MlflowClient(Store().uri)
+    ended = client.get_run(first).info.end_time
+    (OUTPUTS / "later").rename(study)
+    assert track_project(params).completed == {"sfd": first}
+    assert [file.path for file in client.list_artifacts(first, "studies/guided")] == ["studies/guided/curve.csv"]
+    assert client.get_run(first).info.end_time == ended
+    assert len(client.search_logged_models([Store().experiment_id], filter_string=f"source_run_id = '{first}'")) <= 1
+
+
 def test_a_training_has_no_numbers_of_weights_before_it(embedded: Path, params: Params) -> None:
     write_outputs(OUTPUTS, params)
     (OUTPUTS / "evaluate" / "sfd" / "grids").mkdir()
