@@ -33,8 +33,6 @@ def clean(*, checkpoints: Annotated[bool, CHECKPOINTS] = False, yes: Annotated[b
     going = [item for item in items if not item.why]
     rows = [(f"{item.size / 1e6:>11,.1f} MB", item.why or "can go", str(item.path)) for item in items]
     print(aligned(rows, right=False) + "\n" if rows else "", end="")
-    total = sum(item.size for item in going) / 1e6
-    if yes:
-        for item in going:
-            item.delete()
+    sizes = {item.path: item.size for item in going}
+    total = sum(sizes[item.path] for item in going if not yes or item.delete()) / 1e6
     print(f"{total:,.1f} MB {'deleted' if yes else 'can go; `sfd clean --yes` deletes it'}" if going else "nothing to delete")

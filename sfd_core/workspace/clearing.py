@@ -28,6 +28,8 @@ class Item:
     path: Path
     why: str = ""
     """Why it is kept; empty if it can be deleted."""
+    place: Path | None = None
+    """The project, experiment or point that needs it while a process works there; None if none does."""
 
     @property
     def size(self) -> int:
@@ -35,9 +37,12 @@ class Item:
         files = (file.lstat() for file in [self.path, *self.path.rglob("*")] if file.is_symlink() or file.is_file())
         return sum(file.st_size for file in files if file.st_nlink == 1)
 
-    def delete(self) -> None:
-        """Delete it."""
+    def delete(self) -> bool:
+        """Delete it, unless a process works there by now; return whether it is gone."""
+        if self.place is not None and _in_work(self.place):
+            return False
         shutil.rmtree(self.path)
+        return True
 
 
 def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
@@ -53,7 +58,7 @@ def find_clearable(project: Path, checkpoints: bool) -> list[Item]:
         items += _of_place(place, project, [*REMADE, *KEPT], checkpoints)
     for place in _places(project / git.POINTS):
         reasons = (item.why for item in _of_place(place, project, [OUTPUTS, *KEPT], checkpoints) if item.why)
-        items.append(Item(place, IN_WORK if _in_work(place) else next(reasons, "")))
+        items.append(Item(place, IN_WORK if _in_work(place) else next(reasons, ""), place))
     return items
 
 
@@ -71,10 +76,10 @@ def _in_work(place: Path) -> bool:
 
 def _of_place(place: Path, project: Path, names: list[Path], checkpoints: bool) -> Iterator[Item]:
     in_work = _in_work(place)
-    there = [Item(place / name) for name in names if any(file.is_file() for file in (place / name).rglob("*"))]
-    for item in there:
-        name = item.path.relative_to(place)
-        if in_work and name not in (REPORT, SHOWN):
+    there = [name for name in names if any(file.is_file() for file in (place / name).rglob("*"))]
+    for name in there:
+        item = Item(place / name, place=None if name in (REPORT, SHOWN) else place)
+        if in_work and item.place:
             yield replace(item, why=IN_WORK)
         elif name in KEPT and not checkpoints:
             yield replace(item, why="holds checkpoints; --checkpoints deletes it, too")

@@ -51,6 +51,15 @@ def test_results_and_points_go_unless_something_works_in_them_or_can_be_resumed(
     assert {item.path.name: item.size for item in find_clearable(project, True)}["resume"] == 3
 
 
+def test_what_began_after_the_list_was_made_is_kept(project: Path) -> None:
+    items = {str(item.path.relative_to(project / ".sfd")): item for item in find_clearable(project, checkpoints=False)}
+    with locked(project / ".sfd" / "points" / "free.lock"):
+        assert not items["points/free"].delete()
+    assert items["points/free"].path.is_dir()
+    assert items["points/computed"].delete()
+    assert not items["points/computed"].path.exists()
+
+
 def test_of_an_experiment_the_record_of_what_was_run_stays(project: Path) -> None:
     done = project / ".sfd" / "experiments" / "done"
     (done / "sfd_core").mkdir()
