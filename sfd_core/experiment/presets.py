@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sfd_core.experiment.params import Params, parse_params
-from sfd_core.experiment.values import parse_yaml, read_utf8
+from sfd_core.experiment.values import dump_yaml, parse_yaml, read_utf8
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import atomic_path
 
@@ -33,13 +31,6 @@ class Preset:
         return parse_params(self.values, source=f"preset {self.name}")
 
 
-class _PlainDumper(yaml.SafeDumper):
-    """Writes repeated values in full instead of as aliases."""
-
-    def ignore_aliases(self, _: Any) -> bool:
-        return True
-
-
 def preset_names(folder: Path = PRESETS) -> list[str]:
     """Return the names of all presets in `folder`. Raises `ConfigError` if there is none."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -58,7 +49,7 @@ def load_preset(name: str, folder: Path = PRESETS) -> Preset:
     values = _compose(name, folder, ())
     if BASE in _parse(text, name):
         comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-        text = f"{comment}{yaml.dump(values, Dumper=_PlainDumper, sort_keys=False, width=120)}"
+        text = f"{comment}{dump_yaml(values)}"
     return Preset(name, header, values, text)
 
 

@@ -1,9 +1,11 @@
-"""Reads YAML as DVC does, and reads and sets nested values by dotted keys."""
+"""Reads YAML as DVC does, writes it for such readers, and reads and sets nested values by dotted keys."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -28,6 +30,18 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes repeated values in full instead of as aliases, and quotes text that only YAML 1.2 takes for a number."""
+
+    def ignore_aliases(self, _: Any) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$|0o[0-7]+$"), list("-+.0123456789")
+)
+
+
 def read_utf8(path: Path) -> str:
     """Return the text of a file. Raises `ConfigError` if it is not UTF-8, and `OSError`."""
     try:
@@ -42,9 +56,9 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises `ConfigError` with the line of what cannot be read, of a key that is there twice, and of tags.
     """
     try:
-        yaml = YAML(typ="safe", pure=True)
-        yaml.Constructor = _Constructor
-        return yaml.load(text)
+        reader = YAML(typ="safe", pure=True)
+        reader.Constructor = _Constructor
+        return reader.load(text)
     except MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise ConfigError(f"{source} is not valid YAML: {line}{error.problem}") from error
@@ -52,6 +66,11 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source} is not valid YAML: it is nested too deeply") from error
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{source} is not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return values as a YAML text from which `parse_yaml` reads the same ones."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

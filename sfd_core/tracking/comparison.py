@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sfd_core.experiment.grid import Point
 from sfd_core.experiment.numbers import frechet_distances
 from sfd_core.experiment.params import fingerprint, parse_sampler
+from sfd_core.experiment.values import dump_yaml
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, atomic_path, read_json, stage_dir, write_json
@@ -281,7 +280,7 @@ def _refresh_dashboard(place: Place, name: str, values: Mapping[str, Any]) -> li
     """Lay out the comparison in MLflow anew; return its link, or nothing if that fails."""
     params = place.folder / SWEEPS / name / "params.yaml"
     params.parent.mkdir(parents=True, exist_ok=True)
-    params.write_text(yaml.safe_dump(dict(values), sort_keys=False))
+    params.write_text(dump_yaml(values))
     try:
         return [f"[comparison of all runs in MLflow]({place.sfd('dashboard', '--params', str(params.absolute())).split()[-1]})"]
     except ProgramError as error:

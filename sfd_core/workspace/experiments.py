@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.grid import Point, split_variants
 from sfd_core.experiment.inputs import (
@@ -26,7 +24,7 @@ from sfd_core.experiment.inputs import (
     require_none_in_outputs,
 )
 from sfd_core.experiment.params import Params, load_params, parse_params
-from sfd_core.experiment.values import differences, parse_yaml, set_value
+from sfd_core.experiment.values import differences, dump_yaml, parse_yaml, set_value
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.locks import locked
 from sfd_core.host.names import require_name
@@ -217,6 +215,6 @@ def _copy_code(folder: Path, project: Path) -> None:
 
 
 def _write_values(values: Mapping[str, Any], params: Params, folder: Path, project: Path, *, scm: bool) -> None:
-    (folder / "params.yaml").write_text(yaml.safe_dump(dict(values), sort_keys=False))
+    (folder / "params.yaml").write_text(dump_yaml(values))
     write_local_config(project, folder, scm)
     link_inputs(params, folder, project)

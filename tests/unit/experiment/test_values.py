@@ -7,7 +7,7 @@ import pytest
 
 from sfd_core.experiment.params import load_params
 from sfd_core.experiment.presets import load_preset
-from sfd_core.experiment.values import parse_yaml, set_value
+from sfd_core.experiment.values import dump_yaml, parse_yaml, set_value
 from sfd_core.host.errors import ConfigError
 
 
@@ -27,6 +27,19 @@ def test_values_are_what_people_mean(text: str, value: Any) -> None:
     found = parse_yaml(text, "params.yaml")["a"]
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "+1e-3", "0o17", "1.5e3", "0120", "no", "1_0", "~", "1:30", "2026-01-01", "\u00e9", "a: b"]
+)
+def test_text_is_read_back_as_it_was_written(text: str) -> None:
+    assert parse_yaml(dump_yaml({"a": text, text: [text]}), "written") == {"a": text, text: [text]}
+
+
+@pytest.mark.parametrize("value", [1e-05, 1e22, 0.1, 3.0, 3, True, None, [0.5, [1e-9]]])
+def test_values_are_read_back_as_they_were_written(value: Any) -> None:
+    found = parse_yaml(dump_yaml({"a": value}), "written")["a"]
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_a_repeated_group_is_set_in_one_place_only() -> None:
