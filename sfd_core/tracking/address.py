@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from sfd_core.host.addresses import in_a_line, public, split, why_no_server
 from sfd_core.host.paths import STATE, existing_parent, sqlite_address
 
+EXPERIMENT = "semantic-first-diffusion"
 EMBEDDED_SCHEME = "sqlite:///"
 ANSWER_SECONDS = 10.0
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -24,6 +25,11 @@ ADDRESSES = ("http://HOST:PORT", "postgresql+psycopg://HOST/NAME", "sqlite:///FI
 def store_uri() -> str:
     """Return MLFLOW_TRACKING_URI, or the address of the embedded store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address((STATE / "mlflow.db").absolute())
+
+
+def experiment_name() -> str:
+    """Return MLFLOW_EXPERIMENT_NAME, or the name of the experiment that holds all runs."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def is_embedded(uri: str) -> bool:

@@ -13,7 +13,7 @@ from sfd_core.experiment.params import Params, fingerprint
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, file_digest, read_json, stage_dir, write_json
-from sfd_core.tracking.address import embedded_file, is_embedded, store_uri, why_unusable
+from sfd_core.tracking.address import embedded_file, experiment_name, is_embedded, store_uri, why_unusable
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.datasets import DataSet, prepared_images
 from sfd_core.tracking.live import history_key
@@ -22,7 +22,7 @@ from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
 from sfd_core.tracking.store import EVALUATION_TAG, SHOWN_TAG, Evidence, Store, sync_run
 
 MARKER = STATE / "tracked.json"
-"""Store -> run -> hash of what it was last completed with, so that nothing new means not even importing mlflow."""
+"""Store and experiment -> run -> hash of what it was last completed with: nothing new means not even importing mlflow."""
 VAES: tuple[VAEName, ...] = ("texture_vae", "semantic_vae")
 
 
@@ -63,10 +63,12 @@ def track_project(params: Params, own: Mapping[str, Params] | None = None) -> Tr
     next call sends what is missing.
     """
     uri = store_uri()
+    place = f"{public(uri)} {experiment_name()}"
     finished = [*_finished_vaes(params), *_finished_variants(params, own or {})]
     with locked(STATE / "tracking.lock"):  # so that no run is made twice
-        markers = _read_markers(uri)
-        done = markers.get(public(uri), {})
+        markers = read_json(MARKER)
+        lost = is_embedded(uri) and not embedded_file(uri).is_file()
+        done = {} if lost else markers.get(place, {})
         pending = [run for run in finished if done.get(run.name) != run.digest]
         if not pending:
             return Tracked(public(uri), {}, {})
@@ -74,7 +76,7 @@ def track_project(params: Params, own: Mapping[str, Params] | None = None) -> Tr
             return _told(Tracked(public(uri), {}, {run.name: reason for run in pending}))
         completed, failed = _complete(uri, pending, prepared_images(params.prepare, stage_dir("prepare")))
         done |= {run.name: run.digest for run in pending if run.name in completed}
-        write_json(MARKER, markers | {public(uri): done})
+        write_json(MARKER, markers | {place: done})
         return _told(Tracked(public(uri), completed, failed))
 
 
@@ -213,11 +215,3 @@ def _numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 def _present(folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
-
-
-def _read_markers(uri: str) -> dict[str, dict[str, str]]:
-    """Read what is complete where; an embedded store that was deleted has nothing."""
-    markers = read_json(MARKER)
-    if is_embedded(uri) and not embedded_file(uri).is_file():
-        markers.pop(uri, None)
-    return markers

@@ -27,13 +27,12 @@ from PIL import Image
 
 import sfd_core
 from sfd_core.host.paths import STATE, sqlite_address
-from sfd_core.tracking.address import embedded_file, is_embedded, store_uri
+from sfd_core.tracking.address import embedded_file, experiment_name, is_embedded, store_uri
 from sfd_core.tracking.curves import Curve, Point
 from sfd_core.tracking.datasets import DataSet
 from sfd_core.tracking.runs import RunSpec
 from sfd_core.tracking.served import EXAMPLE
 
-EXPERIMENT = "semantic-first-diffusion"
 NAME_TAG, KEY_TAG, EVALUATION_TAG, COMPLETE_TAG = "sfd.name", "sfd.key", "sfd.evaluation", "sfd.complete"
 SHOWN_TAG = "sfd.shown"
 """Hash of everything that a complete run shows."""
@@ -335,7 +334,7 @@ class Store:
         return {} if version is None else dict(self._client.get_model_version(name, version).tags)
 
     def _experiment(self) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        name = experiment_name()
         place = None
         if is_embedded(self.uri):
             place = (embedded_file(self.uri).resolve().parent / ARTIFACTS).as_uri()

@@ -35,6 +35,15 @@ def test_every_finished_vae_and_variant_gets_one_run(embedded: Path, params: Par
     assert len(Store().find({"sfd.kind": "variant"})) == 4
 
 
+def test_another_experiment_of_the_store_gets_all_runs_too(
+    embedded: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_outputs(OUTPUTS, params)
+    first = track_project(params)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    assert (track_project(params).completed.keys(), track_project(params).completed) == (first.completed.keys(), {})
+
+
 def test_curves_and_final_numbers_of_the_evaluation_are_in_the_run(embedded: Path, params: Params) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
 
