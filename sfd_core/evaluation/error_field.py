@@ -61,13 +61,13 @@ def read_field(path: Path) -> ErrorField:
         return ErrorField(*(torch.from_numpy(stored[name]) for name in ARRAYS))
 
 
-def require_any_order(denoiser: Denoiser) -> None:
-    """Raise `ConfigError` for a denoiser that was trained along one path."""
-    times = denoiser.variant.times.kind
-    if times != "independent":
-        raise ConfigError(
-            f"this denoiser was trained with times of kind {times}, which know one path; choose one of kind independent"
-        )
+def require_any_order(denoiser: Denoiser, guide: Denoiser | None = None) -> None:
+    """Raise `ConfigError` for a denoiser, or its guide, that was trained along one path."""
+    for name, network in (("this denoiser", denoiser), ("its guide", guide)):
+        if network is not None and (times := network.variant.times.kind) != "independent":
+            raise ConfigError(
+                f"{name} was trained with times of kind {times}, which know one path; choose one of kind independent"
+            )
 
 
 def _errors(denoiser: Denoiser, at: tuple[float, float], x0: Tensor, x1: Tensor, labels: Tensor) -> Tensor:

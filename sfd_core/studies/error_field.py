@@ -34,11 +34,11 @@ def run_error_field(
 
     Writes `field.npz` (`times` (K,), `texture` and `semantic` (K, K), see `ErrorField`), `points/*.json`, `error_field.csv` and
     `error_field.png` to `out`. The latents are the held-out ones in `encode`, the folder of that stage. Raises `ConfigError`
-    for a denoiser that knows one path, or fewer evaluations than a path has straight pieces, and `IdentityError` for one that
-    was trained on other latents.
+    for a denoiser or guide that knows one path, or fewer evaluations than a path has straight pieces, and `IdentityError` for
+    a denoiser that was trained on other latents.
     """
     denoiser = measurement.pipeline.denoiser
-    require_any_order(denoiser)
+    require_any_order(denoiser, measurement.pipeline.guide)
     latents = open_latents(encode, "held_out", denoiser.identity, "the error field")
     field = _field(measurement, study, base.batch_size, latents, out / "field.npz")
 

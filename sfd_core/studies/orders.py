@@ -30,9 +30,10 @@ def run_orders(kind: str, measurement: Measurement, points: Sequence[Point], sam
     """Measure all points, write `points/*.json`, `<kind>.csv` and `<kind>.png` to `out`, and return the table.
 
     Only a denoiser whose texture and semantics had independent times in training (`times: independent`) knows every path. All
-    processes but the first return None. Raises `ConfigError` for another denoiser, `DataError` for a damaged file of a point.
+    processes but the first return None. Raises `ConfigError` for another denoiser or guide, `DataError` for a damaged file of a
+    point.
     """
-    require_any_order(measurement.pipeline.denoiser)
+    require_any_order(measurement.pipeline.denoiser, measurement.pipeline.guide)
 
     def again(row: Mapping[str, Any]) -> SamplerParams:
         base = points[0].sampler

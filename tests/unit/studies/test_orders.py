@@ -74,6 +74,16 @@ def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
         run_orders("offsets", measuring, POINTS, 6, tmp_path / "out")
 
 
+def test_a_guide_of_one_path_guides_no_curve(measuring: Measurement, studied: Path, tmp_path: Path) -> None:
+    guide = artifact(tmp_path / "guide", studied / "vae", variant())
+    pipeline = Pipeline.from_artifact(studied / "train", studied / "vae", guide=guide)
+    guided = Measurement(studied / "train", pipeline, measuring.evaluator, Processes(0, 1))
+    scale = SAMPLER.texture.model_copy(update={"scale": 2.0})
+    sampler = SAMPLER.model_copy(update={"guidance": "autoguidance", "guide": str(guide), "texture": scale})
+    with pytest.raises(ConfigError, match="its guide was trained with times of kind global, which know one path"):
+        run_orders("offsets", guided, plan_offsets(sampler, [0.7]), 6, tmp_path / "out")
+
+
 def test_numbers_of_a_denoiser_without_labels_say_so(studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = artifact(tmp_path / "train", studied / "vae", ANY_ORDER, classes=[])
