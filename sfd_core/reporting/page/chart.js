@@ -137,7 +137,7 @@ function lineChart(box, options) {
   }).filter((s) => s.x.length);
   if (!series.length) { html("p", { class: "muted small" }, box, "No points to draw."); return; }
   const xs = series.flatMap((s) => s.x);
-  let [x0, x1] = [options.xLog ? Math.min(...xs) : 0, Math.max(...xs)];
+  let [x0, x1] = [options.xLog ? Math.min(...xs) : Math.min(0, ...xs), Math.max(...xs)];
   if (x0 === x1) x1 = x0 * 2 || 1;
   const X = scale(x0, x1, margin.left, width - margin.right, options.xLog);
   const lines = (options.lines || []).filter((l) => !options.yLog || l.y > 0);
