@@ -129,6 +129,12 @@ def test_chart_switches_axis_measure_and_variants(visit: Visit) -> None:
     page.focus("#convergence-chart")
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#convergence-chart .tip")
+    assert "Linear" not in chart.inner_text()
+    points = chart.locator("svg path:not([fill=none])").count()
+    page.evaluate("Object.values(DATA.curves)[1].numbers.precision_efficientnet_lite0[0] = 0")
+    page.check("input[name=xscale][value=log]", force=True)
+    assert "Linear, as a value is not above 0." in chart.inner_text()
+    assert chart.locator("svg path:not([fill=none])").count() == points
     assert visit.complaints == []
 
 

@@ -131,8 +131,9 @@ function lineChart(box, options) {
   const margin = { top: 10, right: wide ? Math.max(158, Math.min(longest * 6.4 + 16, width * 0.4)) : 12, bottom: 42, left: 58 };
   box.replaceChildren();
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": options.label }, box);
+  const yLog = options.yLog && options.series.every((s) => s.y.every((y) => y === null || y > 0));
   const series = options.series.map((s) => {
-    const keep = s.x.map((x, i) => i).filter((i) => s.y[i] !== null && (!options.xLog || s.x[i] > 0) && (!options.yLog || s.y[i] > 0));
+    const keep = s.x.map((x, i) => i).filter((i) => s.y[i] !== null && (!options.xLog || s.x[i] > 0));
     return { ...s, x: keep.map((i) => s.x[i]), y: keep.map((i) => s.y[i]) };
   }).filter((s) => s.x.length);
   if (!series.length) { html("p", { class: "muted small" }, box, "No points to draw."); return; }
@@ -140,12 +141,12 @@ function lineChart(box, options) {
   let [x0, x1] = [options.xLog ? Math.min(...xs) : Math.min(0, ...xs), Math.max(...xs)];
   if (x0 === x1) x1 = x0 * 2 || 1;
   const X = scale(x0, x1, margin.left, width - margin.right, options.xLog);
-  const lines = (options.lines || []).filter((l) => !options.yLog || l.y > 0);
+  const lines = (options.lines || []).filter((l) => !yLog || l.y > 0);
   const inner = height - margin.bottom - margin.top, gap = 14;
   let floor = height - margin.bottom;
-  const parts = bands(series.flatMap((s) => s.y), lines.map((l) => l.y), options.yLog).map((band, i, all) => {
+  const parts = bands(series.flatMap((s) => s.y), lines.map((l) => l.y), yLog).map((band, i, all) => {
     const top = i === all.length - 1 ? margin.top : floor - inner * band.share + gap;
-    const part = { ...band, bottom: floor, top, at: scale(band.low, band.high, floor, top, options.yLog) };
+    const part = { ...band, bottom: floor, top, at: scale(band.low, band.high, floor, top, yLog) };
     floor = top - gap;
     return part;
   });
@@ -153,7 +154,7 @@ function lineChart(box, options) {
   const xTicks = (options.xLog ? logTicks : linearTicks)(x0, x1, Math.max(3, Math.floor(width / 130)));
   const xFormat = AXES[options.xAxis].format;
   parts.forEach((part, i) => {
-    for (const tick of (options.yLog ? logTicks : linearTicks)(part.low, part.high, Math.max(2, Math.floor((part.bottom - part.top) / 62)))) {
+    for (const tick of (yLog ? logTicks : linearTicks)(part.low, part.high, Math.max(2, Math.floor((part.bottom - part.top) / 62)))) {
       svg("line", { x1: margin.left, x2: width - margin.right, y1: Y(tick), y2: Y(tick), class: "grid" }, root);
       svg("text", { x: margin.left - 8, y: Y(tick) + 4, "text-anchor": "end" }, root, plain(tick));
     }
@@ -194,6 +195,7 @@ function lineChart(box, options) {
       if (end.colour) text.style.fill = end.colour;
     }
   }
+  if (yLog !== options.yLog) html("p", { class: "muted small" }, box, "Linear, as a value is not above 0.");
   crosshair(box, root, { series, X, Y, width, height, margin, options });
 }
 
