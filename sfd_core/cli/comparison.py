@@ -13,11 +13,7 @@ SHOWN = 8
 
 
 def compare(
-    one: Annotated[str, RUN],
-    other: Annotated[str, RUN],
-    /,
-    *,
-    out: Annotated[Path, OUT] = STATE / "comparison.html",
+    one: Annotated[str, RUN], other: Annotated[str, RUN], /, *, out: Annotated[Path, OUT] = STATE / "comparison.html"
 ) -> None:
     """Show two finished runs side by side, here and as an HTML page.
 

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sfd_core.cli.options import (
-    ARTIFACT,
-    EVALUATIONS,
-    PARAMS,
-    SAMPLES,
-    UNCHANGED,
-    Drawing,
-    artifact_folder,
-    output,
-)
+from sfd_core.cli.options import ARTIFACT, EVALUATIONS, PARAMS, SAMPLES, UNCHANGED, Drawing, artifact_folder, output
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.paths import OUTPUTS, require_disk, stage_dir, write_json
 

@@ -105,12 +105,7 @@ class Measured:
 
 
 def measure(
-    pipeline: Pipeline,
-    evaluator: Evaluator,
-    order: Order,
-    folder: Path,
-    processes: Processes = ALONE,
-    what: str = "samples",
+    pipeline: Pipeline, evaluator: Evaluator, order: Order, folder: Path, processes: Processes = ALONE, what: str = "samples"
 ) -> Measured | None:
     """Draw this process's share of `order` and extract features; the first process waits for the others and returns all.
 

@@ -125,12 +125,7 @@ class ReferenceSet:
 
 
 def write_reference(
-    folder: Path,
-    extractor: Extractor,
-    train: ShardReader,
-    batch_size: int,
-    progress: Progress,
-    adm: AdmReference | None = None,
+    folder: Path, extractor: Extractor, train: ShardReader, batch_size: int, progress: Progress, adm: AdmReference | None = None
 ) -> None:
     """Extract features of all images of `train` and their mirror images and write `folder` atomically.
 

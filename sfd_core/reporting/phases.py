@@ -23,11 +23,7 @@ ALONE = {
     (Phase.TEXTURE, 1.0): ("texture completion", "semantics are finished, texture catches up"),
 }
 """Phase and local time of the part that stands still -> name and what happens."""
-TRAINED = {
-    "global": "",
-    "own": ", trained one part at a time",
-    "independent": ", trained in any order",
-}
+TRAINED = {"global": "", "own": ", trained one part at a time", "independent": ", trained in any order"}
 """What the training times add to the description of a variant."""
 
 

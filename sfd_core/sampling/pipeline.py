@@ -130,9 +130,7 @@ class Pipeline:
             batches = with_progress(batches, len(indices), "samples", step=sampler.batch_size)
         chunks = list(batches)
         return Samples(
-            torch.cat([chunk.images for chunk in chunks]),
-            torch.tensor(indices),
-            max(chunk.evaluations for chunk in chunks),
+            torch.cat([chunk.images for chunk in chunks]), torch.tensor(indices), max(chunk.evaluations for chunk in chunks)
         )
 
     def batches(self, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Iterator[Samples]:

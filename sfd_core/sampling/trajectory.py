@@ -38,11 +38,7 @@ def record_trajectory(pipeline: Pipeline, sampler: SamplerParams, semantics: Ten
     # Euler for all: the scrubber of the report needs a fixed grid of points.
     fixed = sampler.model_copy(update={"solver": "euler"})
     pipeline.solve(list(range(IMAGES)), labels, fixed, observe=observe)
-    found: dict[str, NDArray[Any]] = {
-        "u": np.array(times),
-        "textures": torch.stack(textures).numpy(),
-        "labels": labels.numpy(),
-    }
+    found: dict[str, NDArray[Any]] = {"u": np.array(times), "textures": torch.stack(textures).numpy(), "labels": labels.numpy()}
     if semantics is not None:
         found["semantics"] = _colours(torch.stack(states), semantics)
     return found

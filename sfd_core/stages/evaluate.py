@@ -22,14 +22,7 @@ from torch import Tensor
 
 from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.evaluation.evaluator import Evaluator, Number, head
-from sfd_core.evaluation.measurement import (
-    Measured,
-    Order,
-    class_balanced_labels,
-    measure,
-    oracle_order,
-    semantic_latents,
-)
+from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure, oracle_order, semantic_latents
 from sfd_core.evaluation.neighbours import neighbour_sheet
 from sfd_core.evaluation.rerun import drawn_with, recipe
 from sfd_core.experiment.params import Params, fingerprint

@@ -114,12 +114,7 @@ def train_semantic_vae(
 def _published_vae(params: SemanticVAEParams, path: Path, token_channels: int) -> SemanticVAE:
     """Read a published checkpoint. Raises `DataError` if its sizes are not those of `params` and the encoder."""
     vae = semantic_vae_from(read_public_checkpoint(path), params.heads)
-    found = {
-        "channels": vae.channels,
-        "width": vae.width,
-        "depth": vae.depth,
-        "the encoder's token channels": vae.in_channels,
-    }
+    found = {"channels": vae.channels, "width": vae.width, "depth": vae.depth, "the encoder's token channels": vae.in_channels}
     wanted = {
         "channels": params.channels,
         "width": params.width,

@@ -14,13 +14,7 @@ from torchvision.utils import save_image
 
 from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.params import (
-    DiffusersVAEParams,
-    EngineParams,
-    LDMVAEParams,
-    TextureVAEParams,
-    TrainedVAEParams,
-)
+from sfd_core.experiment.params import DiffusersVAEParams, EngineParams, LDMVAEParams, TextureVAEParams, TrainedVAEParams
 from sfd_core.host.errors import PREEMPTED_EXIT_CODE, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread

@@ -54,11 +54,7 @@ def plan_points(
 
 
 def run_curve(
-    measurement: Measurement,
-    points: Sequence[Point],
-    samples: int,
-    out: Path,
-    parts: Parts = "both",
+    measurement: Measurement, points: Sequence[Point], samples: int, out: Path, parts: Parts = "both"
 ) -> pd.DataFrame | None:
     """Measure all points of `parts`, write `points/*.json`, `curve.csv` and `curve.png` to `out`, and return the table.
 

@@ -49,12 +49,7 @@ def plan_solvers(base: SamplerParams, solvers: Sequence[str], evaluations: Seque
     return [_point(base, solver, count) for solver, count in dict.fromkeys(wanted)]
 
 
-def run_solvers(
-    measurement: Measurement,
-    points: Sequence[Point],
-    samples: int,
-    out: Path,
-) -> pd.DataFrame | None:
+def run_solvers(measurement: Measurement, points: Sequence[Point], samples: int, out: Path) -> pd.DataFrame | None:
     """Measure all points, write `points/*`, `solvers.csv` and `solvers.png` to `out`, and return the table.
 
     The first point is the target. `difference_from` and `difference_to` bound how much further from the real images a point

@@ -34,11 +34,7 @@ Batch = list[Tensor]
 NAMES = ("z_tex", "z_sem")
 IMAGES, BATCH, BATCHES = 2_048, 256, 16
 IMAGENET = 1_281_167
-CASES = {
-    "embedded": (16, 8, 8, "float32"),
-    "imagenet": (32, 16, 16, "float32"),
-    "imagenet-half": (32, 16, 16, "float16"),
-}
+CASES = {"embedded": (16, 8, 8, "float32"), "imagenet": (32, 16, 16, "float32"), "imagenet-half": (32, 16, 16, "float16")}
 """Channels of texture and of semantics, side of the grid, stored type."""
 
 

@@ -56,11 +56,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_training_step(
-    benchmark: BenchmarkFixture,
-    per_second: Callable[[int], None],
-    remark: Callable[[str], None],
-    path: Path,
-    way: str,
+    benchmark: BenchmarkFixture, per_second: Callable[[int], None], remark: Callable[[str], None], path: Path, way: str
 ) -> None:
     targets, store = WAYS[way]
     variant = _aligned(targets)

@@ -16,15 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from laboratory import (
-    NEEDS_S3,
-    WITH_SERVERS,
-    WholeLaboratory,
-    engine_of,
-    prefect_variables,
-    records_of,
-    whole_project,
-)
+from laboratory import NEEDS_S3, WITH_SERVERS, WholeLaboratory, engine_of, prefect_variables, records_of, whole_project
 from projects import Project
 from pytest_benchmark.fixture import BenchmarkFixture
 from waiting import wait_until

@@ -183,11 +183,7 @@ def test_s3_killed_in_the_middle(faulty: Faulty) -> None:
 
 @pytest.mark.parametrize(
     ("name", "before", "during", "delta_t"),
-    [
-        ("never-there", "refuses", "refuses", 0.21),
-        ("falls-away", "works", "refuses", 0.22),
-        ("silent", "works", "hangs", 0.23),
-    ],
+    [("never-there", "refuses", "refuses", 0.21), ("falls-away", "works", "refuses", 0.22), ("silent", "works", "hangs", 0.23)],
 )
 def test_mlflow_costs_no_point_whatever_it_does(faulty: Faulty, name: str, before: Mode, during: Mode, delta_t: float) -> None:
     faulty.mlflow.set(before)

@@ -84,11 +84,7 @@ def test_secrets_are_only_in_files_of_their_owner_that_the_manual_names(laborato
         (tmp_path / name).mkdir()
     own = OTHERS | {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
     laboratory.run("up")
-    run(
-        project,
-        "source .sfd/lab/env && sfd reproduce && sfd track --strict && sfd dashboard",
-        **own,
-    )
+    run(project, "source .sfd/lab/env && sfd reproduce && sfd track --strict && sfd dashboard", **own)
     run(project, "sfd track", **own)
     told = run(project, "sfd track", **own, **ELSEWHERE)
     assert "does not answer" in told

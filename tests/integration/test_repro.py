@@ -53,18 +53,7 @@ def project(reproduced: Project) -> Iterator[Project]:
 def test_every_declared_output_is_written(project: Project) -> None:
     lock = yaml.safe_load((project.path / "dvc.lock").read_text())["stages"]
     assert set(lock) == {
-        *(
-            "code",
-            "inputs",
-            "prepare",
-            "texture_vae",
-            "features",
-            "semantic_vae",
-            "encode",
-            "schedule",
-            "reference",
-            "report",
-        ),
+        *("code", "inputs", "prepare", "texture_vae", "features", "semantic_vae", "encode", "schedule", "reference", "report"),
         *(f"{stage}@{variant}" for stage in ("train", "evaluate", "studies") for variant in VARIANTS),
     }
     for stage, entry in lock.items():

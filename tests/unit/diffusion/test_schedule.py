@@ -12,8 +12,7 @@ OFFSETS = [0.0, 0.1, 0.3, 0.5, 0.7, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("delta_t", "alone", "both"),
-    [(0.3, 11.4, 77.1), (0.1, 1.1, 97.9), (0.5, 24.4, 51.2), (1.0, 50.0, 0.0), (0.0, 0.0, 100.0)],
+    ("delta_t", "alone", "both"), [(0.3, 11.4, 77.1), (0.1, 1.1, 97.9), (0.5, 24.4, 51.2), (1.0, 50.0, 0.0), (0.0, 0.0, 100.0)]
 )
 def test_phase_shares_are_those_of_the_method_exactly_and_when_drawn(delta_t: float, alone: float, both: float) -> None:
     schedule = Schedule.offset(delta_t)
@@ -84,11 +83,7 @@ def test_grid_is_even_without_a_shift_and_follows_the_formula_with_one() -> None
 
 @pytest.mark.parametrize(
     ("delta_t", "expected"),
-    [
-        (0.0, [Phase.BOTH]),
-        (0.3, [Phase.SEMANTIC, Phase.BOTH, Phase.TEXTURE]),
-        (1.0, [Phase.SEMANTIC, Phase.TEXTURE]),
-    ],
+    [(0.0, [Phase.BOTH]), (0.3, [Phase.SEMANTIC, Phase.BOTH, Phase.TEXTURE]), (1.0, [Phase.SEMANTIC, Phase.TEXTURE])],
 )
 def test_empty_phases_do_not_exist(delta_t: float, expected: list[Phase]) -> None:
     schedule = Schedule.offset(delta_t)

@@ -66,9 +66,7 @@ def test_idle_parts_stand_still_to_the_last_bit(delta_t: float, name: SolverName
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_in_the_first_phase_texture_is_pure_noise_and_in_the_last_semantics_are_finished(
-    name: SolverName,
-) -> None:
+def test_in_the_first_phase_texture_is_pure_noise_and_in_the_last_semantics_are_finished(name: SolverName) -> None:
     x0, _ = ends(1)
     calls: list[tuple[Tensor, LocalTimes]] = []
 
@@ -266,9 +264,7 @@ def test_a_budget_too_small_for_the_phases_is_refused(name: SolverName, evaluati
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_texture_alone_is_integrated_like_any_flow_and_noise_is_left_as_it_was(
-    name: SolverName,
-) -> None:
+def test_texture_alone_is_integrated_like_any_flow_and_noise_is_left_as_it_was(name: SolverName) -> None:
     x0, x1 = (end[:, :TEXTURE] for end in ends(1))
     before = x0.clone()
     assert torch.allclose(integrate(lambda x, t: x1 - x0, x0, Schedule.offset(0.0), TEXTURE, settings(name)).x, x1, atol=2e-5)

@@ -21,15 +21,7 @@ from sfd_core.experiment.params import ReferenceParams
 from sfd_core.host.errors import ConfigError, DataError, IdentityError
 
 POOLED, SPATIAL, CLASSES = 6, 5, 10
-DRAWN = Drawn(
-    images="samples",
-    labels="class-balanced",
-    seed=0,
-    sampler="none",
-    evaluations=None,
-    guidance="none",
-    recipe=None,
-)
+DRAWN = Drawn(images="samples", labels="class-balanced", seed=0, sampler="none", evaluations=None, guidance="none", recipe=None)
 SIDE = 16
 
 

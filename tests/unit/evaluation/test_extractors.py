@@ -171,13 +171,7 @@ def test_the_reference_is_at_no_distance_from_itself(evaluator: Evaluator, train
 
 def test_every_number_carries_its_protocol(evaluator: Evaluator) -> None:
     drawn = Drawn(
-        images="samples",
-        labels="class-balanced",
-        seed=3,
-        sampler="euler",
-        evaluations=40,
-        guidance="none",
-        recipe=None,
+        images="samples", labels="class-balanced", seed=3, sampler="euler", evaluations=40, guidance="none", recipe=None
     )
     numbers = evaluator.numbers(evaluator.features(images(12, seed=1)), drawn)
     assert set(numbers) == {f"{kind}_efficientnet_lite0" for kind in ("fd", "kid", "precision", "recall")}

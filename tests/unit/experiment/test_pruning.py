@@ -6,15 +6,7 @@ from typing import Any
 import pytest
 from emoji import emoji_values
 
-from sfd_core.experiment.pruning import (
-    Judge,
-    Pruned,
-    highest_losses,
-    limits_of,
-    read_losses,
-    require_comparable,
-    step_behind,
-)
+from sfd_core.experiment.pruning import Judge, Pruned, highest_losses, limits_of, read_losses, require_comparable, step_behind
 from sfd_core.host.errors import ConfigError
 
 CURVES = [{100: 4.0, 200: 1.0}, {100: 2.0, 200: 2.0}, {100: 1.0, 200: 3.0}, {100: 3.0}]

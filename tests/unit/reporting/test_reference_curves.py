@@ -15,15 +15,7 @@ from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import write_json
 from sfd_core.host.resume import held
 from sfd_core.reporting.protocol import PROTOCOL, protocol
-from sfd_core.reporting.reference_curves import (
-    HEADINGS,
-    Compared,
-    compare,
-    measured,
-    published_model,
-    read_reference,
-    record,
-)
+from sfd_core.reporting.reference_curves import HEADINGS, Compared, compare, measured, published_model, read_reference, record
 from sfd_core.training.history import History, Record
 
 ROOT = Path(__file__).parents[3]

@@ -97,11 +97,7 @@ def test_twemoji_copies_follow_the_plain_training_images(tmp_path: Path) -> None
     assert not set(held_out.meta["names"]) & set(names)
 
 
-BAD_FILES = {
-    "not an image": b"this is text",
-    "truncated": None,
-    "empty file": b"",
-}
+BAD_FILES = {"not an image": b"this is text", "truncated": None, "empty file": b""}
 
 
 def spoil(folder: Path, content: bytes | None) -> Path:

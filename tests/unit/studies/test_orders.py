@@ -77,7 +77,7 @@ def test_a_denoiser_of_one_path_has_no_curve(tmp_path: Path) -> None:
 def test_a_guide_of_one_path_guides_no_curve(measuring: Measurement, studied: Path, tmp_path: Path) -> None:
     guide = artifact(tmp_path / "guide", studied / "vae", variant())
     pipeline = Pipeline.from_artifact(studied / "train", studied / "vae", guide=guide)
-    guided = Measurement(studied / "train", pipeline, measuring.evaluator, Processes(0, 1))
+    guided = Measurement(studied / "train", pipeline, measuring.evaluator, ALONE)
     scale = SAMPLER.texture.model_copy(update={"scale": 2.0})
     sampler = SAMPLER.model_copy(update={"guidance": "autoguidance", "guide": str(guide), "texture": scale})
     with pytest.raises(ConfigError, match="its guide was trained with times of kind global, which know one path"):

@@ -6,13 +6,7 @@ from emoji import emoji
 from sfd_core.experiment.params import parse_params
 from sfd_core.host.errors import ConfigError
 from sfd_core.workspace.dvc import Place
-from sfd_core.workspace.experiments import (
-    Axis,
-    experiment_dir,
-    origin_values,
-    plan_experiment,
-    run_experiment,
-)
+from sfd_core.workspace.experiments import Axis, experiment_dir, origin_values, plan_experiment, run_experiment
 
 ROOT = Path(__file__).parents[3]
 VALUES = emoji().model_dump(mode="json")

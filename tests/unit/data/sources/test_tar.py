@@ -257,8 +257,7 @@ def test_a_file_that_changed_since_it_was_listed_is_named(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("nowhere.tar", "does not exist"), ("empty", r"holds no \.tar file"), ("x*.tar", "matches no file")],
+    ("name", "message"), [("nowhere.tar", "does not exist"), ("empty", r"holds no \.tar file"), ("x*.tar", "matches no file")]
 )
 def test_missing_files_are_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -69,3 +69,4 @@ def test_the_loss_is_the_sum_of_its_terms() -> None:
 def test_psnr_of_a_known_error() -> None:
     images = torch.zeros(2, 3, 4, 4)
     torch.testing.assert_close(psnr(images, images + 0.2), torch.full((2,), 20.0), rtol=1e-4, atol=0)
+    assert psnr(images + 1, images + 2).isfinite().all(), "a white image whose decoded values are all clamped"
