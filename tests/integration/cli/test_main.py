@@ -149,22 +149,8 @@ def test_a_folder_with_code_of_its_own_is_run_by_it(tmp_path: Path) -> None:
 
 
 def test_options_take_as_many_values_as_they_are_given() -> None:
-    words = [
-        "guidance-curve",
-        "sfd",
-        "--scales",
-        "1",
-        "2.5",
-        "--intervals",
-        "0,1",
-        "0.3,1",
-        "--evaluations",
-        "3",
-        "4",
-        "--out",
-        "x",
-    ]
-    given = parsed(*words, "--texture-interval", "0", "1", "--shift", "-1")
+    words = ["guidance-curve", "sfd", "--scales", "1", "2.5", "--intervals", "0,1", "0.3,1", "--evaluations", "3", "4"]
+    given = parsed(*words, "--out", "x", "--texture-interval", "0", "1", "--shift", "-1")
     assert (given["scales"], given["intervals"], given["evaluations"]) == ([1.0, 2.5], ["0,1", "0.3,1"], [3, 4])
     assert (given["drawing"].texture_interval, given["drawing"].shift, given["out"]) == ((0.0, 1.0), -1.0, Path("x"))
     assert parsed("sample", "sfd", "--labels", "Food & Drink", "0", "--count", "2")["labels"] == ["Food & Drink", "0"]

@@ -161,30 +161,14 @@ def test_a_bad_value_of_one_kind_is_named_without_the_kind(vae: dict[str, Any], 
 def test_the_paper_s_semantic_vae_is_expressible() -> None:
     """29M + 29M parameters, 1M steps: 500 of warm-up, constant to 800,000, cosine to a tenth (arXiv 2512.04926, appendix)."""
     optimisation = {
-        "steps": 1_000_000,
-        "batch_size": 64,
-        "warmup_steps": 500,
-        "decay_steps": 200_000,
-        "final_rate": 0.1,
-        "betas": [0.9, 0.999],
-        "weight_decay": 0.0,
-        "clip_norm": 0.0,
-        "precision": "bfloat16",
-        "checkpoint_every": 10_000,
+        "steps": 1_000_000, "batch_size": 64, "warmup_steps": 500, "decay_steps": 200_000, "final_rate": 0.1,
+        "betas": [0.9, 0.999], "weight_decay": 0.0, "clip_norm": 0.0, "precision": "bfloat16", "checkpoint_every": 10_000,
         "seed": 0,
-    }
+    }  # fmt: skip
     recipe = {
-        "weights": None,
-        "standardise": False,
-        "channels": 16,
-        "width": 768,
-        "depth": 4,
-        "heads": 6,
-        "kl_weight": 1e-7,
-        "pca_channels": 8,
-        "learning_rate": 5e-5,
-        "optimisation": optimisation,
-    }
+        "weights": None, "standardise": False, "channels": 16, "width": 768, "depth": 4, "heads": 6, "kl_weight": 1e-7,
+        "pca_channels": 8, "learning_rate": 5e-5, "optimisation": optimisation,
+    }  # fmt: skip
     params = parse_params(emoji_with("semantic_vae", recipe)).semantic_vae
     rates = [learning_rate_at(step, params.learning_rate, params.optimisation) for step in (499, 799_999, 999_999)]
     assert rates == pytest.approx([5e-5, 5e-5, 5e-6], rel=1e-3)
