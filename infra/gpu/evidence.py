@@ -63,15 +63,9 @@ TINY = {
 }
 """What makes it a trial of seconds on a CPU."""
 KEPT = (
-    "params.yaml",
-    "outputs/*/metrics.json",
-    "outputs/train/*/history.csv",
-    "outputs/train/*/metrics.json",
-    "outputs/evaluate/*/*.json",
-    "outputs/evaluate/*/*.csv",
-    "outputs/evaluate/*/grids/*",
-    "outputs/studies/**/*.*",
-)
+    "params.yaml", "outputs/*/metrics.json", "outputs/train/*/history.csv", "outputs/train/*/metrics.json",
+    "outputs/evaluate/*/*.json", "outputs/evaluate/*/*.csv", "outputs/evaluate/*/grids/*", "outputs/studies/**/*.*",
+)  # fmt: skip
 
 STAGES = ("train", "evaluate", "studies")
 """Of every variant."""

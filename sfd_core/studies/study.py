@@ -24,18 +24,9 @@ from sfd_core.host.paths import atomic_path, write_json
 from sfd_core.reporting.charts import save_figure
 
 COLUMNS = (
-    "evaluations",
-    "step",
-    "samples",
-    "labels",
-    "seed",
-    "sampler",
-    "guidance",
-    "extractor",
-    "weights",
-    "reference",
+    "evaluations", "step", "samples", "labels", "seed", "sampler", "guidance", "extractor", "weights", "reference",
     "reference_digest",
-)
+)  # fmt: skip
 """What of a number's protocol stands in the table."""
 
 

@@ -52,18 +52,9 @@ LOCATIONS = {
 POINTS_A_CALL, PARAMS_A_CALL, RUNS_A_CALL, TAG_LENGTH = 1000, 100, 1000, 5000
 """Limits of MLflow's API."""
 SAMPLING_NEEDS = (
-    "torch",
-    "torchvision",
-    "timm",
-    "diffusers",
-    "transformers",
-    "torchdiffeq",
-    "safetensors",
-    "numpy",
-    "pandas",
-    "pydantic",
-    "pyyaml",
-)
+    "torch", "torchvision", "timm", "diffusers", "transformers", "torchdiffeq", "safetensors", "numpy", "pandas",
+    "pydantic", "pyyaml",
+)  # fmt: skip
 """Packages that the model needs for sampling."""
 ARCHIVE, LOADER = "sfd_core.zip", "sfd_model"
 LOADER_CODE = f"""\"\"\"Loads the model with the code that made it.\"\"\"

@@ -135,17 +135,9 @@ def _compiled(results: Mapping[str, Result]) -> str:
 
 
 RATE_HEADS = (
-    "network",
-    "channels",
-    "tokens",
-    "batch",
-    "threads",
-    "eager loop, images/s",
-    "engine, images/s",
-    "ratio",
-    "spread",
-    "rounds",
-)
+    "network", "channels", "tokens", "batch", "threads", "eager loop, images/s", "engine, images/s", "ratio",
+    "spread", "rounds",
+)  # fmt: skip
 
 
 def _against_eager(result: Result) -> Sequence[str]:

@@ -25,18 +25,11 @@ GRID = 4
 def variant(**changes: object) -> VariantParams:
     """A composite variant with offset 0.3, changed as told."""
     values = {
-        "model": "lightningdit",
-        "size": "tiny",
-        "patch": 2,
-        "semantic": "vae",
-        "delta_t": 0.3,
-        "semantic_weight": 2.0,
-        "cosine_weight": 1.0,
-        "repa": RepaParams(weight=0.0, mode="cosine", targets="encoder", block=2, width=16),
-        "mask_clamped": False,
-        "learning_rate": 1e-3,
-        "seed": 0,
-    }
+        "model": "lightningdit", "size": "tiny", "patch": 2, "semantic": "vae", "delta_t": 0.3,
+        "semantic_weight": 2.0, "cosine_weight": 1.0,
+        "repa": RepaParams(weight=0.0, mode="cosine", targets="encoder", block=2, width=16), "mask_clamped": False,
+        "learning_rate": 1e-3, "seed": 0,
+    }  # fmt: skip
     return VariantParams.model_validate(values | changes)
 
 

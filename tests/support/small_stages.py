@@ -24,17 +24,9 @@ OPTIMISATION = Optimisation(
 TRAIN = TrainParams(optimisation=OPTIMISATION, snapshots=1, ema_decay=0.9, ema_warmup=True, class_dropout=0.1, flips=True)
 ENCODE = EncodeParams(posterior="sample", dtype="float32", batch_size=5, seed=0)
 SEMANTIC_VAE = SemanticVAEParams(
-    weights=None,
-    standardise=True,
-    channels=2,
-    width=16,
-    depth=1,
-    heads=2,
-    kl_weight=1e-7,
-    pca_channels=3,
-    learning_rate=1e-3,
-    optimisation=OPTIMISATION,
-)
+    weights=None, standardise=True, channels=2, width=16, depth=1, heads=2, kl_weight=1e-7, pca_channels=3,
+    learning_rate=1e-3, optimisation=OPTIMISATION,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,30 +20,18 @@ RESOLUTION, GRID = 32, 8
 FRAMES, SAMPLES = 27, 6
 SNAPSHOTS = 5
 CLASSES = [
-    "Activities",
-    "Animals & Nature",
-    "Flags",
-    "Food & Drink",
-    "Objects",
-    "People & Body",
-    "Smileys & Emotion",
-    "Symbols",
-    "Travel",
-]
+    "Activities", "Animals & Nature", "Flags", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion",
+    "Symbols", "Travel",
+]  # fmt: skip
 FINAL = {"dit": 3098.0, "lightningdit": 2274.0, "sync": 2255.0, "sfd": 2156.0, "cascade": 2200.0, "any_order": 2300.0}
 POINTS = {"offsets": ("offsets", 0.3), "guidance": ("scales", 2.0), "error_field": ("semantic_weights", 0.5)}
 """What a kind of study varies, and where it is best."""
 WEIGHTS = "0123abcd"
 """The hash of the last snapshot of every variant."""
 PROTOCOL = {
-    "extractor": "efficientnet_lite2",
-    "weights": "ab12cd34",
-    "samples": 1500,
-    "solver": "euler",
-    "evaluations": 40,
-    "seed": 0,
-    "recipe": {"weights": WEIGHTS},
-}
+    "extractor": "efficientnet_lite2", "weights": "ab12cd34", "samples": 1500, "solver": "euler", "evaluations": 40,
+    "seed": 0, "recipe": {"weights": WEIGHTS},
+}  # fmt: skip
 
 
 IMAGENET_CLASSES = [f"class {index}" for index in range(1000)]

@@ -14,19 +14,10 @@ from sfd_core.models.vaes.image_vae import LatentShape, PublishedVAE, in_chunks
 from sfd_core.models.vaes.posterior import Posterior
 
 CONFIG_KEYS = (
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "act_fn",
-    "latent_channels",
-    "norm_num_groups",
-    "use_quant_conv",
-    "use_post_quant_conv",
+    "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
+    "act_fn", "latent_channels", "norm_num_groups", "use_quant_conv", "use_post_quant_conv",
     "mid_block_add_attention",
-)
+)  # fmt: skip
 """Keys that determine the network; diffusers' other keys scale latents for its pipelines, or speed up large images."""
 
 

@@ -15,18 +15,10 @@ from sfd_core.models.vaes.image_vae import LatentShape, PublishedVAE, in_chunks
 from sfd_core.models.vaes.posterior import LOG_VARIANCE_RANGE, Posterior
 
 NETWORK_KEYS = (
-    "encoder_type",
-    "encoder_hidden_size",
-    "encoder_patch_size",
-    "encoder_num_hidden_layers",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-    "decoder_intermediate_size",
-    "patch_size",
-    "encoder_input_size",
-    "scaling_factor",
-)
+    "encoder_type", "encoder_hidden_size", "encoder_patch_size", "encoder_num_hidden_layers", "decoder_hidden_size",
+    "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size", "patch_size",
+    "encoder_input_size", "scaling_factor",
+)  # fmt: skip
 """Keys of diffusers' configuration that determine network and latents; statistics are among the weights."""
 STATISTICS = {"latents_mean": "_latents_mean", "latents_std": "_latents_std"}
 """Arguments of diffusers' network and the weights that hold them."""

@@ -18,14 +18,9 @@ from sfd_core.stages.features import extract_features
 
 def params(**changes: object) -> FeaturesParams:
     values = {
-        "encoder": "tf_efficientnet_lite0",
-        "weights": "package",
-        "input_size": 64,
-        "grid": 4,
-        "precision": "float32",
-        "store": True,
-        "batch_size": 3,
-    }
+        "encoder": "tf_efficientnet_lite0", "weights": "package", "input_size": 64, "grid": 4,
+        "precision": "float32", "store": True, "batch_size": 3,
+    }  # fmt: skip
     return FeaturesParams.model_validate(values | changes)
 
 

@@ -17,14 +17,9 @@ from sfd_core.models.encoders.encoder import Encoder, efficientnet_lite, fold_ba
 
 def params(**changes: object) -> FeaturesParams:
     values = {
-        "encoder": "tf_efficientnet_lite0",
-        "weights": "package",
-        "input_size": 128,
-        "grid": 8,
-        "precision": "float32",
-        "store": True,
-        "batch_size": 4,
-    }
+        "encoder": "tf_efficientnet_lite0", "weights": "package", "input_size": 128, "grid": 8,
+        "precision": "float32", "store": True, "batch_size": 4,
+    }  # fmt: skip
     return FeaturesParams.model_validate(values | changes)
 
 
