@@ -171,8 +171,9 @@ class Surprise:
 
 def test_code_in_a_file_never_runs(tmp_path: Path) -> None:
     torch.save({"ema": network().state_dict(), "extra": Surprise()}, tmp_path / "weights.pt")
-    with pytest.raises(DataError, match="is not unpickled"):
+    with pytest.raises(DataError, match=r"holds more than tensors and plain values \([\w.]+\).* is not unpickled") as raised:
         read_public_checkpoint(tmp_path / "weights.pt")
+    assert "weights_only" not in str(raised.value), "how to run it all the same is not told"
 
 
 @pytest.mark.parametrize("package", ["pytorch_lightning", "omegaconf"])
@@ -253,13 +254,6 @@ def test_what_downloads_leave_in_place_of_weights_is_told(tmp_path: Path, conten
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
         read_public_checkpoint(tmp_path / name)
-
-
-def test_a_malicious_file_is_not_advertised(tmp_path: Path) -> None:
-    torch.save({"model": Surprise()}, tmp_path / "bad.pt")
-    with pytest.raises(DataError, match=r"holds more than tensors and plain values \([\w.]+\)") as raised:
-        read_public_checkpoint(tmp_path / "bad.pt")
-    assert "weights_only" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "old.pt"])
