@@ -88,7 +88,7 @@ def test_what_is_right_beside_a_damaged_file_is_noted(hashed: list[str]) -> None
     assert sorted(hashed) == ["a", "b", "b"]
 
 
-def test_a_file_that_changed_a_moment_ago_is_not_trusted(hashed: list[str]) -> None:
+def test_a_file_that_changed_a_moment_ago_is_not_trusted() -> None:
     hashes = lay_out(Path("s"), settled=False)
     verify_files(Path("s"), hashes)
     for name in hashes:
