@@ -65,7 +65,8 @@ def convergence_figure(params: Params, outputs: Outputs, styles: dict[str, Varia
         axes.plot(x[seen], y[seen], **line_look(style))
         ends.append((float(y[seen][-1]), f"{name}  {text.number(y[seen][-1])}", style.light))
     classes, samples = len(outputs.classes), params.evaluate.snapshot_samples
-    if number.name == published_numbers.NUMBER and published_numbers.comparable(params, classes, samples):
+    otherwise = any(published_numbers.sampled_otherwise(variant.sampler) for variant in outputs.variants.values())
+    if number.name == published_numbers.NUMBER and not otherwise and published_numbers.comparable(params, classes, samples):
         for model, points in published_numbers.curves().items():
             axes.plot(points["images_seen"], points["fid"], color=MUTED, linewidth=1, linestyle="dashed")
             ends.append((float(points["fid"].iloc[-1]), f"published: {model}  {points['fid'].iloc[-1]:g}", MUTED))

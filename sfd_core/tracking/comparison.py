@@ -108,13 +108,13 @@ class Comparison:
         return min(rows, key=lambda row: row.numbers[name], default=None)
 
     def write(self, place: Place, over: Sequence[str]) -> list[Path]:
-        """Write `table.csv` and, if a point was measured, `figure.png` to `.sfd/sweeps/<name>`; return the files."""
+        """Write `table.csv` and, if distances compare, `figure.png` to `.sfd/sweeps/<name>`; return the files."""
         table, figure = self._files(place)
         with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(column for row in self.measured for column in row.columns)))
             writer.writeheader()
             writer.writerows(row.columns for row in self.measured)
-        if not self.measured:
+        if self.best is None:
             return [table]
         try:
             place.sfd("sweep-figure", str(table), "--out", str(figure), "--over", *over)

@@ -1,5 +1,6 @@
 """Published numbers: in the package with their sources, and shown beside FID on ImageNet 256 alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,9 @@ def test_snapshots_of_fewer_samples_are_drawn_alone_and_final_numbers_beside_the
     found = read_outputs(imagenet, outputs, tmp_path)
     assert drawn(imagenet, found) == len(curves())
     assert drawn(fewer, found) == 0
+    *_, last = found.variants
+    guided = replace(found.variants[last], sampler=imagenet.evaluate.sampler.model_copy(update={"guidance": "cfg"}))
+    assert drawn(imagenet, replace(found, variants=found.variants | {last: guided})) == 0, "such as of a run beside"
     html = report(fewer, outputs, tmp_path / "none", tmp_path / "report").read_text()
     assert set(payload(html)["published"]) == {"offsets", "own_offsets"}
     assert 'id="published"' in html

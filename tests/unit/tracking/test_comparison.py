@@ -38,13 +38,15 @@ def test_points_are_ranked_by_the_first_distance_and_failures_say_why() -> None:
     assert Comparison("failed", made.rows[2:]).best is None
 
 
-def test_points_of_other_sample_counts_or_references_do_not_compare() -> None:
+def test_points_of_other_sample_counts_or_references_do_not_compare(tmp_path: Path) -> None:
     points = plan_points(VALUES, Space(["sfd"], {"evaluate.final_samples": [200, 300]}, [], {}), "code", ROOT)
     rows = [Row(point, "computed", {"numbers": {"fd_b": 3.0}}) for point in points]
     made = Comparison("counts", rows)
     assert made.best is None
     assert made.candidate is None
     assert "distances of 200 samples to an unknown reference and of 300 samples" in made.summary([])
+    (table,) = made.write(Place(tmp_path, {}, tmp_path / "log"), ["evaluate.final_samples"])
+    assert table.name == "table.csv", "a figure would mark one of them as the lowest"
     other = [replace(row, record={**row.record, "data": {"outputs/reference": "0123.dir"}}) for row in rows[:1]]
     assert Comparison("references", [rows[0], *other]).best is None
 
