@@ -191,6 +191,8 @@ def flat_numbers(outputs: Outputs) -> dict[str, dict[str, float]]:
 
 
 def _reach_cells(reach: Reach, own: Reach | None) -> list[Cell]:
+    if own is not None and own.at_most:
+        own = None  # a share of what is not known
     costs = (
         (reach.steps, own and own.steps, text.count),
         (reach.images_seen, own and own.images_seen, text.count),
@@ -203,18 +205,19 @@ def _reach_cells(reach: Reach, own: Reach | None) -> list[Cell]:
             cells.append(Cell("not reached", absent=True))
             continue
         ratio = reference / value if reference and value and reach.variant != reach.target else None
-        cells.append(
-            Cell(("≤ " if reach.at_most else "") + write(value), factor=_factor(ratio), faster=ratio is not None and ratio > 1)
-        )
+        most, factor = "≤ " if reach.at_most else "", _factor(ratio, reach.at_most)
+        cells.append(Cell(most + write(value), factor=factor, faster=ratio is not None and ratio > 1))
     return cells
 
 
-def _factor(ratio: float | None) -> str:
+def _factor(ratio: float | None, at_least: bool) -> str:
+    """Say how many times less a cost is than another; `at_least`: or even less."""
     if ratio is None:
         return ""
     if ratio == 1:
-        return "the same"
-    return f"{text.rounded(ratio)} times less" if ratio > 1 else f"{text.rounded(1 / ratio)} times more"
+        return "the same or less" if at_least else "the same"
+    less, more = ("≥ ", "≤ ") if at_least else ("", "")
+    return f"{less}{text.rounded(ratio)} times less" if ratio > 1 else f"{more}{text.rounded(1 / ratio)} times more"
 
 
 def _imbalance(outputs: Outputs) -> str:

@@ -85,7 +85,7 @@ def test_speed_table_says_when_a_target_was_not_reached(outputs: Outputs) -> Non
     assert rows["sfd"][0].factor == "1.5 times less"
     assert rows["sfd"][0].faster
     assert rows["lightningdit"][0].factor == ""
-    assert rows["sync"][0].text == "≤ 300"
+    assert (rows["sync"][0].text, rows["sync"][0].factor) == ("≤ 300", "≥ 5 times less")
 
 
 def test_every_cost_has_the_factor_of_its_own_target(outputs: Outputs) -> None:
@@ -95,6 +95,12 @@ def test_every_cost_has_the_factor_of_its_own_target(outputs: Outputs) -> None:
     rows = {row.title: [(cell.factor, cell.faster) for cell in row.cells] for row in table.rows}
     assert rows["sfd"] == [("2 times less", True), ("4 times less", True), ("2 times more", False), ("10 times less", True)]
     assert rows["dit"] == [("", False)] * 4
+    [table] = tables.speed_tables([own, replace(other, at_most=True, images_seen=2000)], outputs)["fd_efficientnet_lite2"]
+    assert [cell.factor for cell in table.rows[1].cells] == [
+        "≥ 2 times less", "the same or less", "≤ 2 times more", "≥ 10 times less",
+    ]  # fmt: skip
+    [table] = tables.speed_tables([replace(own, at_most=True), other], outputs)["fd_efficientnet_lite2"]
+    assert [cell.factor for cell in table.rows[1].cells] == [""] * 4
 
 
 def test_epochs_keep_the_lowest_distance_so_far(outputs: Outputs) -> None:
