@@ -214,15 +214,15 @@ def test_an_oracle_takes_semantics_of_all_styles_or_of_the_classes_it_draws(
 
 
 def test_a_recorded_oracle_is_not_drawn_with_latents_of_another_training(
-    measuring: Measurement, folder: Path, tmp_path: Path
+    measuring: Measurement, studied: Path, tmp_path: Path
 ) -> None:
-    train = shutil.copytree(folder / "train", tmp_path / "train")
+    train = shutil.copytree(studied / "train", tmp_path / "train")
     trained_on(train, tmp_path / "encode")
     values = np.zeros((2, 2, 2, 4, 4), dtype=np.float32)
     specs = {"z_sem": FieldSpec("float32", values.shape[1:]), "label": FieldSpec("int64", ())}
     with ShardWriter(tmp_path / "encode" / "train", specs, {}) as writer:
         writer.append(z_sem=values, label=np.arange(2))
-    pipeline = Pipeline.from_artifact(train, folder / "vae")
+    pipeline = Pipeline.from_artifact(train, studied / "vae")
     oracle = Recorded({}, recipe(train, pipeline, SAMPLER, oracle=True), SAMPLER, samples=2)
     assert oracle.order(pipeline, tmp_path / "encode").oracle
     with pytest.raises(IdentityError, match=r"the oracle with the latents in .*: .*different latents .statistics"):
