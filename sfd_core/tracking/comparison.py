@@ -109,19 +109,18 @@ class Comparison:
 
     def write(self, place: Place, over: Sequence[str]) -> list[Path]:
         """Write `table.csv` and, if distances compare, `figure.png` to `.sfd/sweeps/<name>`; return the files."""
-        table, figure = self._files(place)
+        table, *figures = self._files(place)
         with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(column for row in self.measured for column in row.columns)))
             writer.writeheader()
             writer.writerows(row.columns for row in self.measured)
-        if self.best is None:
-            return [table]
         try:
-            place.sfd("sweep-figure", str(table), "--out", str(figure), "--over", *over)
+            for figure in figures:
+                place.sfd("sweep-figure", str(table), "--out", str(figure), "--over", *over)
         except ProgramError as error:
             place.report(f"no figure: {error}")
             return [table]
-        return [table, figure]
+        return [table, *figures]
 
     def send(self, place: Place, files: Sequence[Path], over: Sequence[str], complete: bool) -> list[str]:
         """Send the sweep to MLflow and return where it is, see `send_to_mlflow`; remember that if all of it is `complete`."""
@@ -143,7 +142,8 @@ class Comparison:
         return None
 
     def _files(self, place: Place) -> list[Path]:
-        return [place.folder / SWEEPS / self.name / name for name in ("table.csv", "figure.png")]
+        folder = place.folder / SWEEPS / self.name
+        return [folder / "table.csv"] if self.best is None else [folder / "table.csv", folder / "figure.png"]
 
     def _sweep_point(self, place: Place, row: Row) -> SweepPoint:
         record = row.record
