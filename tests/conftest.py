@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests share, and the order of tests."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,13 @@ def in_an_empty_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Work in an empty folder, below which the stages keep interrupted work."""
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect garbage at the end of a test that ignores its warnings, so that none comes up in another one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

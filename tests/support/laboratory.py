@@ -30,6 +30,7 @@ QUIET = {
 WITH_SERVERS = [
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("collected"),
 ]
 """Marks of tests that use a laboratory: Prefect's clients leave connections to the garbage collector."""
 NEEDS_S3 = pytest.mark.skipif(WEED is None, reason="the SeaweedFS binary is not installed")
