@@ -31,8 +31,9 @@ def clean(*, checkpoints: Annotated[bool, CHECKPOINTS] = False, yes: Annotated[b
 
     items = find_clearable(Path(), checkpoints)
     going = [item for item in items if not item.why]
-    rows = [(f"{item.size / 1e6:>11,.1f} MB", item.why or "can go", str(item.path)) for item in items]
+    sizes = {item.path: item.size for item in items}  # each walks its folder
+    rows = [(f"{sizes[item.path] / 1e6:>11,.1f} MB", item.why or "can go", str(item.path)) for item in items]
     print(aligned(rows, right=False) + "\n" if rows else "", end="")
-    sizes = {item.path: item.size for item in going}
-    total = sum(sizes[item.path] for item in going if not yes or item.delete()) / 1e6
+    gone = [item for item in going if item.delete()] if yes else going
+    total = sum(sizes[item.path] for item in gone) / 1e6
     print(f"{total:,.1f} MB {'deleted' if yes else 'can go; `sfd clean --yes` deletes it'}" if going else "nothing to delete")
