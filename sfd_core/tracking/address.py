@@ -1,5 +1,6 @@
 """The address of the MLflow store, and whether it answers, without importing mlflow."""
 
+import http
 import http.client
 import json
 import os
@@ -10,7 +11,8 @@ import urllib.request
 from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import unquote, urlencode
 
 from sfd_core.host.addresses import in_a_line, public, split, why_no_server
 from sfd_core.host.paths import STATE, existing_parent, sqlite_address
@@ -19,6 +21,7 @@ EXPERIMENT = "semantic-first-diffusion"
 EMBEDDED_SCHEME = "sqlite:///"
 ANSWER_SECONDS = 10.0
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+NO_ANSWER = (OSError, ValueError, KeyError, http.client.HTTPException, sqlite3.Error)
 ADDRESSES = ("http://HOST:PORT", "postgresql+psycopg://HOST/NAME", "sqlite:///FILE")
 
 
@@ -76,14 +79,38 @@ def has_run(uri: str, run: str) -> bool:
     """Whether a store has a run that is not deleted; false where no answer tells it."""
     try:
         if is_embedded(uri):
-            with closing(sqlite3.connect(f"{embedded_file(uri).absolute().as_uri()}?mode=ro", uri=True)) as database:
-                found = database.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (run,)).fetchone()
-                return bool(found == ("active",))
-        asked = f"{public(uri).rstrip('/')}/api/2.0/mlflow/runs/get?run_id={run}"
-        with urllib.request.urlopen(urllib.request.Request(asked, headers=_login(uri)), timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - http, or no answer
-            return bool(json.load(answer)["run"]["info"]["lifecycle_stage"] == "active")
-    except (OSError, ValueError, KeyError, http.client.HTTPException, sqlite3.Error):
+            return _stored(uri, "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", run) == "active"
+        return bool(_answer(uri, "runs/get", run_id=run)["run"]["info"]["lifecycle_stage"] == "active")
+    except NO_ANSWER:
         return False
+
+
+def experiment_birth(uri: str) -> str | None:
+    """Return when the experiment of the runs was made, "" if the store has none, and None where no answer tells it."""
+    name = experiment_name()
+    try:
+        if is_embedded(uri):
+            known = embedded_file(uri).is_file()
+            return _stored(uri, "SELECT creation_time FROM experiments WHERE name = ?", name) if known else ""
+        return str(_answer(uri, "experiments/get-by-name", experiment_name=name)["experiment"]["creation_time"])
+    except urllib.error.HTTPError as error:
+        return "" if error.code == http.HTTPStatus.NOT_FOUND else None
+    except NO_ANSWER:
+        return None
+
+
+def _stored(uri: str, query: str, value: str) -> str:
+    """Return the value that an embedded store has for a query, or ""."""
+    with closing(sqlite3.connect(f"{embedded_file(uri).absolute().as_uri()}?mode=ro", uri=True)) as database:
+        found = database.execute(query, (value,)).fetchone()
+    return str(found[0]) if found else ""
+
+
+def _answer(uri: str, call: str, **asked: str) -> Any:
+    """Return the answer of a server to a call of MLflow's API."""
+    address = f"{public(uri).rstrip('/')}/api/2.0/mlflow/{call}?{urlencode(asked)}"
+    with urllib.request.urlopen(urllib.request.Request(address, headers=_login(uri)), timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - http, or no answer
+        return json.load(answer)
 
 
 def _login(uri: str) -> dict[str, str]:

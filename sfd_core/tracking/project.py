@@ -13,7 +13,7 @@ from sfd_core.experiment.params import Params, fingerprint
 from sfd_core.host.addresses import in_a_line, public
 from sfd_core.host.locks import locked
 from sfd_core.host.paths import STATE, file_digest, read_json, stage_dir, write_json
-from sfd_core.tracking.address import embedded_file, experiment_name, is_embedded, store_uri, why_unusable
+from sfd_core.tracking.address import experiment_birth, experiment_name, store_uri, why_unusable
 from sfd_core.tracking.curves import Curve, metric_name
 from sfd_core.tracking.datasets import DataSet, prepared_images
 from sfd_core.tracking.live import history_key
@@ -22,7 +22,7 @@ from sfd_core.tracking.served import TEXTURE_VAE_PART, TRAIN_PART
 from sfd_core.tracking.store import EVALUATION_TAG, SHOWN_TAG, Evidence, Store, sync_run
 
 MARKER = STATE / "tracked.json"
-"""Store and experiment -> run -> hash of what it was last completed with: nothing new means not even importing mlflow."""
+"""Store and experiment -> its birth, and run -> hash of what it was last completed with: nothing new needs no mlflow."""
 VAES: tuple[VAEName, ...] = ("texture_vae", "semantic_vae")
 
 
@@ -59,16 +59,16 @@ def track_project(params: Params, own: Mapping[str, Params] | None = None) -> Tr
     """Make sure that every finished VAE and variant has a complete run in the store of MLFLOW_TRACKING_URI.
 
     `own` has the parameters of variants that were made with others than `params`.
-    Nothing new costs no import of mlflow. A store that does not answer or fails is told on stderr and raises nothing: the
-    next call sends what is missing.
+    Nothing new costs no import of mlflow, unless the experiment there is another one by now, as after a server was emptied.
+    A store that does not answer or fails is told on stderr and raises nothing: the next call sends what is missing.
     """
     uri = store_uri()
     place = f"{public(uri)} {experiment_name()}"
     finished = [*_finished_vaes(params), *_finished_variants(params, own or {})]
     with locked(STATE / "tracking.lock"):  # so that no run is made twice
         markers = read_json(MARKER)
-        lost = is_embedded(uri) and not embedded_file(uri).is_file()
-        done = {} if lost else markers.get(place, {})
+        known, born = markers.get(place, {}), experiment_birth(uri)
+        done = known.get("runs", {}) if born in (None, known.get("born")) else {}
         pending = [run for run in finished if done.get(run.name) != run.digest]
         if not pending:
             return Tracked(public(uri), {}, {})
@@ -76,7 +76,7 @@ def track_project(params: Params, own: Mapping[str, Params] | None = None) -> Tr
             return _told(Tracked(public(uri), {}, {run.name: reason for run in pending}))
         completed, failed = _complete(uri, pending, prepared_images(params.prepare, stage_dir("prepare")))
         done |= {run.name: run.digest for run in pending if run.name in completed}
-        write_json(MARKER, markers | {place: done})
+        write_json(MARKER, markers | {place: {"born": experiment_birth(uri), "runs": done}})
         return _told(Tracked(public(uri), completed, failed))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.seeding import generator
+from sfd_core.tracking.address import experiment_birth
 from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.live import follow, history_key
 from sfd_core.tracking.runs import RunSpec, training_run
@@ -130,6 +131,7 @@ def test_a_server_killed_during_training_costs_no_time_and_no_point(server: Serv
     # 200 steps of some 6 ms; a training that waited for the dead server would take minutes
     assert result.seconds < 20
     assert "the curve is on disk and sent later" in capfd.readouterr().err
+    assert experiment_birth(server.uri) is None
     server.start()
     complete(resume.history_path, server)
 
@@ -139,6 +141,7 @@ def complete(history: Path, server: Server) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415 - only the tests that run pay for it
 
     key, store = history_key(history), Store(server.uri)
+    assert experiment_birth(server.uri) == str(MlflowClient(server.uri).get_experiment(store.experiment_id).creation_time)
     evidence = Evidence(curves=[Curve(history, "train")])
     first = sync_run(store, SPEC, key, evidence, "resume")
     again = sync_run(store, SPEC, key, evidence, "resume")
@@ -167,6 +170,7 @@ def threads_named(name: str) -> int:
 def test_the_forecast_is_sent_while_the_training_goes_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFD_HOUR_PRICE", "2")
     server.start()
+    assert experiment_birth(server.uri) == ""
     history = server.folder / "history.csv"
     history.write_text("step,seconds,loss\n200,36,1\n")
     spec = training_run("sfd", emoji().train)

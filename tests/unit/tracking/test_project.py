@@ -35,6 +35,14 @@ def test_every_finished_vae_and_variant_gets_one_run(embedded: Path, params: Par
     assert len(Store().find({"sfd.kind": "variant"})) == 4
 
 
+def test_a_store_that_was_emptied_gets_all_runs_again(embedded: Path, params: Params, empty_store: Path) -> None:
+    write_outputs(OUTPUTS, params)
+    track_project(params)
+    shutil.copyfile(empty_store, embedded / ".sfd" / "mlflow.db")
+    assert set(track_project(params).completed) == ALL
+    assert len(Store().find({"sfd.kind": "variant"})) == 4
+
+
 def test_another_experiment_of_the_store_gets_all_runs_too(
     embedded: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
