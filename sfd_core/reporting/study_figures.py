@@ -34,14 +34,17 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
 
 
 def by_training(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Split the points of offset studies by training; those of a group differ in nothing but the seed.
+    """Split the points of offset studies by what a mean may be taken over: trainings that differ in nothing but the seed.
 
-    `origin`, else `variant`, says so; where a seed has an offset twice, something else differs, too, and studies are apart.
+    `origin`, else `variant`, says so. Where these are not each measured once at every offset, they are apart: by variant, or
+    without `origin` by study, as something else may differ, too.
     """
     groups: dict[str, pd.DataFrame] = {}
-    for name, points in table.groupby("origin" if "origin" in table else "variant", sort=False):
-        twice = points.duplicated(["seed", "delta_t"]).any()
-        groups |= {str(key): rows for key, rows in points.groupby("study", sort=False)} if twice else {str(name): points}
+    origin, training = ("origin", "variant") if "origin" in table else ("variant", "study")
+    for name, points in table.groupby(origin, sort=False):
+        times = points.groupby(["seed", "delta_t"]).size().unstack()
+        alike = bool((times == 1).all(axis=None))
+        groups |= {str(name): points} if alike else {str(key): rows for key, rows in points.groupby(training, sort=False)}
     return groups
 
 

@@ -240,6 +240,25 @@ def test_offsets_of_trainings_that_differ_in_more_than_the_seed_are_no_mean() ->
     assert [line.get_label() for line in offset_figure(seeds).axes[0].lines][:3] == ["seed 0", "seed 1", "mean"]
 
 
+def test_offsets_that_not_every_seed_has_are_no_mean() -> None:
+    seeds = offsets(("a", "one", 0, 10.0), ("b", "one-seed-1", 1, 20.0))
+    finer = pd.DataFrame([{"study": "fine", "variant": "one", "seed": 0, "delta_t": 0.3, "samples": 100, "fd_dinov2": 10.3}])
+    points = pd.concat([seeds, finer])
+    table = studies.offset_table(points.assign(origin="one"), "fd_dinov2")
+    assert [(row.title, row.cells[0].text, row.cells[1].text) for row in table.rows] == [
+        ("0", "one", "10.0"),
+        ("0.3", "one", "10.3"),
+        ("0.5", "one", "10.5"),
+        ("0", "one-seed-1", "20.0"),
+        ("0.5", "one-seed-1", "20.5"),
+    ]
+    assert "Means" not in table.note
+    figure = offset_figure(points.assign(origin="one"))
+    assert figure.axes[0].get_title(loc="left") == "2 trainings, 100 samples a point"
+    assert "mean" not in {line.get_label() for line in figure.axes[0].lines}
+    assert {row.cells[0].text for row in studies.offset_table(points.assign(variant="one"), "fd_dinov2").rows} == {"a", "b", "fine"}
+
+
 def test_every_study_of_guidance_is_a_row_at_its_best_scale() -> None:
     points = pd.DataFrame(
         {
