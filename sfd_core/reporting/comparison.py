@@ -104,9 +104,11 @@ class Comparison:
         }
 
     def samples(self, count: int) -> Pixels:
-        """Return samples of the last snapshots, a row a variant: (rows * R, count * R, 3)."""
+        """Return samples of the last snapshots, a row a variant; images may be of several sizes, right of fewer it is white."""
         grids = [variant.grids for variant in self.both.outputs.variants.values() if variant.grids is not None]
-        return sheet(np.stack([thumbnails(grid.images[-1, :count]) for grid in grids]))
+        rows = [sheet(thumbnails(grid.images[-1:, :count])) for grid in grids]
+        width = max(row.shape[1] for row in rows)
+        return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])
 
     def write_page(self, path: Path) -> None:
         """Write everything as one HTML file that asks for nothing else."""

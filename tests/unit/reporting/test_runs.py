@@ -189,6 +189,18 @@ def test_numbers_curves_and_samples_stand_side_by_side(compared: Comparison) -> 
     np.testing.assert_array_equal(samples[:32, :32], variant.grids.images[-1, 0].transpose(1, 2, 0))
 
 
+def test_samples_of_two_sizes_stand_side_by_side(compared: Comparison) -> None:
+    (variant,) = compared.other.outputs.variants.values()
+    assert variant.grids is not None
+    large = replace(variant.grids, images=variant.grids.images[:, :2].repeat(2, axis=-1).repeat(2, axis=-2))
+    outputs = replace(compared.other.outputs, variants={"sfd": replace(variant, grids=large)})
+    samples = Comparison(compared.one, replace(compared.other, outputs=outputs)).samples(3)
+    assert samples.shape == (32 + 64, 128, 3)
+    np.testing.assert_array_equal(samples[:32, :96], compared.samples(3)[:32])
+    assert (samples[:32, 96:] == 255).all()
+    np.testing.assert_array_equal(samples[32::2, ::2][:, :64], compared.samples(2)[32:])
+
+
 @pytest.mark.parametrize("key", ["weights", "input_size", "preprocessing", "reference_digest", "settings"])
 def test_numbers_and_curves_that_do_not_compare_are_said_to_and_not_drawn_together(
     key: str, compared: Comparison, tmp_path: Path
