@@ -202,7 +202,7 @@ def _reach_cells(reach: Reach, own: Reach | None) -> list[Cell]:
     cells = []
     for value, reference, write in costs:
         if value is None:
-            cells.append(Cell("not reached", absent=True))
+            cells.append(Cell("not reached" if reach.steps is None else "-", absent=True))
             continue
         ratio = reference / value if reference and value and reach.variant != reach.target else None
         most, factor = "≤ " if reach.at_most else "", _factor(ratio, reach.at_most)

@@ -120,6 +120,11 @@ def test_chart_switches_axis_measure_and_variants(visit: Visit) -> None:
     page.check("input[name=xscale][value=linear]", force=True)
     assert "training wall time<" in chart.inner_html()
     curves = chart.locator("svg > path:not(.break)").count()
+    page.evaluate("DATA.curves.sfd.seconds.fill(null)")  # as where no training curve says how long it took
+    page.check("input[name=xscale][value=log]", force=True)
+    page.check("input[name=xscale][value=linear]", force=True)
+    assert chart.locator("svg > path:not(.break)").count() < curves
+    curves = chart.locator("svg > path:not(.break)").count()
     page.click("#convergence-legend button >> nth=0")
     assert chart.locator("svg > path:not(.break)").count() < curves
     page.check("input[name=measure][value=precision]", force=True)

@@ -133,7 +133,7 @@ function lineChart(box, options) {
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": options.label }, box);
   const yLog = options.yLog && options.series.every((s) => s.y.every((y) => y === null || y > 0));
   const series = options.series.map((s) => {
-    const keep = s.x.map((x, i) => i).filter((i) => s.y[i] !== null && (!options.xLog || s.x[i] > 0));
+    const keep = s.x.map((x, i) => i).filter((i) => s.y[i] !== null && s.x[i] !== null && (!options.xLog || s.x[i] > 0));
     return { ...s, x: keep.map((i) => s.x[i]), y: keep.map((i) => s.y[i]) };
   }).filter((s) => s.x.length);
   if (!series.length) { html("p", { class: "muted small" }, box, "No points to draw."); return; }

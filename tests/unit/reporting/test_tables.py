@@ -88,6 +88,12 @@ def test_speed_table_says_when_a_target_was_not_reached(outputs: Outputs) -> Non
     assert (rows["sync"][0].text, rows["sync"][0].factor) == ("≤ 300", "≥ 5 times less")
 
 
+def test_a_cost_that_is_not_known_is_not_told_as_not_reached(outputs: Outputs) -> None:
+    untimed = replace(reach("sfd", "dit", 500), seconds=None)
+    [table] = tables.speed_tables([reach("dit", "dit", 1500), untimed], outputs)["fd_efficientnet_lite2"]
+    assert [cell.text for cell in table.rows[1].cells] == ["500", "32,000", "3.2 TFLOP", "-"]
+
+
 def test_every_cost_has_the_factor_of_its_own_target(outputs: Outputs) -> None:
     own = Reach("fd_efficientnet_lite2", "dit", 10.0, "dit", 1000, 2000, 3000e9, 4000, at_most=False)
     other = replace(own, variant="sfd", steps=500, images_seen=500, flops=6000e9, seconds=400)
@@ -256,7 +262,11 @@ def test_offsets_that_not_every_seed_has_are_no_mean() -> None:
     figure = offset_figure(points.assign(origin="one"))
     assert figure.axes[0].get_title(loc="left") == "2 trainings, 100 samples a point"
     assert "mean" not in {line.get_label() for line in figure.axes[0].lines}
-    assert {row.cells[0].text for row in studies.offset_table(points.assign(variant="one"), "fd_dinov2").rows} == {"a", "b", "fine"}
+    assert {row.cells[0].text for row in studies.offset_table(points.assign(variant="one"), "fd_dinov2").rows} == {
+        "a",
+        "b",
+        "fine",
+    }
 
 
 def test_every_study_of_guidance_is_a_row_at_its_best_scale() -> None:
