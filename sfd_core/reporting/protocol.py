@@ -21,8 +21,12 @@ def measured_with(params: Params, inputs: Mapping[str, str]) -> dict[str, str]:
 
 def protocol(params: Params, variant: VariantParams, inputs: Mapping[str, str]) -> dict[str, str]:
     """Return the hashes `PROTOCOL` of a variant."""
-    recipe = [params.train, variant, *([params.schedule] if variant.found_path else [])]
-    return {**measured_with(params, inputs), "recipe": fingerprint(*recipe)}
+    return {**measured_with(params, inputs), "recipe": recipe(params, variant)}
+
+
+def recipe(params: Params, variant: VariantParams) -> str:
+    """Return the hash of how a variant is trained."""
+    return fingerprint(params.train, variant, *([params.schedule] if variant.found_path else []))
 
 
 def _files(inputs: Mapping[str, str], groups: Sequence[str]) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 from sfd_core.experiment.paths import with_found_path
 from sfd_core.host.errors import DataError
 from sfd_core.reporting.pictures import Pixels
-from sfd_core.reporting.protocol import PROTOCOL, measured_with
+from sfd_core.reporting.protocol import PROTOCOL, measured_with, recipe
 from sfd_core.tracking.runs import holds_numbers_of, is_of
 
 COSTS = ("step", "images_seen", "seconds", "flops")
@@ -35,9 +35,11 @@ STUDIES = {
     "seeds": ("make seeds", ("variant", "learning_rate", "seed")),
     "offsets": ("make seeds", ("study", "variant", "seed", "delta_t")),
     "long": ("make repro-long", ("variant", *COSTS, "samples")),
-    "guided": ("make guided", ("study", "variant", "scale")),
+    "guided": ("make guided", ("study", "variant", "seed", "scale")),
 }
-"""Committed tables that no stage repeats: which command writes them, and their columns beside numbers and `measured_with`."""
+"""Committed tables that no stage repeats: which command writes them, and their columns beside numbers and `PROTOCOL`."""
+OF_PRESENT_TRAININGS = frozenset({"seeds", "offsets", "guided"})
+"""Those of `STUDIES` whose trainings differ from those of the variants in nothing but the seed."""
 
 CLASS_COLUMNS = ["class", "real", "samples", "recognised"]
 """As `evaluation.classes` writes them; importing it would take seconds."""
@@ -135,7 +137,8 @@ class Outputs:
     reconstructions: Path | None
     training_images: int | None
     studies: Mapping[str, pd.DataFrame]
-    """Those of `STUDIES` that are there and were measured with the same latents and evaluation."""
+    """Those of `STUDIES` that are there and were measured with the same latents and evaluation, and trainings if they are of
+    the present ones."""
     curves: pd.DataFrame
     """The points of all studies of this run: `study`, `variant`, `seed`, what was varied, and the numbers.
 
@@ -215,7 +218,7 @@ def read_outputs(params: Params, outputs: Path, results: Path) -> Outputs:
         },
         reconstructions=_optional(vae / "reconstructions.png", "reconstructions", "dvc repro texture_vae", missing),
         training_images=_training_images(outputs / "prepare" / "metrics.json", missing),
-        studies=_studies(measured_with(params, all_recorded_digests(outputs.parent)), results, missing),
+        studies=_studies(params, all_recorded_digests(outputs.parent), results, missing),
         curves=curves,
         order_maps={
             name: file
@@ -355,20 +358,32 @@ def _training_images(metrics: Path, missing: dict[str, str]) -> int | None:
     return int(require_json(metrics)["images"]["train"]) if _optional(metrics, "epochs", "dvc repro prepare", missing) else None
 
 
-def _studies(wanted: Mapping[str, str], results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
-    """Return the committed tables that were measured with the hashes `wanted`."""
-    found = {}
+def _studies(params: Params, inputs: Mapping[str, str], results: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """Return the committed tables that are those of the present parameters and input files."""
+    wanted, found = measured_with(params, inputs), {}
     for study, (remedy, columns) in STUDIES.items():
         if path := _optional(results / f"{study}.csv", study, remedy, missing):
-            table = read_table(path, columns)
-            if all(key in table and set(table[key]) == {value} for key, value in wanted.items()):
-                found[study] = table.drop(columns=list(wanted))
+            table, trainings = read_table(path, columns), study in OF_PRESENT_TRAININGS
+            same = all(key in table and set(table[key]) == {value} for key, value in wanted.items())
+            if same and (not trainings or _is_of_trainings(table, params)):
+                found[study] = table.drop(columns=PROTOCOL, errors="ignore")
             else:
                 missing[study] = (
                     f"{path} is not shown, as it does not record the present parameters and input files of the latents and of "
-                    f"the evaluation; `{remedy}` measures it again"
+                    f"the evaluation{', and the present trainings' if trainings else ''}; `{remedy}` measures it again"
                 )
     return found
+
+
+def _is_of_trainings(table: pd.DataFrame, params: Params) -> bool:
+    """Return whether all rows are of present variants as they are trained now, but for the seed."""
+    if "recipe" not in table:
+        return False
+    rows = table[["variant", "seed", "recipe"]].drop_duplicates().itertuples(index=False)
+    return all(
+        name in params.variants and recipe(params, params.variants[name].model_copy(update={"seed": int(seed)})) == trained
+        for name, seed, trained in rows
+    )
 
 
 def _curves(params: Params, outputs: Path, missing: dict[str, str]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from PIL import Image
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.metrics import number_name
 from sfd_core.experiment.params import Params, StudyParams, parse_params
-from sfd_core.reporting.protocol import measured_with
+from sfd_core.reporting.protocol import measured_with, recipe
 from sfd_core.reporting.sources import TABLES, VARIED
 
 RESOLUTION, GRID = 32, 8
@@ -84,25 +84,32 @@ def write_studies(folder: Path, params: Params) -> Path:
         rates += [{"variant": name, "learning_rate": rate, "seed": 0} | _fd(final * (1.3 - 0.15 * k)) for k, rate in grid]
         seeds += [{"variant": name, "learning_rate": 4e-3, "seed": k} | _fd(final * (1 + 0.004 * k)) for k in range(3)]
     pd.DataFrame(rates).assign(samples=640, **hashes).to_csv(folder / "learning_rates.csv", index=False)
-    pd.DataFrame(seeds).assign(**hashes).to_csv(folder / "seeds.csv", index=False)
+    _with_recipes(seeds, params).assign(**hashes).to_csv(folder / "seeds.csv", index=False)
     offsets = [
         {"study": f"offsets-{seed}", "variant": "sfd", "seed": seed, "delta_t": offset, "samples": 1500}
         | _fd(100 + 40 * (offset - 0.3) ** 2 + seed)
         for seed in range(3)
         for offset in (0.0, 0.3, 1.0)
     ]
-    pd.DataFrame(offsets).assign(**hashes).to_csv(folder / "offsets.csv", index=False)
+    _with_recipes(offsets, params).assign(**hashes).to_csv(folder / "offsets.csv", index=False)
     steps = np.array([1500, 3000, 6000])
     long = [pd.DataFrame({"variant": name, **_costs(steps), **_fd(FINAL[name] * (1500 / steps) ** 0.3)}) for name in FINAL]
     pd.concat(long).assign(**hashes).to_csv(folder / "long.csv", index=False)
     guided = [
-        {"study": f"{name} {kind}", "variant": name, "scale": scale, "samples": 1500} | _fd(FINAL[name] * (1 - 0.1 * k))
+        {"study": f"{name} {kind}", "variant": name, "seed": 0, "scale": scale, "samples": 1500}
+        | _fd(FINAL[name] * (1 - 0.1 * k))
         for name in ("lightningdit", "sfd")
         for kind in ("autoguidance", "semantic")
         for k, scale in enumerate((1.5, 2.0))
     ]
-    pd.DataFrame(guided).assign(**hashes).to_csv(folder / "guided.csv", index=False)
+    _with_recipes(guided, params).assign(**hashes).to_csv(folder / "guided.csv", index=False)
     return folder
+
+
+def _with_recipes(rows: list[dict[str, Any]], params: Params) -> pd.DataFrame:
+    """Return rows as a table that says how each variant was trained, with the row's seed."""
+    made = [params.variants[row["variant"]].model_copy(update={"seed": row["seed"]}) for row in rows]
+    return pd.DataFrame(rows).assign(recipe=[recipe(params, variant) for variant in made])
 
 
 def emblems(count: int, sharpness: float, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_outputs import train_again, write_studies
+from synthetic_outputs import train_again, write_outputs, write_studies
 
+from sfd_core.cli.results import write_tables
 from sfd_core.experiment.params import OffsetStudy, Params, parse_params
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import write_json
 from sfd_core.reporting import sources
 from sfd_core.reporting.sources import STUDIES, read_outputs
+from sfd_core.workspace.experiments import Axis, plan_experiment
 
 
 @pytest.fixture
@@ -40,6 +42,31 @@ def test_tables_of_other_data_or_of_another_evaluation_are_missing(params: Param
             results / f"{name}.csv", index=False
         )
     assert set(read_outputs(params, tree, results).missing) == {"seeds", "long"}
+
+
+def test_tables_of_other_trainings_are_missing_but_those_that_vary_the_training(
+    params: Params, tree: Path, tmp_path: Path
+) -> None:
+    results = write_studies(tmp_path / "results", params)
+    for keys, value in {("train", "optimisation", "steps"): 1600, ("variants", "sfd", "delta_t"): 0.5}.items():
+        values = params.model_dump(mode="json")
+        values[keys[0]][keys[1]][keys[2]] = value
+        other = read_outputs(parse_params(values), tree, results)
+        assert set(other.studies) == {"learning_rates", "long"}
+        assert "the present trainings; `make seeds` measures it again" in other.missing["seeds"]
+    pd.read_csv(results / "seeds.csv").drop(columns="recipe").to_csv(results / "seeds.csv", index=False)
+    assert set(read_outputs(params, tree, results).missing) == {"seeds"}
+
+
+def test_a_table_of_seeds_that_an_experiment_writes_is_shown(params: Params, tree: Path, tmp_path: Path) -> None:
+    plan = plan_experiment(params.model_dump(mode="json"), {"active": ["sync", "sfd"], "studies": {}}, Axis("seed", (0, 1)))
+    folder, results = tmp_path / "experiment", tmp_path / "results"
+    write_outputs(folder / "outputs", parse_params(plan.values))
+    (folder / "params.yaml").write_text(json.dumps(plan.values))
+    write_tables(plan, folder, results / "seeds.csv", results / "long.csv", None)
+    found = read_outputs(params, tree, results).studies
+    assert found["seeds"][["variant", "seed"]].to_numpy().tolist() == [["sync", 0], ["sync", 1], ["sfd", 0], ["sfd", 1]]
+    assert set(found["long"]["variant"]) == {"sync", "sync-seed-1", "sfd", "sfd-seed-1"}
 
 
 @pytest.mark.parametrize(
