@@ -86,11 +86,15 @@ class ImagesElsewhere:
 def _require_png(file: Path, resolution: int) -> None:
     try:
         with Image.open(file, formats=["PNG"]) as image:
-            mode, (width, height) = image.mode, image.size
+            # as stored: Pillow's mode of 16 bits a colour is RGB too, and it would drop the lower 8
+            mode, (width, height) = ", ".join(str(tile.args) for tile in image.tile), image.size
     except OSError as error:
         raise DataError(f"{file} is no PNG file, and a lossy one would change the numbers ({error}); {REMEDY}") from error
     if mode != "RGB":
-        raise DataError(f"{file} has Pillow's mode {mode} instead of RGB; write the images as PNG files with 8 bits a colour")
+        raise DataError(
+            f"{file} is stored in Pillow's mode {mode or 'unknown'} instead of RGB; write the images as PNG files with 8 bits "
+            "a colour"
+        )
     if (width, height) != (resolution, resolution):
         raise _of_other_size(file, width, height, resolution)
 

@@ -1,6 +1,8 @@
 """Images of other programs: read as they were written, measured as own ones, and refused where their numbers would mislead."""
 
 import hashlib
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,12 +53,27 @@ def spoiled(image: Image.Image, folder: Path, name: str = "07.png") -> Path:
     return path
 
 
+def sixteen_bits(folder: Path) -> Path:
+    """Replace one image by a PNG file of 16 bits a colour, which Pillow does not write."""
+    path = as_pngs(folder)
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + b"\x80\xff" * 3 * SIDE) * SIDE)
+    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    stored = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    (path / "07.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(stored))
+    return path
+
+
 @pytest.mark.parametrize(
     ("write", "said"),
     [
         (lambda folder: folder / "gone.npz", "gone.npz does not exist; give an .npz"),
         (lambda folder: spoiled(Image.new("RGB", (SIDE, 8)), folder), r"07.png has 16x8 pixels, but prepare.resolution is 16"),
-        (lambda folder: spoiled(Image.new("RGBA", (SIDE, SIDE)), folder), "07.png has Pillow's mode RGBA instead of RGB"),
+        (
+            lambda folder: spoiled(Image.new("RGBA", (SIDE, SIDE)), folder),
+            "07.png is stored in Pillow's mode RGBA instead of RGB",
+        ),
+        (sixteen_bits, "07.png is stored in Pillow's mode RGB;16B instead of RGB"),
         (lambda folder: spoiled(Image.new("RGB", (SIDE, SIDE)), folder, "07.jpg"), "07.jpg is no PNG file, and a lossy one"),
     ],
 )
