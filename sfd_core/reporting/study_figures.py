@@ -21,12 +21,15 @@ def guidance_figure(table: pd.DataFrame) -> Figure:
     `table` is that of `studies.guidance.run_curve`.
     """
     figure, axes, number = _axes(table, "guidance scale", f"{table['samples'].iloc[0]:,} samples, {table['sampler'].iloc[0]}")
-    lines = list(table.groupby(["interval_from", "interval_to", "evaluations"], sort=True))
-    for ((low, high, evaluations), points), style in zip(lines, line_styles(len(lines)), strict=True):
+    # dopri5 chooses its evaluations at every point, so they tell no lines apart
+    chosen = table["sampler"].iloc[0].startswith("dopri5")
+    lines = list(table.groupby(["interval_from", "interval_to", *([] if chosen else ["evaluations"])], sort=True))
+    for ((low, high, *_), points), style in zip(lines, line_styles(len(lines)), strict=True):
         # at scale 1 guidance does nothing, so that point belongs to every interval
-        unguided = table[(table["scale"] == 1) & (table["evaluations"] == evaluations)]
+        unguided = table[(table["scale"] == 1) & (chosen | table["evaluations"].isin(points["evaluations"]))]
         ordered = pd.concat([unguided, points]).drop_duplicates("scale").sort_values("scale")
-        label = f"{evaluations:.0f} evaluations, guided in [{low:g}, {high:g}]"
+        counts = " to ".join(f"{count:.0f}" for count in sorted({points["evaluations"].min(), points["evaluations"].max()}))
+        label = f"{counts} evaluations, guided in [{low:g}, {high:g}]"
         axes.plot(ordered["scale"], ordered[number], label=label, **line_look(style))
     _mark_best(axes, table, "scale", number)
     add_legend(axes)

@@ -15,7 +15,7 @@ from sfd_core.experiment.params import Params
 from sfd_core.host.paths import write_json
 from sfd_core.reporting import studies, tables, text
 from sfd_core.reporting.sources import Outputs, read_outputs
-from sfd_core.reporting.study_figures import corner_figure, error_field_figure, offset_figure
+from sfd_core.reporting.study_figures import corner_figure, error_field_figure, guidance_figure, offset_figure
 
 
 def reach(variant: str, target: str, steps: float | None, at_most: bool = False) -> Reach:
@@ -267,6 +267,23 @@ def test_offsets_that_not_every_seed_has_are_no_mean() -> None:
         "b",
         "fine",
     }
+
+
+def test_guidance_is_a_line_an_interval_also_where_the_solver_chooses_its_evaluations() -> None:
+    points = pd.DataFrame({"scale": [1.0, 1.5, 2.0, 1.5], "interval_from": [0.0, 0.0, 0.0, 0.3], "interval_to": 1.0})
+    points = points.assign(samples=100, fd_dinov2=[3.0, 2.0, 4.0, 1.0])
+    lines = {
+        "dopri5": {"66 to 90 evaluations, guided in [0, 1]": [1.0, 1.5, 2.0], "70 evaluations, guided in [0.3, 1]": [1.0, 1.5]},
+        "ab2": {
+            "66 evaluations, guided in [0, 1]": [1.0],
+            "78 evaluations, guided in [0, 1]": [1.5],
+            "90 evaluations, guided in [0, 1]": [2.0],
+            "70 evaluations, guided in [0.3, 1]": [1.5],
+        },
+    }
+    for sampler, wanted in lines.items():
+        axes = guidance_figure(points.assign(sampler=sampler, evaluations=[66, 78, 90, 70])).axes[0]
+        assert {line.get_label(): list(np.asarray(line.get_xdata())) for line in axes.lines} == wanted
 
 
 def test_every_study_of_guidance_is_a_row_at_its_best_scale() -> None:
