@@ -73,7 +73,7 @@ def render_page(
     template = environment.from_string((PAGE / "index.html.jinja").read_text(encoding="utf-8"))
     encoder = params.features.encoder
     primary = tables.primary_number(outputs, encoder)
-    spread = studies.seed_spread(outputs.studies.get("seeds", pd.DataFrame()), primary.name)
+    spread = studies.seed_spread(outputs, primary.name)
     payload = build_payload(params, outputs, styles, params.report.grid_images)
     return template.render(
         title=params.report.title,

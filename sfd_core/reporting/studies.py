@@ -78,9 +78,10 @@ def samples_told(table: pd.DataFrame) -> str:
     return f"; {' or '.join(map(text.count, counts))} samples" if counts else ""
 
 
-def seed_spread(table: pd.DataFrame, number: str) -> float:
-    """Return the largest difference between seeds of one variant; 0 without a table."""
-    if number not in table:
+def seed_spread(outputs: Outputs, number: str) -> float:
+    """Return the largest difference between seeds of a variant, of as many samples as those shown; 0 without a table."""
+    table, samples = outputs.studies.get("seeds", pd.DataFrame()), {variant.samples for variant in outputs.variants.values()}
+    if number not in table or "samples" not in table or {*table["samples"]} != samples:
         return 0.0
     by_variant = table.groupby("variant")[number]
     return float((by_variant.max() - by_variant.min()).max())

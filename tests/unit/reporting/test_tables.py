@@ -157,10 +157,15 @@ def test_finding_calls_level_what_differs_no_more_than_seeds_do(outputs: Outputs
     assert "level" not in tables.finding(outputs, primary, "tf_efficientnet_lite0", spread=gap * 0.99).lower()
 
 
-def test_the_spread_of_seeds_is_the_largest_of_a_variant() -> None:
+def test_the_spread_of_seeds_is_the_largest_of_a_variant_of_as_many_samples(outputs: Outputs) -> None:
     table = pd.DataFrame({"variant": ["a", "a", "b", "b"], "fd": [1.0, 3.0, 10.0, 10.5]})
-    assert studies.seed_spread(table, "fd") == 2.0
-    assert studies.seed_spread(pd.DataFrame(), "fd") == 0.0
+    samples = next(iter(outputs.variants.values())).samples
+
+    def spread(**studied: pd.DataFrame) -> float:
+        return studies.seed_spread(replace(outputs, studies=studied), "fd")
+
+    assert spread(seeds=table.assign(samples=samples)) == 2.0
+    assert spread(seeds=table.assign(samples=7)) == spread(seeds=table) == spread() == 0.0
 
 
 def test_learning_rate_table_marks_the_best_of_each_variant() -> None:
