@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,18 @@ import prefect
 import pytest
 import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
+from projects import make_project
 
 from infra.lab.databases import PURPOSES, database_name
 from infra.lab.servers import BUCKETS, WEED_MEMORY
+from sfd_core.workspace import git
 
 INFRA = Path(__file__).parents[2] / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 POOL: dict[str, Any] = json.loads((INFRA / "kubernetes" / "work-pool.json").read_text())
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY")
+LEFT_OUT = (INFRA / "Dockerfile.dockerignore").read_text().split()
 VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(:[?-][^}]*)?\}")
 
 
@@ -83,8 +87,20 @@ def test_images_are_built_from_the_lock_and_take_in_no_state() -> None:
     assert not re.search(r":latest|^FROM [\w/]+$", text, re.MULTILINE)
     for line in re.findall(r"(?:uv )?pip (?:install|sync)[^\n]*(?:\\\n[^\n]*)*", text):
         assert "requirements.lock" in line or "uv.lock" in line or "--no-deps" in line
-    left_out = (INFRA / "Dockerfile.dockerignore").read_text().split()
-    assert {".sfd", ".venv", ".dvc/config.local"} <= set(left_out)
+    assert {".sfd", ".venv", ".dvc/config.local"} <= set(LEFT_OUT)
+
+
+def test_a_worker_makes_worktrees_in_an_image_without_the_addresses_of_remotes(tmp_path: Path) -> None:
+    built_from, image = make_project(tmp_path / "project", ["sfd"]), tmp_path / "image"
+    built_from.run("git", "remote", "add", "origin", "https://user:hidden-token@127.0.0.1:9/project.git")
+    left_out = {built_from.path / name for name in LEFT_OUT}
+    shutil.copytree(
+        built_from.path, image, ignore=lambda folder, names: [name for name in names if Path(folder) / name in left_out]
+    )
+    assert not [file for file in image.rglob("*") if file.is_file() and b"hidden-token" in file.read_bytes()]
+    commit = git.base_commit(image)
+    with git.worktree(image, "point", commit) as (folder, _):
+        assert git.base_commit(folder) == commit
 
 
 def official() -> dict[str, Any]:
