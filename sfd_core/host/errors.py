@@ -16,6 +16,8 @@ BROKEN_PIPE_EXIT_CODE = 141
 """As a shell reports a program that SIGINT or SIGPIPE ended."""
 PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
 """Errors of a place on the disk that a user can change."""
+LEFT_ALONE_EXIT_CODE = 75
+"""A process ends only because another one of the same work did; that one reports the reason."""
 BUSY_EXIT_CODE = 76
 """Another process is doing the same training: a sweep waits for it and takes its result from the cache."""
 PREEMPTED_EXIT_CODE = 85
@@ -58,7 +60,8 @@ def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
     """Turn an `SFDError` that leaves `main` into one line on stderr and exit code 2, or 76 for a `BusyError`.
 
     So are a place that cannot be read or written, a full disk, and a name that is not in UTF-8. `Preempted` becomes exit code
-    85, Ctrl-C 130, and a reader of the output that has enough, such as `| head`, 141 without a word.
+    85, Ctrl-C 130, and without a word the loss of another process of the same work 75, and a reader of the output that has
+    enough, such as `| head`, 141.
     """
 
     @functools.wraps(main)
@@ -80,13 +83,20 @@ def exits_cleanly(main: Callable[P, None]) -> Callable[P, None]:
             if name is None:
                 raise
             _exit(f"error: {name!a} is no name in UTF-8; rename that file or folder", USER_ERROR_EXIT_CODE)
-        except OSError as error:
-            if error.errno not in PLACES:
-                raise
-            place = f"{error.filename}: " if error.filename else ""
-            _exit(f"error: {place}{error.strerror}; make room there or choose another place", USER_ERROR_EXIT_CODE)
+        except (OSError, RuntimeError) as error:
+            _exit_if_known(error)
+            raise
 
     return guarded
+
+
+def _exit_if_known(error: OSError | RuntimeError) -> None:
+    """Exit for a place on the disk that a user can change, and where gloo, by which processes meet, says that one is gone."""
+    if isinstance(error, OSError) and error.errno in PLACES:
+        place = f"{error.filename}: " if error.filename else ""
+        _exit(f"error: {place}{error.strerror}; make room there or choose another place", USER_ERROR_EXIT_CODE)
+    if "gloo/transport" in str(error) and "Timed out" not in str(error):
+        sys.exit(LEFT_ALONE_EXIT_CODE)
 
 
 def _exit(message: str, code: int) -> NoReturn:

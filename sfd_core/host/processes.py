@@ -6,6 +6,7 @@ machines need a shared disk.
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,15 +23,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sfd_core.host.errors import ConfigError
+from sfd_core.host.errors import LEFT_ALONE_EXIT_CODE, ConfigError
 from sfd_core.host.machine import cores
 from sfd_core.host.resume import UNKNOWN_CODE, Code, resumable_dir
 from sfd_core.host.settings import Settings
 
 T = TypeVar("T")
 
-LEFT_ALONE = 75
-"""Exit code of a process that exits only because another process failed; that one reports the reason."""
 PATIENCE = timedelta(days=2)
 """How long a process waits for the others: rank 0 computes metrics while the others already draw the next samples."""
 HUNG = timedelta(hours=1)
@@ -105,12 +104,9 @@ class Processes:
             self.wait()
 
     def wait(self) -> None:
-        """Return when every process has reached this call; exit with `LEFT_ALONE` if another process died."""
+        """Return when every process has reached this call."""
         if self.count > 1:
-            try:
-                distributed.barrier()
-            except RuntimeError:
-                sys.exit(LEFT_ALONE)
+            distributed.barrier()
 
     def leave(self) -> None:
         """Wait for the others, then close the connection."""
@@ -146,8 +142,15 @@ def spread(preempted: int | None = None) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", _module(), *sys.argv[1:])
     except ChildFailedError as error:
-        failures = sorted(error.failures.values(), key=lambda failure: (failure.exitcode == LEFT_ALONE, failure.timestamp))
+        failures = sorted(
+            error.failures.values(), key=lambda failure: (failure.exitcode == LEFT_ALONE_EXIT_CODE, failure.timestamp)
+        )
         code = failures[0].exitcode
+        if code < 0:
+            killed = f"process {failures[0].local_rank + 1} of {count} was ended by {signal.Signals(-code).name}"
+            print(f"error: {killed}; if the machine ran out of memory, use fewer processes or smaller batches", file=sys.stderr)
+        elif code == LEFT_ALONE_EXIT_CODE:
+            print(f"error: the {count} processes lost their connections to one another; start them again", file=sys.stderr)
         sys.exit(code if code >= 0 else 128 - code)
     except SignalException as error:
         sys.exit(128 + error.sigval if preempted is None else preempted)
@@ -163,7 +166,7 @@ def _exit_with_launcher(launcher: int) -> None:
     """Exit as soon as the launcher has died: a killed launcher cannot stop its processes."""
     while os.getppid() == launcher:
         time.sleep(1)
-    os._exit(LEFT_ALONE)
+    os._exit(LEFT_ALONE_EXIT_CODE)
 
 
 def _module() -> str:

@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = textwrap.dedent("""
-    import json, os, sys, time
+    import json, os, signal, sys, time
     from pathlib import Path
+    import torch
     from sfd_core.host.errors import DataError, exits_cleanly
     from sfd_core.host.processes import Processes, spread
 
@@ -28,6 +29,13 @@ PROGRAM = textwrap.dedent("""
                 if "--wrong" in sys.argv:
                     raise DataError("the first process says what is wrong")
             assert Path("checked").exists()
+        if processes.rank == 1:
+            if "--second-wrong" in sys.argv:
+                raise DataError("the second process says what is wrong")
+            if "--second-killed" in sys.argv:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if processes.count > 1:
+            torch.distributed.all_reduce(torch.zeros(1))
         with processes.resumable_dir(Path("out"), Path("work")) as folder:
             threads = os.environ.get("OMP_NUM_THREADS")
             told = {"share": list(processes.share(range(7))), "threads": threads, "arguments": sys.argv[1:]}
@@ -67,11 +75,20 @@ def test_a_program_spreads_over_the_processes_asked_for(tmp_path: Path, count: i
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.slow
-def test_a_mistake_is_told_once_and_ends_all_with_its_exit_code(tmp_path: Path) -> None:
-    ended = run(tmp_path, "2", "--wrong")
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines() == ["error: the first process says what is wrong"]
+@pytest.mark.parametrize(
+    ("failure", "code", "told"),
+    [
+        pytest.param("--wrong", 2, "error: the first process says what is wrong", marks=pytest.mark.slow),
+        ("--second-wrong", 2, "error: the second process says what is wrong"),
+        pytest.param("--second-killed", 137, "error: process 2 of 2 was ended by SIGKILL; ", marks=pytest.mark.slow),
+    ],
+)
+def test_a_failure_is_told_once_and_ends_all_with_its_exit_code(tmp_path: Path, failure: str, code: int, told: str) -> None:
+    """Also while the others exchange tensors."""
+    ended = run(tmp_path, "2", failure)
+    assert ended.returncode == code
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(told)
     assert not (tmp_path / "out").exists()
 
 
