@@ -64,6 +64,7 @@ def test_a_training_over_machines_is_started_once_a_machine_and_its_outputs_are_
     subprocess.run(["bash", SLURM / "train.sbatch", "sfd"], env=environment, check=True)
     training, recorded = (tmp_path / "ran").read_text().splitlines()
     assert "torchrun --nnodes=2 --nproc-per-node=gpu --shutdown-timeout=110" in training
+    assert "--rdzv-id=7 --rdzv-backend=c10d --rdzv-endpoint=:20007 " in training
     assert training.endswith("-m sfd_core.stages.train --variant sfd")
     assert recorded == "dvc --wait-for-lock commit --force train@sfd"
 
