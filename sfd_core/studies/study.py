@@ -92,18 +92,19 @@ class Study:
         for point in points:
             self.measurement.pipeline.require_possible(labels, point.sampler)
         first = self.measurement.processes.first
+        files = [self.points / f"{self.measurement.key(point.sampler, len(labels))}.json" for point in points]
         busy = f"another process is writing the study in {self.out}; wait for it or give another folder"
         with locked_folder(self.out, busy) if first else nullcontext():
             self._require_own_folder()
-            for number, point in enumerate(points, start=1):
-                file = self.points / f"{self.measurement.key(point.sampler, len(labels))}.json"
+            # asked once, before the first process writes one: every process must come to the same answers
+            known = {file for file in files if file.is_file()}
+            self.measurement.processes.wait()
+            for number, (point, file) in enumerate(zip(points, files, strict=True), start=1):
                 what = f"point {number} of {len(points)}: {point.name}"
-                # every process must come to the same answer before the first one writes the file
-                known = file.is_file()
-                self.measurement.processes.wait()
                 if first:
-                    print(f"{what}: measured already" if known else what, file=sys.stderr, flush=True)
-                if not known:
+                    print(f"{what}: measured already" if file in known else what, file=sys.stderr, flush=True)
+                if file not in known:
+                    known.add(file)
                     result = self.measurement.run(Order(labels, point.sampler), what)
                     if result is not None:
                         numbers, measured = result
