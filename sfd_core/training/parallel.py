@@ -20,7 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from sfd_core.experiment.params import EngineParams, Optimisation
 from sfd_core.host.errors import ConfigError
-from sfd_core.models.denoisers.blocks import blocks_of, compile_blocks
+from sfd_core.models.denoisers.blocks import blocks_of, compile_blocks, recompute_activations
 from sfd_core.training.task import TrainingTask
 
 
@@ -153,6 +153,6 @@ def _parts(rank: int, share: int, micro_batch: int | None) -> list[slice]:
 
 def _switch(model: nn.Module, engine: EngineParams) -> None:
     if engine.activation_checkpointing:
-        model.activation_checkpointing = True  # type: ignore[assignment]
+        recompute_activations(model)
     if engine.compile:
         compile_blocks(model)

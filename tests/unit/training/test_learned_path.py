@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_stages import OPTIMISATION
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -11,6 +12,11 @@ from torch.distributions import Normal, SigmoidTransform, TransformedDistributio
 
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import LearnedSchedule
+from sfd_core.experiment.sizes import ModelSize
+from sfd_core.models.denoisers.blocks import blocks_of
+from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.training.loop import PLAIN_ENGINE
+from sfd_core.training.parallel import Parallel
 from sfd_core.training.tasks.learned_path import LearnedPathTask, PathLearner
 
 PROBE = {"size": "tiny", "patch": 2, "semantic": "vae", "learning_rate": 0.01, "steps": 1, "seed": 0}
@@ -107,3 +113,15 @@ def test_the_loss_is_the_error_by_the_density_of_training_times_and_the_slope_of
     expected["loss"] = expected["texture"] + 0.25 * expected["semantic"] + 0.5 * expected["kinetic"]
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, msg=name)
+
+
+def test_the_engine_reaches_the_denoiser_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    model = PathLearner(LightningDiT(ModelSize(2, 32, 2), 2, 2, 1, 0, 2), 4)
+    task = LearnedPathTask(model, FixedBatches(), SCHEDULE)  # type: ignore[arg-type]
+    assert blocks_of(model) == list(model.denoiser.blocks)  # what FSDP shards
+    Parallel("path", task, OPTIMISATION, PLAIN_ENGINE)
+    assert not model.denoiser.activation_checkpointing
+    Parallel("path", task, OPTIMISATION, PLAIN_ENGINE.model_copy(update={"activation_checkpointing": True, "compile": True}))
+    assert model.denoiser.activation_checkpointing
+    assert all(block._compiled_call_impl is not None for block in model.denoiser.blocks)
