@@ -19,7 +19,7 @@ from flows.point import compute
 from flows.sweep import Name, Preset, Sweep, cancel, run_sweep
 from sfd_core.experiment.code import pipeline_code
 from sfd_core.experiment.confirmation import WARNING, Confirmation
-from sfd_core.experiment.drawable import require_parts
+from sfd_core.experiment.drawable import require_fixed_steps, require_parts
 from sfd_core.experiment.grid import CURRENT, Point, Space, base_values, plan_points
 from sfd_core.experiment.numbers import number_name
 from sfd_core.experiment.params import Fraction, NonNegative, Offset, Positive, Samples, parse_params
@@ -87,8 +87,11 @@ def guidance_sweep(
     """
 
     def plan(point: Point) -> Rows:
-        require_parts(guidance, parts, variant, parse_params(point.values).variants[variant], "parts")
-        counts = evaluations or [point.values["evaluate"]["sampler"]["evaluations"]]
+        params = parse_params(point.values)
+        sampler, denoiser = params.evaluate.sampler, params.variants[variant]
+        require_parts(guidance, parts, variant, denoiser, "parts")
+        require_fixed_steps(["evaluations"] if evaluations else [], denoiser, sampler.solver)
+        counts = evaluations or [sampler.evaluations]
         varied = ("texture", "semantic") if parts == "both" else (parts,)
         rows = []
         for count, interval, scale in product(counts, intervals, scales):

@@ -135,9 +135,10 @@ class Drawing:
 
     def require_meaning(self, variant: "VariantParams", asked: "SamplerParams", evaluations: Any = None) -> None:
         """Raise `ConfigError` for an option, `--evaluations` too, that changes no image of a denoiser like `variant`."""
+        from sfd_core.experiment.drawable import require_fixed_steps
+
         fixed = [name for name, value in (("--evaluations", evaluations), ("--shift", self.shift)) if value is not None]
-        if fixed and variant.family == "flow" and asked.solver == "dopri5":
-            raise ConfigError(f"{' and '.join(fixed)} would change nothing: dopri5 chooses its own steps; leave it out")
+        require_fixed_steps(fixed, variant, asked.solver)
         unused = ["gaussian_solver"] if variant.family == "flow" else ["solver", "shift"]
         unused += ["semantic_scale", "semantic_interval"] if variant.semantic == "none" else []
         if given := [f"--{name.replace('_', '-')}" for name in unused if getattr(self, name) is not None]:

@@ -3,6 +3,8 @@
 It is no check of `Params`: results are also shown where parameters were edited since, with values of both.
 """
 
+from collections.abc import Sequence
+
 from sfd_core.experiment.params import GuidanceStudy, Params, VariantParams
 from sfd_core.experiment.sizes import TRAINING_LEVELS
 from sfd_core.experiment.snapshots import snapshot_steps
@@ -64,3 +66,9 @@ def require_parts(guidance: str, parts: str, name: str, variant: VariantParams, 
         raise ConfigError(f"{key} is {parts}, but semantic guidance acts on texture alone; set it to texture")
     if parts == "semantic" and variant.semantic == "none":
         raise ConfigError(f"{key} is semantic, but variant {name} has no semantics; set it to texture")
+
+
+def require_fixed_steps(options: Sequence[str], variant: VariantParams, solver: str) -> None:
+    """Raise `ConfigError` for options of the steps of a denoiser like `variant` where `solver` chooses them itself."""
+    if options and variant.family == "flow" and solver == "dopri5":
+        raise ConfigError(f"{' and '.join(options)} would change nothing: dopri5 chooses its own steps; leave it out")

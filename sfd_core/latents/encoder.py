@@ -11,7 +11,7 @@ from sfd_core.experiment.params import EncodeParams
 from sfd_core.host.errors import NumericsError
 from sfd_core.latents.composite import ChannelStatistics
 from sfd_core.latents.compressors import SemanticCompressors
-from sfd_core.latents.stored import field_names, frozen_noise
+from sfd_core.latents.stored import Rows, field_names, frozen_noise
 from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.posterior import Posterior
 
@@ -27,8 +27,8 @@ class LatentEncoder:
         self.vae, self.compressors = vae.to(device), compressors.to(device)
 
     @torch.no_grad()
-    def encode(self, images: NDArray[np.uint8], tokens: Tensor, part: str, first_row: int) -> dict[str, Tensor]:
-        """Return the fields (N, 2, C, g, g) of images (N, 3, R, R) and tokens (N, 2, C, g, g).
+    def encode(self, images: NDArray[np.uint8], tokens: Tensor, part: str, rows: Rows) -> dict[str, Tensor]:
+        """Return the fields (N, 2, C, g, g) of images (N, 3, R, R) and tokens (N, 2, C, g, g), those of `rows` (N,) of a part.
 
         The posterior sample of a row depends only on seed, part and row. Every standard deviation, e^-15 to e^10, fits into
         float16; the smallest lose a tenth, which changes a latent by less than the rounding of its mean. Raises
@@ -39,28 +39,27 @@ class LatentEncoder:
         normalised = self.compressors.statistics.normalise(tokens.to(self.device).float().flatten(0, 1))
         texture = self.vae.encode(pairs.flatten(0, 1))
         semantic = self.compressors.vae.encode(normalised)
-        rows = range(first_row, first_row + len(images))
         values = {
             **self._fields("z_tex", texture, part, rows),
             **self._fields("z_sem", semantic, part, rows),
             "z_pca": self.compressors.pca.encode(normalised),
         }
-        return {field: self._cast(field, value, part, first_row) for field, value in values.items()}
+        return {field: self._cast(field, value, part, rows) for field, value in values.items()}
 
-    def _fields(self, name: str, posterior: Posterior, part: str, rows: range) -> dict[str, Tensor]:
+    def _fields(self, name: str, posterior: Posterior, part: str, rows: Rows) -> dict[str, Tensor]:
         fields = field_names(name, self.params.posterior)
         if self.params.posterior == "moments":
             return dict(zip(fields, (posterior.mean, posterior.std), strict=True))
         noise = frozen_noise(name, part, self.params.seed, rows, tuple(posterior.mean.shape[1:]))
         return {fields[0]: posterior.sample(noise.flatten(0, 1).to(self.device))}
 
-    def _cast(self, field: str, values: Tensor, part: str, first_row: int) -> Tensor:
+    def _cast(self, field: str, values: Tensor, part: str, rows: Rows) -> Tensor:
         dtype = {"float16": torch.float16, "float32": torch.float32}[self.params.dtype]
         stored = values.reshape(-1, 2, *values.shape[1:]).to(dtype)
         finite = torch.isfinite(stored).flatten(1).all(dim=1)
         if not bool(finite.all()):
-            rows = [first_row + int(row) for row in torch.nonzero(~finite).flatten()]
-            raise NumericsError(f"{field} of {part} images {_format_rows(rows)} {self._problem(values)}")
+            broken = [int(rows[index]) for index in torch.nonzero(~finite).flatten().tolist()]
+            raise NumericsError(f"{field} of {part} images {_format_rows(broken)} {self._problem(values)}")
         return stored
 
     def _problem(self, values: Tensor) -> str:
@@ -88,14 +87,14 @@ def pixel_energy(vae: ImageVAE, z: Tensor, statistics: ChannelStatistics) -> Ten
     return (shares / shares.sum()).float()
 
 
-def require_resolved(statistics: Mapping[str, ChannelStatistics], params: EncodeParams) -> None:
-    """Raise `NumericsError` for channels whose values vary too little for the resolution of float16."""
+def require_resolved(statistics: Mapping[str, ChannelStatistics], params: EncodeParams, slack: float = 1.0) -> None:
+    """Raise `NumericsError` for channels whose values vary too little, by more than `slack`, for the resolution of float16."""
     if params.dtype == "float32":
         return
     for name, channels in statistics.items():
         exponent = (channels.mean.abs() + channels.std).log2().floor().clamp(min=-14)  # below 2^-14 the steps stay the same
         steps = torch.exp2(exponent - 10)
-        coarse = torch.nonzero(steps > COARSEST * channels.std).flatten().tolist()
+        coarse = torch.nonzero(steps > slack * COARSEST * channels.std).flatten().tolist()
         if coarse:
             first = coarse[0]
             raise NumericsError(

@@ -31,7 +31,7 @@ from sfd_core.latents.composite import ChannelStatistics, StreamingMoments, save
 from sfd_core.latents.compressors import CONFIG_FILE, SemanticCompressors
 from sfd_core.latents.encoder import LatentEncoder, pixel_energy, require_resolved
 from sfd_core.latents.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
-from sfd_core.latents.stored import StoredLatent, latent_fields, moments_of, posterior_meta
+from sfd_core.latents.stored import Rows, StoredLatent, latent_fields, moments_of, posterior_meta
 from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.stages.extraction import Extraction, Values, run_all
@@ -44,6 +44,10 @@ LATENTS = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
 SPARE_BYTES = 1 << 20
 ENERGY_IMAGES = 256
 """Training images over which the pixel energy of a texture channel is measured."""
+TRIED_IMAGES = 256
+"""Training images of which the resolution of float16 is judged before all are encoded."""
+TRIED_SLACK = 2.0
+"""By so much a few images may vary less than all."""
 
 Block = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (N, 3, R, R) and labels (N,)."""
@@ -72,8 +76,12 @@ def encode(params: EncodeParams, inputs: EncodeInputs, out: Path, processes: Pro
     row_bytes = sum(field.row_bytes for field in sources.fields(params).values())
     if processes.first:
         tell_of_forgotten(work.parent, work)
-    room = partial(require_room, work, out, rows * row_bytes + SPARE_BYTES, "stage encode")
-    with processes.resumable_dir(out, work, stage_code("encode"), room) as folder:
+
+    def check() -> None:
+        require_room(work, out, rows * row_bytes + SPARE_BYTES, "stage encode")
+        sources.require_resolved(params)
+
+    with processes.resumable_dir(out, work, stage_code("encode"), check) as folder:
         parts = sources.extractions(params, folder)
         run_all("encode", parts, work, processes)
         if processes.first:
@@ -130,6 +138,19 @@ class Sources:
             for part, images in self.images.items()
         }
 
+    def require_resolved(self, params: EncodeParams) -> None:
+        """Raise `NumericsError` if a few training images show that float16 is too coarse, which all tell only at the end."""
+        if params.dtype == "float32":
+            return
+        total: dict[str, StreamingMoments] = {}
+        tried = evenly_spaced(len(self.images["train"]), TRIED_IMAGES)
+        for start in range(0, len(tried), params.batch_size):
+            rows = tried[start : start + params.batch_size]
+            values = _latents(self, "train", rows, _pixels_and_labels(self.images["train"], rows))
+            for name, moments in values.counted.items():
+                total.setdefault(name, StreamingMoments(moments.channels)).merge(moments)
+        require_resolved({name: moments.statistics() for name, moments in total.items()}, params, TRIED_SLACK)
+
     def texture_energy(self, train: Path, statistics: ChannelStatistics) -> Tensor:
         """Return `pixel_energy` over images that are spread evenly over the encoded shard `train`."""
         shard = ShardReader(train, verify=False)
@@ -159,14 +180,14 @@ def _require_one_origin(
         )
 
 
-def _pixels_and_labels(images: ShardReader, rows: range) -> Block:
-    chosen = slice(rows.start, rows.stop)
-    return images["image"][chosen], images["label"][chosen]
+def _pixels_and_labels(images: ShardReader, rows: Rows) -> Block:
+    chosen = np.asarray(rows)
+    return images["image"].take(chosen), images["label"].take(chosen)
 
 
-def _latents(sources: Sources, part: str, rows: range, block: Block) -> Values:
+def _latents(sources: Sources, part: str, rows: Rows, block: Block) -> Values:
     pixels, labels = block
-    fields = sources.encoder.encode(pixels, sources.tokens[part].pairs(rows), part, rows.start)
+    fields = sources.encoder.encode(pixels, sources.tokens[part].pairs(rows), part, rows)
     counted = {}
     if part == "train":
         counted = {statistics: StreamingMoments.of(*moments_of(fields, name)) for name, statistics in LATENTS.items()}

@@ -63,13 +63,20 @@ def test_the_server_refuses_wrong_values_of_a_form(name: str, values: dict[str, 
         validate(values, form(name), raise_on_error=True)
 
 
-def test_a_guidance_sweep_over_semantics_that_a_variant_lacks_is_refused_before_it_trains(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("asked", "changes", "problem"),
+    [
+        ({"parts": "semantic"}, {}, "parts is semantic, but variant lightningdit has no semantics"),
+        ({"evaluations": [10, 20]}, {"evaluate.sampler.solver": "dopri5"}, "evaluations would change nothing: dopri5 chooses"),
+    ],
+)
+def test_a_guidance_sweep_over_what_changes_nothing_is_refused_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], changes: dict[str, Any], problem: str
 ) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(studies, "_measure", lambda study, *_: asked.append(study))
-    studies.guidance_sweep.fn(variant="lightningdit", parts="semantic")
-    space = Space(["lightningdit"], {}, [], asked[0].changes)
+    measured: list[Any] = []
+    monkeypatch.setattr(studies, "_measure", lambda study, *_: measured.append(study))
+    studies.guidance_sweep.fn(variant="lightningdit", **asked)
+    space = Space(["lightningdit"], {}, [], changes | measured[0].changes)
     (point,) = plan_points(base_values(CURRENT, ROOT), space, "code", ROOT)
-    with pytest.raises(ConfigError, match="parts is semantic, but variant lightningdit has no semantics"):
-        asked[0].plan(point)
+    with pytest.raises(ConfigError, match=problem):
+        measured[0].plan(point)

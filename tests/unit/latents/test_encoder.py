@@ -28,7 +28,7 @@ from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.models.vaes.posterior import Posterior
 from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.sampling.importing import LatentSource
-from sfd_core.stages.encode import EncodeInputs, Sources
+from sfd_core.stages.encode import EncodeInputs, Sources, encode
 from sfd_core.stages.train import TrainInputs, train_variant
 from sfd_core.training.tasks.denoising import FlowTask, LatentBatches
 
@@ -266,8 +266,8 @@ def test_values_beyond_float16_are_an_error_that_names_field_and_rows(stages: St
     with pytest.raises(
         NumericsError, match=rf"^{field} of train images 12 reaches 1\.9\de\+06, .* the largest float16 is 65504; set encode"
     ):
-        encoder.encode(images, tokens, "train", first_row=10)
-    LatentEncoder(params(posterior), encoder.vae, encoder.compressors, CPU).encode(images, tokens, "train", first_row=10)
+        encoder.encode(images, tokens, "train", range(10, 14))
+    LatentEncoder(params(posterior), encoder.vae, encoder.compressors, CPU).encode(images, tokens, "train", range(10, 14))
 
 
 def test_latents_that_are_not_finite_are_an_error_at_any_precision(stages: Stages) -> None:
@@ -275,7 +275,7 @@ def test_latents_that_are_not_finite_are_an_error_at_any_precision(stages: Stage
     tokens = torch.zeros(3, 2, 64, 4, 4)
     tokens[1, 1, 5] = float("nan")
     with pytest.raises(NumericsError, match=r"^z_sem_mean of held_out images 1 holds NaN or infinity; check the weights"):
-        encoder.encode(np.zeros((3, 3, 32, 32), np.uint8), tokens, "held_out", first_row=0)
+        encoder.encode(np.zeros((3, 3, 32, 32), np.uint8), tokens, "held_out", range(3))
 
 
 def test_every_deviation_of_a_posterior_fits_into_float16() -> None:
@@ -295,6 +295,21 @@ def test_channels_that_vary_less_than_float16_can_tell_are_refused() -> None:
         NumericsError, match=r"vae latents: channels \[1, 2\] .* 100 \+- 0\.5, in steps of 0\.0625\); set encode"
     ):
         require_resolved({"texture": ordinary, "vae": narrow}, params("moments", "float16"))
+
+
+def test_channels_that_float16_cannot_tell_are_refused_before_all_images_are_encoded(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stages.path / "run-True"
+    vae, _ = load_texture_vae(run / "texture_vae")
+    vae.encoder.out.bias.data[2] += 3000.0  # type: ignore[union-attr, operator]
+    (tmp_path / "vae").mkdir()
+    vae.save(tmp_path / "vae")
+    inputs = EncodeInputs(stages.prepare, stages.features(True), tmp_path / "vae", run / "semantic_vae")
+    encode(params("sample"), inputs, tmp_path / "wide")
+    monkeypatch.setattr("sfd_core.stages.encode.run_all", lambda *_: pytest.fail("images were encoded"))
+    with pytest.raises(NumericsError, match=r"^texture latents: channels \[2\] vary too little .* set encode.dtype to float32"):
+        encode(params("sample", "float16"), inputs, tmp_path / "narrow")
 
 
 def test_the_energy_of_a_channel_is_what_its_variation_adds_to_the_pixels() -> None:
