@@ -43,7 +43,7 @@ def sample(
     drawing.require_meaning(pipeline.denoiser.variant, sampler, evaluations)
     classes = list(pipeline.denoiser.classes)
     chosen = find_labels(labels, classes) if labels else list(range(max(1, len(classes))))
-    samples = pipeline([label for label in chosen for _ in range(count)], seed=sampler.seed, sampler=sampler)
+    samples = pipeline([label for label in chosen for _ in range(count)], sampler)
     samples.save_grid(out, columns)
     names = ", ".join([*classes, "no class"][label] for label in chosen)
     print(f"{out}: {len(chosen) * count} images of {names}; {samples.evaluations} evaluations each")

@@ -114,15 +114,13 @@ class Pipeline:
             )
         return cls(denoiser, vae, None if guide is None else load_denoiser(Path(guide), guide_step), compiled)
 
-    def __call__(
-        self, labels: Sequence[int | str], seed: int = 0, sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any
-    ) -> Samples:
-        """Draw one image per label, image i from noise i of `seed`; `changes` replace fields of `sampler`.
+    def __call__(self, labels: Sequence[int | str], sampler: SamplerParams = DEFAULT_SAMPLER, **changes: Any) -> Samples:
+        """Draw one image per label, image i from noise i of the seed; `changes` replace fields of `sampler`.
 
         For example `pipeline([0, "cat"], seed=3, evaluations=100)`; a label is an index, the null class included, or a name.
         Shows progress of more than one batch. Raises `ConfigError` for unknown labels or settings.
         """
-        sampler = parse_sampler({**sampler.model_dump(), **changes, "seed": seed}, "these images")
+        sampler = parse_sampler(sampler.model_dump() | changes, "these images")
         indices = find_labels(labels, self.denoiser.classes)
         self.require_possible(indices, sampler)
         batches = self.batches(indices, sampler)
