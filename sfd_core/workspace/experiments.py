@@ -78,8 +78,8 @@ def plan_experiment(values: Mapping[str, Any], changes: Mapping[str, Any], axis:
         for value in axis.values:
             variant = copy.deepcopy(changed["variants"][origin])
             set_value(variant, axis.key, value)
-            word = re.sub(r"[\[\], ]+", "_", f"{value}".replace(".", "p")).strip("_")
-            name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key}-{word}"
+            word = re.sub(r"[^A-Za-z0-9_+-]+", "_", f"{value}".replace(".", "p")).strip("_")
+            name = origin if variant == changed["variants"][origin] else f"{origin}-{axis.key.rpartition('.')[2]}-{word}"
             if changed["variants"].setdefault(name, variant) != variant:
                 raise ConfigError(f"varying {axis.key} makes a variant {name}, but another one has this name; rename that")
             origins[name], settings[name] = origin, {axis.key: value}

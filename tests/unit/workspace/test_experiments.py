@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emoji import emoji
@@ -75,10 +76,18 @@ def test_studies_of_a_variant_come_along_with_every_value_of_it() -> None:
     assert list(parse_params(plan.values).active_studies()) == ["curve", "curve-seed-1"]
 
 
-def test_names_of_variants_hold_no_dot_since_dvc_would_take_it_for_nesting() -> None:
-    plan = plan_experiment(VALUES, {}, Axis("learning_rate", (0.0005, 0.25)))
-    assert not any("." in name for name in plan.origins)
-    assert len(plan.origins) == 2 * len(VALUES["active"])
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("learning_rate", (0.0005, 0.25)),
+        ("repa.weight", (0.25, 0.125)),
+        ("times", ({"kind": "independent", "absent": 0.05}, {"kind": "independent", "absent": 0.1})),
+    ],
+)
+def test_made_up_names_are_names_of_variants(key: str, values: tuple[Any, ...]) -> None:
+    plan = plan_experiment(VALUES | {"active": ["sfd"], "studies": {}}, {"variants.sfd.mask_clamped": False}, Axis(key, values))
+    assert parse_params(plan.values).active == list(plan.origins)
+    assert len(plan.origins) == 2
 
 
 def test_an_impossible_experiment_writes_nothing(tmp_path: Path) -> None:
