@@ -45,6 +45,8 @@ class Range(Group):
     def _check(self) -> Self:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError(f"{self.low} to {self.high} is no range; low is below high, and above 0 if log is true")
+        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"whole is true, but {self.low} to {self.high} are not whole numbers; give whole bounds")
         return self
 
 

@@ -4,6 +4,7 @@ Draws depend on the ranges, the seed and what earlier draws measured. Finished p
 started again draws the same values and goes on where it stood; it needs no storage of its own.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from sfd_core.host.errors import ConfigError
 MEASURED_WITH = ("prepare.", "reference.", "evaluate.final_samples.")
 """Images, network and number of samples of the distance."""
 DIGITS = 3
-"""Significant digits of a drawn number, which is also in the name of its point."""
+"""Significant digits of a drawn number, or those of its range's width if that is smaller; they are in the name of its point."""
 
 
 Ranges = Mapping[str, Range | list[Any]]
@@ -52,6 +53,7 @@ class Search:
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(sampler=_sampler(method, seed))
+        self._ranges = ranges
         self._distributions = {key: _distribution(values) for key, values in ranges.items()}
 
     def ask(self, count: int) -> list[Draw]:
@@ -59,7 +61,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is experimental in Optuna, and that lists are drawn at random
             trials = [self._study.ask(self._distributions) for _ in range(count)]
-        return [Draw({key: _plain(value) for key, value in trial.params.items()}, trial) for trial in trials]
+        return [Draw({key: _named(value, self._ranges[key]) for key, value in trial.params.items()}, trial) for trial in trials]
 
     def tell(self, draw: Draw, distance: float | None, losses: Losses, pruned: bool = False) -> None:
         """Say what a combination measured, and its validation losses; no distance if it failed or was `pruned`."""
@@ -92,5 +94,9 @@ def _distribution(values: Range | list[Any]) -> distributions.BaseDistribution:
     return distributions.FloatDistribution(values.low, values.high, log=values.log)
 
 
-def _plain(value: Any) -> Any:
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+def _named(value: Any, values: Range | list[Any]) -> Any:
+    """Return a number drawn between two bounds, still between them, with few enough digits for the name of its point."""
+    if not isinstance(values, Range) or values.whole:
+        return value
+    scale = min(abs(value) or math.inf, values.high - values.low)
+    return min(max(round(value, DIGITS - 1 - math.floor(math.log10(scale))), values.low), values.high)

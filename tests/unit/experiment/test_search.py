@@ -42,6 +42,17 @@ def test_draws_lie_in_their_ranges_and_depend_on_the_seed_alone(method: Method) 
     assert all(value["delta_t"] == float(f"{value['delta_t']:.3g}") for value in values)
 
 
+@pytest.mark.parametrize("method", ["tpe", "random", "even"])
+def test_draws_of_a_narrow_range_differ_inside_it_and_listed_values_are_exact(method: Method) -> None:
+    listed = [0.9995, 1.2345]
+    ranges: dict[str, Range | list[Any]] = {"train.ema_decay": Range(low=0.99, high=0.9999), "learning_rate": listed}
+    values = [draw.values for draw in Search(ranges, method, 0).ask(64)]
+    decays = {value["train.ema_decay"] for value in values}
+    assert all(0.99 <= decay <= 0.9999 and len(f"{decay}") <= len("0.99123") for decay in decays)
+    assert len(decays) > 50
+    assert {value["learning_rate"] for value in values} == set(listed)
+
+
 def largest_gap(method: Method) -> float:
     values = sorted(value["delta_t"] for value in drawn(method))
     return max(after - before for before, after in pairwise([0.0, *values, 1.0]))
@@ -69,8 +80,12 @@ def test_impossible_ranges_are_refused() -> None:
             Search({"delta_t": Range(low=0, high=1), key: [1, 2]}, "tpe", 0)
     with pytest.raises(ConfigError, match="needs at least one range"):
         Search({}, "random", 0)
-    for values in ({"low": 1.0, "high": 0.0}, {"low": 0.0, "high": 1.0, "log": True}):
-        with pytest.raises(ConfigError, match="is no range"):
+    for values, problem in (
+        ({"low": 1.0, "high": 0.0}, "is no range"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "is no range"),
+        ({"low": 0.5, "high": 3.0, "whole": True}, "are not whole numbers"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
             parse_group(Range, values, "the range")
 
 
