@@ -9,7 +9,7 @@ Mirror images count; where there are fewer held-out images, the protocol's `samp
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,10 @@ from sfd_core.data.store.shards import ShardReader
 from sfd_core.evaluation.adm import AdmReference
 from sfd_core.evaluation.evaluator import Drawn, Evaluator, head, load_extractor
 from sfd_core.evaluation.extractors import FEATURES
+from sfd_core.evaluation.metrics import NEIGHBOURHOOD
 from sfd_core.evaluation.reference import MOST_FEATURES, write_reference
 from sfd_core.experiment.params import EvaluateParams, Params, ReferenceParams
-from sfd_core.host.errors import exits_cleanly
+from sfd_core.host.errors import DataError, exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.progress import with_progress
 from sfd_core.host.seeding import derive_seed, sample_noise
@@ -57,12 +58,13 @@ class RealSet:
 def reference(params: Params, prepare: Path, texture_vae: Path, out: Path) -> None:
     """Write statistics, features and the numbers of real images to `out` in one atomic step.
 
-    Raises `ResourceError` for missing weights or a full disk, `DataError` for missing or damaged inputs, `ConfigError` for an
-    ADM reference of another resolution.
+    Raises `ResourceError` for missing weights or a full disk, `DataError` for missing, damaged or too few inputs, `ConfigError`
+    for an ADM reference of another resolution.
     """
     file = params.reference.adm_npz
     adm = AdmReference.open(Path(file), params.prepare.resolution) if file else None
     train, held_out = ShardReader(prepare / "train"), ShardReader(prepare / "held_out")
+    _require_enough({"training": train, "held-out": held_out})
     vae, _ = load_texture_vae(texture_vae)
     kept = 2 * min(len(train), MOST_FEATURES) + (adm.images if adm else 0)
     require_disk(out, len(params.reference.extractors) * (kept * WIDEST * 4 + WIDEST**2 * 16), "stage reference")
@@ -71,6 +73,16 @@ def reference(params: Params, prepare: Path, texture_vae: Path, out: Path) -> No
         evaluator = Evaluator.load(folder, params.reference, params.evaluate.kid_subset_size, train.digest)
         sets = _real_sets(train, held_out, vae, max(params.evaluate.final_samples, params.evaluate.snapshot_samples))
         write_json(folder / "metrics.json", _metrics(evaluator, sets, params.evaluate))
+
+
+def _require_enough(parts: Mapping[str, ShardReader]) -> None:
+    fewest = (NEIGHBOURHOOD + 1) // 2 + 1
+    for name, shard in parts.items():
+        if len(shard) < fewest:
+            raise DataError(
+                f"{shard.path} has {len(shard)} {name} images, but precision and recall need {fewest} and their mirror images; "
+                "add images, or change prepare.held_out"
+            )
 
 
 def _write_references(params: ReferenceParams, train: ShardReader, folder: Path, adm: AdmReference | None) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,20 @@ def test_a_missing_input_leaves_nothing_behind(inputs: Path, params: Params, tmp
     with pytest.raises(DataError, match="dvc repro texture_vae"):
         reference(params, inputs / "prepare", tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_so_few_held_out_images_that_nothing_can_be_measured_of_them_are_refused_at_once(
+    inputs: Path, params: Params, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs / "prepare" / "train", tmp_path / "prepare" / "train")
+    for count in (3, 2):
+        shutil.rmtree(tmp_path / "prepare" / "held_out", ignore_errors=True)
+        with ShardWriter(tmp_path / "prepare" / "held_out", {"image": FieldSpec("uint8", (3, 16, 16))}, {}) as writer:
+            writer.append(image=np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8))
+        if count == 3:
+            reference(params, tmp_path / "prepare", inputs / "texture_vae", tmp_path / "out")
+    with pytest.raises(DataError, match=r"held_out has 2 held-out images, but .* need 3 .* change prepare.held_out"):
+        reference(params, tmp_path / "prepare", inputs / "texture_vae", tmp_path / "out")
 
 
 def test_fewer_random_rows_are_a_prefix_of_more() -> None:
