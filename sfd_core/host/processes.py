@@ -153,7 +153,7 @@ def spread(preempted: int | None = None) -> None:
             print(f"error: the {count} processes lost their connections to one another; start them again", file=sys.stderr)
         sys.exit(code if code >= 0 else 128 - code)
     except SignalException as error:
-        sys.exit(128 + error.sigval if preempted is None else preempted)
+        sys.exit(128 + error.sigval if preempted is None or error.sigval != signal.SIGTERM else preempted)
     sys.exit(0)
 
 

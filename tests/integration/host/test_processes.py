@@ -18,7 +18,7 @@ PROGRAM = textwrap.dedent("""
 
     @exits_cleanly
     def main():
-        spread()
+        spread(85)
         processes = Processes.join()
         if "--wait" in sys.argv:
             os.write(1, b"waits\\n")  # whole, whoever else writes
@@ -92,7 +92,14 @@ def test_a_failure_is_told_once_and_ends_all_with_its_exit_code(tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("sent", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(signal.SIGTERM, 85, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGKILL, -9),
+    ],
+)
 def test_no_process_outlives_the_one_that_started_all(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     process = start(tmp_path, "2", "--wait")
     assert process.stdout is not None
