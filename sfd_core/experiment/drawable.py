@@ -1,4 +1,4 @@
-"""What stages `evaluate` and `studies` would refuse after the trainings, found before them.
+"""What stages `train`, `evaluate` and `studies` would refuse after the stages before them, found before these.
 
 It is no check of `Params`: results are also shown where parameters were edited since, with values of both.
 """
@@ -14,7 +14,11 @@ SHAPES_RESULTS = False
 
 
 def require_drawable(params: Params) -> None:
-    """Raise `ConfigError` for guidance or evaluations that active variants do not know, and for snapshots never taken."""
+    """Raise `ConfigError` for guidance or evaluations that active variants do not know, and for snapshots never taken.
+
+    So it does for trainings in shards that need whole weights.
+    """
+    _require_whole_weights(params)
     sampler = params.evaluate.sampler
     for name in params.active:
         variant = params.variants[name]
@@ -30,6 +34,15 @@ def require_drawable(params: Params) -> None:
             _require_guide(params, study, f"studies.{key}.guide_step")
             variant = params.variants[study.variant]
             require_parts(study.guidance, study.parts, study.variant, variant, f"studies.{key}.parts")
+
+
+def _require_whole_weights(params: Params) -> None:
+    train = params.train
+    whole = (
+        "optimisation.optimizer muon" if train.optimisation.optimizer == "muon" else "power_emas" if train.power_emas else None
+    )
+    if params.engine.sharding != "none" and whole:
+        raise ConfigError(f"engine.sharding is {params.engine.sharding}, but train.{whole} needs whole weights; set it to none")
 
 
 def _require_guidable(params: Params, name: str, variant: VariantParams, guidance: str, key: str) -> None:

@@ -77,7 +77,7 @@ class Optimisation(Group):
     """How one network is optimised."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon for the matrices of transformer blocks, AdamW for the rest. May be left out."""
+    """`muon`: Muon for the matrices of a denoiser's blocks, AdamW for the rest. May be left out."""
 
     steps: Positive
     """Optimiser steps."""
@@ -107,6 +107,11 @@ class Optimisation(Group):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {self.betas} must lie in [0, 1)")
         return self
+
+
+def _require_adamw(optimisation: Optimisation) -> None:
+    if optimisation.optimizer != "adamw":
+        raise ValueError(f"optimisation.optimizer is {optimisation.optimizer}, which is for denoisers alone; set it to adamw")
 
 
 class PrepareParams(Group):
@@ -188,6 +193,13 @@ class TrainedVAEParams(Group):
     def _check(self) -> Self:
         if self.width % 8:
             raise ValueError(f"width {self.width} is not a multiple of its 8 normalisation groups; choose 8, 16, 24, ...")
+        _require_adamw(self.optimisation)
+        values = 3 * self.downsampling**2
+        if self.channels > values:
+            raise ValueError(
+                f"channels {self.channels} exceed the {values} values of a patch of {self.downsampling} pixels, whose "
+                f"principal components they start from; set channels to {values} or less, or raise downsampling"
+            )
         return self
 
 
@@ -276,6 +288,7 @@ class SemanticVAEParams(Group):
     def _check(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of its {self.heads} heads")
+        _require_adamw(self.optimisation)
         if self.weights is not None and self.standardise:
             raise ValueError(
                 "standardise is true, but published weights take raw tokens; set standardise to false or weights to null"

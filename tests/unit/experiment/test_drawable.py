@@ -28,6 +28,11 @@ def test_every_preset_can_be_drawn(name: str) -> None:
             r"train\.class_dropout is 0, so it is never trained without a label",
         ),
         ({"evaluate.sampler.evaluations": TRAINING_LEVELS + 1}, "is 1001, but active variant dit .* set it to 1000 or less"),
+        ({"engine.sharding": "fsdp"}, "sharding is fsdp, but train.optimisation.optimizer muon needs whole weights"),
+        (
+            {"engine.sharding": "fsdp", "train.optimisation.optimizer": "adamw", "train.power_emas": [0.1]},
+            "sharding is fsdp, but train.power_emas needs whole weights",
+        ),
         ({"evaluate.sampler.guidance": "internal"}, "is internal, but variant .* has no inner head"),
         ({"evaluate.sampler.guidance": "semantic"}, "is semantic, but variant .* never lacks semantics"),
         ({"studies": {"a": STUDY | {"guidance": "cfg"}}}, r"studies\.a\.guidance is cfg, but variant any_order"),

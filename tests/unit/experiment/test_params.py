@@ -57,6 +57,13 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
             r"evaluations is 2, but variants\.sfd\.delta_t 0\.3 needs at least 3 \(one per phase\)\. Set it to 3 or more",
         ),
         ("texture_vae.width", 12, "width 12 is not a multiple of its 8 normalisation groups"),
+        ("texture_vae.channels", 193, "channels 193 exceed the 192 values of a patch of 8 pixels"),
+        ("texture_vae.optimisation.optimizer", "muon", r"texture_vae: optimisation\.optimizer is muon, which is for denoisers"),
+        (
+            "semantic_vae.optimisation.optimizer",
+            "muon",
+            r"semantic_vae: optimisation\.optimizer is muon, which is for denoisers",
+        ),
         ("semantic_vae.heads", 5, "not a multiple of its 5 heads"),
         ("active", ["sfd", "sdf"], "unknown variant 'sdf'; variants defines dit, lightningdit"),
         ("active", ["sfd", "sfd"], "names a variant twice"),
