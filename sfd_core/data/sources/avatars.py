@@ -20,7 +20,7 @@ from dicebear import Avatar, Style
 from PIL import Image
 
 from sfd_core.data.sources.crops import Pixels, on_white
-from sfd_core.data.sources.image_set import ImageSet, require_plain
+from sfd_core.data.sources.image_set import ImageSet
 from sfd_core.host.errors import ConfigError
 from sfd_core.host.machine import cores
 from sfd_core.host.progress import with_progress
@@ -53,12 +53,7 @@ def avatar_images(styles: Sequence[str], per_style: int, resolution: int) -> Ima
             names.append(f"{style}/{SEEDS.format(number)}")
             labels.append(styles.index(style))
             pixels.append(image)
-
-    def render(index: int, copy: int) -> Pixels:
-        require_plain(names[index], copy)
-        return pixels[index]
-
-    return ImageSet(names, labels, list(styles), render, versions)
+    return ImageSet(names, labels, list(styles), lambda index, _: pixels[index], versions)
 
 
 def draw(wanted: tuple[str, int], side: int) -> Pixels:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sfd_core.data.sources.crops import Pixels, centre_crop, read_image
-from sfd_core.data.sources.image_set import PARTS, ImageSet, Location, require_classes, require_plain, stamp_files
+from sfd_core.data.sources.image_set import PARTS, ImageSet, Location, require_classes, stamp_files
 from sfd_core.host.errors import DataError
 from sfd_core.host.files import files_below
 
@@ -31,8 +31,7 @@ def folder_images(location: Location, resolution: int) -> ImageSet:
             f"set it to {root / classes[0]}"
         )
 
-    def render(index: int, copy: int) -> Pixels:
-        require_plain(names[index], copy)
+    def render(index: int, _: int) -> Pixels:
         return centre_crop(read_image(root / names[index]), resolution)
 
     return ImageSet(names, labels, classes, render, lambda: stamp_files(root / name for name in names))

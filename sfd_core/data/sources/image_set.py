@@ -42,7 +42,9 @@ class ImageSet:
     labels: list[int]
     classes: list[str]
     render: Callable[[int, int], Pixels]
-    """(index, copy) -> (resolution, resolution, 3) uint8; thread-safe. Raises `DataError` for an unreadable image."""
+    """(index, copy) -> (resolution, resolution, 3) uint8; thread-safe. Raises `DataError` for an unreadable image.
+
+    Copies other than 0 are for twemoji alone: `PrepareParams` refuses them elsewhere."""
     stamp: Callable[[], str]
     """Hash that changes when the source does: sizes and modification times of files, or versions of packages."""
 
@@ -136,9 +138,3 @@ def require_classes(classes: Sequence[str], location: Location) -> None:
             f"{location} holds {' and '.join(classes)}, which are parts of a data set, not classes; set "
             "prepare.path to the part to train on and prepare.held_out_path to the other"
         )
-
-
-def require_plain(name: str, copy: int) -> None:
-    """Raise `DataError` unless `copy` is 0: files have one rendering only."""
-    if copy != 0:
-        raise DataError(f"copy {copy} of {name} was requested, but files have one rendering; set prepare.copies to 1")

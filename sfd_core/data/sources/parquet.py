@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sfd_core.data.sources.crops import REMEDY, Pixels, centre_crop, decode_image
-from sfd_core.data.sources.image_set import (
-    ImageSet,
-    Location,
-    find_files,
-    numbered_classes,
-    require_classes,
-    require_plain,
-    stamp_files,
-)
+from sfd_core.data.sources.image_set import ImageSet, Location, find_files, numbered_classes, require_classes, stamp_files
 from sfd_core.host.errors import DataError
 
 IMAGES, LABEL = ("image", "img"), "label"
@@ -58,7 +50,7 @@ class _Images:
         self._column = lru_cache(KEPT_GROUPS)(self._read)
         self._lock = threading.Lock()
 
-    def render(self, resolution: int, row: int) -> Pixels:
+    def render(self, resolution: int, row: int, _: int) -> Pixels:
         place = bisect.bisect_right(self._firsts, row) - 1
         group = self._groups[place]
         with self._lock:
@@ -104,19 +96,8 @@ def parquet_images(location: Location, resolution: int) -> ImageSet:
         labels += found
     if not labels:
         raise DataError(f"{location} has no rows; download its files again")
-    images = _Images(groups)
-
-    def render(index: int, copy: int) -> Pixels:
-        require_plain(names[index], copy)
-        return images.render(resolution, index)
-
-    return ImageSet(
-        names,
-        labels,
-        classes if classes is not None else numbered_classes(labels, location),
-        render,
-        lambda: stamp_files(files),
-    )
+    classes = classes if classes is not None else numbered_classes(labels, location)
+    return ImageSet(names, labels, classes, partial(_Images(groups).render, resolution), lambda: stamp_files(files))
 
 
 @contextmanager

@@ -15,19 +15,12 @@ import tarfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from sfd_core.data.sources.crops import Pixels, centre_crop, decode_image
-from sfd_core.data.sources.image_set import (
-    ImageSet,
-    Location,
-    find_files,
-    numbered_classes,
-    require_classes,
-    require_plain,
-    stamp_files,
-)
+from sfd_core.data.sources.image_set import ImageSet, Location, find_files, numbered_classes, require_classes, stamp_files
 from sfd_core.host.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
@@ -71,7 +64,7 @@ class _Images:
         self._offset.append(member.offset)
         self._size.append(member.size)
 
-    def render(self, resolution: int, index: int) -> Pixels:
+    def render(self, resolution: int, index: int, _: int) -> Pixels:
         path = self.files[self._file[index]]
         data = _read(path, self._offset[index], self._size[index])
         return centre_crop(decode_image(io.BytesIO(data), f"{self.names[index]} in {path}"), resolution)
@@ -94,12 +87,7 @@ def tar_images(location: Location, labels: Literal["folder", "stored"], resoluti
         classes = numbered_classes(numbers, location) if numbers else []
     if not images.names:
         raise DataError(f"{location} holds no image; with prepare.labels {labels}, tar files need {_required_layout(labels)}")
-
-    def render(index: int, copy: int) -> Pixels:
-        require_plain(images.names[index], copy)
-        return images.render(resolution, index)
-
-    return ImageSet(images.names, numbers, classes, render, lambda: stamp_files(files))
+    return ImageSet(images.names, numbers, classes, partial(images.render, resolution), lambda: stamp_files(files))
 
 
 def members(path: Path) -> Iterator[Member]:

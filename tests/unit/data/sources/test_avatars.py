@@ -5,7 +5,7 @@ import pytest
 
 from sfd_core.data.sources.avatars import FREE, avatar_images, draw, list_styles
 from sfd_core.data.sources.image_set import ImageSet
-from sfd_core.host.errors import ConfigError, DataError
+from sfd_core.host.errors import ConfigError
 
 STYLES = ["thumbs", "pixelbot"]
 PER_STYLE = 100
@@ -59,8 +59,3 @@ def test_only_free_styles_are_drawn() -> None:
 def test_a_style_that_may_not_be_used_is_refused_with_those_that_may(style: str) -> None:
     with pytest.raises(ConfigError, match=r"prepare\.styles names .* choose from .*critters"):
         avatar_images(["thumbs", style], 2, 32)
-
-
-def test_there_is_one_rendering_of_a_drawing(avatars: ImageSet) -> None:
-    with pytest.raises(DataError, match=r"set prepare\.copies to 1"):
-        avatars.render(0, 1)

@@ -168,12 +168,6 @@ def test_listing_a_folder_reads_no_image(tmp_path: Path) -> None:
         loaded.render(0, 0)
 
 
-def test_files_have_no_second_rendering(tmp_path: Path) -> None:
-    loaded = load_images(folder_params(make_folder(tmp_path / "data", {"cat": 1})))
-    with pytest.raises(DataError, match=r"set prepare\.copies to 1"):
-        loaded.render(0, 1)
-
-
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is no folder"):
         load_images(folder_params(tmp_path / "nowhere"))
