@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from sfd_core.diffusion.guidance import VelocityFn
 from sfd_core.diffusion.path import channel_times, predict_data
 from sfd_core.diffusion.schedule import PhaseSpan, Schedule, SharedTimes
-from sfd_core.host.errors import ConfigError
 
 DOPRI5_ABSOLUTE_TOLERANCE = 1e-6
 DOPRI5_RELATIVE_TOLERANCE = 1e-3
@@ -60,7 +59,7 @@ def integrate(
     A guided velocity counts as one evaluation, although it may run two networks. A latent that does not change is not guided;
     this affects only its predicted data in `observe`. dopri5 (torchdiffeq) chooses its steps from the error over the whole
     batch, so it gets one image at a time and no image depends on its batch. Raises `ConfigError` for a budget too small for
-    the phases or a missing torchdiffeq, and `ValueError` for dopri5 with more than one image.
+    the phases, and `ValueError` for dopri5 with more than one image.
     """
     counted = _Counted(velocity)
     path = _Path(counted, schedule, n_texture)
@@ -198,6 +197,9 @@ def _integrate_adaptive(path: _Path, x: Tensor, grid: list[float], observe: Obse
 
 def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> list[Tensor]:
     """Solve one phase for the channels that change; constant channels would lower the error estimate."""
+    # imported on use: machines that only train or use fixed steps need no torchdiffeq
+    from torchdiffeq import odeint  # noqa: PLC0415
+
     acting = [part for part, rate in zip(path.parts, span.rates, strict=True) if rate > 0]
     part = slice(acting[0].start, acting[-1].stop)
 
@@ -211,7 +213,7 @@ def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> lis
         inside = min(max(float(u), span.start), span.stop)
         return path.move(torch.zeros_like(x), 1.0, path.at(inside, whole(moving), span), span)[:, part]
 
-    states = _torchdiffeq_odeint()(
+    states = odeint(
         derivative,
         x[:, part],
         torch.tensor(points, dtype=torch.float64),
@@ -221,12 +223,3 @@ def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> lis
         options={"step_t": torch.tensor([span.stop], dtype=torch.float64)},
     )
     return [whole(state) for state in states]
-
-
-def _torchdiffeq_odeint() -> Callable[..., Tensor]:
-    try:
-        # imported on use: machines that only train or use fixed steps need no torchdiffeq
-        from torchdiffeq import odeint  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError("solver dopri5 needs the package torchdiffeq; install it or choose euler, heun or ab2") from error
-    return cast(Callable[..., Tensor], odeint)

@@ -18,7 +18,7 @@ from sfd_core.evaluation.inception import Inception
 from sfd_core.evaluation.neighbours import Nearest, nearest_images
 from sfd_core.evaluation.reference import ReferenceSet
 from sfd_core.experiment.params import ExtractorName, ReferenceParams
-from sfd_core.host.errors import ConfigError, DataError, IdentityError
+from sfd_core.host.errors import DataError, IdentityError
 
 EXTRACTORS: dict[ExtractorName, Callable[..., Extractor]] = {
     "inception": Inception,
@@ -78,10 +78,8 @@ class Number:
 def load_extractor(name: ExtractorName, inception_weights: str | None = None) -> Extractor:
     """Return an extractor, on the GPU where there is one.
 
-    Raises `ConfigError` for an unknown name, `ResourceError` for weights that are missing and cannot be fetched.
+    Raises `ResourceError` for weights that are missing and cannot be fetched.
     """
-    if name not in EXTRACTORS:
-        raise ConfigError(f"unknown extractor {name!r}; reference.extractors takes {', '.join(EXTRACTORS)}")
     extractor = EXTRACTORS[name](inception_weights) if name == "inception" else EXTRACTORS[name]()
     return extractor.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -72,7 +72,7 @@ class Study:
 
     @cached_property
     def labels(self) -> list[int]:
-        """The classes that every point draws. Raises `ConfigError` if `samples` is not positive."""
+        """The classes that every point draws."""
         return class_balanced_labels(self.samples, len(self.measurement.pipeline.denoiser.classes))
 
     def measure(

@@ -18,7 +18,7 @@ from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation import measurement as measurement_module
 from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure, oracle_order
 from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded, recipe
-from sfd_core.host.errors import ConfigError, DataError, IdentityError
+from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import file_digest, write_json
 from sfd_core.host.processes import ALONE
 from sfd_core.sampling.artifact import load_denoiser
@@ -189,11 +189,6 @@ def test_every_prefix_of_balanced_labels_is_balanced() -> None:
     for count in (1, 9, 10, 500, 1003):
         counts = np.bincount(labels[:count], minlength=10)
         assert counts.max() - counts.min() <= 1
-
-
-def test_nothing_to_draw_is_refused() -> None:
-    with pytest.raises(ConfigError, match="0 images cannot be drawn"):
-        class_balanced_labels(0, 3)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,8 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
         ("variants.sfd.path", [[0, 0], [1, 1]], r"delta_t is 0\.3, but a path is given, too"),
         ("variants.sync.path", [[0, 0], [0.5, 0.5], [0.4, 1], [1, 1]], r"steps back to \[0\.4, 1"),
         ("variants.sync.path", [[0, 0.5], [1, 1]], r"must begin with \[0, 0\]"),
+        ("variants.sync.path", [[0, 0], [0.5, 1]], r"and end with \[1, 1\]"),
+        ("evaluate.sampler.shift", float("inf"), r"evaluate\.sampler\.shift: Input should be a finite number"),
         ("variants.sync.path", [[0, 0], [2, 1]], "less than or equal to 1"),
         ("variants.sync.path", [[0, 0], *([k / 99, k / 120] for k in range(1, 99)), [1, 1]], "needs at least 99"),
         ("variants.dit.path", [[0, 0], [1, 1]], "but there is no semantic latent"),

@@ -1,8 +1,6 @@
-import pytest
 import torch
 from torch import nn
 
-from sfd_core.host.errors import ConfigError
 from sfd_core.training.ema import EMA
 
 
@@ -70,15 +68,3 @@ def test_a_resumed_average_equals_an_unbroken_one() -> None:
         ema.update(set_to(model, 9.0))
     assert resumed.updates == unbroken.updates == 6
     assert torch.equal(resumed.weights()["trained"], unbroken.weights()["trained"])
-
-
-def test_another_model_s_average_is_refused() -> None:
-    ema = EMA(Network(), decay=0.9, warmup=True)
-    with pytest.raises(ConfigError, match=r"weights\.weight"):
-        ema.load_state_dict(EMA(nn.Linear(1, 1), decay=0.9, warmup=True).state_dict())
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.1])
-def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
-    with pytest.raises(ConfigError, match="must lie in"):
-        EMA(Network(), decay, warmup=True)
