@@ -5,25 +5,21 @@ bit for bit, however many processes made it and wherever they were broken off: b
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from sfd_core.data.store.pieces import Piece, PiecedShard
 from sfd_core.data.store.shards import Array
+from sfd_core.host.ahead import ahead
 from sfd_core.host.processes import Processes
 from sfd_core.host.progress import with_progress
 from sfd_core.latents.composite import StreamingMoments
 from sfd_core.stages.outlook import Outlook
 
-T = TypeVar("T")
 Source = TypeVar("Source")
 
-LOOK_AHEAD = 2
-"""Batches that are read, and that are computed, before they are asked for."""
 TIMED = 3
 """Batches that the time of all is estimated from, besides a first one to warm up."""
 
@@ -52,7 +48,8 @@ class Extraction(Generic[Source]):
         """Make this process's share of the pieces that are not there yet; return when all are there."""
         left = self.shard.left(processes)
         batches = [rows for piece in left for rows in self._batches(piece)]
-        values = ahead(self.compute(rows, source) for rows, source in ahead((rows, self.read(rows)) for rows in batches))
+        sources = ahead((rows, self.read(rows)) for rows in batches)
+        values: Iterator[Values] = ahead(self.compute(rows, source) for rows, source in sources)
         if processes.first and batches:
             total = sum(len(rows) for rows in batches)
             values = with_progress(values, total, _name(self.name, processes), step=self.batch_size)
@@ -107,19 +104,6 @@ def run_all(stage: str, parts: Mapping[str, Extraction[Source]], disk: Path, pro
         Outlook(stage, rows, row_bytes, kept, parts["train"].seconds_per_row(), processes.count).show(disk)
     for extraction in parts.values():
         extraction.run(processes)
-
-
-def ahead(items: Iterable[T], count: int = LOOK_AHEAD) -> Iterator[T]:
-    """Yield `items`, made in a thread of their own, `count` of them before they are asked for."""
-    source, end = iter(items), object()
-    pool = ThreadPoolExecutor(1)
-    try:
-        pending: deque[Future[object]] = deque(pool.submit(next, source, end) for _ in range(count))
-        while (item := pending.popleft().result()) is not end:
-            pending.append(pool.submit(next, source, end))
-            yield cast(T, item)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _name(name: str, processes: Processes) -> str:

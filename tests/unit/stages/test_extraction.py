@@ -13,9 +13,10 @@ from sfd_core.data.store import pieces
 from sfd_core.data.store.pieces import PiecedShard
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.params import FeaturesParams
+from sfd_core.host.ahead import ahead
 from sfd_core.host.processes import Processes
 from sfd_core.latents.composite import StreamingMoments, load_statistics
-from sfd_core.stages.extraction import Extraction, Values, ahead
+from sfd_core.stages.extraction import Extraction, Values
 from sfd_core.stages.features import extract_features
 
 
@@ -88,12 +89,12 @@ def test_items_are_made_ahead_in_order_in_another_thread() -> None:
             made.append(number)
             yield number, threading.get_ident()
 
-    items = ahead(numbers(), 2)
+    items = ahead(numbers())
     assert made == []
     first, thread = next(items)
     assert (first, thread == threading.get_ident()) == (0, False)
     assert [number for number, _ in items] == [1, 2, 3, 4, 5]
-    assert list(ahead([], 2)) == []
+    assert list(ahead([])) == []
 
 
 def test_an_error_ahead_reaches_whoever_asks() -> None:
@@ -101,7 +102,7 @@ def test_an_error_ahead_reaches_whoever_asks() -> None:
         yield 1
         raise ZeroDivisionError
 
-    items = ahead(numbers(), 3)
+    items = ahead(numbers())
     assert next(items) == 1
     with pytest.raises(ZeroDivisionError):
         next(items)
