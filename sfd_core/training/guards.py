@@ -136,6 +136,6 @@ class Guard:
 
     def _note(self, step: int, kind: str, values: Mapping[str, float], usual: float) -> None:
         if self._incidents is not None:
-            rows = " ".join(map(str, self._task.rows(step).tolist()))
+            rows = " ".join(map(str, self._task.order.rows(step).tolist()))
             numbers = {"loss": values["loss"], "gradient_norm": values["gradient_norm"], "usual_loss": usual}
             self._incidents.append({"step": step + 1, "kind": kind, **numbers, "rows": rows})

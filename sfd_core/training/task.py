@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from sfd_core.training.batches import BatchOrder
+
 
 class TrainingTask(Protocol):
     """What is trained: a network and its loss."""
@@ -13,8 +15,9 @@ class TrainingTask(Protocol):
     def model(self) -> nn.Module:
         """The network; the loop moves it to the device and updates it in place."""
 
-    def rows(self, step: int) -> Tensor:
-        """Return which images make the global batch of `step` (batch_size,)."""
+    @property
+    def order(self) -> BatchOrder:
+        """Which images make the global batch of a step."""
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Return, on the CPU, what `loss` needs of positions `part` of the global batch of `step`, counted from 0.

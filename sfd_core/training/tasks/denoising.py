@@ -15,7 +15,6 @@ from sfd_core.diffusion.path import sample_path
 from sfd_core.diffusion.schedule import Active, LocalTimes
 from sfd_core.diffusion.times import draw_times
 from sfd_core.experiment.params import TrainParams, VariantParams
-from sfd_core.host.errors import ConfigError
 from sfd_core.host.seeding import batch_noise, derive_seed, generator
 from sfd_core.latents.composite import Composite
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
@@ -38,10 +37,6 @@ class LatentBatches:
         self.seed = derive_seed(train.optimisation.seed, variant.seed)
         self.order = BatchOrder(len(latents), train.optimisation.batch_size, self.seed)
 
-    def rows(self, step: int) -> Tensor:
-        """Return the images of the global batch of `step` (batch_size,)."""
-        return self.order.rows(step)
-
     def mirrored(self, step: int) -> Tensor:
         """Return of which images of a step the mirror image is taken (batch_size,), bool."""
         return self.order.mirrored(step) if self.train.flips else torch.zeros(self.order.batch_size, dtype=torch.bool)
@@ -50,7 +45,7 @@ class LatentBatches:
         """Return, for n positions of a step: the normalised composite `x1` (n, C, g, g), as much `noise`, and `labels` (n,),
         dropped ones replaced by the null class.
         """
-        rows, mirrored = self.rows(step)[part].numpy(), self.mirrored(step)[part]
+        rows, mirrored = self.order.rows(step)[part].numpy(), self.mirrored(step)[part]
         z_sem, z_tex = None, self.texture.draw(rows, mirrored, partial(self.noise, "texture posterior", step, part))
         if self.semantic is not None:
             z_sem = self.semantic.draw(rows, mirrored, partial(self.noise, "semantic posterior", step, part))
@@ -80,26 +75,20 @@ class FlowTask:
         self, model: LightningDiT, batches: LatentBatches, variant: VariantParams, tokens: TokenSource | None = None
     ) -> None:
         self.model, self.batches, self.variant, self.tokens = model, batches, variant, tokens
+        self.order, self.n_texture = batches.order, batches.composite.n_texture
         self.weights = LossWeights(variant.semantic_weight, variant.cosine_weight, variant.repa.weight)
-        self.n_texture = batches.composite.n_texture
-        if variant.repa.weight > 0 and tokens is None:
-            raise ConfigError("repa.weight is positive, but no encoder tokens were given; open the features stage's output")
-
-    def rows(self, step: int) -> Tensor:
-        """Return the images of a step."""
-        return self.batches.rows(step)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Return the batch of `LatentBatches` with local times `t_tex`, `t_sem` (n,), which parts are in the loss (`in_loss`,
         (n, 2) bool, texture first, unless always both are) and what REPA needs.
         """
         batch = self.batches.batch(step, part)
-        times = draw_times(self.batches.order.batch_size, self.variant, self.batches.generator("time", step))
+        times = draw_times(self.order.batch_size, self.variant, self.batches.generator("time", step))
         batch |= {"t_tex": times.t_tex[part], "t_sem": times.t_sem[part]}
         if times.active is not None:
             batch["in_loss"] = torch.stack([times.active.texture, times.active.semantic], dim=1)[part]
         if self.weights.repa > 0:
-            rows, mirrored = self.rows(step)[part].numpy(), self.batches.mirrored(step)[part]
+            rows, mirrored = self.order.rows(step)[part].numpy(), self.batches.mirrored(step)[part]
             batch["tokens"] = cast(TokenSource, self.tokens).read(rows, mirrored)
         return batch
 
@@ -126,17 +115,13 @@ class GaussianTask:
     """DiT: epsilon and a learned range of variances at discrete noise levels (arXiv 2212.09748)."""
 
     def __init__(self, model: DiT, batches: LatentBatches) -> None:
-        self.model, self.batches = model, batches
+        self.model, self.batches, self.order = model, batches, batches.order
         self.process = GaussianProcess()
-
-    def rows(self, step: int) -> Tensor:
-        """Return the images of a step."""
-        return self.batches.rows(step)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Return the batch of `LatentBatches` with noise `levels` (n,)."""
         batch = self.batches.batch(step, part)
-        levels = self.process.sample_steps(self.batches.order.batch_size, self.batches.generator("time", step))
+        levels = self.process.sample_steps(self.order.batch_size, self.batches.generator("time", step))
         return batch | {"levels": levels[part]}
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

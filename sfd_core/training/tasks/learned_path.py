@@ -50,15 +50,11 @@ class LearnedPathTask:
 
     def __init__(self, model: PathLearner, batches: LatentBatches, schedule: LearnedSchedule) -> None:
         self.model, self.batches, self.schedule = model, batches, schedule
-        self.n_texture = batches.composite.n_texture
-
-    def rows(self, step: int) -> Tensor:
-        """Return the images of a step."""
-        return self.batches.rows(step)
+        self.order, self.n_texture = batches.order, batches.composite.n_texture
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Return the batch of `LatentBatches` with uniform global times `u` (n,)."""
-        u = torch.rand(self.batches.order.batch_size, generator=self.batches.generator("time", step))
+        u = torch.rand(self.order.batch_size, generator=self.batches.generator("time", step))
         return self.batches.batch(step, part) | {"u": u[part]}
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

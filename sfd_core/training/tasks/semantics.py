@@ -23,13 +23,9 @@ class SemanticVAETask:
         self.seed = params.optimisation.seed
         self.order = BatchOrder(len(tokens), params.optimisation.batch_size, self.seed)
 
-    def rows(self, step: int) -> Tensor:
-        """Return the images of a step."""
-        return self.order.rows(step)
-
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Return what the tokens are made of, see `TokenSource.read`, and noise (n, c, g, g)."""
-        rows, mirrored = self.rows(step)[part], self.order.mirrored(step)[part]
+        rows, mirrored = self.order.rows(step)[part], self.order.mirrored(step)[part]
         shape = (self.model.channels, self.tokens.grid, self.tokens.grid)
         noise = batch_noise(self.order.batch_size, part, shape, self.seed, "posterior", step)
         return {"noise": noise, "tokens": self.tokens.read(rows.numpy(), mirrored)}

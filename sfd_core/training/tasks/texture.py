@@ -25,15 +25,11 @@ class TextureVAETask:
         self.seed = params.optimisation.seed
         self.order = BatchOrder(len(images), params.optimisation.batch_size, self.seed)
 
-    def rows(self, step: int) -> Tensor:
-        """Return the images of a step."""
-        return self.order.rows(step)
-
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Return images (n, 3, R, R) uint8, which of them to mirror (n,), and noise (n, C, g, g)."""
         side = self.images.shape[-1] // self.model.shape.downsampling
         return {
-            "images": torch.from_numpy(self.images.take(self.rows(step)[part].numpy())),
+            "images": torch.from_numpy(self.images.take(self.order.rows(step)[part].numpy())),
             "mirrored": self.order.mirrored(step)[part],
             "noise": batch_noise(
                 self.order.batch_size, part, (self.model.shape.channels, side, side), self.seed, "posterior", step

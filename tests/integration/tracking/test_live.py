@@ -26,6 +26,7 @@ from sfd_core.tracking.curves import Curve
 from sfd_core.tracking.live import follow, history_key
 from sfd_core.tracking.runs import RunSpec, training_run
 from sfd_core.tracking.store import Evidence, Store, sync_run
+from sfd_core.training.batches import BatchOrder
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.history import read_history
 from sfd_core.training.loop import TrainingPlan, run
@@ -84,9 +85,7 @@ class Wait:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = nn.Linear(4, 4)
-
-    def rows(self, step: int) -> Tensor:
-        return torch.arange(4) + 4 * step
+        self.order = BatchOrder(4, 4, seed=0)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         return {"x": torch.randn(4, 4, generator=generator(0, step))[part]}

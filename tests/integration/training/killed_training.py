@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.seeding import generator
+from sfd_core.training.batches import BatchOrder
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.ema import EMA
 from sfd_core.training.loop import TrainingPlan, run
@@ -32,9 +33,7 @@ class Denoise:
         torch.manual_seed(0)
         block = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True, norm_first=True)
         self.model = nn.Sequential(nn.Linear(6, 32), block, nn.Linear(32, 6))
-
-    def rows(self, step: int) -> Tensor:
-        return torch.arange(8)
+        self.order = BatchOrder(8, 8, seed=0)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         """Draw batch and noise from the step."""

@@ -20,6 +20,7 @@ from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.processes import Processes
 from sfd_core.host.seeding import batch_noise
 from sfd_core.models.denoisers.lightningdit import LightningDiT
+from sfd_core.training.batches import BatchOrder
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.ema import EMA
 from sfd_core.training.loop import PLAIN_ENGINE, TrainingPlan, run
@@ -38,9 +39,7 @@ class Velocity:
         torch.manual_seed(0)
         self.model = LightningDiT(ModelSize(depth=2, width=32, heads=2), 4, 4, 1, 3, 1)
         self.stop_at = stop_at
-
-    def rows(self, step: int) -> Tensor:
-        return torch.arange(8)
+        self.order = BatchOrder(8, 8, seed=0)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         if step == self.stop_at and part.start == 0:

@@ -207,13 +207,13 @@ def test_a_batch_draws_by_seed_step_and_place_alone(stages: Stages) -> None:
         return drawn.batch(step, WHOLE)["x1"]
 
     one = batches(variant())
-    fourth, rows, mirrored = latents(one, 4), one.rows(4), one.mirrored(4)
+    fourth, rows, mirrored = latents(one, 4), one.order.rows(4), one.mirrored(4)
     in_turn = [latents(batches(variant()), step) for step in range(5)]
     assert torch.equal(in_turn[4], fourth)
     assert not torch.equal(latents(batches(variant(seed=1)), 4), fourth)
     seen: dict[tuple[int, bool], torch.Tensor] = {}
     for step, batch in enumerate(in_turn):
-        for row, side, latent in zip(one.rows(step).tolist(), one.mirrored(step).tolist(), batch, strict=True):
+        for row, side, latent in zip(one.order.rows(step).tolist(), one.mirrored(step).tolist(), batch, strict=True):
             assert not torch.equal(seen.setdefault((row, side), torch.zeros(())), latent), "every epoch draws anew"
             seen[row, side] = latent
     mean = inputs.statistics.texture.normalise(StoredLatent(inputs.latents, "z_tex").central(rows.numpy(), mirrored))

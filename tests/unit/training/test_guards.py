@@ -2,6 +2,7 @@ import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,7 @@ from sfd_core.training.guards import NEIGHBOURS, SKIPPED_IN_A_ROW_LIMIT, Guard, 
 
 class Task:
     model = nn.Identity()
-
-    def rows(self, step: int) -> Tensor:
-        return torch.tensor([step, step + 1])
+    order = SimpleNamespace(rows=lambda step: torch.tensor([step, step + 1]))
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         return {}

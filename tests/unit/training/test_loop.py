@@ -18,6 +18,7 @@ from sfd_core.experiment.params import Optimisation
 from sfd_core.host.errors import DataError, NumericsError, Preempted, ResourceError
 from sfd_core.host.seeding import generator
 from sfd_core.training import guards
+from sfd_core.training.batches import BatchOrder
 from sfd_core.training.checkpoint import ResumeFolder
 from sfd_core.training.ema import EMA
 from sfd_core.training.history import read_history
@@ -37,9 +38,7 @@ class Denoise:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Dropout(0.1), nn.BatchNorm1d(32), nn.Linear(32, 4))
         self.broken, self.killed_at = broken, killed_at
-
-    def rows(self, step: int) -> Tensor:
-        return torch.arange(8) + 100 * step
+        self.order = BatchOrder(100, 8, seed=0)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
         if step == self.killed_at:

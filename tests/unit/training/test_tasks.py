@@ -73,7 +73,7 @@ def test_latents_and_tokens_are_of_the_same_side_of_an_image(flips: bool, number
     for values in (torch.cat([batch["x1"] for batch in batches]), torch.cat([batch["tokens"] for batch in batches]).float()):
         assert torch.equal(values, shown[:, None, None, None].expand_as(values))
     assert bool((shown % 2 == 1).any()) == flips
-    assert torch.equal(shown // 2, torch.cat([task.rows(step) for step in range(6)]).float())
+    assert torch.equal(shown // 2, torch.cat([task.order.rows(step) for step in range(6)]).float())
 
 
 def test_without_labels_every_image_is_of_no_class(numbered: ShardReader) -> None:
