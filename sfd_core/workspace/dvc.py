@@ -237,8 +237,8 @@ def locked_stages(folder: Path) -> dict[str, Any]:
 
 def remote_of(project: Path) -> str | None:
     """Return the name of the default remote, of project, user or machine; None where bytes stay on this machine."""
-    name: str | None = _config(project).get("core", {}).get("remote")
-    return name
+    name: str | None = _config(project)["core"].get("remote")
+    return name and name.lower()
 
 
 def remote_object(project: Path, digest: str) -> str:
@@ -246,27 +246,21 @@ def remote_object(project: Path, digest: str) -> str:
     name = remote_of(project)
     if name is None:
         return ""
-    url = str(_config(project).get(f'remote "{name}"', {}).get("url", ""))
-    place = public(url) if "://" in url else str((project / ".dvc" / url).resolve())
-    return f"{place.rstrip('/')}/files/md5/{digest[:2]}/{digest[2:]}"
+    url = public(str(_config(project)["remote"].get(name, {}).get("url", "")))
+    return f"{url.rstrip('/')}/files/md5/{digest[:2]}/{digest[2:]}"
 
 
 def write_local_config(project: Path, folder: Path, scm: bool = True) -> None:
     """Let `folder` share the cache and the remotes of `project`, by links where the disk has them; `scm`: it is a worktree."""
+    from dvc.config import _pack_named  # noqa: PLC0415 - only sweeps and experiments need it
+
     config = _config(project)
-    cache, core = config.setdefault("cache", {}), config.setdefault("core", {})
-    cache["dir"] = str((project / ".dvc" / cache.get("dir", "cache")).resolve())
-    cache.setdefault("type", "reflink,hardlink,copy")
-    core["autostage"] = "false"
-    if not scm:
-        core["no_scm"] = "true"
-    for name, section in config.items():
-        if name.startswith("remote ") and "://" not in section.get("url", "://"):
-            section["url"] = str((project / ".dvc" / section["url"]).resolve())
+    config["cache"] = {"dir": str((project / ".dvc" / "cache").resolve()), "type": "reflink,hardlink,copy"} | config["cache"]
+    config["core"] |= {"autostage": "false"} | ({} if scm else {"no_scm": "true"})
     path = folder / ".dvc" / "config.local"
     path.parent.mkdir(exist_ok=True)
     path.touch(mode=0o600)  # it may hold a remote's credentials
-    path.write_text("\n".join(config.write()) + "\n")
+    path.write_text("\n".join(ConfigObj(_pack_named(config)).write()) + "\n")  # DVC itself writes ASCII alone
 
 
 def stages_run(printed: str) -> list[str]:
@@ -291,22 +285,11 @@ def tail(printed: str) -> str:
     return "\n".join([line for line in printed.splitlines() if line.strip()][-TAIL_LINES:])
 
 
-def _config(project: Path) -> ConfigObj:
-    """Read DVC's configuration as DVC does, of the machine, the user and the project: a value may be quoted."""
-    config = ConfigObj(interpolation=False)
-    machine = _config_folder("SYSTEM", "XDG_CONFIG_DIRS", Path("/"), "etc/xdg")
-    user = _config_folder("GLOBAL", "XDG_CONFIG_HOME", Path.home(), ".config")
-    for path in (machine / "config", user / "config", project / ".dvc" / "config", project / ".dvc" / "config.local"):
-        if path.is_file():
-            config.merge(ConfigObj(path.read_text().splitlines(), interpolation=False))
-    return config
+def _config(project: Path) -> dict[str, Any]:
+    """Return DVC's configuration of the machine, the user and the project, a dictionary of sections with absolute paths."""
+    from dvc.config import Config  # noqa: PLC0415 - only sweeps and experiments need it
 
-
-def _config_folder(whose: str, variable: str, root: Path, usual: str) -> Path:
-    if named := os.environ.get(f"DVC_{whose}_CONFIG_DIR"):
-        return Path(named)
-    usual = "Library/Application Support" if sys.platform == "darwin" else usual
-    return Path(os.environ.get(variable, "").split(os.pathsep)[0] or root / usual, "dvc")
+    return dict(Config(str(project / ".dvc"), validate=False))
 
 
 def _shown(command: Sequence[str]) -> str:
