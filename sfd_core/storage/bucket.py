@@ -46,15 +46,6 @@ class ConflictError(ResourceError):
 
 
 @dataclass(frozen=True)
-class StoredObject:
-    """One object of a bucket."""
-
-    key: str
-    size: int
-    """Bytes."""
-
-
-@dataclass(frozen=True)
 class Content:
     """A small object at one moment."""
 
@@ -73,7 +64,7 @@ class Storage:
     Making one raises `ConfigError` if the address in the environment cannot be one, or holds a password.
     """
 
-    def __init__(self, bucket: str, patience: float = 0.0, threads: bool = True) -> None:
+    def __init__(self, bucket: str, patience: float = 0.0) -> None:
         self.bucket, self.patience = bucket, patience
         require_s3()
         import boto3
@@ -93,7 +84,7 @@ class Storage:
                 f"S3 storage cannot be set up: {in_a_line(error, '')}; check AWS_DEFAULT_REGION and AWS_PROFILE"
             ) from error
         self._transfer = TransferConfig(
-            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE, use_threads=threads
+            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
         )
 
     @property
@@ -133,9 +124,12 @@ class Storage:
         self._retry(lambda: self._download(key, path, digest))
 
     def digest(self, key: str) -> str | None:
-        """Return the SHA-256 stored with the object `key`, or None if another program uploaded it."""
-        with self._translate_errors("check", key):
-            found: str | None = self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get(DIGEST)
+        """Return the SHA-256 stored with the object `key`; None if there is no such object, or another program uploaded it."""
+        try:
+            with self._translate_errors("check", key):
+                found: str | None = self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get(DIGEST)
+        except DataError:
+            return None
         return found
 
     def put(self, key: str, data: bytes, *, absent: bool = False, etag: str | None = None) -> str:
@@ -164,21 +158,11 @@ class Storage:
         with self._translate_errors("delete", key):
             self._client.delete_object(Bucket=self.bucket, Key=key)
 
-    def exists(self, key: str) -> bool:
-        """Whether the object `key` exists."""
-        try:
-            with self._translate_errors("check", key):
-                self._client.head_object(Bucket=self.bucket, Key=key)
-        except DataError:
-            return False
-        return True
-
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield the objects whose keys start with `prefix`, sorted by key."""
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys that start with `prefix`, sorted."""
         with self._translate_errors("list", prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                for entry in page.get("Contents", []):
-                    yield StoredObject(entry["Key"], entry["Size"])
+                yield from (entry["Key"] for entry in page.get("Contents", []))
 
     def _download(self, key: str, path: Path, expected: str | None) -> None:
         with self._translate_errors("download", key):

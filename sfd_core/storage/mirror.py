@@ -54,7 +54,7 @@ class Place:
 def upload_file(storage: Storage, path: Path, key: str) -> None:
     """Upload a finished file unless the bucket already has it."""
     digest = file_digest(path)
-    if not storage.exists(key) or storage.digest(key) != digest:
+    if storage.digest(key) != digest:
         storage.upload(path, key, digest=digest)
 
 
@@ -64,7 +64,7 @@ def upload_folder(storage: Storage, folder: Path, prefix: str) -> None:
     Raises `DataError` if a file disappears meanwhile, and `ResourceError` if the storage fails. Call it again to continue.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    present = {stored.key for stored in storage.list(f"{prefix}/")}
+    present = set(storage.list(f"{prefix}/"))
     if f"{prefix}/{MANIFEST}" in present:
         return
     entries: dict[str, dict[str, Any]] = {}
@@ -96,13 +96,13 @@ def download_folder(storage: Storage, prefix: str, folder: Path) -> None:
 def delete_folder(storage: Storage, prefix: str) -> None:
     """Delete a folder, its manifest first, so that a partly deleted folder counts as absent."""
     storage.delete(f"{prefix}/{MANIFEST}")
-    for stored in list(storage.list(f"{prefix}/")):
-        storage.delete(stored.key)
+    for key in list(storage.list(f"{prefix}/")):
+        storage.delete(key)
 
 
 def complete_folders(storage: Storage, prefix: str) -> list[str]:
     """Return the names of the complete folders below `prefix`, sorted."""
-    ends = [stored.key.removeprefix(f"{prefix}/") for stored in storage.list(f"{prefix}/")]
+    ends = [key.removeprefix(f"{prefix}/") for key in storage.list(f"{prefix}/")]
     return sorted(str(PurePosixPath(end).parent) for end in ends if PurePosixPath(end).parts[1:] == (MANIFEST,))
 
 

@@ -75,11 +75,11 @@ def _download_progress(storage: Storage, prefix: str, folder: Path) -> None:
         return
     step = int(newest.name.removeprefix("step-"))
     for kind in WEIGHTS:
-        for stored in storage.list(f"{prefix}/{kind}/"):
-            name = stored.key.rpartition("/")[2]
+        for key in storage.list(f"{prefix}/{kind}/"):
+            name = key.rpartition("/")[2]
             match = KEPT.fullmatch(name)
             if match and int(match[1]) <= step and not (folder / kind / name).exists():
-                storage.download(stored.key, folder / kind / name)
+                storage.download(key, folder / kind / name)
     for name in BESIDE:
         if (newest / name).exists() and (newest.name not in here or not (folder / name).exists()):
             shutil.copyfile(newest / name, folder / name)
@@ -91,7 +91,7 @@ def _progress_of(storage: Storage, prefix: str, folder: Path, code: Code) -> str
     """Return whose progress the bucket is asked for: that of the folder's code, of `code`, or the furthest unfinished one."""
     if local := codes_of(folder):
         return _name(local[0])
-    keys = [stored.key.removeprefix(f"{prefix}/").split("/") for stored in storage.list(f"{prefix}/")]
+    keys = [key.removeprefix(f"{prefix}/").split("/") for key in storage.list(f"{prefix}/")]
     finished = {parts[0] for parts in keys if parts[1:] == [FINISHED]}
     steps = {
         parts[0]: parts[1] for parts in keys if len(parts) > 2 and parts[1].startswith("step-") and parts[0] not in finished

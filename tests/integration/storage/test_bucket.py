@@ -12,6 +12,7 @@ from faulty_proxy import FaultyProxy
 from seaweed import free_ports
 
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
+from sfd_core.host.paths import file_digest
 from sfd_core.storage.bucket import PART_BYTES, ConflictError, Storage, UnavailableError
 
 
@@ -29,19 +30,19 @@ def test_large_objects_travel_in_parts(storage: Storage, tmp_path: Path) -> None
     assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
 
 
-def test_objects_are_listed_by_prefix_with_their_sizes(storage: Storage, tmp_path: Path) -> None:
-    for size in (1, 2, 3):
-        (tmp_path / "file").write_bytes(b"x" * size)
-        storage.upload(tmp_path / "file", f"listed/{size}")
-    assert [(entry.key, entry.size) for entry in storage.list("listed/")] == [("listed/1", 1), ("listed/2", 2), ("listed/3", 3)]
+def test_objects_are_listed_by_prefix(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for number in (1, 2, 3):
+        storage.upload(tmp_path / "file", f"listed/{number}")
+    assert list(storage.list("listed/")) == ["listed/1", "listed/2", "listed/3"]
     assert list(storage.list("nothing/")) == []
 
 
-def test_existence(storage: Storage, tmp_path: Path) -> None:
+def test_the_hash_of_an_object_tells_whether_it_is_there(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     storage.upload(tmp_path / "file", "there")
-    assert storage.exists("there")
-    assert not storage.exists("not there")
+    assert storage.digest("there") == file_digest(tmp_path / "file")
+    assert storage.digest("not there") is None
 
 
 def test_an_absent_object_is_named_and_nothing_is_written(storage: Storage, tmp_path: Path) -> None:
@@ -55,13 +56,13 @@ def test_an_absent_file_is_named(storage: Storage, tmp_path: Path) -> None:
         storage.upload(tmp_path / "absent", "key")
 
 
-@pytest.mark.parametrize("request_of", ["download", "exists", "list"])
+@pytest.mark.parametrize("request_of", ["download", "digest", "list"])
 def test_an_absent_bucket_is_named(storage: Storage, tmp_path: Path, request_of: str) -> None:
     # not "upload": SeaweedFS makes the bucket for a key with the right to
     absent = Storage("no-such-bucket")
     requests = {
         "download": lambda: absent.download("key", tmp_path / "down"),
-        "exists": lambda: absent.exists("key"),
+        "digest": lambda: absent.digest("key"),
         "list": lambda: list(absent.list()),
     }
     with pytest.raises(ResourceError, match="no bucket 'no-such-bucket'"):
@@ -92,7 +93,7 @@ def test_missing_credentials_are_told(endpoint: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ResourceError, match="set AWS_ACCESS_KEY_ID"):
-        Storage("lab").exists("key")
+        Storage("lab").digest("key")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_deleted_object_is_gone_and_may_be_deleted_again(storage: Storage) -> 
     storage.put("deleted", b"x")
     storage.delete("deleted")
     storage.delete("deleted")
-    assert not storage.exists("deleted")
+    assert storage.digest("deleted") is None
 
 
 @pytest.mark.parametrize("mode", ["refuses", "busy", "hangs"])

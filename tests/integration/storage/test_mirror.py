@@ -150,7 +150,7 @@ def test_a_training_neither_waits_nor_fails_while_the_storage_is_down(
     credentials(proxy.endpoint)
     proxy.set("refuses")
     begun = time.monotonic()
-    with Mirror(Storage("lab", threads=False), tmp_path, prefix, every=0.05):
+    with Mirror(Storage("lab"), tmp_path, prefix, every=0.05):
         for step in (1, 2):
             make_step(tmp_path, step)
         assert time.monotonic() - begun < 3

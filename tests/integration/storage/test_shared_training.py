@@ -160,7 +160,7 @@ def test_another_machine_with_other_code_starts_again_and_the_old_progress_stays
         train(first, ends_at=24)
     with pytest.raises(BrokenError):
         train(second, ends_at=7)
-    places = {tuple(stored.key.split("/")[-3:-1]) for stored in storage.list(request.node.name) if "/step-" in stored.key}
+    places = {tuple(key.split("/")[-3:-1]) for key in storage.list(request.node.name) if "/step-" in key}
     assert places >= {("first", "step-00000020"), ("second", "step-00000005")}
     train(second)
     monkeypatch.delenv("SFD_CHECKPOINTS")
