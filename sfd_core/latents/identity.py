@@ -52,10 +52,18 @@ def read_latent_identity(encode_dir: Path) -> LatentIdentity:
     return identity
 
 
-def open_latents(encode_dir: Path, part: str, identity: LatentIdentity, purpose: str) -> ShardReader:
+def open_latents(encode_dir: Path, part: str, identity: LatentIdentity, purpose: str, verify: bool = True) -> ShardReader:
     """Open `train` or `held_out` of the `encode` stage. Raises `IdentityError` if its latents are not those of `identity`."""
     read_latent_identity(encode_dir).require(identity, f"{purpose} with the latents in {encode_dir}")
-    return ShardReader(encode_dir / part)
+    return ShardReader(encode_dir / part, verify)
+
+
+def open_training_latents(encode_dir: Path, verify: bool) -> tuple[ShardReader, LatentIdentity]:
+    """Open `train` of the `encode` stage. Raises `IdentityError` if its latents are not those of the identity beside them."""
+    identity, latents = read_latent_identity(encode_dir), ShardReader(encode_dir / "train", verify)
+    if latents.digest != identity.latents:
+        raise IdentityError(f"{latents.path} is not the shard that {encode_dir / IDENTITY_FILE} names; run `dvc repro encode`")
+    return latents, identity
 
 
 def _short(value: Any) -> str:

@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import RepaParams, VariantParams
 from sfd_core.experiment.sizes import MODEL_SIZES, ModelSize, SizeName
-from sfd_core.host.errors import ConfigError, DataError, IdentityError
+from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import atomic_dir, file_digest, require_disk, write_json
 from sfd_core.latents.composite import ChannelStatistics, LatentStatistics, load_statistics
-from sfd_core.latents.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity, read_latent_identity
+from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity, open_training_latents
 from sfd_core.latents.stored import StoredLatent
 from sfd_core.models.denoisers.factory import LatentSpec, flops_per_image, parameter_count
 from sfd_core.models.denoisers.lightningdit import LightningDiT
@@ -51,12 +50,7 @@ class LatentSource:
     @classmethod
     def of_encode(cls, folder: Path) -> "LatentSource":
         """Read the output of the `encode` stage. Raises `DataError` or `IdentityError` if its files do not belong together."""
-        identity = read_latent_identity(folder)
-        latents = ShardReader(folder / "train", verify=False)
-        if latents.digest != identity.latents:
-            raise IdentityError(
-                f"{folder / 'train'} is not the shard that {folder / IDENTITY_FILE} names; run `dvc repro encode`"
-            )
+        latents, identity = open_training_latents(folder, verify=False)
         named = load_statistics(folder / STATISTICS_FILE)
         statistics = LatentStatistics(named["texture"], named["vae"])
         return cls(statistics, identity, StoredLatent(latents, "z_tex").grid, latents.meta["classes"])

@@ -30,7 +30,7 @@ from sfd_core.host.errors import exits_cleanly
 from sfd_core.host.paths import atomic_dir, require_disk, stage_dir, write_json
 from sfd_core.host.processes import Processes, spread
 from sfd_core.host.resume import mixed_codes, resume_dir
-from sfd_core.latents.identity import read_latent_identity
+from sfd_core.latents.identity import open_latents
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord, snapshot_digest
 from sfd_core.sampling.pipeline import Pipeline, Samples
 from sfd_core.sampling.trajectory import record_trajectory
@@ -51,13 +51,11 @@ class Evaluation:
     def __init__(self, name: str, params: Params, processes: Processes) -> None:
         self.name, self.params, self.compiled, self.processes = name, params.evaluate, params.engine.compile, processes
         self.grid_images = min(params.report.grid_images, params.evaluate.snapshot_samples)
-        self.artifact, encode = stage_dir("train", name), stage_dir("encode")
+        self.artifact = stage_dir("train", name)
         self.manifest = DenoiserManifest.read(self.artifact)
-        identity = read_latent_identity(encode)
-        identity.require(self.manifest.identity, f"evaluating {name} with the latents in {encode}")
-        self.images, self.latents = (
-            ShardReader(folder / "train", verify=processes.first) for folder in (stage_dir("prepare"), encode)
-        )
+        identity = self.manifest.identity
+        self.images = ShardReader(stage_dir("prepare") / "train", processes.first)
+        self.latents = open_latents(stage_dir("encode"), "train", identity, f"evaluating {name}", processes.first)
         reference, subset = stage_dir("reference"), self.params.kid_subset_size
         self.evaluator = Evaluator.load(reference, params.reference, subset, self.images.digest)
         weights = [snapshot_digest(self.artifact, snapshot) for snapshot in self.manifest.snapshots]

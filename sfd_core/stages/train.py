@@ -27,7 +27,7 @@ from sfd_core.host.paths import atomic_dir, stage_dir, write_json
 from sfd_core.host.processes import ALONE, Processes, spread
 from sfd_core.latents.composite import Composite, LatentStatistics, load_statistics
 from sfd_core.latents.decoded_tokens import open_decoded_tokens
-from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity, read_latent_identity
+from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity, open_training_latents
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
 from sfd_core.latents.tokens import TokenSource, open_tokens
 from sfd_core.models.denoisers.dit import DiT
@@ -81,12 +81,7 @@ class TrainInputs:
         All is verified before the first step, unless another process does it.
         """
         encode = folders.encode
-        identity = read_latent_identity(encode)
-        latents = ShardReader(encode / "train", verify)
-        if latents.digest != identity.latents:
-            raise IdentityError(
-                f"{encode / 'train'} is not the shard that {encode / 'identity.json'} names; run `dvc repro encode`"
-            )
+        latents, identity = open_training_latents(encode, verify)
         named = load_statistics(encode / STATISTICS_FILE)
         name, texture = SEMANTIC_LATENTS[variant.semantic], StoredLatent(latents, "z_tex")
         for latent in [texture] if name is None else [texture, StoredLatent(latents, name)]:
@@ -176,8 +171,9 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
 
 def _saved_copies(train: TrainParams, engine: EngineParams) -> int:
     """Return how many copies of the weights lie on the disk at the end: in checkpoints, and in snapshots twice."""
-    averages = len(train.power_emas)
-    checkpoints = engine.keep_last + sum(engine.keeps(step) for step in range(1, train.optimisation.steps + 1))
+    averages, steps = len(train.power_emas), train.optimisation.steps
+    kept: set[int] = {*engine.milestones, *range(0, steps + 1, engine.keep_every or steps + 1)}
+    checkpoints = engine.keep_last + sum(0 < step <= steps for step in kept)
     return checkpoints * (IN_A_CHECKPOINT + averages) + SPARE + 2 * train.snapshots * (1 + averages)
 
 
