@@ -10,7 +10,7 @@ from typing import Any
 from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.inputs import input_digests, missing_inputs, named_inputs, recorded_digests
 from sfd_core.experiment.params import LATENTS, Params, load_params, parse_params
-from sfd_core.experiment.values import flat_values, set_value
+from sfd_core.experiment.values import differences, set_value
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import OUTPUTS, STATE, atomic_dir, stage_dir
 from sfd_core.host.resume import MOST_NAMED
@@ -80,8 +80,7 @@ def recorded_params(place: Path, variant: str | None = None) -> Params:
     params, stages = load_params(place / PARAMS), locked_stages(place)
     variants = [variant] if variant else params.active
     made = _made(place, params, stages, variants)
-    before, now = (flat_values(of.model_dump(mode="json")) for of in (made, params))
-    if edited := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+    if edited := differences(*(of.model_dump(mode="json") for of in (params, made))):
         print(
             f"{place / PARAMS} was edited since: {', '.join(edited[:MOST_NAMED])}{' and more' * (len(edited) > MOST_NAMED)}; "
             "results are told with the values that made them; `make repro` brings them up to date",

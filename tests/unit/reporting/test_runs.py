@@ -143,8 +143,11 @@ def test_values_edited_after_the_run_are_not_told_as_those_of_the_run(
     run = open_run("sfd", project)
     assert run.parameters["variant.learning_rate"] == rate
     assert run.parameters["train.optimisation.steps"] == train["optimisation"]["steps"]
-    told = capsys.readouterr().err
-    assert "params.yaml was edited since: train.optimisation.steps, variants.sfd.learning_rate; " in told
+    told, steps = capsys.readouterr().err, train["optimisation"]["steps"]
+    changes = (
+        f"train.optimisation.steps {steps + 1} instead of {steps}, variants.sfd.learning_rate {2 * rate} instead of {rate}"
+    )
+    assert f"params.yaml was edited since: {changes}; " in told
 
 
 def test_a_variant_has_the_values_that_made_it_and_those_of_different_values_are_told(
