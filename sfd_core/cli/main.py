@@ -23,25 +23,13 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-app.command(sampling.sample)
-app.command(evaluation.evaluate)
-app.command(evaluation.measure)
-app.command(studies.guidance_curve)
-app.command(sampling.ema)
-app.command(studies.path_curve)
-app.command(studies.error_field)
-app.command(studies.sweep_figure)
-app.command(studies.solvers)
+for command in (
+    sampling.sample, sampling.ema, evaluation.evaluate, evaluation.measure, studies.guidance_curve, studies.path_curve,
+    studies.error_field, studies.sweep_figure, studies.solvers, experiment.validate, experiment.reproduce,
+    experiment.experiment, results.results, comparison.compare, tracking.track, tracking.dashboard, clone.status, clone.clean,
+):  # fmt: skip
+    app.command(command)
 app.command(sampling.import_, name="import")
-app.command(experiment.validate)
-app.command(results.results)
-app.command(tracking.track)
-app.command(tracking.dashboard)
-app.command(experiment.reproduce)
-app.command(experiment.experiment)
-app.command(clone.status)
-app.command(comparison.compare)
-app.command(clone.clean)
 preset = App(name="preset", help="List, show, check or activate complete parameter sets.")
 preset.command(experiment.list_presets, name="list")
 preset.command(experiment.show_preset, name="show")
