@@ -3,7 +3,7 @@
 Image i depends only on the seed and i, not on its batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -123,22 +123,18 @@ class Pipeline:
         sampler = parse_sampler(sampler.model_dump() | changes, "these images")
         indices = find_labels(labels, self.denoiser.classes)
         self.require_possible(indices, sampler)
-        batches = self.batches(indices, sampler)
-        if len(indices) > sampler.batch_size:
-            batches = with_progress(batches, len(indices), "samples", step=sampler.batch_size)
-        chunks = list(batches)
+        size = sampler.batch_size
+        batches = (self.draw(first, indices[first : first + size], sampler) for first in range(0, len(indices), size))
+        chunks = list(with_progress(batches, len(indices), "samples", step=size) if len(indices) > size else batches)
         return Samples(
             torch.cat([chunk.images for chunk in chunks]), torch.tensor(indices), max(chunk.evaluations for chunk in chunks)
         )
 
-    def batches(self, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Iterator[Samples]:
-        """Draw images batch by batch; with `semantics` (N, C, g, g), normalised, as an oracle run."""
-        for first in range(0, len(labels), sampler.batch_size):
-            rows = slice(first, first + sampler.batch_size)
-            yield self.draw(first, labels[rows], sampler, None if semantics is None else semantics[rows])
-
     def draw(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Samples:
-        """Draw images `first`, `first + 1`, ... of the sampler's seed, one per label, as one batch."""
+        """Draw images `first`, `first + 1`, ... of the sampler's seed, one per label, as one batch.
+
+        With `semantics` (N, C, g, g), normalised, as an oracle run.
+        """
         solution = self.latents(first, labels, sampler, semantics)
         images = self.decode(self.denoiser.composite.split(solution.x), first)
         return Samples(images, torch.tensor(list(labels)), solution.evaluations)
