@@ -353,7 +353,7 @@ def _heads_of(denoiser: Denoiser, labels: Tensor, sampler: SamplerParams) -> Bot
 
     def velocities(x: Tensor, times: SharedTimes) -> tuple[Tensor, Tensor]:
         with _in_precision(sampler, x):
-            output = model(x, times.t_tex, times.t_sem if model.embedders == 2 else None, labels)
+            output = model(x, times.t_tex, times.t_sem, labels)
         prediction = output.prediction.float()
         return prediction, prediction if output.inner is None else output.inner.float()
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfd_core.experiment.sizes import ModelSize
-from sfd_core.host.errors import ConfigError
 from sfd_core.models.denoisers import layers
 
 
@@ -52,8 +51,6 @@ class DiT(nn.Module):
 
     def __init__(self, size: ModelSize, in_channels: int, grid: int, patch: int, num_classes: int) -> None:
         super().__init__()
-        if grid % patch:
-            raise ConfigError(f"patch {patch} does not divide the latent grid {grid}; choose a divisor")
         self.in_channels, self.grid, self.patch, self.num_classes = in_channels, grid, patch, num_classes
         self.activation_checkpointing = False
         self.x_embedder = layers.PatchEmbedding(in_channels, size.width, patch)

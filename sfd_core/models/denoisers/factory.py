@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfd_core.experiment.params import VariantParams
 from sfd_core.experiment.sizes import MODEL_SIZES
-from sfd_core.host.errors import ConfigError
 from sfd_core.host.seeding import derive_seed
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.lightningdit import LightningDiT, RepaHead
@@ -37,13 +36,8 @@ def build_denoiser(
     """Return the network of `variant` on the default device, with initial weights from the variant's seed.
 
     A composite has separate time embedders for texture and semantics, unless `clocks` is 1 as in public synchronous
-    checkpoints. Raises `ConfigError` if the variant and the latent do not match.
+    checkpoints.
     """
-    if (variant.semantic != "none") != (latent.semantic_channels > 0):
-        raise ConfigError(
-            f"semantic is {variant.semantic!r}, but the latent has {latent.semantic_channels} semantic channels; "
-            "use latents that match the variant, or set semantic to none"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(variant.seed, "initial weights"))
         return _build(variant, latent, num_classes, clocks or (2 if latent.semantic_channels > 0 else 1))
@@ -62,9 +56,10 @@ def flops_per_image(model: LightningDiT | DiT) -> int:
     state = {name: value.to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
     x = torch.empty(1, model.in_channels, model.grid, model.grid, device="meta")
     t = torch.empty(1, device="meta")
+    times = (t,) if isinstance(model, DiT) else (t, t)
     labels = torch.empty(1, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        functional_call(model, state, _forward_arguments(model, x, t, labels))
+        functional_call(model, state, (x, *times, labels))
     return int(counter.get_total_flops())
 
 
@@ -77,9 +72,3 @@ def _build(variant: VariantParams, latent: LatentSpec, num_classes: int, clocks:
     inner = None if variant.inner is None else variant.inner.block
     data_texture = latent.texture_channels if variant.prediction == "data" else None
     return LightningDiT(size, latent.channels, latent.grid, variant.patch, num_classes, clocks, head, inner, data_texture)
-
-
-def _forward_arguments(model: LightningDiT | DiT, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:
-    if isinstance(model, DiT):
-        return x, t, labels
-    return x, t, t if model.embedders == 2 else None, labels

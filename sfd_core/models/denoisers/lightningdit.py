@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sfd_core.diffusion.path import channel_times, velocity_to
 from sfd_core.diffusion.schedule import LocalTimes
 from sfd_core.experiment.sizes import ModelSize
-from sfd_core.host.errors import ConfigError
 from sfd_core.models.denoisers import layers
 
 
@@ -76,7 +75,7 @@ class LightningDiT(nn.Module):
     """Predicts the velocity of a latent (N, C, g, g) at one time, or at a texture and a semantic time, given class labels.
 
     With `data_texture`, the number of texture channels, it predicts the data, from which the velocity follows.
-    With 2 `embedders` it is conditioned on both times, with 1 on one (texture only, and public synchronous checkpoints).
+    With 2 `embedders` it is conditioned on both times, with 1 on that of texture (also public synchronous ones).
     Label `num_classes` is the null class.
     """
 
@@ -93,8 +92,6 @@ class LightningDiT(nn.Module):
         data_texture: int | None = None,
     ) -> None:
         super().__init__()
-        if grid % patch:
-            raise ConfigError(f"patch {patch} does not divide the latent grid {grid}; choose a divisor")
         width, side = size.width, grid // patch
         self.in_channels, self.grid, self.patch = in_channels, grid, patch
         self.num_classes, self.embedders, self.repa, self.inner_block = num_classes, embedders, repa, inner_block
@@ -117,7 +114,7 @@ class LightningDiT(nn.Module):
         layers.initialise_linears(self)
         layers.initialise_conditioning(self)
 
-    def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor | None, labels: Tensor) -> DenoiserOutput:
+    def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor, labels: Tensor) -> DenoiserOutput:
         """Predict the velocity of x (N, C, g, g) at times t_tex, t_sem (N,) in [0, 1] for labels (N,)."""
         condition = (self._embed_times(t_tex, t_sem) + self.y_embedder(labels)).unsqueeze(1)
         rotation = self.feat_rope.rotation()
@@ -131,23 +128,17 @@ class LightningDiT(nn.Module):
                 inner = self._velocity(self.inner_layer(tokens, condition), x, t_tex, t_sem)
         return DenoiserOutput(self._velocity(self.final_layer(tokens, condition), x, t_tex, t_sem), repa_tokens, inner)
 
-    def _velocity(self, patches: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor | None) -> Tensor:
+    def _velocity(self, patches: Tensor, x: Tensor, t_tex: Tensor, t_sem: Tensor) -> Tensor:
         predicted = layers.unpatchify(patches, self.patch, self.grid).to(x.dtype)
         if self.data_texture is None:
             return predicted
-        times = channel_times(LocalTimes(t_tex, t_tex if t_sem is None else t_sem), self.data_texture, self.in_channels)
+        times = channel_times(LocalTimes(t_tex, t_sem), self.data_texture, self.in_channels)
         return velocity_to(predicted, x, times)
 
-    def _embed_times(self, t_tex: Tensor, t_sem: Tensor | None) -> Tensor:
+    def _embed_times(self, t_tex: Tensor, t_sem: Tensor) -> Tensor:
         if self.embedders == 2:
-            if t_sem is None:
-                raise ConfigError("a network with two time embedders needs a semantic time, but t_sem is None; pass both times")
             # The public checkpoints store the semantic half first, although texture is first everywhere else.
             return torch.cat([self.t_embedder_sem(t_sem), self.t_embedder_tex(t_tex)], dim=1)
-        if t_sem is not None and t_sem is not t_tex and not torch.equal(t_sem, t_tex):
-            raise ConfigError(
-                "a network with one time embedder needs equal texture and semantic times; pass the same time twice"
-            )
         embedded: Tensor = self.t_embedder(t_tex)
         return embedded
 

@@ -96,8 +96,7 @@ class FlowTask:
         """Return the terms of `flow_loss`, and with an inner head its total for that as `inner`."""
         x1, times = batch["x1"], LocalTimes(batch["t_tex"], batch["t_sem"])
         path = sample_path(batch["noise"], x1, times, self.n_texture)
-        t_sem = times.t_sem if self.model.embedders == 2 else None
-        output = self.model(path.x_t, times.t_tex, t_sem, batch["labels"])
+        output = self.model(path.x_t, times.t_tex, times.t_sem, batch["labels"])
         active = Active(*batch["in_loss"].unbind(1)) if "in_loss" in batch else None
         repa = None
         if self.weights.repa > 0:

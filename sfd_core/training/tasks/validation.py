@@ -67,7 +67,7 @@ class ValidationLoss:
         local = schedule.local_times(torch.full((len(x0),), share * schedule.end, dtype=torch.float64))
         times = LocalTimes(*(t.to(x0) for t in (local.t_tex, local.t_sem)))
         path = sample_path(x0, x1, times, self.composite.n_texture)
-        predicted = self.model(path.x_t, times.t_tex, times.t_sem if self.model.embedders == 2 else None, labels).prediction
+        predicted = self.model(path.x_t, times.t_tex, times.t_sem, labels).prediction
         return velocity_errors(predicted, path.velocity, self.composite.n_texture)
 
 

@@ -48,7 +48,7 @@ class Velocity:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         times = torch.full((len(batch["x"]),), 0.5)
-        return {"loss": (self.model(batch["x"], times, None, batch["labels"]).prediction - batch["x"]).square().mean()}
+        return {"loss": (self.model(batch["x"], times, times, batch["labels"]).prediction - batch["x"]).square().mean()}
 
 
 @exits_cleanly

@@ -151,9 +151,9 @@ def test_compiled_blocks_are_compiled_once_for_all_steps() -> None:
         block.compile(backend=compiled, dynamic=False)
     x, labels = torch.randn(2, 4, 4, 4), torch.tensor([0, 1])
     for _ in range(2):
-        model(x, torch.rand(2), None, labels).prediction.sum().backward()
+        model(x, torch.rand(2), torch.rand(2), labels).prediction.sum().backward()
     warm = compiled.frame_count
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(3):
-            model(torch.randn_like(x), torch.rand(2), None, labels.flip(0)).prediction.sum().backward()
+            model(torch.randn_like(x), torch.rand(2), torch.rand(2), labels.flip(0)).prediction.sum().backward()
     assert compiled.frame_count == warm > 0

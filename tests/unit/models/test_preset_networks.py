@@ -88,7 +88,7 @@ def test_denoiser_has_the_published_size_and_denoises_256_tokens(name: str, vari
         assert (chosen.repa.weight > 0) == (model.repa is not None)
         with torch.device("meta"):
             x, t = torch.empty(2, latent.channels, 16, 16), torch.empty(2)
-            output = model.eval()(x, t, t if model.embedders == 2 else None, torch.empty(2, dtype=torch.long))
+            output = model.eval()(x, t, t, torch.empty(2, dtype=torch.long))
         assert output.prediction.shape == x.shape
 
 

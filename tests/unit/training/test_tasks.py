@@ -48,8 +48,6 @@ def numbered(tmp_path: Path) -> ShardReader:
 class TwoHeads(nn.Module):
     """Errs by other amounts in its last and its inner head, and has hidden states of its own."""
 
-    embedders = 2
-
     def forward(self, x: Tensor, t_tex: Tensor, t_sem: Tensor, labels: Tensor) -> DenoiserOutput:
         return DenoiserOutput(0.5 * x, repa_tokens=x.sin()[:, :2], inner=x.cos())
 

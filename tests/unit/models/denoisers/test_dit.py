@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from sfd_core.experiment.sizes import MODEL_SIZES, ModelSize
-from sfd_core.host.errors import ConfigError
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import parameter_count
 
@@ -37,8 +36,3 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
                 parameter.normal_(std=0.1)
     model(torch.randn(2, 3, 4, 4), torch.tensor([3.0, 500.0]), torch.tensor([0, 5])).square().sum().backward()
     assert [name for name, value in model.named_parameters() if value.requires_grad and not value.grad.any()] == []
-
-
-def test_patch_must_divide_the_grid() -> None:
-    with pytest.raises(ConfigError, match="patch 3"):
-        DiT(SMALL, in_channels=3, grid=4, patch=3, num_classes=5)

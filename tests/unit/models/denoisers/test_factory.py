@@ -3,7 +3,6 @@ import torch
 
 from sfd_core.experiment.params import Params, VariantParams, load_params
 from sfd_core.experiment.sizes import MODEL_SIZES
-from sfd_core.host.errors import ConfigError
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.models.denoisers.lightningdit import LightningDiT
@@ -30,7 +29,7 @@ def test_every_committed_variant_is_built_and_runs(params: Params, name: str) ->
         assert variant.model == "dit"
         assert model(x, 999 * t, labels).shape == (2, 32, 8, 8)
         return
-    output = model(x, t, t if variant.semantic != "none" else None, labels)
+    output = model(x, t, t, labels)
     assert output.prediction.shape == x.shape
     assert (output.repa_tokens is not None) == (variant.repa.weight > 0)
 
@@ -56,13 +55,6 @@ def test_initial_weights_depend_on_the_seed_alone(params: Params) -> None:
     assert torch.equal(torch.rand(1), after), "building a network must not move the global generator"
     other = build_denoiser(variant.model_copy(update={"seed": 1}), COMPOSITE, num_classes=10).state_dict()
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
-
-
-def test_a_latent_of_another_kind_is_refused(params: Params) -> None:
-    with pytest.raises(ConfigError, match="has 0 semantic channels"):
-        build_denoiser(params.variants["sfd"], TEXTURE_ONLY, num_classes=10)
-    with pytest.raises(ConfigError, match="semantic is 'none'"):
-        build_denoiser(params.variants["lightningdit"], COMPOSITE, num_classes=10)
 
 
 def test_flops_are_those_of_the_matrix_products(params: Params) -> None:

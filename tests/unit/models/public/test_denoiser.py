@@ -139,7 +139,7 @@ def test_a_network_is_read_off_its_weights(embedders: int, patch: int) -> None:
     model = lightningdit_from(source.state_dict())
     assert (model.grid, model.patch, model.in_channels, model.num_classes, model.embedders) == (4, patch, 6, 5, embedders)
     x, t, labels = torch.randn(2, 6, 4, 4), torch.rand(2), torch.tensor([0, 5])
-    times = (t, t / 2 if embedders == 2 else None)
+    times = (t, t / 2)
     assert torch.equal(model(x, *times, labels).prediction, source(x, *times, labels).prediction)
 
 
