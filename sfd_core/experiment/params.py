@@ -27,6 +27,7 @@ Samples = Annotated[int, Field(ge=5)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Offset = Annotated[float, Field(ge=-1, le=1)]
 Precision = Literal["float32", "bfloat16"]
 Corners = TypeVar("Corners", bound=Sequence[Sequence[float]])
@@ -89,7 +90,7 @@ class Optimisation(Group):
     """Steps of the cosine decay at the end of training; 0 keeps the rate constant."""
     final_rate: Fraction
     """Rate after the decay, as a fraction of the learning rate."""
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)]
     weight_decay: NonNegative
     clip_norm: NonNegative
     """Largest gradient norm; 0 disables clipping."""
@@ -104,8 +105,6 @@ class Optimisation(Group):
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} + decay_steps {self.decay_steps} exceed steps {self.steps}; reduce them"
             )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {self.betas} must lie in [0, 1)")
         return self
 
 
@@ -181,7 +180,7 @@ class TrainedVAEParams(Group):
     channels: Positive
     """Channels of the texture latent."""
     downsampling: Downsampling
-    width: Positive
+    width: Annotated[int, Field(ge=8, multiple_of=8)]
     """Channels of the convolutional residual; normalised in 8 groups."""
     depth: Positive
     """Residual blocks on the latent grid, in the encoder and in the decoder."""
@@ -191,8 +190,6 @@ class TrainedVAEParams(Group):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.width % 8:
-            raise ValueError(f"width {self.width} is not a multiple of its 8 normalisation groups; choose 8, 16, 24, ...")
         _require_adamw(self.optimisation)
         values = 3 * self.downsampling**2
         if self.channels > values:
@@ -318,7 +315,7 @@ class TrainParams(Group):
     """Each variant has its own learning rate."""
     snapshots: Positive
     """Number of EMA snapshots, evenly spaced; the last one is at the final step."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: BelowOne
     power_emas: list[Annotated[float, Field(gt=0, lt=0.288)]] = []
     """Relative widths of power-function averages stored at every snapshot, from which `sfd ema` makes averages of any width
     (arXiv 2312.02696, section 3); two, such as 0.05 and 0.1, are enough. May be left out."""
@@ -326,7 +323,7 @@ class TrainParams(Group):
     """Decay min(ema_decay, (1 + step) / (10 + step)) instead of ema_decay from the start."""
     conditional: bool = True
     """Whether denoisers see the labels; may be left out. Without, every image has the null class in training and sampling."""
-    class_dropout: Annotated[float, Field(ge=0, lt=1)]
+    class_dropout: BelowOne
     """Fraction of labels replaced by the null class; classifier-free guidance needs some."""
     flips: bool
     """Randomly mirror images when they are loaded."""
@@ -398,7 +395,7 @@ class IndependentTimes(Group):
     """Training times of any order: texture and semantics have independent times."""
 
     kind: Literal["independent"]
-    absent: Annotated[float, Field(ge=0, lt=1)]
+    absent: BelowOne
     """Share of the images whose semantics are pure noise, which semantic guidance needs."""
 
 
@@ -410,7 +407,7 @@ class OwnTimes(Group):
     """Share of the images that train semantics."""
     handover_noise: Fraction
     """h: texture is trained with semantics at U(1 - h, 1) of their time on the path."""
-    absent: Annotated[float, Field(ge=0, lt=1)]
+    absent: BelowOne
     """Share of the images that train texture whose semantics are pure noise, which semantic guidance needs."""
 
 
