@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sfd_core.experiment.params import SamplerParams, VariantParams
+from sfd_core.experiment.params import SamplerParams, VariantParams, monotone_path
 from sfd_core.host.errors import ConfigError
 
 
@@ -106,8 +106,10 @@ class Schedule:
         """Return SFD's path: semantics lead texture by `delta_t` of global time.
 
         0 is ordinary synchronous flow matching; 1 a cascade, which finishes semantics first; with a negative offset texture
-        leads.
+        leads. Raises `ConfigError` for a `delta_t` outside [-1, 1].
         """
+        if not -1 <= delta_t <= 1:
+            raise ConfigError(f"delta_t is {delta_t}, but one part can lead the other by 1 at most; choose a value in [-1, 1]")
         lead = abs(delta_t)
         corners = [(0.0, 0.0, 0.0), (lead, 0.0, lead), (1.0, 1 - lead, 1.0), (1 + lead, 1.0, 1.0)]
         knots = [Knot(u, behind, ahead) if delta_t >= 0 else Knot(u, ahead, behind) for u, behind, ahead in corners]
@@ -115,7 +117,14 @@ class Schedule:
 
     @classmethod
     def table(cls, corners: Sequence[Sequence[float]]) -> Self:
-        """Return the path through corners (t_tex, t_sem), which are those of a `monotone_path`."""
+        """Return the path through corners (t_tex, t_sem).
+
+        Raises `ConfigError` unless they lead from (0, 0) to (1, 1) without a step back.
+        """
+        try:
+            monotone_path(corners)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         knots = [Knot(0.0, 0.0, 0.0)]
         for t_tex, t_sem in corners[1:]:
             texture, semantic = t_tex - knots[-1].t_tex, t_sem - knots[-1].t_sem
@@ -194,13 +203,15 @@ class Schedule:
 
         The timestep shift s maps the grid, rescaled to [0, 1], by t' = s t / (1 + (s - 1) t). The public code's plain linspace
         misses the corners, so it integrates texture and semantics over slightly wrong intervals. Raises `ConfigError` if
-        there are fewer intervals than the path has.
+        there are fewer intervals than the path has or the shift is not positive.
         """
         if intervals < len(self.spans):
             raise ConfigError(
                 f"{intervals} intervals cannot cover the {len(self.spans)} of the schedule, which bends at global times "
                 f"{[round(knot.u, 6) for knot in self.knots]}; use {len(self.spans)} or more (heun needs two evaluations each)"
             )
+        if not (shift > 0 and math.isfinite(shift)):
+            raise ConfigError(f"timestep shift is {shift}, but it must be positive and finite; 1 means no shift")
         # points are evenly spaced before the shift, so the width of an interval there gives its number of points
         positions = [_unshift(knot.u / self.end, shift) for knot in self.knots]
         widths = [right - left for left, right in pairwise(positions)]

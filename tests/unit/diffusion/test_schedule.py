@@ -100,6 +100,18 @@ def test_too_few_intervals_are_refused(delta_t: float, intervals: int) -> None:
         Schedule.offset(delta_t).grid(intervals)
 
 
+@pytest.mark.parametrize("delta_t", [-1.01, 1.01, float("nan")])
+def test_an_offset_outside_its_range_is_refused(delta_t: float) -> None:
+    with pytest.raises(ConfigError, match="delta_t"):
+        Schedule.offset(delta_t)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_bad_shift_is_refused(shift: float) -> None:
+    with pytest.raises(ConfigError, match="shift"):
+        Schedule.offset(0.3).grid(10, shift)
+
+
 def test_each_velocity_acts_from_its_start_to_before_its_end() -> None:
     u = torch.tensor([-0.1, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5], dtype=torch.float64)
     moving = Schedule.offset(0.5).active(u)
@@ -201,6 +213,20 @@ def test_global_times_undo_local_times(schedule: Schedule) -> None:
     t = torch.linspace(0.01, 0.99, 33, dtype=torch.float64)
     assert torch.allclose(schedule.local_times(schedule.global_times(t, semantic=True)).t_sem, t)
     assert torch.allclose(schedule.local_times(schedule.global_times(t, semantic=False)).t_tex, t)
+
+
+@pytest.mark.parametrize(
+    ("corners", "reason"),
+    [
+        ([(0, 0), (0.5, 1)], "end with"),
+        ([(0.1, 0), (1, 1)], "begin with"),
+        ([], "begin with"),
+        ([(0, 0), (0.5, 0.5), (0.4, 0.9), (1, 1)], "steps back to"),
+    ],
+)
+def test_a_table_that_is_no_path_is_refused(corners: list[tuple[float, float]], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Schedule.table(corners)
 
 
 def test_a_part_is_denoised_between_its_first_and_last_rise() -> None:
