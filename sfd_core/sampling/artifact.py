@@ -37,6 +37,7 @@ class SnapshotRecord:
 
 
 SNAPSHOT_FIELDS = tuple(column.name for column in fields(SnapshotRecord))
+PLAIN = ("variant_name", "classes", "parameters", "flops_per_image", "knows_null_class")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Denoiser:
     snapshot: SnapshotRecord
     flops_per_image: int
     """Of one forward pass."""
+    knows_null_class: bool = True
+    """Whether it was also trained without labels."""
 
     @property
     def null_class(self) -> int:
@@ -74,10 +77,12 @@ class DenoiserManifest:
     snapshots: Sequence[SnapshotRecord]
     files: Mapping[str, str] = field(default_factory=dict)
     """The sha256 of the statistics and of every snapshot; artifacts of earlier versions have none."""
+    knows_null_class: bool = True
+    """See `Denoiser`; artifacts of earlier versions do not say it."""
 
     def write(self, folder: Path) -> None:
         """Write `model.json` into `folder`, with the hashes of the files that lie there."""
-        plain = {name: getattr(self, name) for name in ("variant_name", "classes", "parameters", "flops_per_image")}
+        plain = {name: getattr(self, name) for name in PLAIN}
         plain |= {
             "variant": self.variant.model_dump(mode="json"),
             "latent": asdict(self.latent),
@@ -100,6 +105,7 @@ class DenoiserManifest:
                 identity=LatentIdentity(**plain["identity"]),
                 parameters=plain["parameters"],
                 flops_per_image=plain["flops_per_image"],
+                knows_null_class=plain.get("knows_null_class", True),
                 snapshots=[SnapshotRecord(*(snapshot[name] for name in SNAPSHOT_FIELDS)) for snapshot in plain["snapshots"]],
                 files=plain.get("files", {}),
             )
@@ -163,6 +169,7 @@ def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
         identity=manifest.identity,
         snapshot=snapshot,
         flops_per_image=manifest.flops_per_image,
+        knows_null_class=manifest.knows_null_class,
     )
 
 

@@ -214,12 +214,7 @@ class Pipeline:
 
     def require_possible(self, labels: Sequence[int], sampler: SamplerParams) -> None:
         """Raise `ConfigError` if this denoiser cannot be sampled so."""
-        classes = len(self.denoiser.classes)
-        if sampler.guidance == "cfg" and classes == 0:
-            raise ConfigError(
-                "guidance is cfg, but this denoiser was trained without labels; choose autoguidance, internal, semantic or none"
-            )
-        find_labels(labels, self.denoiser.classes)
+        self._require_labels(labels, sampler)
         if (sampler.guide is not None) != (self.guide is not None):
             raise ConfigError(f"guidance is {sampler.guidance!r}, but {'no' if self.guide is None else 'a'} guide was given")
         variant = self.denoiser.variant
@@ -248,6 +243,19 @@ class Pipeline:
                     )
         else:
             GaussianProcess().respaced(sampler.evaluations)
+
+    def _require_labels(self, labels: Sequence[int], sampler: SamplerParams) -> None:
+        classes = self.denoiser.classes
+        if sampler.guidance == "cfg" and not classes:
+            raise ConfigError(
+                "guidance is cfg, but this denoiser was trained without labels; choose autoguidance, internal, semantic or none"
+            )
+        if not self.denoiser.knows_null_class and (sampler.guidance == "cfg" or len(classes) in labels):
+            raise ConfigError(
+                "this denoiser was never trained without a label, so it draws no images without one and cfg cannot guide it; "
+                "train it with train.class_dropout above 0, or choose labels and another guidance"
+            )
+        find_labels(labels, classes)
 
     def _schedule(self, sampler: SamplerParams) -> Schedule:
         return Schedule.of(self.denoiser.variant, sampler)

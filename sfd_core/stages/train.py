@@ -157,6 +157,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         identity=inputs.identity,
         parameters=parameters,
         flops_per_image=flops,
+        knows_null_class=not classes or train.class_dropout > 0,
         snapshots=[
             SnapshotRecord(kept.step, kept.step * train.optimisation.batch_size, f"snapshots/{kept.path.name}")
             for kept in result.snapshots

@@ -1,5 +1,6 @@
 """Image i depends on the seed and i; guidance and identities hold."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sfd_core.host.errors import ConfigError, DataError, IdentityError, Numerics
 from sfd_core.host.seeding import generator, sample_noise
 from sfd_core.latents.composite import Split
 from sfd_core.sampling import trajectory
+from sfd_core.sampling.artifact import DenoiserManifest
 from sfd_core.sampling.pipeline import DEFAULT_SAMPLER, Pipeline, find_labels
 
 KINDS = {
@@ -235,6 +237,18 @@ def test_a_denoiser_without_labels_draws_without_them(tmp_path: Path) -> None:
         pipe([1], sampler=SAMPLER)
     with pytest.raises(ConfigError, match="guidance is cfg, but this denoiser was trained without labels"):
         pipe([0], sampler=SAMPLER, guidance="cfg")
+
+
+def test_a_null_class_that_was_never_trained_is_neither_drawn_nor_a_guide(tmp_path: Path) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    folder = artifact(tmp_path / "train", vae, variant())
+    manifest = DenoiserManifest.read(folder)
+    replace(manifest, knows_null_class=False).write(folder)
+    pipe, null = Pipeline.from_artifact(folder, vae), len(manifest.classes)
+    assert len(pipe([0], sampler=SAMPLER).images) == 1
+    for labels, guidance in (([0], "cfg"), ([0, null], "none")):
+        with pytest.raises(ConfigError, match="never trained without a label"):
+            pipe(labels, sampler=SAMPLER, guidance=guidance)
 
 
 def test_a_snapshot_of_the_guide_can_be_chosen(tmp_path: Path) -> None:

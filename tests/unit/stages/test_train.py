@@ -97,6 +97,15 @@ def test_every_kind_of_variant_trains_to_an_artifact_that_loads(changes: dict[st
     assert not list((tmp_path / ".sfd").rglob("*.pt")), "resumable checkpoints are deleted once the output is written"
 
 
+def test_an_artifact_says_whether_it_was_trained_without_labels_too(tmp_path: Path) -> None:
+    chosen = variant()
+    encoded(tmp_path / "encode")
+    inputs = TrainInputs.open(chosen, folders(tmp_path))
+    for number, (changes, knows) in enumerate([({}, True), ({"class_dropout": 0}, False), ({"conditional": False}, True)]):
+        train_variant("v", chosen, TRAIN.model_copy(update=changes), inputs, tmp_path / f"out{number}")
+        assert load_denoiser(tmp_path / f"out{number}").knows_null_class is knows
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
     encoded(tmp_path / "encode")
     weights = []
