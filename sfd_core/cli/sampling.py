@@ -55,7 +55,7 @@ def import_(
     /,
     *,
     out: Annotated[Path, output("Folder of the artifact, such as weights/sfd-xl.", folder=True)],
-    encode: Annotated[Path, Parameter(help="Output of encode.", group=LATENTS)] = ENCODE,
+    encode: Annotated[Path, Parameter(help="Output of encode with texture_energy_power 0.", group=LATENTS)] = ENCODE,
     statistics: Annotated[list[Path] | None, Parameter(help=STATISTICS, group=LATENTS)] = None,
     texture_vae: Annotated[
         Path | None, Parameter(help=f"With --statistics: the VAE that decodes (default: {TEXTURE_VAE}).")
