@@ -96,7 +96,8 @@ def _exit_if_known(error: OSError | RuntimeError) -> None:
         place = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {place}{error.strerror}; make room there or choose another place", USER_ERROR_EXIT_CODE)
     if "gloo/transport" in str(error) and "Timed out" not in str(error):
-        sys.exit(LEFT_ALONE_EXIT_CODE)
+        sys.stdout.flush()
+        os._exit(LEFT_ALONE_EXIT_CODE)  # a thread of gloo that needs the interpreter while it ends would abort the process
 
 
 def _exit(message: str, code: int) -> NoReturn:
