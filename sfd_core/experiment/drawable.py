@@ -37,12 +37,14 @@ def require_drawable(params: Params) -> None:
 
 
 def _require_whole_weights(params: Params) -> None:
-    train = params.train
-    whole = (
-        "optimisation.optimizer muon" if train.optimisation.optimizer == "muon" else "power_emas" if train.power_emas else None
-    )
-    if params.engine.sharding != "none" and whole:
-        raise ConfigError(f"engine.sharding is {params.engine.sharding}, but train.{whole} needs whole weights; set it to none")
+    if params.engine.sharding == "none":
+        return
+    muon = params.train.optimisation.optimizer == "muon"
+    for key, needed in {"optimisation.optimizer muon": muon, "power_emas": bool(params.train.power_emas)}.items():
+        if needed:
+            raise ConfigError(
+                f"engine.sharding is {params.engine.sharding}, but train.{key} needs whole weights; set it to none"
+            )
 
 
 def _require_guidable(params: Params, name: str, variant: VariantParams, guidance: str, key: str) -> None:
