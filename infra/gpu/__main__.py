@@ -21,7 +21,9 @@ def _arguments() -> argparse.Namespace:
         part.add_argument("--out", type=Path, default=Path(".gpu/results"), help="folder of the results")
         part.add_argument("--seconds", type=float, default=seconds, help="nothing begins after these")
         part.add_argument("--tiny", action="store_true", help="tiny shapes: a trial on a CPU")
-        if name == "evidence":
+        if name != "evidence":
+            part.add_argument("--only", action="append", default=[], metavar="TEXT", help="measurements with it in their name")
+        else:
             part.add_argument("--images", type=Path, default=Path(".gpu/images.tar.xz"), help="what pack made")
             part.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="of params.yaml")
     packing = parts.add_parser("pack", help="collects what a machine with little more than torch lacks")
@@ -38,10 +40,12 @@ def main() -> None:
     if given.part == "pack":
         pack(given.out, given.images, given.python)
         return
-    record = Record(given.out / f"{given.part}.json", given.seconds)
+    path = given.out / f"{given.part}.json"
     if given.part == "evidence":
+        record = Record(path, given.seconds)
         evidence(record, given.tiny, given.out, given.images, given.changes)
     else:
+        record = Record(path, given.seconds, given.only)
         {"check": check, "bench": bench}[given.part](record, given.tiny, given.out)
     print(f"{record.path}: {len(record.results)} results, failed: {', '.join(record.failed) or 'none'}")
     raise SystemExit(1 if record.failed else 0)

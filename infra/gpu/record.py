@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ GRACE = 15.0
 class Record:
     """The results of one part as JSON. A measurement that fails is recorded and the next one follows.
 
-    Nothing begins after `seconds`; the process ends soon after them, whatever it does, with all that is written.
+    Nothing begins after `seconds`; the process ends soon after them, whatever it does, with all that is written. With `only`,
+    measurements whose name contains none of these texts are left out.
     """
 
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.end = path, time.monotonic() + seconds
+    def __init__(self, path: Path, seconds: float, only: Sequence[str] = ()) -> None:
+        self.path, self.end, self.only = path, time.monotonic() + seconds, only
         path.parent.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = {}
         self._writing = threading.Lock()
@@ -51,6 +52,8 @@ class Record:
 
     def measure(self, name: str, work: Callable[[Path], Mapping[str, Any]]) -> None:
         """Record what `work`, which gets an empty folder, returns, or its error."""
+        if self.only and not any(part in name for part in self.only):
+            return
         began = time.monotonic()
         if self.left <= 0:
             result: dict[str, Any] = {"error": "skipped: the time was up"}

@@ -42,4 +42,4 @@ def test_operations_of_training_are_six_for_a_parameter_and_token_and_those_of_a
     once = sum(value.numel() for name, value in model.named_parameters() if "adaLN" in name or "embedder" in name)
     attention = 12 * size.depth * tokens**2 * size.width
     expected = 6 * (parameter_count(model) - once - model.pos_embed.numel()) * tokens + attention
-    assert training_flops(model) == pytest.approx(expected, rel=0.02)
+    assert training_flops(workload) == pytest.approx(expected, rel=0.02)

@@ -21,7 +21,7 @@ def normalise_and_rotate(qkv: Tensor, weights: Tensor, rotation: Tensor, eps: fl
     """Return queries, keys and values (N, T, H, K) of `qkv` (N, T, 3, H, K).
 
     Queries and keys are RMS-normalised per head and multiplied by `weights` (2, 1, K). Their neighbouring features are then
-    rotated as pairs by the complex `rotation` (T, 1, 1, K / 2).
+    rotated as pairs by `rotation` (T, 1, 1, K / 2, 2), cosine and sine.
     """
     parts = _NormaliseAndRotate.apply(qkv, weights, rotation, eps)
     return cast("tuple[Tensor, Tensor, Tensor]", parts)
@@ -63,7 +63,7 @@ class _NormaliseAndRotate(Function):
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         normed, inverse, weights, rotation = ctx.saved_tensors
         grad = torch.stack((grad_q, grad_k, grad_v), dim=2)
-        turned = _rotate(_widen(grad[:, :, :2]), rotation.conj())
+        turned = _rotate(_widen(grad[:, :, :2]), rotation, back=True)
         products = turned * normed
         # Images and tokens first, then heads: one reduction over all three is many times slower on a CPU.
         grad_weights = products.flatten(0, 1).sum(0).sum(1, keepdim=True)
@@ -86,6 +86,11 @@ def _norm_backward(grad: Tensor, products: Tensor, normed: Tensor, inverse: Tens
     return torch.addcmul(grad, normed, mean).mul_(inverse)
 
 
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+def _rotate(x: Tensor, rotation: Tensor, back: bool = False) -> Tensor:
+    pairs = x.view(*x.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():  # the compiler leaves complex numbers to kernels of their own, which read memory again
+        (first, second), (cosine, sine) = pairs.unbind(-1), rotation.unbind(-1)
+        sine = -sine if back else sine
+        return torch.stack((first * cosine - second * sine, first * sine + second * cosine), dim=-1).flatten(-2)
+    turn = torch.view_as_complex(rotation)
+    return torch.view_as_real(torch.view_as_complex(pairs) * (turn.conj() if back else turn)).flatten(-2)

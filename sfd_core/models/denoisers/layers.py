@@ -104,9 +104,9 @@ class RotaryEmbedding(nn.Module):
         self.freqs_sin: Tensor
 
     def rotation(self) -> Tensor:
-        """Return the rotations as complex numbers (T, 1, 1, K / 2)."""
-        turns = torch.complex(self.freqs_cos[:, ::2].float(), self.freqs_sin[:, ::2].float())
-        return turns[:, None, None, :]
+        """Return the rotations as cosine and sine (T, 1, 1, K / 2, 2)."""
+        turns = torch.stack((self.freqs_cos[:, ::2].float(), self.freqs_sin[:, ::2].float()), dim=-1)
+        return turns[:, None, None]
 
 
 class Attention(nn.Module):
@@ -142,7 +142,7 @@ class RotaryAttention(Attention):
         self.k_norm = nn.RMSNorm(width // heads, eps=NORM_EPS)
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:  # type: ignore[override]
-        """Return (N, T, D) for tokens (N, T, D) and the rotation (T, 1, 1, K / 2) of `RotaryEmbedding`."""
+        """Return (N, T, D) for tokens (N, T, D) and the rotation (T, 1, 1, K / 2, 2) of `RotaryEmbedding`."""
         weights = torch.stack((self.q_norm.weight, self.k_norm.weight)).unsqueeze(1)
         return self._attend(*fused.normalise_and_rotate(self._split(x), weights, rotation, NORM_EPS))
 
