@@ -1,4 +1,4 @@
-"""What the variants of preset `cifar10` learn in minutes: the pipeline's own stages, as many at a time as do not wait.
+"""What the variants of preset `cifar10` learn in minutes: the pipeline's own stages, each once those it reads have ended.
 
 DVC is not there, so the stages are started directly, in a folder of their own, and
 without stage `code`, which requires the libraries of all stages.
@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from sfd_core.host.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 ACTIVE = ["lightningdit", "sfd", "sync", "cascade", "any_order"]
-FIRST = 2
-"""Variants that are finished before the others begin: a comparison, should the time end."""
 SHORT = {
     "active": ACTIVE,
     "texture_vae.optimisation": {"steps": 2000, "warmup_steps": 100, "decay_steps": 1000},
@@ -38,6 +36,8 @@ SHORT = {
     "evaluate.snapshot_samples": 5000,
     "evaluate.final_samples": 5000,
     "evaluate.oracle": False,
+    "evaluate.sampler.precision": "bfloat16",
+    "engine.compile": True,
 }
 """What makes the preset fit into minutes on one GPU."""
 TINY_STEPS = {"steps": 4, "batch_size": 4, "warmup_steps": 1, "decay_steps": 1, "checkpoint_every": 4, "precision": "float32"}
@@ -58,6 +58,8 @@ TINY = {
     "evaluate.neighbours": 1,
     "evaluate.sampler.evaluations": 4,
     "evaluate.sampler.batch_size": 8,
+    "evaluate.sampler.precision": "float32",
+    "engine.compile": False,
     "studies.offsets.offsets": [0.0, 0.3],
     "report.grid_images": 4,
 }
@@ -67,10 +69,20 @@ KEPT = (
     "outputs/evaluate/*/*.json", "outputs/evaluate/*/*.csv", "outputs/evaluate/*/grids/*", "outputs/studies/**/*.*",
 )  # fmt: skip
 
-STAGES = ("train", "evaluate", "studies")
-"""Of every variant."""
-Lane = Sequence[tuple[str, ...]]
-"""Stages, each with its arguments, one after the other."""
+AFTER = {
+    "prepare": (),
+    "texture_vae": ("prepare",),
+    "features": ("prepare",),
+    "semantic_vae": ("features",),
+    "encode": ("texture_vae", "semantic_vae"),
+    "schedule": ("encode",),
+    "reference": ("texture_vae",),
+}
+"""Stages, and those whose outputs they read."""
+AFTER_OF_A_VARIANT = {"train": ("schedule",), "evaluate": ("train", "reference"), "studies": ("evaluate",)}
+"""The same of what runs for every variant; studies come last, because the time may end before them."""
+Job = tuple[str, ...]
+"""A stage, and the variant if it runs for each."""
 
 
 def write_params(path: Path, changes: Mapping[str, Any]) -> list[str]:
@@ -101,30 +113,28 @@ def evidence(record: Record, tiny: bool, out: Path, images: Path, changes: Seque
 def _run_stages(record: Record, tiny: bool, work: Path, changes: Sequence[str]) -> None:
     given = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
     active = write_params(work / "params.yaml", SHORT | (TINY if tiny else {}) | given)
-    waves: list[list[Lane]] = [
-        [[("prepare",)]],
-        [[("texture_vae",), ("reference",)], [("features",), ("semantic_vae",)]],
-        [[("encode",), ("schedule",)]],
-    ]
-    parts = filter(None, (active[:FIRST], active[FIRST:]))
-    waves += [[[(stage, "--variant", name) for stage in STAGES] for name in part] for part in parts]
-    for wave in waves:
-        with ThreadPoolExecutor(len(wave)) as pool:
-            ended = list(pool.map(lambda lane: all(_stage(record, work, stage) for stage in lane), wave))
-        if not any(ended):
-            break
+    after: dict[Job, list[Job]] = {(stage,): [(other,) for other in others] for stage, others in AFTER.items()}
+    for name in active:
+        for stage, others in AFTER_OF_A_VARIANT.items():
+            after[stage, name] = [(other, name) if other in AFTER_OF_A_VARIANT else (other,) for other in others]
+    ended: dict[Job, Future[bool]] = {}
+    with ThreadPoolExecutor(len(after)) as pool:  # all wait in it, so that none keeps another from its place
+        for job, before in after.items():
+            ended[job] = pool.submit(_stage, record, work, job, [ended[other] for other in before])
 
 
-def _stage(record: Record, work: Path, stage: Sequence[str]) -> bool:
-    """Run one stage and record its numbers; return whether it succeeded."""
-    name = " ".join(word for word in stage if word != "--variant")
+def _stage(record: Record, work: Path, job: Job, after: "Sequence[Future[bool]]") -> bool:
+    """Run a stage once those `after` which it comes have succeeded, and record its numbers; return whether it succeeded."""
+    if not all(before.result() for before in after):
+        return False
+    name, variant = " ".join(job), [word for part in job[1:] for word in ("--variant", part)]
     began = time.monotonic()
     log = work / f"{name.replace(' ', '-')}.log"
     given = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     paths = os.pathsep.join([str(ROOT), *given])
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "4"}
     with log.open("w") as output:
-        command = [sys.executable, "-m", f"sfd_core.stages.{stage[0]}", *stage[1:]]
+        command = [sys.executable, "-m", f"sfd_core.stages.{job[0]}", *variant]
         process = subprocess.Popen(
             command, cwd=work, stdout=output, stderr=output, env=os.environ | threads | {"PYTHONPATH": paths}
         )
@@ -137,10 +147,10 @@ def _stage(record: Record, work: Path, stage: Sequence[str]) -> bool:
     result: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1)}
     if code != 0:
         result["error"] = "stopped: the time was up" if code is None else f"exit code {code}: {log.read_text()[-1500:]}"
-    folder = work / "outputs" / "/".join(word for word in stage if word != "--variant")
+    folder = work / "outputs" / "/".join(job)
     if (folder / "metrics.json").is_file():
         result["metrics"] = json.loads((folder / "metrics.json").read_text())
-    if stage[0] == "studies":
+    if job[0] == "studies":
         result["tables"] = {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.glob("*/*.csv"))}
     record.add(name, result)
     return code == 0

@@ -1,6 +1,7 @@
 """Two elementwise chains of LightningDiT with hand-written gradients.
 
-Autograd would read and write memory two to three times as often, which slows down small models on a CPU. Shapes as in `layers`.
+Autograd would read and write memory two to three times as often, which slows down small models on a CPU. A compiler fuses the
+plain formulas itself, and better: in blocks that are compiled they stand alone. Shapes as in `layers`.
 Statistics are computed in float32 (in float64 for float64 input).
 """
 
@@ -14,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 def modulated_rms_norm(x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Return RMSNorm(x) weight (1 + scale) + shift for tokens (N, T, D), weight (D,), shift and scale (N, 1, D)."""
+    if torch.compiler.is_compiling():
+        return _rms_normalised(x, eps) * weight * (1 + scale) + shift
     return cast("Tensor", _ModulatedRMSNorm.apply(x, weight, shift, scale, eps))
 
 
@@ -23,8 +26,24 @@ def normalise_and_rotate(qkv: Tensor, weights: Tensor, rotation: Tensor, eps: fl
     Queries and keys are RMS-normalised per head and multiplied by `weights` (2, 1, K). Their neighbouring features are then
     rotated as pairs by `rotation` (T, 1, 1, K / 2, 2), cosine and sine.
     """
+    if torch.compiler.is_compiling():
+        q, k, v = qkv.unbind(2)
+        q, k = (_rotated(_rms_normalised(x, eps) * weight, rotation[:, 0]) for x, weight in ((q, weights[0]), (k, weights[1])))
+        return q.to(qkv.dtype), k.to(qkv.dtype), v
     parts = _NormaliseAndRotate.apply(qkv, weights, rotation, eps)
     return cast("tuple[Tensor, Tensor, Tensor]", parts)
+
+
+def _rms_normalised(x: Tensor, eps: float) -> Tensor:
+    x = _widen(x)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Return what `_rotate` does; compilers leave complex numbers to kernels of their own."""
+    cosine, sine = rotation.unbind(-1)
+    pairs = x.view(*x.shape[:-1], -1, 2)
+    return (pairs * cosine.unsqueeze(-1) + pairs.flip(-1) * torch.stack((-sine, sine), dim=-1)).flatten(-2)
 
 
 class _ModulatedRMSNorm(Function):
@@ -55,7 +74,7 @@ class _NormaliseAndRotate(Function):
         inverse = _inverse_rms(qk, eps)
         normed = qk * inverse
         ctx.save_for_backward(normed, inverse, weights, rotation)
-        rotated = _rotate(normed * weights, rotation).to(qkv.dtype)
+        rotated = _rotate(normed * weights, torch.view_as_complex(rotation)).to(qkv.dtype)
         return rotated[:, :, 0], rotated[:, :, 1], qkv[:, :, 2]
 
     @staticmethod
@@ -63,7 +82,7 @@ class _NormaliseAndRotate(Function):
     def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         normed, inverse, weights, rotation = ctx.saved_tensors
         grad = torch.stack((grad_q, grad_k, grad_v), dim=2)
-        turned = _rotate(_widen(grad[:, :, :2]), rotation, back=True)
+        turned = _rotate(_widen(grad[:, :, :2]), torch.view_as_complex(rotation).conj())
         products = turned * normed
         # Images and tokens first, then heads: one reduction over all three is many times slower on a CPU.
         grad_weights = products.flatten(0, 1).sum(0).sum(1, keepdim=True)
@@ -86,11 +105,6 @@ def _norm_backward(grad: Tensor, products: Tensor, normed: Tensor, inverse: Tens
     return torch.addcmul(grad, normed, mean).mul_(inverse)
 
 
-def _rotate(x: Tensor, rotation: Tensor, back: bool = False) -> Tensor:
-    pairs = x.view(*x.shape[:-1], -1, 2)
-    if torch.compiler.is_compiling():  # the compiler leaves complex numbers to kernels of their own, which read memory again
-        (first, second), (cosine, sine) = pairs.unbind(-1), rotation.unbind(-1)
-        sine = -sine if back else sine
-        return torch.stack((first * cosine - second * sine, first * sine + second * cosine), dim=-1).flatten(-2)
-    turn = torch.view_as_complex(rotation)
-    return torch.view_as_real(torch.view_as_complex(pairs) * (turn.conj() if back else turn)).flatten(-2)
+def _rotate(x: Tensor, turns: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2)

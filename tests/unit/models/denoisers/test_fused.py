@@ -43,6 +43,23 @@ def test_normalise_and_rotate_is_the_plain_formula() -> None:
     assert torch.autograd.gradcheck(lambda *args: fused.normalise_and_rotate(*args, rotation, EPS), inputs)
 
 
+def test_compiled_the_plain_formulas_take_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotation = RotaryEmbedding(head_width=4, grid=2).rotation().double()
+    norm = (randn(2, 3, 8), randn(8, seed=1), randn(2, 1, 8, seed=2), randn(2, 1, 8, seed=3))
+    turn = (randn(2, 4, 3, 2, 4), randn(2, 1, 4, seed=1))
+
+    def results() -> list[Tensor]:
+        outputs = [fused.modulated_rms_norm(*norm, EPS), *fused.normalise_and_rotate(*turn, rotation, EPS)]
+        cotangents = [randn(*output.shape, seed=7) for output in outputs]
+        return [*outputs, *torch.autograd.grad(outputs, [*norm, *turn], cotangents)]
+
+    written = results()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.delattr(fused, "_ModulatedRMSNorm")
+    monkeypatch.delattr(fused, "_NormaliseAndRotate")
+    torch.testing.assert_close(results(), written)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_normalised_in_float32(dtype: torch.dtype) -> None:
     x = (1e-3 * randn(2, 4, 8, dtype=torch.float32)).to(dtype).detach().requires_grad_()
