@@ -29,14 +29,14 @@ ROOT = Path(__file__).parents[2]
 ACTIVE = ["lightningdit", "sfd", "sync", "cascade", "any_order"]
 SHORT = {
     "active": ACTIVE,
-    "texture_vae.optimisation": {"steps": 2000, "warmup_steps": 100, "decay_steps": 1000},
-    "semantic_vae.optimisation": {"steps": 2000, "warmup_steps": 100, "decay_steps": 1000},
-    "train.optimisation": {"steps": 4000, "warmup_steps": 300, "decay_steps": 1300, "checkpoint_every": 4000},
+    "texture_vae.optimisation": {"steps": 1200, "warmup_steps": 100, "decay_steps": 600},
+    "semantic_vae.optimisation": {"steps": 1000, "warmup_steps": 100, "decay_steps": 500},
+    "train.optimisation": {"steps": 1200, "warmup_steps": 100, "decay_steps": 400, "checkpoint_every": 1200},
     "train.snapshots": 1,
     "evaluate.snapshot_samples": 5000,
     "evaluate.final_samples": 5000,
     "evaluate.oracle": False,
-    "evaluate.sampler.precision": "bfloat16",
+    "studies.offsets.offsets": [-0.3, 0.0, 0.3, 0.7, 1.0],
     "engine.compile": True,
 }
 """What makes the preset fit into minutes on one GPU."""

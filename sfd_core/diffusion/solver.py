@@ -216,10 +216,10 @@ def _dopri5(path: _Path, x: Tensor, span: PhaseSpan, points: list[float]) -> lis
     states = odeint(
         derivative,
         x[:, part],
-        torch.tensor(points, dtype=torch.float64),
+        torch.tensor(points, dtype=torch.float64, device=x.device),
         rtol=DOPRI5_RELATIVE_TOLERANCE,
         atol=DOPRI5_ABSOLUTE_TOLERANCE,
         method="dopri5",
-        options={"step_t": torch.tensor([span.stop], dtype=torch.float64)},
+        options={"step_t": torch.tensor([span.stop], dtype=torch.float64, device=x.device)},
     )
     return [whole(state) for state in states]

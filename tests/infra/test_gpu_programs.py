@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def run(part: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """Run a program without what the machine lacks; every process it starts lacks it, too."""
     (folder / "sitecustomize.py").write_text(BLOCKER)
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "infra.gpu", part, "--tiny", "--seconds", "240", "--out", str(folder / "out"), *arguments]
+    command = [sys.executable, "-m", "infra.gpu", part, "--seconds", "240", "--out", str(folder / "out"), *arguments]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found: dict[str, Any] = json.loads((folder / "out" / f"{part}.json").read_text())
@@ -42,14 +43,20 @@ def run(part: str, folder: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_check(tmp_path: Path) -> None:
-    results = run("check", tmp_path)
+    results = run("check", tmp_path, "--tiny")
     assert all(result.get("passed", True) for result in results.values())
     assert results["sampling, dopri5"] == {"left_out": "torchdiffeq is not installed"}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_check_on_a_gpu(tmp_path: Path) -> None:
+    assert all(result.get("passed", True) for result in run("check", tmp_path).values())
+
+
 @pytest.mark.slow
 def test_bench(tmp_path: Path) -> None:
-    results = run("bench", tmp_path)
+    results = run("bench", tmp_path, "--tiny")
     assert results["tiny, batch 4, compiled"]["images_per_second"] > 0
     assert (tmp_path / "out" / "kernels.txt").read_text()
 
@@ -66,6 +73,6 @@ def test_evidence(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as archive:
         for part in ("train", "test"):
             archive.add(tmp_path / part, part)
-    results = run("evidence", tmp_path, "--images", str(tmp_path / "images.tar.xz"))
+    results = run("evidence", tmp_path, "--tiny", "--images", str(tmp_path / "images.tar.xz"))
     assert "metrics" in results["evaluate any_order"]
     assert results["studies any_order"]["tables"]

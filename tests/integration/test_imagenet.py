@@ -57,6 +57,7 @@ SHRUNK: dict[str, Any] = {
     "evaluate.sampler.evaluations": 4,
     "evaluate.sampler.batch_size": 6,
     "report.grid_images": 4,
+    "engine.compile": False,
 }
 CHANNELS = {"sfd": 32 + 16, "guide": 32 + 16, "repa": 32, "redi": 32 + 8, "dit": 32}
 """Texture and semantics of the latent that each variant denoises."""

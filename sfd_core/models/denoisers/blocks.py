@@ -1,6 +1,13 @@
 """The repeated blocks of a transformer, which FSDP shards, torch.compile compiles and whose activations may be recomputed."""
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
 from torch import nn
+
+from sfd_core.host.errors import ConfigError
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -10,7 +17,17 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile the blocks of a transformer in place, on first use; one compilation per input shape serves all blocks."""
+    """Compile the blocks of a transformer in place, on first use; one compilation per input shape serves all blocks.
+
+    Raises `ConfigError` if this machine lacks what torch.compile calls.
+    """
+    compilers = (os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if not any(shutil.which(name) for name in compilers if name) or not headers.is_file():
+        raise ConfigError(
+            f"engine.compile is true, which needs a C++ compiler and {headers}; install both, for example with "
+            "`apt install g++ python3-dev`, or set engine.compile to false"
+        )
     for block in blocks_of(model):
         block.compile(dynamic=False)
 
