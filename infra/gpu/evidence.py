@@ -36,6 +36,7 @@ SHORT = {
     "evaluate.snapshot_samples": 5000,
     "evaluate.final_samples": 5000,
     "evaluate.oracle": False,
+    "evaluate.kid_subset_size": 250,
     "studies.offsets.offsets": [-0.3, 0.0, 0.3, 0.7, 1.0],
     "engine.compile": True,
 }
