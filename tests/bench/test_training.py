@@ -63,7 +63,7 @@ def test_where_a_step_goes(benchmark: BenchmarkFixture, tmp_path: Path, size: st
         benchmark.extra_info.update(**{way: groups})
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # what the compiler leaves to eager kernels
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("size", WORKLOADS)
 def test_compiled_engine_against_an_eager_loop(
