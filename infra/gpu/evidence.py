@@ -1,7 +1,7 @@
 """What the variants of preset `cifar10` learn in minutes: the pipeline's own stages, each once those it reads have ended.
 
-DVC is not there, so the stages are started directly, in a folder of their own, and
-without stage `code`, which requires the libraries of all stages.
+DVC is not there, so the stages of dvc.yaml are started directly, in a folder of their own, and without those that look
+after code and inputs or report.
 """
 
 import copy
@@ -70,18 +70,7 @@ KEPT = (
     "outputs/evaluate/*/*.json", "outputs/evaluate/*/*.csv", "outputs/evaluate/*/grids/*", "outputs/studies/**/*.*",
 )  # fmt: skip
 
-AFTER = {
-    "prepare": (),
-    "texture_vae": ("prepare",),
-    "features": ("prepare",),
-    "semantic_vae": ("features",),
-    "encode": ("texture_vae", "semantic_vae"),
-    "schedule": ("encode",),
-    "reference": ("texture_vae",),
-}
-"""Stages, and those whose outputs they read."""
-AFTER_OF_A_VARIANT = {"train": ("schedule",), "evaluate": ("train", "reference"), "studies": ("evaluate",)}
-"""The same of what runs for every variant; studies come last, because the time may end before them."""
+NOT_RUN = {"code", "inputs", "report"}
 Job = tuple[str, ...]
 """A stage, and the variant if it runs for each."""
 
@@ -114,14 +103,16 @@ def evidence(record: Record, tiny: bool, out: Path, images: Path, changes: Seque
 def _run_stages(record: Record, tiny: bool, work: Path, changes: Sequence[str]) -> None:
     given = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in changes)}
     active = write_params(work / "params.yaml", SHORT | (TINY if tiny else {}) | given)
-    after: dict[Job, list[Job]] = {(stage,): [(other,) for other in others] for stage, others in AFTER.items()}
-    for name in active:
-        for stage, others in AFTER_OF_A_VARIANT.items():
-            after[stage, name] = [(other, name) if other in AFTER_OF_A_VARIANT else (other,) for other in others]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     ended: dict[Job, Future[bool]] = {}
-    with ThreadPoolExecutor(len(after)) as pool:  # all wait in it, so that none keeps another from its place
-        for job, before in after.items():
-            ended[job] = pool.submit(_stage, record, work, job, [ended[other] for other in before])
+    with ThreadPoolExecutor(len(stages) * len(active)) as pool:  # all wait in it, so that none keeps another from its place
+        for stage, written in stages.items():
+            if stage in NOT_RUN:
+                continue
+            read = {path.split("/")[1] for path in written["deps"] if path.startswith("outputs/")} - NOT_RUN
+            for variant in [(name,) for name in active] if "matrix" in written else [()]:
+                before = [ended.get((other, *variant)) or ended[other,] for other in read]
+                ended[stage, *variant] = pool.submit(_stage, record, work, (stage, *variant), before)
 
 
 def _stage(record: Record, work: Path, job: Job, after: "Sequence[Future[bool]]") -> bool:
