@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from sfd_core.evaluation.metrics import (
     FrechetReference,
     Reference,
     inception_score,
+    kinds,
     neighbour_radii,
     number_name,
     score,
@@ -79,8 +81,11 @@ def test_only_standard_inception_measures_fid() -> None:
     assert number_name("precision", "dinov2") == "precision_dinov2"
 
 
-def test_too_few_images_and_nan_are_refused() -> None:
+def test_fewer_than_five_images_and_infinite_features_are_refused() -> None:
     reference = reference_of(cloud(40, 0))
+    values = score({"features": cloud(5, 1)}, reference, 20)
+    assert set(values) == {"fd", "kid", "precision", "recall"}
+    assert 0 <= values["precision"] <= 1
     with pytest.raises(DataError, match="4 images cannot be measured"):
         score({"features": cloud(4, 1)}, reference, 20)
     broken = cloud(10, 1)
@@ -98,3 +103,38 @@ def test_features_far_from_the_origin_lose_no_digits_in_precision_and_recall() -
     for kind in ("precision", "recall"):
         assert 0 < near[kind] < 1
         assert moved[kind] == near[kind]
+
+
+def test_kid_is_the_mean_over_100_subsets_drawn_with_seed_2020() -> None:
+    real, drawn = cloud(40, 0, width=6), cloud(30, 1, width=6, offset=0.3)
+    rng, estimates = np.random.RandomState(2020), []
+    x, y = drawn.double().numpy(), real.double().numpy()
+    for _ in range(100):
+        a, b = x[rng.choice(30, 10, replace=False)], y[rng.choice(40, 10, replace=False)]
+        k_aa, k_bb, k_ab = ((p @ q.T / 6 + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
+        estimates.append((k_aa.sum() - np.trace(k_aa) + k_bb.sum() - np.trace(k_bb)) / 90 - 2 * k_ab.mean())
+    assert score({"features": drawn}, reference_of(real), 10)["kid"] == pytest.approx(np.mean(estimates), rel=1e-5)
+
+
+def test_a_split_of_the_inception_score_has_5000_images() -> None:
+    """Ten certain classes in the first 5,000 images score 10, one class in the rest 1; the mean of the two is 5.5."""
+    logits = torch.cat([60 * torch.eye(10).repeat(500, 1), 60 * torch.eye(10)[:1].repeat(40, 1)])
+    assert inception_score(logits) == pytest.approx(5.5, rel=1e-6)
+
+
+def test_settings_name_the_constants_of_each_number() -> None:
+    assert settings("kid", 50_000, 10_000, 1000) == (
+        "mean of 100 subsets of 1000, cubic kernel, seed 2020; 10000 reference images"
+    )
+    assert settings("is", 50_000, 10_000, 1000).startswith("mean over splits of 5000 consecutive")
+    assert settings("is", 40, 10_000, 1000).startswith("mean over splits of 40 consecutive")
+    assert settings("precision", 40, 60, 1000) == settings("recall", 40, 60, 1000) == "k = 3; 60 reference images"
+    assert "subsets of 60," in settings("kid", 100, 60, 1000)
+
+
+def test_layers_decide_which_numbers_there_are() -> None:
+    plain = ["fd", "kid", "precision", "recall"]
+    assert kinds(["features"]) == plain
+    assert kinds(["features", "logits"]) == [*plain, "is"]
+    assert kinds(["features", "spatial"]) == [*plain, "sfd"]
+    assert kinds(["features", "logits", "spatial"]) == [*plain, "is", "sfd"]
