@@ -174,10 +174,15 @@ def test_image_i_depends_on_its_own_noise_only(solver: Literal["ddpm", "ddim"]) 
 
 def test_observers_see_all_steps_and_the_predicted_data() -> None:
     data, noise = draws(2)
-    seen: list[tuple[float, Tensor]] = []
-    sample_gaussian(knows(data, GaussianProcess()), noise, "ddim", 8, no_noise, lambda u, x, d: seen.append((u, d)))
-    assert [u for u, _ in seen] == [k / 8 for k in range(9)]
-    assert all(torch.allclose(d, data, atol=1e-3) for _, d in seen)
+    seen: list[tuple[float, Tensor, Tensor]] = []
+    denoise = knows(data, GaussianProcess())
+    solution = sample_gaussian(denoise, noise, "ddim", 8, no_noise, lambda *observed: seen.append(observed))
+    times, states, predictions = zip(*seen, strict=True)
+    assert list(times) == [k / 8 for k in range(9)]
+    assert torch.equal(states[0], noise)
+    assert all(torch.allclose(predicted, data, atol=1e-3) for predicted in predictions)
+    assert torch.equal(states[-1], solution.x)
+    assert torch.equal(predictions[-1], solution.x)
 
 
 def test_the_loss_of_the_true_posterior_is_zero() -> None:
@@ -251,27 +256,6 @@ def test_training_steps_are_uniform_and_repeatable() -> None:
     assert steps.double().mean().item() == pytest.approx(499.5, abs=4)
 
 
-def test_guidance_moves_epsilon_inside_its_interval_and_never_the_variance() -> None:
-    x = draws(1)[0]
-
-    def both(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        return network(x, level), network(-x, level)
-
-    def refuses(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        raise AssertionError("the reference network was asked in vain")
-
-    guidance = GuidanceParams(scale=2.0, interval=[0.2, 0.8])
-    for level in (600, 400):
-        main, reference = both(x, level)
-        guided = guide_denoiser(network, both, guidance)(x, level)
-        assert torch.allclose(guided[:, :C], 2 * main[:, :C] - reference[:, :C], atol=1e-6)
-        assert torch.equal(guided[:, C:], main[:, C:])
-    for level in (999, 900, 50, 0):
-        assert torch.equal(guide_denoiser(network, refuses, guidance)(x, level), network(x, level))
-    plain = guide_denoiser(network, refuses, GuidanceParams(scale=1.0, interval=[0.0, 1.0]))
-    assert torch.equal(plain(x, 500), network(x, 500))
-
-
 def test_the_smallest_variance_of_the_first_level_is_that_of_the_second() -> None:
     betas = np.linspace(1e-4, 0.02, 1000)
     left = np.cumprod(1 - betas)
@@ -291,15 +275,6 @@ def test_the_loss_of_data_that_cannot_be_is_large_but_finite() -> None:
     assert vlb.item() == pytest.approx(12 * math.log2(10), rel=1e-4)
 
 
-def test_observers_see_the_noise_first_and_the_solution_last() -> None:
-    noise = draws(1)[0]
-    seen: list[tuple[Tensor, Tensor]] = []
-    solution = sample_gaussian(network, noise, "ddim", 5, no_noise, lambda u, x, data: seen.append((x, data)))
-    assert torch.equal(seen[0][0], noise)
-    assert torch.equal(seen[-1][0], solution.x)
-    assert torch.equal(seen[-1][1], solution.x)
-
-
 def test_noise_of_a_step_is_asked_by_its_number_and_not_for_the_last() -> None:
     asked: list[int] = []
 
@@ -312,16 +287,18 @@ def test_noise_of_a_step_is_asked_by_its_number_and_not_for_the_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "inside", "outside"),
+    ("scale", "interval", "inside", "outside"),
     [
-        ((0.0, 1.0), (0, 500, 999), ()),
-        ((0.5, 1.0), (0, 499), (500, 999)),
-        ((0.0, 0.5), (500, 999), (0, 499)),
-        ((0.999, 1.0), (0,), (1,)),
+        (2.0, (0.0, 1.0), (0, 500, 999), ()),
+        (2.0, (0.5, 1.0), (0, 499), (500, 999)),
+        (2.0, (0.0, 0.5), (500, 999), (0, 499)),
+        (2.0, (0.2, 0.8), (400, 600), (0, 50, 900, 999)),
+        (2.0, (0.999, 1.0), (0,), (1,)),
+        (1.0, (0.0, 1.0), (), (0, 500, 999)),
     ],
 )
-def test_the_interval_of_guidance_is_zero_at_the_last_level_and_one_at_the_first(
-    interval: tuple[float, float], inside: tuple[int, ...], outside: tuple[int, ...]
+def test_guidance_moves_epsilon_within_an_interval_from_the_last_level_to_the_first_and_never_the_variance(
+    scale: float, interval: tuple[float, float], inside: tuple[int, ...], outside: tuple[int, ...]
 ) -> None:
     x = draws(1)[0]
     asked: list[int] = []
@@ -330,7 +307,11 @@ def test_the_interval_of_guidance_is_zero_at_the_last_level_and_one_at_the_first
         asked.append(level)
         return network(x, level), network(-x, level)
 
-    guided = guide_denoiser(network, both, GuidanceParams(scale=2.0, interval=list(interval)))
-    for level in (*inside, *outside):
-        guided(x, level)
+    guided = guide_denoiser(network, both, GuidanceParams(scale=scale, interval=list(interval)))
+    for level in inside:
+        found, main, reference = guided(x, level), network(x, level), network(-x, level)
+        assert torch.allclose(found[:, :C], 2 * main[:, :C] - reference[:, :C], atol=1e-6)
+        assert torch.equal(found[:, C:], main[:, C:])
+    for level in outside:
+        assert torch.equal(guided(x, level), network(x, level))
     assert asked == list(inside)

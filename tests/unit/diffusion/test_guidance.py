@@ -106,13 +106,6 @@ def test_the_reference_is_asked_only_while_a_guided_part_moves_and_images_stay_e
     assert len(calls) == asked * (2 if solver == "heun" else 1)
 
 
-def test_a_part_that_stands_still_is_not_guided() -> None:
-    main, x = field(0), state()
-    for phase, texture, semantic in [(Phase.SEMANTIC, guide(3.0), OFF), (Phase.TEXTURE, OFF, guide(3.0))]:
-        t = times(0.0, 0.1, phase) if phase is Phase.SEMANTIC else times(0.9, 1.0, phase)
-        assert torch.equal(cfg_of(main, refuses, texture, semantic, TEXTURE)(x, t), main(x, t))
-
-
 def test_guidance_never_makes_the_host_wait_for_a_tensor() -> None:
     """On device `meta` tensors have no values: whoever decides from one fails."""
     x = state().to("meta")

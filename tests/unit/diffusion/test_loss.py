@@ -7,7 +7,7 @@ import torch
 from sfd_core.diffusion.loss import LossWeights, flow_loss, repa_loss, velocity_errors
 from sfd_core.diffusion.schedule import Active, Schedule
 
-N, TEXTURE, SEMANTIC, SIDE = 5, 3, 2, 4
+N, TEXTURE, SEMANTIC, SIDE = 6, 3, 2, 4
 PLAIN = LossWeights(semantic=2.0, cosine=1.0)
 
 
@@ -42,13 +42,6 @@ def test_beta_weighs_the_squared_error_of_semantics_only() -> None:
     assert torch.allclose(alone.mse, (prediction - target)[:, :TEXTURE].square().mean())
 
 
-def test_the_cosine_is_joint_over_both_parts() -> None:
-    _, target = pair()
-    flipped = torch.cat([target[:, :TEXTURE], -target[:, TEXTURE:]], dim=1)
-    share = target[:, TEXTURE:].square().sum(1) / target.square().sum(1)
-    assert flow_loss(flipped, target, TEXTURE, PLAIN).cosine.item() == pytest.approx((2 * share).mean().item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_loss_is_computed_in_float32_inside_and_outside_autocast(dtype: torch.dtype) -> None:
     prediction, target = pair(dtype)
@@ -62,12 +55,12 @@ def test_the_loss_is_computed_in_float32_inside_and_outside_autocast(dtype: torc
 def test_masking_leaves_out_the_clamped_part_and_nothing_else() -> None:
     prediction, target = pair()
     prediction.requires_grad_()
-    u = torch.tensor([0.1, 0.5, 1.1, 0.29, 1.0])
+    u = torch.tensor([0.1, 0.5, 1.1, 0.29, 1.0, 0.3])
     terms = flow_loss(prediction, target, TEXTURE, PLAIN, active=Schedule.offset(0.3).active(u))
     (gradient,) = torch.autograd.grad(terms.total, prediction)
     texture, semantic = gradient[:, :TEXTURE].abs().amax((1, 2, 3)), gradient[:, TEXTURE:].abs().amax((1, 2, 3))
-    assert (texture > 0).tolist() == [False, True, True, False, True]
-    assert (semantic > 0).tolist() == [True, True, False, True, False]
+    assert (texture > 0).tolist() == [False, True, True, False, True, True]
+    assert (semantic > 0).tolist() == [True, True, False, True, False, True]
     # the part that is left keeps the weight it has unmasked
     only = Active(texture=torch.ones(N, dtype=torch.bool), semantic=torch.zeros(N, dtype=torch.bool))
     kept = flow_loss(prediction, target, TEXTURE, PLAIN, active=only)
@@ -140,14 +133,6 @@ def test_without_a_weight_repa_is_measured_and_adds_nothing() -> None:
     terms = flow_loss(prediction, target, TEXTURE, PLAIN, repa=torch.tensor(3.0))
     assert terms.repa == 3.0
     assert torch.equal(terms.total, flow_loss(prediction, target, TEXTURE, PLAIN).total)
-
-
-def test_masks_fit_any_number_of_images() -> None:
-    prediction, target = (values[:2] for values in pair())
-    texture_only = Active(texture=torch.ones(2, dtype=torch.bool), semantic=torch.zeros(2, dtype=torch.bool))
-    masked = flow_loss(prediction, target, TEXTURE, PLAIN, active=texture_only).mse
-    squares = (prediction - target)[:, :TEXTURE].square().sum() / target.numel()
-    assert torch.allclose(masked, squares)
 
 
 @pytest.mark.parametrize("channels", [TEXTURE, TEXTURE + SEMANTIC])

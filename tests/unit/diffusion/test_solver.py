@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -198,30 +199,16 @@ def test_without_an_offset_it_is_plain_flow_matching(name: SolverName) -> None:
 )
 @pytest.mark.parametrize("delta_t", [0.0, 0.3])
 def test_evaluations_are_those_really_made(name: SolverName, budget: int, made: int, delta_t: float) -> None:
-    calls = 0
-
-    def counting(x: Tensor, times: LocalTimes) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return x
-
-    solution = integrate(
-        counting, ends()[0], Schedule.offset(delta_t), TEXTURE, settings(name, budget), lambda u, x, data: None
-    )
-    assert solution.evaluations == made == calls
+    counting = Mock(side_effect=growth)
+    schedule, chosen = Schedule.offset(delta_t), settings(name, budget)
+    solution = integrate(counting, ends()[0], schedule, TEXTURE, chosen, lambda u, x, data: None)
+    assert solution.evaluations == made == counting.call_count
 
 
 def test_dopri5_counts_its_own_evaluations_but_not_the_observers() -> None:
-    calls = 0
-
-    def counting(x: Tensor, times: LocalTimes) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return curved(x, times)
-
-    x0 = ends(1)[0]
+    counting, x0 = Mock(side_effect=curved), ends(1)[0]
     blind = integrate(counting, x0, Schedule.offset(0.3), TEXTURE, settings("dopri5"))
-    assert blind.evaluations == calls > 20
+    assert blind.evaluations == counting.call_count > 20
     watched = integrate(counting, x0, Schedule.offset(0.3), TEXTURE, settings("dopri5"), lambda u, x, data: None)
     assert watched.evaluations == blind.evaluations
     assert torch.equal(watched.x, blind.x)

@@ -18,19 +18,13 @@ def logit(t: torch.Tensor) -> torch.Tensor:
     return torch.logit(t.double())
 
 
-def test_global_times_are_logit_normal_over_both_parts_ways() -> None:
-    times = drawn(1000, delta_t=0.3)
-    u = 1.3 * torch.sigmoid(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
-    assert torch.equal(times.t_tex, (u - 0.3).clamp(min=0))
+@pytest.mark.parametrize("delta_t", [0.0, 0.3])
+def test_global_times_are_logit_normal_over_both_parts_ways(delta_t: float) -> None:
+    times = drawn(1000, delta_t=delta_t)
+    u = (1 + delta_t) * torch.sigmoid(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(times.t_tex, (u - delta_t).clamp(min=0))
     assert torch.equal(times.t_sem, u.clamp(max=1))
     assert times.active is None
-
-
-def test_without_an_offset_global_times_are_plain_logit_normal_flow_matching() -> None:
-    times = drawn(1000, delta_t=0.0)
-    expected = torch.sigmoid(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
-    assert torch.equal(times.t_tex, expected)
-    assert torch.equal(times.t_sem, expected)
 
 
 def test_clamped_parts_can_be_left_out_of_the_loss() -> None:
