@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from denoisers import CLASSES, GRID, SHAPE, texture_vae, variant
+from published_files import write_denoiser, write_latent_statistics
 from safetensors.torch import save_file
 
 from sfd_core.cli.main import app
@@ -49,11 +50,11 @@ def network(seed: int = 0, channels: int = SHAPE.channels + SEMANTIC, clocks: An
 
 
 def published(path: Path, model: torch.nn.Module) -> Path:
-    """Write the file that the public training code writes."""
-    state = {f"module.{name}": value for name, value in model.state_dict().items()}
-    other = {name: torch.zeros_like(value) for name, value in state.items()}
-    torch.save({"model": other, "ema": state, "opt": {"state": {}, "param_groups": []}}, path)
-    return path
+    return write_denoiser(path, model.state_dict())
+
+
+def statistics_file(path: Path, *parts: ChannelStatistics) -> Path:
+    return write_latent_statistics(path, *(torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "std")))
 
 
 @pytest.fixture
@@ -74,13 +75,6 @@ def encode(tmp_path: Path, vae: Path) -> Path:
     latents = LatentIdentity(dict(identity), {"name": "s"}, {"name": "e"}, digest, ShardReader(folder / "train").digest)
     (folder / "identity.json").write_text(json.dumps(asdict(latents)))
     return folder
-
-
-def statistics_file(path: Path, *parts: ChannelStatistics) -> Path:
-    """Write `latents_stats.pt` as the public code does."""
-    joined = {name: torch.cat([getattr(part, name) for part in parts])[None, :, None, None] for name in ("mean", "std")}
-    torch.save(joined, path)
-    return path
 
 
 def drawn_by_hand(model: LightningDiT, vae: Path, **changes: Any) -> torch.Tensor:

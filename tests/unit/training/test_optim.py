@@ -69,25 +69,6 @@ def test_moments_are_zero_before_the_first_step_and_the_optimizers_own_afterward
     assert all(again[name] is value for name, value in tensors.items())
 
 
-def test_an_optimizer_filled_with_anothers_moments_goes_on_as_that_one() -> None:
-    weights = []
-    for resumed in (False, True):
-        torch.manual_seed(0)
-        weight = nn.Parameter(torch.ones(3))
-        optimizer = WeightOptimizer({"w": weight}, 0.1, optimisation())
-        for step in range(4):
-            if resumed and step == 2:
-                kept = {name: value.clone() for name, value in optimizer.tensors().items()}
-                weight = nn.Parameter(weight.detach().clone())
-                optimizer = WeightOptimizer({"w": weight}, 0.1, optimisation())
-                for name, value in optimizer.tensors().items():
-                    value.copy_(kept[name])
-            weight.grad = torch.tensor([1.0, -2.0, 0.5]) * (step + 1)
-            optimizer.step(FINITE)
-        weights.append(weight.detach())
-    assert torch.equal(*weights)
-
-
 class TwoBlocks(nn.Module):
     """A network with two hidden matrices."""
 
@@ -160,7 +141,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     )
 
 
-def test_muon_goes_on_from_anothers_state() -> None:
+def test_muon_and_adamw_go_on_from_anothers_state() -> None:
     unbroken, (model, optimizer) = two_blocks(), two_blocks()
     for seed in range(2):
         muon_step(*unbroken, seed)
