@@ -209,12 +209,6 @@ def test_every_class_keeps_a_training_image(seed: int) -> None:
     assert parts.held_out
 
 
-def test_twemoji_by_subcategory_trains_every_class() -> None:
-    loaded = load_images(params(labels="subcategory"))
-    parts = split(loaded, 0.2, 0)
-    assert len({loaded.labels[index] for index in parts.train}) == 99
-
-
 def test_a_split_without_held_out_images_is_an_error() -> None:
     with pytest.raises(DataError, match=r"none of the 3 images is held out with prepare.held_out 0.2"):
         split(images(["a", "b", "c"], [0, 1, 2]), 0.2, 0)

@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -38,8 +37,8 @@ def diffusers_params(path: str | Path, subfolder: str | None = None) -> Diffuser
     )
 
 
-def checkpoint(path: Path, state: Mapping[str, Tensor], prefix: str = "", **extra: Any) -> Path:
-    torch.save({"state_dict": {prefix + name: value for name, value in state.items()}, "epoch": 49, **extra}, path)
+def checkpoint(path: Path, state: Mapping[str, Tensor]) -> Path:
+    torch.save({"state_dict": dict(state), "epoch": 49}, path)
     return path
 
 
@@ -59,8 +58,23 @@ def source() -> LatentDiffusionVAE:
     return f16()
 
 
-def test_a_checkpoint_of_latent_diffusion_is_the_same_network(tmp_path: Path, source: LatentDiffusionVAE) -> None:
-    path = checkpoint(tmp_path / "vae.ckpt", source.state_dict())
+ONLY_TRAINING = ("loss.discriminator.main.0", "linear_proj", "foundation_model.model.norm", "model_ema.decoder")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "others"),
+    [
+        ("", []),
+        *((prefix, [f"{prefix}{name}" for name in ONLY_TRAINING]) for prefix in ("", "module.", "first_stage_model.")),
+        ("first_stage_model.", ["model.diffusion_model.out.2", "betas"]),
+    ],
+    ids=["bare", "trained", "trained in parallel", "inside", "inside a larger model"],
+)
+def test_a_checkpoint_of_latent_diffusion_is_the_same_network_whatever_is_beside_it(
+    tmp_path: Path, source: LatentDiffusionVAE, prefix: str, others: list[str]
+) -> None:
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    path = checkpoint(tmp_path / "vae.ckpt", state | {f"{name}.weight": torch.zeros(2, 2) for name in others})
     vae = read_published_vae(ldm_params(path))
     assert (vae.shape.channels, vae.shape.downsampling) == (4, 16)
     require_same(vae, source)
@@ -70,24 +84,6 @@ def test_a_level_without_attention_and_another_downsampling(tmp_path: Path) -> N
     torch.manual_seed(0)
     eighth = f8()
     require_same(read_published_vae(ldm_params(checkpoint(tmp_path / "vae.ckpt", eighth.state_dict()), 4, 8)), eighth)
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "first_stage_model."])
-def test_prefixes_and_what_only_training_needs_are_dropped(tmp_path: Path, source: LatentDiffusionVAE, prefix: str) -> None:
-    extra = {
-        f"{name}.weight": torch.zeros(2, 2)
-        for name in ("loss.discriminator.main.0", "linear_proj", "foundation_model.model.norm", "model_ema.decoder")
-    }
-    path = checkpoint(tmp_path / "vae.ckpt", source.state_dict() | extra, prefix)
-    require_same(read_published_vae(ldm_params(path)), source)
-
-
-def test_the_rest_of_a_larger_model_is_dropped(tmp_path: Path, source: LatentDiffusionVAE) -> None:
-    state = {f"first_stage_model.{name}": value for name, value in source.state_dict().items()}
-    path = checkpoint(
-        tmp_path / "sd.ckpt", state | {"model.diffusion_model.out.2.bias": torch.zeros(4), "betas": torch.zeros(9)}
-    )
-    require_same(read_published_vae(ldm_params(path)), source)
 
 
 def test_safetensors_in_half_precision_become_float32(tmp_path: Path, source: LatentDiffusionVAE) -> None:

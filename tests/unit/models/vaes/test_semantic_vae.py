@@ -98,15 +98,11 @@ def test_it_learns_tokens_of_few_dimensions() -> None:
     first = last = None
     for _ in range(40):
         noise = torch.randn(16, 3, 4, 4, generator=generator)
-        loss = semantic_vae_loss(*_forward(vae, tokens, noise), kl_weight=1e-6)["loss"]
+        reconstruction, posterior = vae(tokens, noise)
+        loss = semantic_vae_loss(reconstruction, tokens, posterior, kl_weight=1e-6)["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         last = loss.item()
         first = first or last
     assert last < first / 2
-
-
-def _forward(vae: SemanticVAE, tokens: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Posterior]:
-    reconstruction, posterior = vae(tokens, noise)
-    return reconstruction, tokens, posterior
