@@ -1,16 +1,19 @@
 """Small denoisers with random weights, in memory and as artifacts on disk."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from sfd_core.data.store.shard_writer import ShardWriter
+from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.params import RepaParams, VariantParams
 from sfd_core.host.paths import file_digest, write_json
-from sfd_core.latents.composite import ChannelStatistics, LatentStatistics
+from sfd_core.latents.composite import ChannelStatistics, LatentStatistics, save_statistics
 from sfd_core.latents.identity import IDENTITY_FILE, STATISTICS_FILE, LatentIdentity
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.models.vaes.loader import load_texture_vae
@@ -68,6 +71,25 @@ def artifact(folder: Path, vae: Path, params: VariantParams, seed: int = 0, clas
         snapshots=[SnapshotRecord(7, 56, "snapshots/step-00000007.safetensors")],
     ).write(folder)
     return folder
+
+
+def write_latents(
+    folder: Path,
+    latents: Mapping[str, np.ndarray],
+    statistics: Mapping[str, ChannelStatistics],
+    texture_vae: Mapping[str, str],
+    **meta: object,
+) -> LatentIdentity:
+    """Write what the encode stage writes of training images, whose labels cycle; return its identity."""
+    rows = len(next(iter(latents.values())))
+    fields = {name: FieldSpec(str(values.dtype), values.shape[1:]) for name, values in latents.items()}
+    with ShardWriter(folder / "train", fields | {"label": FieldSpec("int64", ())}, {"classes": CLASSES} | meta) as writer:
+        writer.append(**latents, label=np.arange(rows) % len(CLASSES))
+    save_statistics(folder / STATISTICS_FILE, statistics)
+    digests = file_digest(folder / STATISTICS_FILE), ShardReader(folder / "train").digest
+    identity = LatentIdentity(dict(texture_vae), {"name": "s"}, {"name": "e"}, *digests)
+    write_json(folder / IDENTITY_FILE, asdict(identity))
+    return identity
 
 
 def trained_on(folder: Path, encode: Path) -> None:

@@ -2,25 +2,23 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from denoisers import CLASSES, GRID, SHAPE, texture_vae, variant
+from denoisers import CLASSES, GRID, SHAPE, texture_vae, variant, write_latents
 from published_files import write_denoiser, write_latent_statistics
 from safetensors.torch import save_file
 
 from sfd_core.cli.main import app
 from sfd_core.cli.sampling import step_of
-from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.sizes import MODEL_SIZES
 from sfd_core.host.errors import ConfigError, DataError, IdentityError
 from sfd_core.host.paths import file_digest
-from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics, save_statistics
+from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
 from sfd_core.latents.identity import LatentIdentity, read_latent_identity
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.lightningdit import LightningDiT, RepaHead
@@ -65,16 +63,10 @@ def vae(tmp_path: Path) -> Path:
 @pytest.fixture
 def encode(tmp_path: Path, vae: Path) -> Path:
     """What the encode stage writes."""
-    folder = tmp_path / "encode"
-    fields = {"z_tex": FieldSpec("float32", (2, SHAPE.channels, GRID, GRID)), "label": FieldSpec("int64", ())}
-    with ShardWriter(folder / "train", fields, {"classes": CLASSES}) as writer:
-        writer.append(z_tex=np.zeros((3, 2, SHAPE.channels, GRID, GRID), np.float32), label=np.arange(3))
-    save_statistics(folder / "statistics.safetensors", {"texture": TEXTURE, "vae": SEMANTICS, "pca": PCA})
-    _, identity = load_texture_vae(vae)
-    digest = file_digest(folder / "statistics.safetensors")
-    latents = LatentIdentity(dict(identity), {"name": "s"}, {"name": "e"}, digest, ShardReader(folder / "train").digest)
-    (folder / "identity.json").write_text(json.dumps(asdict(latents)))
-    return folder
+    latents = {"z_tex": np.zeros((3, 2, SHAPE.channels, GRID, GRID), np.float32)}
+    statistics = {"texture": TEXTURE, "vae": SEMANTICS, "pca": PCA}
+    write_latents(tmp_path / "encode", latents, statistics, load_texture_vae(vae)[1])
+    return tmp_path / "encode"
 
 
 def drawn_by_hand(model: LightningDiT, vae: Path, **changes: Any) -> torch.Tensor:

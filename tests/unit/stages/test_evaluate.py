@@ -1,13 +1,12 @@
 """Stage `evaluate`: whatever the numbers of samples, it writes its files."""
 
-import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from denoisers import CLASSES, artifact, texture_vae, variant
+from denoisers import CLASSES, artifact, texture_vae, variant, write_latents
 from emoji import emoji_values
 from evaluators import patterns
 
@@ -16,10 +15,8 @@ from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation.extractors import EfficientNetLite0
 from sfd_core.evaluation.reference import write_reference
 from sfd_core.experiment.params import Params, parse_params
-from sfd_core.host.paths import file_digest
 from sfd_core.host.processes import ALONE
-from sfd_core.latents.composite import LatentStatistics, save_statistics
-from sfd_core.latents.identity import LatentIdentity
+from sfd_core.latents.composite import LatentStatistics
 from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
 from sfd_core.stages.evaluate import Evaluation
@@ -31,15 +28,9 @@ IMAGES = 12
 def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose variant `sfd` has two snapshots."""
     outputs = tmp_path_factory.mktemp("evaluated") / "outputs"
-    labels, random = np.arange(IMAGES) % len(CLASSES), np.random.default_rng(0)
-    fields, meta = {"label": FieldSpec("int64", ())}, {"classes": CLASSES}
-    with ShardWriter(outputs / "prepare" / "train", fields | {"image": FieldSpec("uint8", (3, 16, 16))}, meta) as writer:
-        writer.append(image=patterns(IMAGES).numpy(), label=labels)
-    shapes = {"z_tex": (2, 4, 4, 4), "z_sem": (2, 2, 4, 4)}
-    fields |= {name: FieldSpec("float32", shape) for name, shape in shapes.items()}
-    with ShardWriter(outputs / "encode" / "train", fields, meta) as writer:
-        drawn = {name: random.normal(size=(IMAGES, *shape)).astype(np.float32) for name, shape in shapes.items()}
-        writer.append(label=labels, **drawn)
+    fields = {"image": FieldSpec("uint8", (3, 16, 16)), "label": FieldSpec("int64", ())}
+    with ShardWriter(outputs / "prepare" / "train", fields, {"classes": CLASSES}) as writer:
+        writer.append(image=patterns(IMAGES).numpy(), label=np.arange(IMAGES) % len(CLASSES))
     write_reference(
         outputs / "reference" / "efficientnet_lite0", EfficientNetLite0(), ShardReader(outputs / "prepare" / "train"), 8,
         lambda blocks, _: blocks,
@@ -48,11 +39,10 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = artifact(outputs / "train" / "sfd", vae, variant())
     statistics = LatentStatistics.load(trained / "statistics.safetensors")
     assert statistics.semantic is not None
-    file = outputs / "encode" / "statistics.safetensors"
-    save_statistics(file, {"texture": statistics.texture, "vae": statistics.semantic})
-    digest = ShardReader(outputs / "encode" / "train").digest
-    identity = LatentIdentity(dict(load_texture_vae(vae)[1]), {"name": "s"}, {"name": "e"}, file_digest(file), digest)
-    (outputs / "encode" / "identity.json").write_text(json.dumps(asdict(identity)))
+    random, channels = np.random.default_rng(0), {"z_tex": 4, "z_sem": 2}
+    latents = {name: random.normal(size=(IMAGES, 2, count, 4, 4)).astype(np.float32) for name, count in channels.items()}
+    of_both = {"texture": statistics.texture, "vae": statistics.semantic}
+    identity = write_latents(outputs / "encode", latents, of_both, load_texture_vae(vae)[1])
     shutil.copyfile(trained / "snapshots" / "step-00000007.safetensors", trained / "snapshots" / "step-00000003.safetensors")
     manifest = DenoiserManifest.read(trained)
     early = SnapshotRecord(3, 24, "snapshots/step-00000003.safetensors")

@@ -2,27 +2,25 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import small_stages
 import torch
-from denoisers import CLASSES, variant
+from denoisers import CLASSES, variant, write_latents
 from emoji import emoji_values
 from projects import LEAST_COST, PROBE
 
 from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.data.store.shards import FieldSpec
 from sfd_core.experiment.params import RepaParams, parse_params
 from sfd_core.host import paths
 from sfd_core.host.errors import ConfigError, DataError, IdentityError, NumericsError, ResourceError
-from sfd_core.host.paths import file_digest
 from sfd_core.host.processes import ALONE
 from sfd_core.latents.composite import ChannelStatistics, save_statistics
-from sfd_core.latents.identity import LatentIdentity
 from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.stages.schedule import find_path
 from sfd_core.stages.train import TrainFolders, TrainInputs, train_variant
@@ -41,19 +39,9 @@ def encoded(folder: Path, poison: str | None = None) -> Path:
     latents = {name: rng.normal(size=(IMAGES, 2, count, GRID, GRID)).astype(np.float32) for name, count in CHANNELS.items()}
     if poison is not None:
         latents[poison][7, 0, 0, 0, 0] = np.nan
-    fields = {name: FieldSpec("float32", (2, count, GRID, GRID)) for name, count in CHANNELS.items()}
-    with ShardWriter(
-        folder / "train", fields | {"label": FieldSpec("int64", ())}, {"classes": CLASSES, "prepare": "p"}
-    ) as writer:
-        writer.append(**latents, label=np.arange(IMAGES) % 3)
     names = {"z_tex": "texture", "z_sem": "vae", "z_pca": "pca"}
     statistics = {names[name]: ChannelStatistics(torch.zeros(count), torch.ones(count)) for name, count in CHANNELS.items()}
-    save_statistics(folder / "statistics.safetensors", statistics)
-    digest = ShardReader(folder / "train").digest
-    identity = LatentIdentity(
-        {"name": "t"}, {"name": "s"}, {"name": "e"}, file_digest(folder / "statistics.safetensors"), digest
-    )
-    (folder / "identity.json").write_text(json.dumps(asdict(identity)))
+    write_latents(folder, latents, statistics, {"name": "t"}, prepare="p")
     return folder
 
 
@@ -94,7 +82,7 @@ def test_every_kind_of_variant_trains_to_an_artifact_that_loads(changes: dict[st
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["skipped_steps"] == 0
     header = (tmp_path / "out" / "history.csv").read_text().splitlines()[0]
     assert ("repa" if chosen.family == "flow" else "vlb") in header
-    assert not list((tmp_path / ".sfd").rglob("*.pt")), "resumable checkpoints are deleted once the output is written"
+    assert not list(Path(".sfd/resume/train").iterdir()), "resumable checkpoints are deleted once the output is written"
 
 
 def test_an_artifact_says_whether_it_was_trained_without_labels_too(tmp_path: Path) -> None:
@@ -164,7 +152,7 @@ def test_a_batch_larger_than_the_data_set_is_refused_and_nothing_is_written(tmp_
     with pytest.raises(ConfigError, match="batch_size 13"):
         train_variant("v", variant(), large, inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".sfd" / "resume").exists()
+    assert not Path(".sfd/resume").exists()
 
 
 @pytest.fixture
@@ -184,8 +172,8 @@ def test_room_for_all_that_a_training_keeps_is_asked_for_before_it_starts(
     train: dict[str, Any], engine: dict[str, Any], copies: int, weight_bytes: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    inputs, usage = TrainInputs.open(variant(), folders(tmp_path)), type(shutil.disk_usage(tmp_path))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, copies * weight_bytes - 1))
+    inputs = TrainInputs.open(variant(), folders(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=copies * weight_bytes - 1))
     settings = PLAIN_ENGINE.model_copy(update=engine)
     with pytest.raises(ResourceError, match="stage train, variant v needs"):
         train_variant("v", variant(), TRAIN.model_copy(update=train), inputs, tmp_path / "out", settings)
@@ -194,10 +182,10 @@ def test_room_for_all_that_a_training_keeps_is_asked_for_before_it_starts(
 def test_what_a_killed_training_left_is_not_asked_for_again(
     weight_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs, usage = TrainInputs.open(variant(), folders(tmp_path)), type(shutil.disk_usage(tmp_path))
+    inputs = TrainInputs.open(variant(), folders(tmp_path))
     kept = train_variant("v", variant(), TRAIN, inputs, tmp_path / "out", recorded=False)
     left = 14 * weight_bytes - sum(file.stat().st_size for file in kept.path.rglob("*") if file.is_file())
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, left))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=left))
     train_variant("v", variant(), TRAIN, inputs, tmp_path / "out")
 
 
