@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import chromium
 from laboratory import WholeLaboratory, whole_project
 from playwright.sync_api import Browser, Page, expect
 from seaweed import WEED
@@ -35,12 +34,6 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeLabora
         yield made
     finally:
         made.run("down", check=False)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from chromium import chromium
 from playwright.sync_api import Browser, Page, expect
 from synthetic_outputs import FINAL, FRAMES, IMAGENET_CLASSES, imagenet_like, write_outputs, write_studies
 
@@ -31,12 +30,6 @@ def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     root = tmp_path_factory.mktemp("project")
     return report(params, write_outputs(root / "outputs", params), write_studies(root / "results", params), root / "report")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(params=[(PHONE, "light"), (DESK, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")

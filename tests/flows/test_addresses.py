@@ -3,37 +3,16 @@
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from answering import answering
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL, temporary_settings
 from projects import ROOT
 from seaweed import free_ports
 
 from flows import worker
 from sfd_core.host.errors import ConfigError, ResourceError
-
-
-@pytest.fixture
-def page() -> Iterator[str]:
-    """Address of a server that answers with a page, whatever it is asked."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>\n<body>words")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/api"
-        server.shutdown()
 
 
 def told(uri: str) -> str:
@@ -58,8 +37,9 @@ def test_a_server_that_cannot_be_reached_is_told_without_the_password() -> None:
             assert "refused" not in told(f"https://user:hidden@127.0.0.1:{port}/api")
 
 
-def test_a_server_that_is_not_prefect_is_told(page: str) -> None:
-    told(page)
+def test_a_server_that_is_not_prefect_is_told() -> None:
+    with answering() as address:
+        told(f"{address}/api")
 
 
 def test_an_address_from_a_profile_that_is_none_is_told() -> None:

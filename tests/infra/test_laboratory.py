@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from laboratory import without_servers
 from postgresql import INSTALLED, PostgreSQL
 from seaweed import WEED, free_ports
 from waiting import wait_until
@@ -58,11 +59,8 @@ class Laboratory:
         self.folder = folder
         variables = ("SFD_LAB_S3_PORT", "SFD_LAB_MLFLOW_PORT", "SFD_LAB_PREFECT_PORT")
         self.ports = dict(zip(variables, map(str, free_ports(3)), strict=True))
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SFD_", "AWS_", "PREFECT_", "MLFLOW_"))
-        }
         self.environment = {
-            **kept, **self.ports, "SFD_LAB_FOLDER": str(folder), "SFD_LAB_WORKER": WORKER,
+            **without_servers(os.environ), **self.ports, "SFD_LAB_FOLDER": str(folder), "SFD_LAB_WORKER": WORKER,
             "PYTHONPATH": os.pathsep.join(sys.path), **environment,
         }  # fmt: skip
 

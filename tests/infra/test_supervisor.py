@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from laboratory import without_servers
 from seaweed import free_ports
 from waiting import wait_until
 
@@ -26,13 +27,10 @@ class Laboratory:
         self.folder, self.port = folder, free_ports(1)[0]
 
     def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SFD_", "AWS_", "PREFECT_", "MLFLOW_"))
-        }
         own = {"SFD_LAB_FOLDER": str(self.folder), "SFD_LAB_PREFECT_PORT": str(self.port), "PYTHONPATH": str(ROOT)}
         return subprocess.run(
             [sys.executable, PROGRAM, command],
-            env={**kept, **own, **environment},
+            env={**without_servers(os.environ), **own, **environment},
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -60,6 +60,12 @@ def flow_project(path: Path, active: list[str]) -> Project:
     return project
 
 
+def without_servers(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment's variables but for those of this project and of servers."""
+    own = ("SFD_", "PREFECT_", "MLFLOW_", "AWS_")
+    return {name: value for name, value in environment.items() if not name.startswith(own)}
+
+
 class Runs:
     """Runs on the Prefect server of the environment's PREFECT_API_URL."""
 
@@ -226,15 +232,10 @@ class WholeLaboratory(Runs):
 
     def run(self, command: str, check: bool = True) -> str:
         """Run `up`, `down` or `status` and return what it printed."""
-        kept = {
-            name: value
-            for name, value in self.project.environment.items()
-            if not name.startswith(("SFD_", "PREFECT_", "MLFLOW_", "AWS_"))
-        }
         ended = subprocess.run(
             [sys.executable, "-m", "infra.lab", command],
             cwd=self.project.path,
-            env=kept | self.ports | self.variables,
+            env=without_servers(self.project.environment) | self.ports | self.variables,
             capture_output=True,
             text=True,
             check=False,

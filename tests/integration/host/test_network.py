@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from answering import answering
 
 CLIENTS = {
     "requests, as MLflow": "import requests; print(requests.get(address).text)",
@@ -22,22 +21,10 @@ print(client.get_object(Bucket="b", Key="k")["Body"].read().decode())
 }
 
 
-class Answer(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "4")
-        self.end_headers()
-        self.wfile.write(b"here")
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with answering(body=b"here") as address:
+        yield address
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -4,16 +4,18 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
 from pathlib import Path
 
 import pytest
+from answering import answering
+from at_once import at_once
 from faulty_proxy import FaultyProxy
 from seaweed import free_ports
 
 from sfd_core.host.errors import ConfigError, DataError, ResourceError
 from sfd_core.host.paths import file_digest
-from sfd_core.storage.bucket import PART_BYTES, ConflictError, Storage, UnavailableError
+from sfd_core.storage.bucket import PART_BYTES, Storage, UnavailableError
 
 
 def test_what_goes_up_comes_down(storage: Storage, tmp_path: Path) -> None:
@@ -134,23 +136,10 @@ def test_a_server_that_cannot_be_reached_is_told_within_seconds_in_a_line(
 
 @pytest.mark.parametrize("status", [200, 302, 404, 500])
 def test_a_server_that_is_not_s3_is_told_in_a_line(credentials: Callable[..., None], status: int) -> None:
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(b"<html>\n<body>words\nwords</body>")
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        credentials(f"http://127.0.0.1:{server.server_port}")
+    with answering(status) as address:
+        credentials(address)
         with pytest.raises(ResourceError, match="cannot use s3://lab/") as caught:
             Storage("lab").check()
-        server.shutdown()
     assert "\n" not in str(caught.value)
 
 
@@ -174,34 +163,14 @@ def test_an_object_that_changed_since_it_was_uploaded_is_refused_and_nothing_is_
 
 
 def test_of_many_who_create_an_object_only_one_succeeds(storage: Storage) -> None:
-    outcomes = at_once(8, lambda number: storage.put("contested", str(number).encode(), absent=True))
-    assert sorted(outcomes) == ["ConflictError"] * 7 + ["written"]
+    outcomes = at_once([partial(storage.put, "contested", str(number).encode(), absent=True) for number in range(8)])
+    assert sorted(outcomes) == ["ConflictError"] * 7 + ["done"]
 
 
 def test_of_many_who_replace_what_they_read_only_one_succeeds(storage: Storage) -> None:
     etag = storage.put("replaced", b"before")
-    outcomes = at_once(8, lambda number: storage.put("replaced", str(number).encode(), etag=etag))
-    assert sorted(outcomes) == ["ConflictError"] * 7 + ["written"]
-
-
-def at_once(count: int, write: Callable[[int], str]) -> list[str]:
-    """Run `write` in threads that begin together and return what became of each."""
-    together, outcomes = threading.Barrier(count), []
-
-    def run(number: int) -> None:
-        together.wait()
-        try:
-            write(number)
-            outcomes.append("written")
-        except ConflictError as error:
-            outcomes.append(type(error).__name__)
-
-    threads = [threading.Thread(target=run, args=[number]) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes
+    outcomes = at_once([partial(storage.put, "replaced", str(number).encode(), etag=etag) for number in range(8)])
+    assert sorted(outcomes) == ["ConflictError"] * 7 + ["done"]
 
 
 def test_a_small_object_tells_its_age_by_the_servers_clock(storage: Storage) -> None:

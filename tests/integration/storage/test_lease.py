@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from at_once import at_once
 from faulty_proxy import FaultyProxy
 from waiting import wait_until
 
@@ -78,22 +79,8 @@ def test_of_many_who_begin_together_only_one_gets_the_lease(storage: Storage) ->
     storage.put("raced", Holder("", "before", 0.0).encoded())
     for key in ("raced", "raced and new"):
         leases = [Lease(storage, key, 60) for _ in range(6)]
-        together, outcomes = threading.Barrier(6), []
-
-        def run(lease: Lease, together: threading.Barrier = together, outcomes: list[str] = outcomes) -> None:
-            together.wait()
-            try:
-                lease.acquire()
-                outcomes.append("acquired")
-            except ResourceError:
-                outcomes.append("refused")
-
-        threads = [threading.Thread(target=run, args=[lease]) for lease in leases]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(outcomes) == ["acquired"] + ["refused"] * 5
+        outcomes = at_once([lease.acquire for lease in leases])
+        assert (len(outcomes), outcomes.count("done")) == (6, 1)
         for lease in leases:
             lease.release()
 

@@ -79,6 +79,12 @@ def train(resume: ResumeFolder, ends_at: int | None = None) -> TrainingResult:
         return run(Fit(ends_at), PLAN, resume, on_snapshot=average, require_claim=require_claim)
 
 
+def break_off(resume: ResumeFolder, at: int) -> None:
+    """Begin a training whose machine ends at a step."""
+    with pytest.raises(BrokenError):
+        train(resume, ends_at=at)
+
+
 def averages(resume: ResumeFolder) -> dict[str, dict[str, Tensor]]:
     return {path.name: load_file(path) for path in sorted((resume.path / AVERAGES).iterdir())}
 
@@ -91,8 +97,7 @@ def test_another_machine_ends_a_training_as_if_it_had_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first, second, alone = (machine(tmp_path, name) for name in ("first", "second", "alone"))
-    with pytest.raises(BrokenError):
-        train(first, ends_at=24)
+    break_off(first, at=24)
     shared = train(second)
     assert "resuming at step 20, reached by another machine" in capfd.readouterr().err
     monkeypatch.delenv("SFD_CHECKPOINTS")
@@ -127,8 +132,7 @@ def test_a_takeover_that_was_broken_off_while_it_fetched_fetches_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, alone = (machine(tmp_path, name) for name in ("first", "second", "alone"))
-    with pytest.raises(BrokenError):
-        train(first, ends_at=24)
+    break_off(first, at=24)
     download = Storage.download
 
     def broken(storage: Storage, key: str, path: Path, digest: str | None = None) -> None:
@@ -156,10 +160,8 @@ def test_another_machine_with_other_code_starts_again_and_the_old_progress_stays
     tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     first, second, alone = (machine_with(tmp_path, name, name) for name in ("first", "second", "alone"))
-    with pytest.raises(BrokenError):
-        train(first, ends_at=24)
-    with pytest.raises(BrokenError):
-        train(second, ends_at=7)
+    break_off(first, at=24)
+    break_off(second, at=7)
     places = {tuple(key.split("/")[-3:-1]) for key in storage.list(request.node.name) if "/step-" in key}
     assert places >= {("first", "step-00000020"), ("second", "step-00000005")}
     train(second)
@@ -183,8 +185,7 @@ def test_unfinished_work_of_other_code_is_asked_about_on_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resume_module, "SECONDS_TO_REPEAT", -1.0)
-    with pytest.raises(BrokenError):
-        train(machine_with(tmp_path, "first", "old"), ends_at=24)
+    break_off(machine_with(tmp_path, "first", "old"), at=24)
     second = machine_with(tmp_path, "second", "new")
     with pytest.raises(ConfigError, match="SFD_RESUME=continue"):
         train(second)
@@ -196,10 +197,8 @@ def test_unfinished_work_of_other_code_is_asked_about_on_another_machine(
 def test_what_this_code_did_elsewhere_is_resumed_where_other_code_began_before(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(BrokenError):
-        train(machine_with(tmp_path, "first", "old"), ends_at=7)
-    with pytest.raises(BrokenError):
-        train(machine_with(tmp_path, "second", "new"), ends_at=24)
+    break_off(machine_with(tmp_path, "first", "old"), at=7)
+    break_off(machine_with(tmp_path, "second", "new"), at=24)
     train(machine_with(tmp_path, "first", "new"))
     assert "resuming at step 20, reached by another machine" in capfd.readouterr().err
 
@@ -208,8 +207,7 @@ def test_checkpoints_whose_files_were_deleted_here_come_back_from_the_storage(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     resume = machine(tmp_path, "first")
-    with pytest.raises(BrokenError):
-        train(resume, ends_at=24)
+    break_off(resume, at=24)
     for file in resume.path.glob("step-*/*"):
         file.unlink()
     train(resume)

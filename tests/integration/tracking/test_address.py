@@ -1,11 +1,10 @@
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from answering import answering
 from faulty_proxy import FaultyProxy
 from postgresql import INSTALLED, PostgreSQL
 
@@ -17,13 +16,10 @@ from sfd_core.tracking.address import is_reachable, store_uri, why_unusable
 @pytest.fixture
 def proxy() -> Iterator[FaultyProxy]:
     """A proxy before a server that answers every question with 404."""
-    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    made = FaultyProxy(server.server_port)
-    yield made
-    made.close()
-    server.shutdown()
-    server.server_close()
+    with answering(404) as server:
+        made = FaultyProxy(int(server.rpartition(":")[2]))
+        yield made
+        made.close()
 
 
 def test_a_server_is_there_if_it_answers_at_all(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
