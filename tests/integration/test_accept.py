@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from projects import ROOT, Project, make_project
-from stage_results import files, results
+from same_outputs import bytes_below
+from stage_results import results
 
 from sfd_core.experiment.code import stage_code
 
@@ -65,5 +66,5 @@ def test_nothing_but_the_code_of_the_stage_changed() -> None:
 
 
 def _differing(old: Project, new: Project, out: str) -> list[str]:
-    before, after = files(old.path / out), files(new.path / out)
+    before, after = bytes_below(old.path / out), bytes_below(new.path / out)
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from projects import Project
+from published_files import write_denoiser
 from safetensors.torch import load_file
 
 from sfd_core.cli import main
@@ -57,11 +57,7 @@ def test_samples_are_a_picture_that_the_seed_decides(reproduced: Project, sfd: C
 
 def test_an_imported_denoiser_is_sampled_and_judged_as_the_one_that_was_trained(reproduced: Project, sfd: Command) -> None:
     weights = load_file(reproduced.path / "outputs" / "train" / "sfd" / "snapshots" / "step-00000004.safetensors")
-    (reproduced.path / ".sfd" / "public").mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {"ema": {f"module.{name}": value for name, value in weights.items()}},
-        reproduced.path / ".sfd" / "public" / "0000004.pt",
-    )
+    write_denoiser(reproduced.path / ".sfd" / "public" / "0000004.pt", weights)
     sfd("import", "sfd", ".sfd/public/0000004.pt", "--out", ".sfd/imported", "--batch-size", "8")
     images, numbers = [], []
     for artifact, folder in (("sfd", "outputs/train/sfd"), (".sfd/imported", ".sfd/imported")):

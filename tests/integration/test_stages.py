@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from projects import Project, copy_pipeline
-from stage_results import files, results
+from same_outputs import bytes_below
+from stage_results import results
 
 from sfd_core.experiment.code import stage_code
 
@@ -57,8 +58,8 @@ def test_a_stage_repeats_its_result_from_its_declared_inputs_alone(reproduced: P
     _, _, module, *arguments = shlex.split(locked(reproduced, stage)["cmd"])
     fresh.run(sys.executable, str(PROGRAM), "modules.json", module, *arguments)
     for out in results(stage):
-        assert files(fresh.path / out), out
-        assert files(fresh.path / out) == files(reproduced.path / out), out
+        assert bytes_below(fresh.path / out), out
+        assert bytes_below(fresh.path / out) == bytes_below(reproduced.path / out), out
     code = stage_code(module.rpartition(".")[2], fresh.path / "sfd_core").modules
     for name in json.loads((fresh.path / "modules.json").read_text()):
         known = name in code or name in CHECKED_WITH or not shapes_results(name)

@@ -14,10 +14,10 @@ Content = Mapping[str, Any]
 """What a file says, in parts that are compared with `==`."""
 
 
-def bytes_below(folder: Path | str) -> dict[str, bytes]:
-    """Return the content of every file below a folder, by its relative name."""
-    found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+def bytes_below(place: Path | str) -> dict[str, bytes]:
+    """Return the content of every file below a folder, or of a file, by its relative name."""
+    found = sorted(path for path in (Path(place), *Path(place).rglob("*")) if path.is_file())
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in found}
 
 
 def differences(one: Path, other: Path, times: Set[str] = frozenset()) -> list[str]:

@@ -15,8 +15,3 @@ def results(stage: str) -> list[str]:
     kinds = ["outs"] if name in WITH_TIMES else ["outs", "metrics", "plots"]
     outs = [out if isinstance(out, str) else next(iter(out)) for kind in kinds for out in entry.get(kind, [])]
     return [out.replace("${item.variant}", variant) for out in outs]
-
-
-def files(path: Path) -> dict[str, bytes]:
-    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in found}

@@ -13,6 +13,7 @@ from PIL import Image
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.metrics import number_name
 from sfd_core.experiment.params import Params, StudyParams, parse_params
+from sfd_core.host.paths import write_json
 from sfd_core.reporting.protocol import measured_with, recipe
 from sfd_core.reporting.sources import TABLES, VARIED
 
@@ -65,9 +66,9 @@ def write_outputs(root: Path, params: Params, classes: list[str] = CLASSES) -> P
     real = {"floor": 216.0, "ceiling": 480.0, "train_subset": 72.0}
     reference = {kind: _numbers(params, distance) for kind, distance in real.items()}
     snapshot = {kind: _numbers(params, 1.1 * distance, samples=500) for kind, distance in real.items()}
-    _write_json(root / "reference" / "metrics.json", reference | {"snapshot": snapshot})
+    write_json(root / "reference" / "metrics.json", reference | {"snapshot": snapshot})
     prepared = {"images": {"train": 500}, "classes": len(classes), "per_class": {"train": dict.fromkeys(classes, 50)}}
-    _write_json(root / "prepare" / "metrics.json", prepared)
+    write_json(root / "prepare" / "metrics.json", prepared)
     for stage in ("texture_vae", "semantic_vae"):
         _write_history(root / stage / "history.csv", ("loss", "mse", "kl"), 1.0)
     _write_picture(root / "texture_vae" / "reconstructions.png", 2, 12)
@@ -138,13 +139,13 @@ def payload(html: str) -> dict[str, Any]:
 def train_again(root: Path, name: str) -> None:
     """Replace the weights of a variant by those of a later training, which is not evaluated yet."""
     file = root / "train" / name / "model.json"
-    _write_json(file, json.loads(file.read_text()) | {"files": {"snapshots/step-00001500.safetensors": "later"}})
+    write_json(file, json.loads(file.read_text()) | {"files": {"snapshots/step-00001500.safetensors": "later"}})
 
 
 def _write_training(folder: Path, index: int, classes: list[str]) -> None:
     terms = ("loss", "mse", "vlb") if index == 0 else ("loss", "mse", "cosine")
     _write_history(folder / "history.csv", terms, 1.0 + 0.2 * index)
-    _write_json(
+    write_json(
         folder / "model.json",
         {"classes": classes, "num_classes": len(classes), "files": {"snapshots/step-00001500.safetensors": WEIGHTS}},
     )
@@ -176,7 +177,7 @@ def _write_evaluation(folder: Path, params: Params, name: str, final: float) -> 
     numbers = {"final": _numbers(params, final)}
     if variant.semantic != "none":
         numbers["oracle"] = _numbers(params, 0.95 * final, samples=500)
-    _write_json(folder / "numbers.json", numbers)
+    write_json(folder / "numbers.json", numbers)
     shares = np.full(len(CLASSES), 1 / len(CLASSES))
     drawn = np.roll(np.linspace(0.5, 1.5, len(CLASSES)), int(final)) / len(CLASSES)
     classes = {"class": CLASSES, "real": shares, "samples": drawn, "recognised": 0.98 + 0 * shares}
@@ -249,8 +250,3 @@ def _costs(steps: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 def _fd(distance: Any) -> dict[str, Any]:
     return {"fd_efficientnet_lite2": distance, "fd_efficientnet_lite0": distance * 0.8}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))

@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from emoji import emoji, emoji_values, emoji_with
 
 from sfd_core.experiment import params as module
 from sfd_core.experiment.params import fingerprint, load_params, parse_params, parse_sampler
 from sfd_core.host.errors import ConfigError
-from sfd_core.models.vaes.semantic_vae import SemanticVAE
 from sfd_core.training.optim import learning_rate_at
 
 OFFSETS = {"kind": "offsets", "variant": "dit", "offsets": [0.0, 0.3]}
@@ -168,7 +166,7 @@ def test_a_bad_value_of_one_kind_is_named_without_the_kind(vae: dict[str, Any], 
 
 
 def test_the_paper_s_semantic_vae_is_expressible() -> None:
-    """29M + 29M parameters, 1M steps: 500 of warm-up, constant to 800,000, cosine to a tenth (arXiv 2512.04926, appendix)."""
+    """1M steps: 500 of warm-up, constant to 800,000, cosine to a tenth (arXiv 2512.04926, appendix)."""
     optimisation = {
         "steps": 1_000_000, "batch_size": 64, "warmup_steps": 500, "decay_steps": 200_000, "final_rate": 0.1,
         "betas": [0.9, 0.999], "weight_decay": 0.0, "clip_norm": 0.0, "precision": "bfloat16", "checkpoint_every": 10_000,
@@ -181,10 +179,6 @@ def test_the_paper_s_semantic_vae_is_expressible() -> None:
     params = parse_params(emoji_with("semantic_vae", recipe)).semantic_vae
     rates = [learning_rate_at(step, params.learning_rate, params.optimisation) for step in (499, 799_999, 999_999)]
     assert rates == pytest.approx([5e-5, 5e-5, 5e-6], rel=1e-3)
-    with torch.device("meta"):
-        vae = SemanticVAE(768, params.channels, params.width, params.depth, params.heads)
-    for half in (vae.encoder, vae.decoder):
-        assert round(sum(parameter.numel() for parameter in half.parameters()) / 1e6) == 29
 
 
 def test_a_missing_value_is_named() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sfd_core.experiment.drawable import require_drawable
 from sfd_core.experiment.presets import Preset, load_preset, preset_names, use_preset
 from sfd_core.host.errors import ConfigError
 
@@ -71,8 +72,8 @@ def test_an_invalid_preset_changes_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     "preset", [load_preset(name, PRESETS) for name in preset_names(PRESETS)], ids=lambda preset: preset.name
 )
-def test_committed_preset_says_what_it_is_for(preset: Preset) -> None:
-    preset.check()
+def test_committed_preset_can_be_drawn_and_says_what_it_is_for(preset: Preset) -> None:
+    require_drawable(preset.check())
     assert f"sfd preset use {preset.name}" in preset.header
     assert {"Reproduces", "Compute"} <= {line.split(" ")[0] for line in preset.header.splitlines()}
 

@@ -1,6 +1,8 @@
 """Where a training should be by now, against a recorded run and against published numbers."""
 
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -97,14 +99,22 @@ def test_other_files_at_the_same_paths_are_not_compared(
     assert set(table(compared)["number"]) == compared_still
 
 
-def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["train.py", "--variant", "sfd"])
+@contextmanager
+def in_work(project: Path, losses: Mapping[int, float], validated: int) -> Iterator[None]:
+    """Hold the folder of a training that has come to these losses."""
     folder = project / ".sfd" / "resume" / "train" / "key"
     with held(folder, "training"):
         history = History(folder / "history.csv")
-        history.append(Record(300, 300 * 64, 30.0, {"loss": 9.0}, 1.0, 1e-3, 128.0))
+        for step, loss in losses.items():
+            history.append(Record(step, step * 64, 30.0, {"loss": loss}, 1.0, 1e-3, 128.0))
         history.close()
-        (folder / "validation.csv").write_text("step,texture\n250,0.5\n")
+        (folder / "validation.csv").write_text(f"step,texture\n{validated},0.5\n")
+        yield
+
+
+def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--variant", "sfd"])
+    with in_work(project, {300: 9.0}, validated=250):
         optimisation = params.train.optimisation.model_copy(update={"batch_size": 7})
         edited = params.model_copy(update={"train": params.train.model_copy(update={"optimisation": optimisation})})
         here = measured(project, edited, "sfd")
@@ -232,13 +242,7 @@ def test_the_loss_of_a_step_is_the_mean_of_the_ten_rows_up_to_it(
     project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train.py", "--variant", "sfd"])
-    folder = project / ".sfd" / "resume" / "train" / "key"
-    with held(folder, "training"):
-        history = History(folder / "history.csv")
-        for step in range(1, 31):
-            history.append(Record(step, step * 64, 30.0, {"loss": float(step**2)}, 1.0, 1e-3, 128.0))
-        history.close()
-        (folder / "validation.csv").write_text("step,texture\n20,0.5\n")
+    with in_work(project, {step: float(step**2) for step in range(1, 31)}, validated=20):
         here = measured(project, params, "sfd")
     losses = [sum(step**2 for step in range(last - 9, last + 1)) / 10 for last in (20, 30)]
     assert here[["step", "number", "value"]].to_numpy().tolist() == [

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from prepared_images import prepare_images
 
-from sfd_core.data.store.shard_writer import ShardWriter
-from sfd_core.data.store.shards import FieldSpec, ShardReader
+from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import FeaturesParams
 from sfd_core.host.errors import ConfigError, DataError, NumericsError, ResourceError
 from sfd_core.latents.composite import load_statistics
@@ -29,12 +29,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_project")
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    chance = np.random.default_rng(0)
-    for part, rows in (("train", 5), ("held_out", 2)):
-        fields = {"image": FieldSpec("uint8", (3, 16, 16)), "label": FieldSpec("int64", ())}
-        with ShardWriter(tmp_path / "prepare" / part, fields, {"classes": ["a"]}) as writer:
-            pixels = chance.integers(0, 256, (rows, 3, 16, 16), dtype=np.uint8)
-            writer.append(image=pixels, label=np.zeros(rows, np.int64))
+    prepare_images(tmp_path, {"train": 5, "held_out": 2}, side=16)
     return tmp_path / "prepare"
 
 
