@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "tests" / "unit"
 STARTING = {"subprocess.run", "subprocess.Popen", "subprocess.check_output", "subprocess.check_call", "os.fork", "os.system"}
-SERVERS = {"faulty_proxy", "postgresql", "seaweed", "laboratory", "http.server", "multiprocessing"}
+SERVERS = {"answering", "faulty_proxy", "postgresql", "seaweed", "laboratory", "http.server", "multiprocessing"}
 
 
 def offences(path: Path) -> Iterator[str]:

@@ -2,12 +2,10 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from emoji import emoji
+from seaweed import free_ports
 from torch import Tensor, nn
+from waiting import wait_until
 
 from sfd_core.experiment.params import Optimisation
 from sfd_core.host.seeding import generator
@@ -45,9 +45,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_ports(1)[0]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -68,7 +66,7 @@ class Server:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
                     return
-            except (urllib.error.URLError, OSError):
+            except OSError:
                 time.sleep(0.2)
         pytest.fail(f"the MLflow server did not start:\n{(self.folder / 'log').read_text()[-3000:]}")
 
@@ -110,22 +108,22 @@ def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_a_server_killed_during_training_costs_no_time_and_no_point(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     server.start()
-    seen: list[int] = []
+    store, killed = Store(server.uri), False
+
+    def points_there() -> bool:
+        return any(store.known(run_id, ["train/loss"]) for run_id, _ in store.find({"sfd.resume_key": "resume"}))
 
     def kill(step: int, weights: Mapping[str, Tensor]) -> None:
-        store = Store(server.uri)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not seen:
-            for run_id, _ in store.find({"sfd.resume_key": "resume"}):
-                seen.extend(point_step for _, point_step in store.known(run_id, ["train/loss"]))
-            time.sleep(0.2)
+        nonlocal killed
+        wait_until(points_there, "a point of the curve on the server", 120)
         server.kill()
+        killed = True
 
     resume = ResumeFolder(Path("resume"))
     with follow(SPEC, resume.history_path, "resume", every=0.2):
         result = run(Wait(), PLAN, resume, on_snapshot=kill)
         assert threads_named("follow sfd") == 1
-    assert seen
+    assert killed
     assert result.steps == STEPS
     # 200 steps of some 6 ms; a training that waited for the dead server would take minutes
     assert result.seconds < 20
@@ -174,13 +172,13 @@ def test_the_forecast_is_sent_while_the_training_goes_on(server: Server, monkeyp
     history.write_text("step,seconds,loss\n200,36,1\n")
     spec = training_run("sfd", emoji().train)
     with follow(replace(spec, steps=20_000), history, "resume", every=0.2):
-        store, sent = Store(server.uri), False
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not sent:
+        store = Store(server.uri)
+
+        def sent() -> bool:
             metrics = [store.run(run_id).metrics for run_id, _ in store.find({"sfd.resume_key": "resume"})]
-            sent = any((found.get("forecast/hours"), found.get("forecast/cost")) == (1.0, 2.0) for found in metrics)
-            time.sleep(0.2)
-        assert sent
+            return any((found.get("forecast/hours"), found.get("forecast/cost")) == (1.0, 2.0) for found in metrics)
+
+        wait_until(sent, "a forecast of an hour for 2", 120)
     assert spec.steps == emoji().train.optimisation.steps
 
 
@@ -197,14 +195,13 @@ def test_a_resumed_run_is_running_again_and_one_that_is_gone_is_made_anew(server
 
     def run_that_is(status: str) -> str:
         """Wait for the run of the training in a state, with its point."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            for run_id, _ in store.find({"sfd.resume_key": "resume"}):
-                run = client.get_run(run_id)
-                if run.info.status == status and run.data.metrics.get("train/loss") == 1:
-                    return run_id
-            time.sleep(0.2)
-        pytest.fail(f"no run is {status}: {store.find({})}")
+
+        def found() -> str | None:
+            runs = [client.get_run(run_id) for run_id, _ in store.find({"sfd.resume_key": "resume"})]
+            reached = (run for run in runs if run.info.status == status and run.data.metrics.get("train/loss") == 1)
+            return next((run.info.run_id for run in reached), None)
+
+        return str(wait_until(found, f"a run that is {status}", 120))
 
     def end() -> None:
         with follow(SPEC, history, "resume", every=0.2):
@@ -218,10 +215,8 @@ def test_a_resumed_run_is_running_again_and_one_that_is_gone_is_made_anew(server
         assert run_that_is("RUNNING") == first
         client.delete_run(first)
         history.write_text("step,seconds,loss\n1,1,1\n2,2,2\n")
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not store.find({"sfd.resume_key": "resume"}):
-            time.sleep(0.2)
-        assert store.find({"sfd.resume_key": "resume"})[0][0] != first
+        ((second, _), *_) = wait_until(lambda: store.find({"sfd.resume_key": "resume"}), "a run that is made anew", 120)
+        assert second != first
     last = client.get_run(store.find({"sfd.resume_key": "resume"})[0][0])
     assert (last.info.status, last.data.metrics["train/loss"]) == ("FINISHED", 2)
 
