@@ -13,8 +13,13 @@ from sfd_core.models.denoisers.factory import parameter_count
 TINY = Workload("tiny", batch=2, texture=4, semantic=2, grid=4, images=4)
 
 
-def test_the_measurement_of_training_runs_anywhere(tmp_path: Path) -> None:
-    speed = measure_training(TINY, tmp_path, compiled=False, steps=2)
+@pytest.mark.parametrize(
+    "workload",
+    [TINY, replace(TINY, model="dit", semantic=0), replace(TINY, semantic=0), replace(TINY, token_channels=8)],
+    ids=["sfd", "dit", "texture", "repa"],
+)
+def test_the_measurement_of_training_runs_anywhere(tmp_path: Path, workload: Workload) -> None:
+    speed = measure_training(workload, tmp_path, compiled=False, steps=2)
     assert speed.images_per_second > 0
     assert 0 < speed.utilisation < 1
 
@@ -22,13 +27,6 @@ def test_the_measurement_of_training_runs_anywhere(tmp_path: Path) -> None:
 def test_the_measurements_of_the_baseline_and_of_an_encoder_run_anywhere(tmp_path: Path) -> None:
     assert 0 < measure_eager(TINY, tmp_path, steps=2).utilisation < 1
     assert measure_encoder("vit_tiny_patch16_224", input_size=32, grid=2, batch=2) > 0
-
-
-@pytest.mark.parametrize(
-    "workload", [replace(TINY, model="dit", semantic=0), replace(TINY, semantic=0), replace(TINY, token_channels=8)]
-)
-def test_dit_texture_alone_and_repa_are_measured_too(tmp_path: Path, workload: Workload) -> None:
-    assert measure_training(workload, tmp_path, steps=2).images_per_second > 0
 
 
 @pytest.mark.parametrize("guide", [None, TINY])

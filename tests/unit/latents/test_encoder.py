@@ -1,6 +1,5 @@
 """Frozen samples, stored posteriors and half precision hold the same latents, to sampling and rounding, and train alike."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +29,7 @@ from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.sampling.importing import LatentSource
 from sfd_core.stages.encode import EncodeInputs, Sources, encode
 from sfd_core.stages.train import TrainInputs, train_variant
+from sfd_core.training.history import read_history
 from sfd_core.training.tasks.denoising import FlowTask, LatentBatches
 
 CPU = torch.device("cpu")
@@ -163,8 +163,7 @@ def curve(stages: Stages, posterior: str, dtype: str, out: Path) -> np.ndarray:
     optimisation = TRAIN.optimisation.model_copy(update={"steps": STEPS, "checkpoint_every": STEPS})
     train = TRAIN.model_copy(update={"optimisation": optimisation})
     train_variant("v", variant(), train, opened(stages, posterior, dtype), out)
-    with (out / "history.csv").open() as file:
-        return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+    return np.array([row["loss"] for row in read_history(out / "history.csv")])
 
 
 def test_half_precision_latents_train_alike(stages: Stages, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.latents.composite import load_statistics
 from sfd_core.latents.tokens import ComputedTokens, StoredTokens, open_tokens
 from sfd_core.stages.train import TrainInputs, train_variant
+from sfd_core.training.history import read_history
 
 CPU = torch.device("cpu")
 
@@ -84,8 +85,7 @@ def test_every_later_stage_runs_without_stored_tokens_and_agrees(project: Stages
     for folders in (stored, replace(stored, features=computed.features)):
         out = project.path / folders.features.name / "trained"
         train_variant("v", chosen, TRAIN, TrainInputs.open(chosen, folders), out)
-        header, *_, last = (out / "history.csv").read_text().splitlines()
-        losses.append(float(dict(zip(header.split(","), last.split(","), strict=True))["repa"]))
+        losses.append(read_history(out / "history.csv")[-1]["repa"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
