@@ -69,7 +69,10 @@ def oracle(velocity: VelocityFn, x0: Tensor, semantic: Tensor, n_texture: int) -
     """Return `velocity` with its semantic part replaced by the exact line from the noise `x0` to real latents.
 
     x0 (N, C, H, W) is the composite noise at the start of integration, `semantic` (N, C - n_texture, H, W) holds normalised
-    semantic latents of real images. Texture is then generated from true semantics, which bounds what semantics can give.
+    semantic latents of real images. If the path finishes them before texture begins, texture is drawn as it is distributed
+    given these semantics, which bounds what semantics can give. Where both move at once it is not: the network's velocity of
+    texture suits semantics that react to it, and texture that knows of the line only what the noisy semantics show falls
+    behind (the replacement method of arXiv 2204.03458, section 3.1, has the same fault).
     """
     line = line_velocity(x0[:, n_texture:], semantic)
 

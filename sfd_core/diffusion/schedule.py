@@ -157,6 +157,11 @@ class Schedule:
         rises = (self._semantic if semantic else self._texture).rises
         return rises[0].start, rises[-1].stop
 
+    @property
+    def finishes_semantics(self) -> bool:
+        """Whether semantics are data before texture begins, as in a cascade."""
+        return self.interval(semantic=True)[1] <= self.interval(semantic=False)[0]
+
     def global_times(self, t: Tensor, semantic: bool) -> Tensor:
         """Return the global times at which one part has the local times `t` in (0, 1); see `local_times`."""
         return (self._semantic if semantic else self._texture).inverse(t)

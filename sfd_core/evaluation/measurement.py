@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfd_core.data.store.shards import ShardReader
+from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.evaluator import Evaluator
 from sfd_core.experiment.code import stage_code
-from sfd_core.experiment.params import SamplerParams, fingerprint
+from sfd_core.experiment.params import SamplerParams, VariantParams, fingerprint
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import atomic_path
 from sfd_core.host.processes import ALONE, Processes
@@ -80,15 +81,19 @@ class Batch:
 class Measured:
     """The features of all images of an order."""
 
+    order: Order
     features: Mapping[str, Tensor]
     """`<extractor>/<layer>` -> float32 (N, D), in the drawn order."""
     shown: Tensor
     """uint8 (shown, 3, R, R)"""
-    labels: Tensor
-    """(N,)"""
     evaluations: int
     """Network evaluations an image."""
     batches: Sequence[Batch] = field(repr=False)
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N,) in the drawn order."""
+        return torch.tensor(self.order.labels)
 
     def forget(self) -> None:
         """Delete the files of all batches; call it once the numbers and images are safely written."""
@@ -175,7 +180,7 @@ def _merged(batches: Sequence[Batch], order: Order) -> Measured:
                 features[name] = torch.empty(len(order.labels), values.shape[1])
             features[name][batch.first : batch.first + len(values)] = values
         evaluations = max(evaluations, taken)
-    return Measured(features, torch.cat(shown), torch.tensor(order.labels), evaluations, batches)
+    return Measured(order, features, torch.cat(shown), evaluations, batches)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -221,10 +226,20 @@ def semantic_latents(denoiser: Denoiser, latents: ShardReader, rows: NDArray[np.
     return statistics.normalise(StoredLatent(latents, name).frozen(rows, torch.zeros(len(rows), dtype=torch.bool)))
 
 
+def oracle_sampler(variant: VariantParams, sampler: SamplerParams) -> SamplerParams | None:
+    """Return `sampler` with the order of an oracle: the variant's, or, if it knows every order, semantics finished first.
+
+    None for a variant that never finishes semantics first: see `guidance.oracle`.
+    """
+    if variant.times.kind == "independent":
+        sampler = sampler.model_copy(update={"delta_t": 1.0, "path": None})
+    return sampler if variant.semantic != "none" and Schedule.of(variant, sampler).finishes_semantics else None
+
+
 def oracle_order(denoiser: Denoiser, labels: Sequence[int], sampler: SamplerParams, latents: ShardReader) -> Order:
     """Order images whose semantics are those of training images, of the same classes or, without labels, evenly spaced.
 
-    The denoiser generates semantics.
+    The denoiser generates semantics; `sampler` is its `oracle_sampler`.
     """
     if denoiser.classes:
         classes = np.asarray(latents["label"][:])

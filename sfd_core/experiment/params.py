@@ -598,7 +598,7 @@ class EvaluateParams(Group):
     neighbours: Positive
     """Number of samples shown with their nearest training image. (k of precision and recall is always 3.)"""
     oracle: bool
-    """Also generate texture from the semantics of real images."""
+    """Also generate texture from real images' semantics, with variants that finish semantics first or know any order."""
     sampler: SamplerParams
 
 
@@ -797,6 +797,8 @@ class Params(Group):
                 raise ValueError(f"variants.{name}.found_path is true, but schedule is null, so none is found; set schedule")
             own = "delta_t" if variant.path is None else "path"
             self.check_budget(f"variants.{name}.{own}", getattr(variant, own))
+            if self.evaluate.oracle and variant.times.kind == "independent":
+                self.check_budget("evaluate.oracle of the offset", 1.0)
             if order and variant.semantic == "none":
                 raise ValueError(
                     f"evaluate.sampler.{chosen} is {order}, but active variant {name} has no semantics that could lead; "

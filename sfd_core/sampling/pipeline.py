@@ -133,7 +133,8 @@ class Pipeline:
     def draw(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Samples:
         """Draw images `first`, `first + 1`, ... of the sampler's seed, one per label, as one batch.
 
-        With `semantics` (N, C, g, g), normalised, as an oracle run.
+        With `semantics` (N, C, g, g), normalised, as an oracle run (`guidance.oracle`). Raises `ConfigError` if the path then
+        begins texture before semantics are finished.
         """
         solution = self.latents(first, labels, sampler, semantics)
         images = self.decode(self.denoiser.composite.split(solution.x), first)
@@ -142,6 +143,11 @@ class Pipeline:
     def latents(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Solution:
         """Return the normalised latents (N, C, g, g) that `draw` decodes."""
         self.require_possible(labels, sampler)
+        if semantics is not None and not self._schedule(sampler).finishes_semantics:
+            raise ConfigError(
+                f"semantics are given, but the path {self._schedule(sampler).corners} begins texture before semantics are "
+                "finished, so texture would not follow them; sample with delta_t 1"
+            )
         # dopri5 chooses its steps from the error of the whole batch, but an image must not depend on its batch.
         size = 1 if sampler.solver == "dopri5" and self.denoiser.variant.family == "flow" else len(labels)
         solutions = []

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from sfd_core.data.store.shards import ShardReader, evenly_spaced
 from sfd_core.evaluation.evaluator import Evaluator, Number, head
-from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure, oracle_order, semantic_latents
+from sfd_core.evaluation.measurement import (
+    Measured,
+    Order,
+    class_balanced_labels,
+    measure,
+    oracle_order,
+    oracle_sampler,
+    semantic_latents,
+)
 from sfd_core.evaluation.neighbours import neighbour_sheet
 from sfd_core.evaluation.rerun import drawn_with, recipe
 from sfd_core.experiment.params import Params, fingerprint
@@ -93,11 +101,12 @@ class Evaluation:
         return self._measure(pipeline, order, f"step {snapshot.step}")
 
     def _measure_oracle(self, pipeline: Pipeline) -> Measured | None:
-        """Draw texture while semantics move along the exact line to the latent of a training image of the same class."""
-        if not self.params.oracle or self.manifest.latent.semantic_channels == 0:
+        """Draw texture after the semantics of a training image of the same class, if the variant can finish semantics first."""
+        sampler = oracle_sampler(self.manifest.variant, self.params.sampler) if self.params.oracle else None
+        if sampler is None:
             return None
         labels = class_balanced_labels(self.params.snapshot_samples, len(self.manifest.classes))
-        return self._measure(pipeline, oracle_order(pipeline.denoiser, labels, self.params.sampler, self.latents), "oracle")
+        return self._measure(pipeline, oracle_order(pipeline.denoiser, labels, sampler, self.latents), "oracle")
 
     def _measure(self, pipeline: Pipeline, order: Order, what: str) -> Measured | None:
         return measure(pipeline, self.evaluator, order, self.batches, self.processes, f"{self.name}, {what}")
@@ -127,7 +136,7 @@ class Evaluation:
     ) -> None:
         numbers = {"final": self._numbers(pipeline, measured, self.params.final_samples)}
         if oracle is not None:
-            numbers["oracle"] = self._numbers(pipeline, oracle, self.params.snapshot_samples, oracle=True)
+            numbers["oracle"] = self._numbers(pipeline, oracle, self.params.snapshot_samples)
         coloured = evenly_spaced(len(self.latents), COLOUR_LATENTS)
         semantics = semantic_latents(pipeline.denoiser, self.latents, coloured)
         trajectory = record_trajectory(pipeline, self.params.sampler, semantics)
@@ -149,9 +158,9 @@ class Evaluation:
             for step, images in zip(steps, grids, strict=True):
                 Samples(images, labels, 0).save_grid(folder / "grids" / f"step-{step:07d}.png", GRID_COLUMNS)
 
-    def _numbers(self, pipeline: Pipeline, measured: Measured, samples: int, oracle: bool = False) -> dict[str, Number]:
-        by = recipe(self.artifact, pipeline, self.params.sampler, oracle) | mixed_codes(self.batches)
-        drawn = drawn_with(self.params.sampler, pipeline.denoiser, measured.evaluations, by)
+    def _numbers(self, pipeline: Pipeline, measured: Measured, samples: int) -> dict[str, Number]:
+        by = recipe(self.artifact, pipeline, measured.order.sampler, measured.order.oracle) | mixed_codes(self.batches)
+        drawn = drawn_with(measured.order.sampler, pipeline.denoiser, measured.evaluations, by)
         return self.evaluator.numbers(head(measured.features, samples), drawn)
 
     def _neighbour_sheet(self, measured: Measured) -> NDArray[np.uint8]:

@@ -139,6 +139,24 @@ def test_the_oracle_brings_semantics_to_the_real_latent_and_leaves_texture_to_th
     assert not torch.allclose(free.x[:, :TEXTURE], solution.x[:, :TEXTURE])
 
 
+@pytest.mark.parametrize(("delta_t", "followed"), [(1.0, 0.8), (0.3, 0.7), (0.0, 0.39)])
+def test_texture_follows_real_semantics_only_if_they_are_finished_first(delta_t: float, followed: float) -> None:
+    """Both parts are normal with correlation 0.8, so exact velocities are known; by themselves they keep it in any order."""
+    drawn = torch.randn(1, 3, 100, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0, real = drawn[:, :2], drawn[:, 2:]
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+
+    def velocity(x: Tensor, times: SharedTimes) -> Tensor:
+        t = torch.tensor([times.texture, times.semantic], dtype=torch.float64)
+        of_state = t[:, None] * covariance * t + torch.diag((1 - t) ** 2)
+        of_velocity_and_state = covariance * t - torch.diag(1 - t)
+        return torch.einsum("cd,ndhw->nchw", of_velocity_and_state @ torch.linalg.inv(of_state), x)
+
+    for drawn_by, correlation in ((velocity, 0.8), (oracle(velocity, x0, real, 1), followed)):
+        solution = integrate(drawn_by, x0, Schedule.offset(delta_t), 1, SolverSettings("heun", 100))
+        assert torch.corrcoef(solution.x[0].flatten(1))[0, 1].item() == pytest.approx(correlation, abs=0.01)
+
+
 @pytest.mark.parametrize("weak", [0, 1])
 @pytest.mark.parametrize("scale", [0.0, 1.5, 3.0])
 def test_semantic_guidance_extrapolates_texture_from_a_velocity_without_semantics(scale: float, weak: int) -> None:

@@ -16,13 +16,17 @@ from measured_together import LABELS, SAMPLER
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation import measurement as measurement_module
-from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure, oracle_order
+from sfd_core.evaluation.measurement import Measured, Order, class_balanced_labels, measure, oracle_order, oracle_sampler
 from sfd_core.evaluation.rerun import Measurement, Recorded, read_recorded, recipe
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.host.paths import file_digest, write_json
 from sfd_core.host.processes import ALONE
 from sfd_core.sampling.artifact import load_denoiser
 from sfd_core.sampling.pipeline import Pipeline, Samples
+
+ANY = {"kind": "independent", "absent": 0.05}
+CASCADE = {"kind": "own", "semantic_share": 0.3, "handover_noise": 0.25, "absent": 0.05}
+FIRST_IN_TWO_STEPS = [[0.0, 0.0], [0.0, 0.5], [0.0, 1.0], [1.0, 1.0]]
 
 
 def measured(measuring: Measurement, folder: Path, **changes: Any) -> Measured:
@@ -208,6 +212,28 @@ def test_an_oracle_takes_semantics_of_all_styles_or_of_the_classes_it_draws(
     assert more.semantics_key != order.semantics_key
 
 
+@pytest.mark.parametrize(
+    ("changes", "chosen", "order"),
+    [
+        ({}, {}, None),
+        ({"delta_t": 0.0}, {}, None),
+        ({"delta_t": -1.0}, {}, None),
+        ({"semantic": "none", "delta_t": 0.0}, {}, None),
+        ({"delta_t": 1.0}, {}, (None, None)),
+        ({"delta_t": 1.0, "times": CASCADE}, {}, (None, None)),
+        ({"delta_t": 0.0, "path": FIRST_IN_TWO_STEPS}, {}, (None, None)),
+        ({"times": ANY}, {}, (1.0, None)),
+        ({"times": ANY}, {"delta_t": 0.5}, (1.0, None)),
+        ({"times": ANY}, {"path": FIRST_IN_TWO_STEPS}, (1.0, None)),
+    ],
+)
+def test_an_oracle_is_drawn_only_where_semantics_are_finished_first(
+    changes: dict[str, Any], chosen: dict[str, Any], order: tuple[float | None, Any] | None
+) -> None:
+    found = oracle_sampler(variant(**changes), SAMPLER.model_copy(update=chosen))
+    assert (None if found is None else (found.delta_t, found.path)) == order
+
+
 def test_a_recorded_oracle_is_not_drawn_with_latents_of_another_training(
     measuring: Measurement, studied: Path, tmp_path: Path
 ) -> None:
@@ -241,5 +267,6 @@ def test_every_batch_gets_the_semantics_of_its_own_images(measuring: Measurement
         asked.append(rows)
         return torch.zeros(rows.stop - rows.start, 2, 4, 4)
 
-    measured(measuring, tmp_path, semantics=semantics, semantics_key="zeros")
+    sampler = SAMPLER.model_copy(update={"delta_t": 1.0})
+    measured(measuring, tmp_path, sampler=sampler, semantics=semantics, semantics_key="zeros")
     assert asked == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]

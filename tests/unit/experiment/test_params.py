@@ -129,6 +129,16 @@ def test_a_bad_value_is_named(key: str, value: Any, said: str) -> None:
         parse_params(emoji_with(key, value))
 
 
+def test_an_oracle_of_any_order_fits_the_evaluations() -> None:
+    values = emoji_with("active", ["any_order"]) | {"studies": {}}
+    values["variants"]["any_order"]["delta_t"] = 0.0
+    values["evaluate"]["sampler"]["evaluations"] = 1
+    with pytest.raises(ConfigError, match=r"evaluations is 1, but evaluate\.oracle of the offset 1\.0 needs at least 2"):
+        parse_params(values)
+    values["evaluate"]["oracle"] = False
+    assert parse_params(values).active == ["any_order"]
+
+
 def test_a_learned_path_fits_the_evaluations() -> None:
     values = emoji_with("schedule", PROBE | {"knots": 20})
     values["variants"]["sync"]["found_path"] = True

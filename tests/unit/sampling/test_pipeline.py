@@ -166,11 +166,13 @@ def test_labels_that_do_not_exist_are_refused(labels: list[int], tmp_path: Path)
 
 @pytest.mark.parametrize(("solver", "error"), [("euler", 1e-5), ("dopri5", 1e-4)])
 def test_an_oracle_run_ends_in_each_image_s_own_semantics(solver: str, error: float, tmp_path: Path) -> None:
-    pipe, sampler = pipeline(tmp_path), SAMPLER.model_copy(update={"solver": solver})
+    pipe, sampler = pipeline(tmp_path), SAMPLER.model_copy(update={"solver": solver, "delta_t": 1.0})
     semantics = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     drawn = pipe.latents(0, [0, 1, 2], sampler, semantics).x
     torch.testing.assert_close(drawn[:, 4:], semantics, atol=error, rtol=0)
     assert not torch.allclose(drawn[:, :4], pipe.latents(0, [0, 1, 2], sampler).x[:, :4])
+    with pytest.raises(ConfigError, match=r"path .* begins texture before semantics are finished, .* with delta_t 1"):
+        pipe.latents(0, [0, 1, 2], SAMPLER, semantics)
 
 
 def test_a_grid_is_a_readable_picture(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.evaluation.extractors import EfficientNetLite0
 from sfd_core.evaluation.reference import write_reference
+from sfd_core.evaluation.rerun import Measurement, read_recorded
 from sfd_core.experiment.params import Params, parse_params
 from sfd_core.host.processes import ALONE
 from sfd_core.latents.composite import LatentStatistics
@@ -50,10 +51,10 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outputs.parent
 
 
-def params() -> Params:
+def params(oracle: bool = False) -> Params:
     values = emoji_values()
     values["reference"] |= {"extractors": ["efficientnet_lite0"], "batch_size": 8}
-    values["evaluate"] |= {"snapshot_samples": 5, "final_samples": 9, "kid_subset_size": 5, "neighbours": 2, "oracle": False}
+    values["evaluate"] |= {"snapshot_samples": 5, "final_samples": 9, "kid_subset_size": 5, "neighbours": 2, "oracle": oracle}
     values["evaluate"]["sampler"] |= {"evaluations": 4, "batch_size": 4}
     values["report"] |= {"grid_images": 8}
     return parse_params(values | {"active": ["sfd"]})
@@ -81,3 +82,22 @@ def test_grids_of_all_snapshots_have_one_size_however_few_samples_they_have(
     with np.load(tmp_path / "out" / "samples.npz") as samples:
         assert samples["images"].shape == (2, 5, 3, 16, 16)
         assert samples["labels"].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_an_oracle_is_recorded_with_its_own_order_and_measured_again(
+    laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(laid_out, tmp_path / "project"))
+    trained, asked = Path("outputs/train/sfd"), params(oracle=True)
+    any_order = variant(times={"kind": "independent", "absent": 0.1})
+    replace(DenoiserManifest.read(trained), variant=any_order).write(trained)
+    Evaluation("sfd", asked, ALONE).run(Path("out"))
+    recorded = read_recorded(Path("out/numbers.json"))
+    assert {group: found.sampler.delta_t for group, found in recorded.items()} == {"final": None, "oracle": 1.0}
+    oracle, measurement = recorded["oracle"], Measurement.load(asked, trained, None, recorded["oracle"].sampler, ALONE)
+    oracle.require_same(measurement)
+    again = measurement.run(oracle.order(measurement.pipeline, Path("outputs/encode")), "oracle")
+    assert again is not None
+    assert {name: number.value for name, number in again[0].items()} == {
+        name: number["value"] for name, number in oracle.numbers.items()
+    }
