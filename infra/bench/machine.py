@@ -1,10 +1,9 @@
-"""What the machine can do, and who else was using it: facts that stand beside every measurement."""
+"""What the machine can do: facts that stand beside every measurement."""
 
 import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,27 +25,6 @@ def facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Seconds that all processors together have worked, and those that this process and its ended children have."""
-
-    at: float
-    all: float
-    own: float
-
-    @classmethod
-    def now(cls) -> "Usage":
-        """Read the system's counters."""
-        total, own = psutil.cpu_times(), psutil.Process().cpu_times()
-        idle = total.idle + getattr(total, "iowait", 0.0)
-        return cls(time.monotonic(), sum(total[:8]) - idle, sum(own[:4]))
-
-    def others_since(self, before: "Usage") -> float:
-        """Return how many processors others than this process kept busy since `before`, on average."""
-        seconds = max(self.at - before.at, 1e-9)
-        return max(0.0, ((self.all - before.all) - (self.own - before.own)) / seconds)
 
 
 def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, side: int = 2048) -> float:

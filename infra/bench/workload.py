@@ -1,13 +1,10 @@
 """A training as stage `train` runs it and the same one of `eager_baseline`, on random latents, and the clock of either."""
 
 import contextlib
-import itertools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import timm
 import torch
@@ -15,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infra.bench import eager_baseline
-from infra.bench.operations import Profiler, Work, WorkCounter, averaging
 from sfd_core.data.store.shard_writer import ShardWriter
 from sfd_core.data.store.shards import FieldSpec, ShardReader
 from sfd_core.experiment.params import RepaParams, TrainParams, VariantParams
@@ -24,7 +20,6 @@ from sfd_core.experiment.sizes import MODEL_SIZES, SizeName
 from sfd_core.host.seeding import generator
 from sfd_core.latents.composite import ChannelStatistics, Composite, LatentStatistics
 from sfd_core.latents.tokens import ComputedTokens, StoredTokens, TokenSource
-from sfd_core.models.denoisers.blocks import compile_blocks
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser
 from sfd_core.models.denoisers.lightningdit import LightningDiT
@@ -132,8 +127,7 @@ class Clock(EMA):
 
     def update(self, model: nn.Module) -> None:
         """Average, then tell."""
-        with averaging():
-            super().update(model)
+        super().update(model)
         self._at_step_end(self.updates)
 
 
@@ -185,97 +179,6 @@ def eager_steps(workload: Workload, folder: Path, readers: int = 0, like: nn.Mod
     rows = min(128, workload.images)
     data = eager_baseline.LatentFiles(_files(workload, folder / "files", rows), rows, mean, std, train.flips)
     return eager_baseline.train(workload.eager_network(like), data, recipe, workload.batch, readers)
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """Where one step goes: the work of every group of operations, and the seconds that were measured."""
-
-    work: dict[str, Work]
-    seconds: dict[str, float]
-
-
-def break_down_engine(workload: Workload, folder: Path, steps: int) -> Breakdown:
-    """Take the product's training apart."""
-    tools = _Breakdown(steps)
-    train_with_engine(workload, folder, tools.at_step_end)
-    return tools.result()
-
-
-def break_down_eager(workload: Workload, folder: Path, steps: int) -> Breakdown:
-    """Take the baseline's training apart."""
-    tools = _Breakdown(steps)
-    marked = averaging()(eager_baseline.update_ema)
-    with mock.patch.object(eager_baseline, "update_ema", marked), contextlib.suppress(Measured):
-        for done, _ in enumerate(eager_steps(workload, folder), start=1):
-            tools.at_step_end(done)
-    return tools.result()
-
-
-class _Breakdown:
-    """Counts the work of the second step and profiles some after it; the first warms up."""
-
-    def __init__(self, steps: int) -> None:
-        self.counter, self.profiler, self.steps = WorkCounter(), Profiler(), steps
-        self.seconds: dict[str, float] = {}
-
-    def at_step_end(self, done: int) -> None:
-        if done == 1:
-            self.counter.__enter__()
-        elif done == 2:
-            self.counter.__exit__(None, None, None)
-            self.profiler.start()
-        elif done == 2 + self.steps:
-            self.seconds = self.profiler.stop(self.steps)
-            raise Measured
-
-    def result(self) -> Breakdown:
-        return Breakdown(self.counter.work, self.seconds)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Images a second of every round."""
-
-    eager: list[float]
-    engine: list[float]
-    first_step: float
-    """Seconds of the engine's first step, which compiles if anything does."""
-
-    @property
-    def ratios(self) -> list[float]:
-        """Engine over baseline, round by round."""
-        return [engine / eager for engine, eager in zip(self.engine, self.eager, strict=True)]
-
-
-def interleave(workload: Workload, folder: Path, rounds: int, steps: int, compiled: bool = False) -> Rates:
-    """Measure both trainings in turns of `steps` steps, in one process; one turn more warms up."""
-    baseline = eager_steps(workload, folder)
-    eager: list[float] = []
-    engine: list[float] = []
-    began = time.perf_counter()
-    first_step = 0.0
-
-    def at_step_end(done: int) -> None:
-        nonlocal began, first_step
-        if done == 1:
-            first_step = time.perf_counter() - began
-        if done == 0 or done % steps:
-            return
-        engine.append(steps * workload.batch / (time.perf_counter() - began))
-        began = time.perf_counter()
-        for _ in itertools.islice(baseline, steps):
-            pass
-        eager.append(steps * workload.batch / (time.perf_counter() - began))
-        if len(eager) > rounds:
-            raise Measured
-        began = time.perf_counter()
-
-    model = workload.network()
-    if compiled:
-        compile_blocks(model)
-    train_with_engine(workload, folder, at_step_end, model)
-    return Rates(eager[1:], engine[1:], first_step)
 
 
 def composite(workload: Workload) -> Composite:

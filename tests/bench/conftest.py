@@ -3,26 +3,51 @@
 It is printed at the end of the run and kept as `extra_info` of `--benchmark-json`, of which `performance_page` makes tables.
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from infra.bench import machine
 
+
+@dataclass(frozen=True)
+class Usage:
+    """Seconds that all processors together have worked, and those that this process and its ended children have."""
+
+    at: float
+    all: float
+    own: float
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """Read the system's counters."""
+        total, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = total.idle + getattr(total, "iowait", 0.0)
+        return cls(time.monotonic(), sum(total[:8]) - idle, sum(own[:4]))
+
+    def others_since(self, before: "Usage") -> float:
+        """Return how many processors others than this process kept busy since `before`, on average."""
+        seconds = max(self.at - before.at, 1e-9)
+        return max(0.0, ((self.all - before.all) - (self.own - before.own)) / seconds)
+
+
 RATES = pytest.StashKey[dict[str, float]]()
 REMARKS = pytest.StashKey[dict[str, str]]()
-STARTED = pytest.StashKey[machine.Usage]()
+STARTED = pytest.StashKey[Usage]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RATES], config.stash[REMARKS], config.stash[STARTED] = {}, {}, machine.Usage.now()
+    config.stash[RATES], config.stash[REMARKS], config.stash[STARTED] = {}, {}, Usage.now()
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
     """Say on what the measurements were made, and how many processors others used meanwhile."""
-    others = machine.Usage.now().others_since(config.stash[STARTED])
+    others = Usage.now().others_since(config.stash[STARTED])
     output_json["facts"] = {**machine.facts(), "processors_busy_with_others": round(others, 2)}
 
 

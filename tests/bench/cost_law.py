@@ -24,9 +24,9 @@ from typing import cast
 
 import numpy as np
 import psutil
+from bench.operations import SavedBytes, WorkCounter
 
 from infra.bench import machine
-from infra.bench.operations import SavedBytes, WorkCounter
 from infra.bench.workload import Measured, Workload, train_with_engine
 from sfd_core.data.store.shard_writer import write_manifest
 from sfd_core.data.store.shards import FieldSpec, ShardFile, ShardReader

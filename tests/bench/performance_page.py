@@ -17,11 +17,11 @@ from statistics import median
 from typing import Any
 
 from bench.cost_law import slope
+from bench.operations import GROUPS, OUTSIDE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from infra.bench.operations import GROUPS, OUTSIDE
 from sfd_core.host.errors import DataError
 from sfd_core.host.paths import atomic_path, write_json
 from sfd_core.reporting.charts import INK, MUTED, RULE, quiet, save_figure

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench.operations import AVERAGE, ELEMENTWISE, MATRIX, OPTIMISER
+from bench.side_by_side import break_down_eager, break_down_engine, interleave
 from torch.testing import assert_close
 
-from infra.bench.operations import AVERAGE, ELEMENTWISE, MATRIX, OPTIMISER
-from infra.bench.workload import Workload, break_down_eager, break_down_engine, eager_steps, interleave
+from infra.bench.workload import Workload, eager_steps
 from sfd_core.host.seeding import generator
 
 SMALL = Workload("tiny", batch=3, texture=4, semantic=2, grid=4, patch=2, images=8)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from bench.cost_law import STATE_BYTES, measure_reading, measure_step, slope
+from bench.operations import GROUPS, MATRIX, OPTIMISER, OUTSIDE, Profiler, SavedBytes, WorkCounter
 from bench.performance_page import TABLES, cost_law_figure, fill, main, merge
 from torch import nn, optim, zeros
 
 from infra.bench import machine
-from infra.bench.operations import GROUPS, MATRIX, OPTIMISER, OUTSIDE, Profiler, SavedBytes, WorkCounter
 from infra.bench.workload import Workload
 from sfd_core.host.errors import DataError
 

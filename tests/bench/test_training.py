@@ -7,11 +7,12 @@ from statistics import median
 
 import pytest
 import torch
+from bench.operations import Work
+from bench.side_by_side import Rates, break_down_eager, break_down_engine, interleave
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from infra.bench import machine
-from infra.bench.operations import Work
-from infra.bench.workload import Rates, Workload, break_down_eager, break_down_engine, embedded, interleave
+from infra.bench.workload import Workload, embedded
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
