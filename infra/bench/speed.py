@@ -150,10 +150,7 @@ def measure_sampling(
     """Return images a second of `Pipeline`, guided by another network or not, decoding by a small VAE included."""
     shape = TextureVAEShape(channels=workload.texture, downsampling=16, width=8, depth=1)
     main, weak = denoiser(workload, model), None if guide is None else denoiser(guide)
-    for network in (main, weak):
-        if compiled and network is not None:
-            compile_blocks(network.model)
-    pipeline = Pipeline(main, TextureVAE(shape), weak)
+    pipeline = Pipeline(main, TextureVAE(shape), weak, compiled)
     changes: dict[str, Any] = {"evaluations": evaluations, "batch_size": images, "precision": workload.precision}
     if guide is not None:
         weight = {"scale": 1.5, "interval": [0.0, 1.0]}
@@ -170,8 +167,8 @@ def denoiser(workload: Workload, model: Network | None = None) -> Denoiser:
     model = (model or workload.network()).eval()
     identity = LatentIdentity({"name": "t"}, {"name": "s"}, {"name": "e"}, "statistics", "latents")
     classes = [str(index) for index in range(CLASSES)]
-    record, flops = SnapshotRecord(1, 1, "snapshot"), training_flops(workload) // 3
-    return Denoiser(model, workload.variant, workload.spec, composite(workload), classes, identity, record, flops)
+    record = SnapshotRecord(1, 1, "snapshot")
+    return Denoiser(model, workload.variant, workload.spec, composite(workload), classes, identity, record)
 
 
 def measure_encoder(name: str, input_size: int, grid: int, batch: int, rounds: int = 3) -> float:

@@ -65,7 +65,7 @@ def evaluate(
     params = load_params(PARAMS)
     sampler = drawing.sampler(params, evaluations)
     count = params.evaluate.final_samples if samples is None else samples
-    from sfd_core.data.store.export import require_new_folder
+    from sfd_core.evaluation.export import require_new_folder
 
     if png:
         require_new_folder(png)
@@ -98,7 +98,7 @@ def measure(
 
 
 def _measure(measurement: "Measurement", sampler: "SamplerParams", samples: int, resolution: int, exports: Exports) -> None:
-    from sfd_core.data.store.export import write_npz, write_pngs
+    from sfd_core.evaluation.export import write_npz, write_pngs
     from sfd_core.evaluation.measurement import Order, class_balanced_labels
 
     labels = class_balanced_labels(samples, len(measurement.pipeline.denoiser.classes))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfd_core.diffusion.path import by_channel
 from sfd_core.diffusion.schedule import Active
 
 RepaMode = Literal["cosine", "cosine+mse"]
@@ -56,7 +57,7 @@ def flow_loss(
         raise ValueError(f"the REPA weight is {weights.repa} but no REPA term was given; compute it with repa_loss")
     prediction, target = prediction.float(), target.float()
     if active is not None:
-        keep = _channel_mask(active, n_texture, target)
+        keep = by_channel(active.texture, active.semantic, n_texture, target.shape[1])
         prediction, target = prediction * keep, target * keep
     squared = (prediction - target).square()
     mse = torch.cat([squared[:, :n_texture], weights.semantic * squared[:, n_texture:]], dim=1).mean()
@@ -88,9 +89,3 @@ def repa_loss(projected: Tensor, tokens: Tensor, mode: RepaMode) -> Tensor:
     if mode == "cosine":
         return cosine
     return (cosine + (projected - target).square().mean()) / 2
-
-
-def _channel_mask(active: Active, n_texture: int, like: Tensor) -> Tensor:
-    texture = active.texture.to(like)[:, None].expand(-1, n_texture)
-    semantic = active.semantic.to(like)[:, None].expand(-1, like.shape[1] - n_texture)
-    return torch.cat([texture, semantic], dim=1)[:, :, None, None]

@@ -22,12 +22,10 @@ class PathSample:
     velocity: Tensor
 
 
-def channel_times(times: LocalTimes, n_texture: int, channels: int) -> Tensor:
-    """Return the time of every channel (N, C, 1, 1): t_tex for the first `n_texture`, t_sem for the rest."""
-    n = times.t_tex.shape[0]
-    texture = times.t_tex[:, None].expand(n, n_texture)
-    semantic = times.t_sem[:, None].expand(n, channels - n_texture)
-    return torch.cat([texture, semantic], dim=1)[:, :, None, None]
+def by_channel(texture: Tensor, semantic: Tensor, n_texture: int, channels: int) -> Tensor:
+    """Return the value of each channel (N, C, 1, 1): `texture` (N,) of the first `n_texture`, `semantic` (N,) of the others."""
+    parts = [texture[:, None].expand(-1, n_texture), semantic[:, None].expand(-1, channels - n_texture)]
+    return torch.cat(parts, dim=1)[:, :, None, None]
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
@@ -57,4 +55,4 @@ def velocity_to(data: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 
 def sample_path(x0: Tensor, x1: Tensor, times: LocalTimes, n_texture: int) -> PathSample:
     """Return the composite point with texture at t_tex (N,) and semantics at t_sem (N,), and the velocity target."""
-    return PathSample(interpolate(x0, x1, channel_times(times, n_texture, x1.shape[1])), velocity(x0, x1))
+    return PathSample(interpolate(x0, x1, by_channel(times.t_tex, times.t_sem, n_texture, x1.shape[1])), velocity(x0, x1))

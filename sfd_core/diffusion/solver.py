@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfd_core.diffusion.guidance import VelocityFn
-from sfd_core.diffusion.path import channel_times, predict_data
+from sfd_core.diffusion.path import by_channel, predict_data
 from sfd_core.diffusion.schedule import PhaseSpan, Schedule, SharedTimes
 
 DOPRI5_ABSOLUTE_TOLERANCE = 1e-6
@@ -113,7 +113,7 @@ class _Path:
 
     def predict(self, u: float, x: Tensor, v: Tensor) -> Tensor:
         times = self.schedule.shared_times(u, self.schedule.span(u).phase, x)
-        return predict_data(x, v, channel_times(times, self.n_texture, x.shape[1]))
+        return predict_data(x, v, by_channel(times.t_tex, times.t_sem, self.n_texture, x.shape[1]))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ N images, C channels of a token, g side of the token grid.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,38 +15,25 @@ from sfd_core.host.errors import IdentityError
 from sfd_core.latents.compressors import SemanticCompressors
 from sfd_core.latents.identity import LatentIdentity
 from sfd_core.latents.stored import StoredLatent
-from sfd_core.latents.tokens import Rows, rounded
+from sfd_core.latents.tokens import Rows
 
 
 class DecodedTokens:
-    """A `TokenSource` that decodes latents with the Semantic VAE; float16, in the encoder's scale, on the VAE's device.
+    """`RepaTargets` that decode latents with the Semantic VAE; float16, in the encoder's scale, on the VAE's device.
 
     If a posterior is stored, its mean is decoded.
     """
 
     def __init__(self, latents: ShardReader, compressors: SemanticCompressors, digest: str) -> None:
         self._latents, self._compressors = StoredLatent(latents, "z_sem"), compressors
-        self._length = len(latents)
-        self.encoder: dict[str, Any] = dict(latents.meta["encoder"])
-        self.prepare = str(latents.meta["prepare"])
-        self.digest = digest
-        self.channels, self.grid = compressors.vae.in_channels, self._latents.grid
-
-    def __len__(self) -> int:
-        return self._length
-
-    def pairs(self, rows: Rows) -> Tensor:
-        """Return float16 tokens (N, 2, C, g, g); see `TokenSource`."""
-        sides = (torch.full((len(rows),), side, dtype=torch.bool) for side in (False, True))
-        decoded = [self._decode(self.read(rows, mirrored)) for mirrored in sides]
-        return torch.stack([rounded(side, "tokens decoded by the Semantic VAE") for side in decoded], dim=1)
+        self.digest, self.channels = digest, compressors.vae.in_channels
 
     def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
-        """Read latents (N, c, g, g); see `TokenSource`."""
+        """Read latents (N, c, g, g); see `RepaTargets`."""
         return self._latents.central(np.asarray(rows), mirrored)
 
     def tokens(self, read: Tensor) -> Tensor:
-        """Return float16 tokens (N, C, g, g) of latents (N, c, g, g); see `TokenSource`."""
+        """Return float16 tokens (N, C, g, g) of latents (N, c, g, g); see `RepaTargets`."""
         return self._decode(read).half()
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 The `features` stage writes either a shard of tokens or only `tokens.json`, which says how to compute them. `open_tokens`
 handles both. Both give float16 values; a computed token differs from a stored one only by the rounding of another batch size.
-A third source, `sfd_core.latents.decoded_tokens`, decodes tokens from semantic latents.
+For REPA, `sfd_core.latents.decoded_tokens` can decode tokens from semantic latents instead.
 Shapes: N images, C channels of a token, g side of the token grid.
 """
 
@@ -30,8 +30,29 @@ RECIPE = "tokens.json"
 Rows = NDArray[np.int64] | Sequence[int]
 
 
-class TokenSource(Protocol):
-    """Tokens of the images of one part, by row."""
+class RepaTargets(Protocol):
+    """Tokens that a training aligns hidden states with, by row."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the tokens."""
+
+    @property
+    def channels(self) -> int:
+        """Channels C of a token."""
+
+    def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
+        """Read what `tokens` needs of the images at `rows`, or of their mirror images where `mirrored` (N,), bool.
+
+        A thread can do so in advance, and move it to the device.
+        """
+
+    def tokens(self, read: Tensor) -> Tensor:
+        """Return the float16 tokens (N, C, g, g) of what was read; too large ones are infinite, as a check would wait."""
+
+
+class TokenSource(RepaTargets, Protocol):
+    """Tokens of an encoder, of the images of one part, by row."""
 
     @property
     def encoder(self) -> dict[str, Any]:
@@ -42,14 +63,6 @@ class TokenSource(Protocol):
         """Digest of the shard of images."""
 
     @property
-    def digest(self) -> str:
-        """Identity of the tokens."""
-
-    @property
-    def channels(self) -> int:
-        """Channels C of a token."""
-
-    @property
     def grid(self) -> int:
         """Side g of the token grid."""
 
@@ -58,15 +71,6 @@ class TokenSource(Protocol):
 
     def pairs(self, rows: Rows) -> Tensor:
         """Return float16 tokens (N, 2, C, g, g) of the images at `rows` and of their mirror images."""
-
-    def read(self, rows: Rows, mirrored: Tensor) -> Tensor:
-        """Read what `tokens` needs of the images at `rows`, or of their mirror images where `mirrored` (N,), bool.
-
-        A thread can do so in advance, and move it to the device.
-        """
-
-    def tokens(self, read: Tensor) -> Tensor:
-        """Return the float16 tokens (N, C, g, g) of what was read; too large ones are infinite, as a check would wait."""
 
 
 class StoredTokens:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
+from scipy.optimize import isotonic_regression
 
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.experiment.params import Params
@@ -154,23 +155,12 @@ def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
 
 
 def spread_apart(places: list[float], gap: float) -> list[float]:
-    """Move places apart until neighbours are at least `gap` away, each group staying centred; order is kept."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    groups: list[list[int]] = []
-
-    def centre(group: list[int]) -> float:
-        return sum(places[index] for index in group) / len(group)
-
-    for index in order:
-        groups.append([index])
-        while len(groups) > 1 and centre(groups[-1]) - centre(groups[-2]) < gap * (len(groups[-1]) + len(groups[-2])) / 2:
-            last = groups.pop()
-            groups[-1] += last
-    moved = list(places)
-    for group in groups:
-        for rank, index in enumerate(group):
-            moved[index] = centre(group) + (rank - (len(group) - 1) / 2) * gap
-    return moved
+    """Move places as little as possible (least squares) until neighbours are at least `gap` away; order is kept."""
+    order = np.argsort(places, kind="stable")
+    ranks = gap * np.arange(len(places))
+    moved = np.empty(len(places))
+    moved[order] = isotonic_regression(np.asarray(places)[order] - ranks).x + ranks
+    return [float(place) for place in moved]
 
 
 def _label_ticks(axes: Axes) -> None:

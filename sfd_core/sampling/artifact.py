@@ -52,8 +52,6 @@ class Denoiser:
     """Empty if it was trained without labels."""
     identity: LatentIdentity
     snapshot: SnapshotRecord
-    flops_per_image: int
-    """Of one forward pass."""
     knows_null_class: bool = True
     """Whether it was also trained without labels."""
 
@@ -74,6 +72,7 @@ class DenoiserManifest:
     identity: LatentIdentity
     parameters: int
     flops_per_image: int
+    """Of one forward pass."""
     snapshots: Sequence[SnapshotRecord]
     files: Mapping[str, str] = field(default_factory=dict)
     """The sha256 of the statistics and of every snapshot; artifacts of earlier versions have none."""
@@ -168,7 +167,6 @@ def load_denoiser(folder: Path, step: int | None = None) -> Denoiser:
         classes=manifest.classes,
         identity=manifest.identity,
         snapshot=snapshot,
-        flops_per_image=manifest.flops_per_image,
         knows_null_class=manifest.knows_null_class,
     )
 

@@ -29,7 +29,7 @@ from sfd_core.latents.composite import Composite, LatentStatistics, load_statist
 from sfd_core.latents.decoded_tokens import open_decoded_tokens
 from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity, open_training_latents
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
-from sfd_core.latents.tokens import TokenSource, open_tokens
+from sfd_core.latents.tokens import RepaTargets, TokenSource, open_tokens
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
 from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
@@ -67,7 +67,7 @@ class TrainInputs:
     latents: ShardReader
     held_out: Path
     """The shard of held-out latents, which is opened where it is needed."""
-    tokens: TokenSource | None
+    tokens: RepaTargets | None
     """What REPA aligns with: the encoder's tokens or those that the Semantic VAE decodes."""
     statistics: LatentStatistics
     identity: LatentIdentity
@@ -88,7 +88,7 @@ class TrainInputs:
             if verify:
                 latent.require_finite()
         statistics = LatentStatistics(named["texture"], None if name is None else named[variant.semantic])
-        tokens: TokenSource | None = None
+        tokens: RepaTargets | None = None
         if variant.repa.weight > 0 and variant.repa.targets == "semantic":
             tokens = open_decoded_tokens(latents, identity, folders.semantic_vae, training_device())
         elif variant.repa.weight > 0:

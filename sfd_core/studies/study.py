@@ -112,7 +112,7 @@ class Study:
                         write_json(file, {"final": numbers})
                         measured.forget()
                 if first:
-                    rows.append({**point.settings, **_read_row(file, columns)})
+                    rows.append({**point.settings, **_read_point(file, columns)[1]})
                     yield pd.DataFrame(rows)
 
     def run(self, points: Sequence[Point], again: Again, columns: Iterable[str] = COLUMNS) -> pd.DataFrame | None:
@@ -133,7 +133,7 @@ class Study:
         """Raise `DataError` if the folder holds points of another denoiser."""
         own = self.measurement.weights
         for file in self.points.glob("*.json"):
-            found = _recipe(file)["weights"]
+            found = _read_point(file)[0]["weights"]
             if found != own:
                 raise DataError(
                     f"{self.out} holds points of weights {found[:12]}, but this denoiser has {own[:12]}; give another folder"
@@ -154,7 +154,7 @@ class Study:
         if not file.is_file():
             return False
         # the adaptive solver's row holds what it chose, the recipe what it was asked for
-        asked = {**row, "evaluations": _recipe(file)["sampler"]["evaluations"]}
+        asked = {**row, "evaluations": _read_point(file)[0]["sampler"]["evaluations"]}
         return bool(file.stem == self.measurement.key(again(asked), len(self.labels)))
 
     def write(self, table: pd.DataFrame) -> None:
@@ -165,20 +165,14 @@ class Study:
             save_figure(self.draw(table), temporary)
 
 
-def _recipe(file: Path) -> Mapping[str, Any]:
-    try:
-        recipe: Mapping[str, Any] = next(iter(json.loads(file.read_text())["final"].values()))["protocol"]["recipe"]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise DataError(f"{file} holds no numbers of a point ({error!r}); delete it and run the command again") from error
-    return recipe
-
-
-def _read_row(file: Path, columns: Iterable[str]) -> dict[str, Any]:
+def _read_point(file: Path, columns: Iterable[str] = ()) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return the recipe of the numbers in `file` and their row: what `columns` of the protocol hold, and every value."""
     try:
         numbers: Mapping[str, Any] = json.loads(file.read_text())["final"]
         protocol = next(iter(numbers.values()))["protocol"]
-        protocol = {**protocol, "step": protocol["recipe"]["step"]}
+        recipe: Mapping[str, Any] = protocol["recipe"]
+        known = {**protocol, "step": recipe["step"]}
         values = {name: number["value"] for name, number in numbers.items()}
-        return {**{name: protocol[name] for name in columns}, **values, "file": file.name}
+        return recipe, {**{name: known[name] for name in columns}, **values, "file": file.name}
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise DataError(f"{file} holds no numbers of a point ({error!r}); delete it and run the command again") from error

@@ -137,10 +137,10 @@ def _restored(project: Path, ref: str, commit: str) -> Path:
 def _restore(place: Path, project: Path, name: str) -> None:
     """Bring back the outputs of a folder that `sfd compare` shows, those that its dvc.lock has."""
     locked = locked_stages(place)
-    stages = [f"{stage}@{variant}" for variant in load_params(place / PARAMS).active for stage in ("train", "evaluate")]
+    active = load_params(place / PARAMS).active
     restoring = Place(place, environment(project), log=project / LOGS / "shown.log")
     try:
-        asked = [stage for stage in ("code", "inputs", "schedule", "reference", *stages) if stage in locked]
+        asked = [stage for stage in ("code", "inputs", "schedule", "reference", *_stages_of(active)) if stage in locked]
         restoring.restore(*asked)
     except ProgramError as error:
         raise DataError(f"the results of {name} are neither in DVC's cache nor in its remote; run it again: {error}") from error

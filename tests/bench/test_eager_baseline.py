@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bench.operations import AVERAGE, ELEMENTWISE, MATRIX, OPTIMISER
@@ -39,7 +40,8 @@ def test_both_networks_give_the_same_output_and_gradients(patch: int) -> None:
 def test_the_baseline_lowers_its_loss(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        losses = list(itertools.islice(eager_steps(replace(SMALL, learning_rate=1e-2), tmp_path), 60))
+        np.random.seed(0)  # noqa: NPY002 (what the baseline mirrors images by)
+        losses = list(itertools.islice(eager_steps(replace(SMALL, learning_rate=1e-2), tmp_path), 120))
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 

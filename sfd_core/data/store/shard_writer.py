@@ -37,9 +37,6 @@ class ShardWriter:
         self._open_rows = 0
         self._stack = ExitStack()
 
-    def __len__(self) -> int:
-        return self._length
-
     def __enter__(self) -> Self:
         self._folder = self._stack.enter_context(atomic_dir(self.path))
         # Runs before the folder is renamed, so that a failure leaves nothing behind.

@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sfd_core.diffusion.path import channel_times, velocity_to
-from sfd_core.diffusion.schedule import LocalTimes
+from sfd_core.diffusion.path import by_channel, velocity_to
 from sfd_core.experiment.sizes import ModelSize
 from sfd_core.models.denoisers import layers
 
@@ -132,7 +131,7 @@ class LightningDiT(nn.Module):
         predicted = layers.unpatchify(patches, self.patch, self.grid).to(x.dtype)
         if self.data_texture is None:
             return predicted
-        times = channel_times(LocalTimes(t_tex, t_sem), self.data_texture, self.in_channels)
+        times = by_channel(t_tex, t_sem, self.data_texture, self.in_channels)
         return velocity_to(predicted, x, times)
 
     def _embed_times(self, t_tex: Tensor, t_sem: Tensor) -> Tensor:

@@ -28,17 +28,11 @@ class Posterior:
         """Standard deviation (N, C, g, g)."""
         return torch.exp(0.5 * self.log_variance)
 
-    def sample(self, source: torch.Generator | Tensor) -> Tensor:
-        """Draw latents (N, C, g, g) with noise from a generator, or with given standard normal noise (reparametrised)."""
-        noise = source if isinstance(source, Tensor) else _noise_like(self.mean, source)
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return latents (N, C, g, g) made of standard normal noise of that shape (reparametrised)."""
         return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
         """Return the KL divergence from a standard normal (N,), in nats, summed over each latent."""
         terms = self.mean.square() + self.log_variance.exp() - 1 - self.log_variance
         return 0.5 * terms.flatten(1).sum(1)
-
-
-def _noise_like(mean: Tensor, generator: torch.Generator) -> Tensor:
-    # Drawn on the generator's device, so that a CPU seed gives the same latents on every device.
-    return torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype).to(mean.device)

@@ -45,11 +45,6 @@ class SemanticVAE(nn.Module):
         """Return standardised tokens (N, C, g, g) for latents (N, c, g, g)."""
         return _on_grid(self.decoder, z_sem)
 
-    def forward(self, tokens: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
-        """Return the reconstruction (N, C, g, g) through one posterior sample with `noise` (N, c, g, g), and the posterior."""
-        posterior = self.encode(tokens)
-        return self.decode(posterior.sample(noise)), posterior
-
 
 def semantic_vae_loss(reconstruction: Tensor, tokens: Tensor, posterior: Posterior, kl_weight: float) -> dict[str, Tensor]:
     """Return the loss, mse + cosine + kl_weight * kl, and these terms in float32 for reconstruction and tokens (N, C, g, g).

@@ -18,7 +18,7 @@ from sfd_core.experiment.params import TrainParams, VariantParams
 from sfd_core.host.seeding import batch_noise, derive_seed, generator
 from sfd_core.latents.composite import Composite
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
-from sfd_core.latents.tokens import TokenSource
+from sfd_core.latents.tokens import RepaTargets
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.training.batches import BatchOrder
@@ -72,7 +72,7 @@ class FlowTask:
     """
 
     def __init__(
-        self, model: LightningDiT, batches: LatentBatches, variant: VariantParams, tokens: TokenSource | None = None
+        self, model: LightningDiT, batches: LatentBatches, variant: VariantParams, tokens: RepaTargets | None = None
     ) -> None:
         self.model, self.batches, self.variant, self.tokens = model, batches, variant, tokens
         self.order, self.n_texture = batches.order, batches.composite.n_texture
@@ -89,7 +89,7 @@ class FlowTask:
             batch["in_loss"] = torch.stack([times.active.texture, times.active.semantic], dim=1)[part]
         if self.weights.repa > 0:
             rows, mirrored = self.order.rows(step)[part].numpy(), self.batches.mirrored(step)[part]
-            batch["tokens"] = cast(TokenSource, self.tokens).read(rows, mirrored)
+            batch["tokens"] = cast(RepaTargets, self.tokens).read(rows, mirrored)
         return batch
 
     def loss(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -100,7 +100,7 @@ class FlowTask:
         active = Active(*batch["in_loss"].unbind(1)) if "in_loss" in batch else None
         repa = None
         if self.weights.repa > 0:
-            tokens = cast(TokenSource, self.tokens).tokens(batch["tokens"]).float()
+            tokens = cast(RepaTargets, self.tokens).tokens(batch["tokens"]).float()
             repa = repa_loss(output.repa_tokens, tokens, self.variant.repa.mode)
         terms = flow_loss(output.prediction, path.velocity, self.n_texture, self.weights, active, repa).named()
         if self.variant.inner is not None:

@@ -24,7 +24,7 @@ class SemanticVAETask:
         self.order = BatchOrder(len(tokens), params.optimisation.batch_size, self.seed)
 
     def batch(self, step: int, part: slice) -> Mapping[str, Tensor]:
-        """Return what the tokens are made of, see `TokenSource.read`, and noise (n, c, g, g)."""
+        """Return what the tokens are made of, see `RepaTargets.read`, and noise (n, c, g, g)."""
         rows, mirrored = self.order.rows(step)[part], self.order.mirrored(step)[part]
         shape = (self.model.channels, self.tokens.grid, self.tokens.grid)
         noise = batch_noise(self.order.batch_size, part, shape, self.seed, "posterior", step)

@@ -1,6 +1,6 @@
 import torch
 
-from sfd_core.diffusion.path import channel_times, interpolate, predict_data, sample_path, velocity, velocity_to
+from sfd_core.diffusion.path import by_channel, interpolate, predict_data, sample_path, velocity, velocity_to
 from sfd_core.diffusion.schedule import LocalTimes, Schedule
 
 N, TEXTURE, SEMANTIC = 6, 3, 2
@@ -35,7 +35,7 @@ def test_each_part_is_at_its_own_time() -> None:
     x_t = sample_path(x0, x1, times, TEXTURE).x_t
     assert torch.equal(x_t[:, :TEXTURE], x0[:, :TEXTURE])
     assert torch.equal(x_t[:, TEXTURE:], x1[:, TEXTURE:])
-    t = channel_times(LocalTimes(torch.full((N,), 0.2), torch.full((N,), 0.5)), TEXTURE, TEXTURE + SEMANTIC)
+    t = by_channel(torch.full((N,), 0.2), torch.full((N,), 0.5), TEXTURE, TEXTURE + SEMANTIC)
     assert t.shape == (N, TEXTURE + SEMANTIC, 1, 1)
     assert t[0].flatten().tolist() == torch.tensor([0.2] * TEXTURE + [0.5] * SEMANTIC).tolist()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from sfd_core.diffusion import solver as solver_module
-from sfd_core.diffusion.path import channel_times, velocity
+from sfd_core.diffusion.path import by_channel, velocity
 from sfd_core.diffusion.schedule import LocalTimes, Phase, Schedule, SharedTimes
 from sfd_core.diffusion.solver import SolverSettings, integrate
 from sfd_core.host.errors import ConfigError
@@ -38,7 +38,7 @@ def growth(x: Tensor, times: LocalTimes) -> Tensor:
 
 def curved(x: Tensor, times: LocalTimes) -> Tensor:
     """Texture driven by semantics and by its own time, semantics by theirs: no part of it is solved exactly by any step."""
-    t = channel_times(times, TEXTURE, x.shape[1])
+    t = by_channel(times.t_tex, times.t_sem, TEXTURE, x.shape[1])
     pull = x[:, TEXTURE:].mean(1, keepdim=True)
     return (2 * math.pi * t).sin() * x + pull.sin()
 
@@ -128,7 +128,7 @@ def test_adams_bashforth_extrapolates_over_steps_of_any_width_and_starts_each_pa
         expected.append(x)
 
     def driven(x: Tensor, times: LocalTimes) -> Tensor:
-        return x + channel_times(times, TEXTURE, x.shape[1])
+        return x + by_channel(times.t_tex, times.t_sem, TEXTURE, x.shape[1])
 
     x0 = torch.ones(1, TEXTURE + SEMANTIC, SIDE, SIDE, dtype=torch.float64)
     found = integrate(driven, x0, schedule, TEXTURE, settings("ab2", 17, 3.0)).x
@@ -144,7 +144,7 @@ def test_adams_bashforth_extrapolates_in_local_time_where_a_part_changes_its_rat
 
     def rising(x: Tensor, now: LocalTimes) -> Tensor:
         times.append(now)
-        return 2 * channel_times(now, TEXTURE, x.shape[1]) * torch.ones_like(x)
+        return 2 * by_channel(now.t_tex, now.t_sem, TEXTURE, x.shape[1]) * torch.ones_like(x)
 
     moved = integrate(rising, x0, schedule, TEXTURE, settings("ab2", 7)).x - x0
     for part, first in ((slice(TEXTURE), times[1].t_tex), (slice(TEXTURE, None), times[1].t_sem)):

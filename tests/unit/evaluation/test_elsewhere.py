@@ -11,8 +11,8 @@ import pytest
 from evaluators import patterns, small_evaluator
 from PIL import Image
 
-from sfd_core.data.store.export import write_npz, write_pngs
 from sfd_core.evaluation.elsewhere import ImagesElsewhere
+from sfd_core.evaluation.export import write_npz, write_pngs
 from sfd_core.host.errors import DataError
 
 SIDE = 16

@@ -81,7 +81,6 @@ def drawn_by_hand(model: LightningDiT, vae: Path, **changes: Any) -> torch.Tenso
         classes=CLASSES,
         identity=LatentIdentity({}, {}, {}, "", ""),
         snapshot=SnapshotRecord(0, 0, ""),
-        flops_per_image=0,
     )
     return Pipeline(denoiser, load_texture_vae(vae)[0])([0, 1, 2], seed=3, sampler=SAMPLER).images
 

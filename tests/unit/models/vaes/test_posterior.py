@@ -14,16 +14,14 @@ def test_samples_have_the_posterior_moments() -> None:
     mean, log_variance = torch.tensor([-1.0, 2.0]), torch.tensor([0.5, -3.0])
     shape = (1, 2, 100, 100)
     posterior = Posterior(mean[None, :, None, None].expand(shape), log_variance[None, :, None, None].expand(shape))
-    sample = posterior.sample(torch.Generator().manual_seed(0))
+    sample = posterior.sample(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(sample.mean((0, 2, 3)), mean, atol=0.05, rtol=0)
     torch.testing.assert_close(sample.var((0, 2, 3)).log(), log_variance, atol=0.05, rtol=0)
 
 
-def test_a_generator_and_its_noise_give_the_same_sample() -> None:
+def test_without_noise_a_sample_is_the_mean() -> None:
     posterior = Posterior(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4))
-    noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(posterior.sample(torch.Generator().manual_seed(1)), posterior.sample(noise))
-    assert torch.equal(posterior.sample(torch.zeros_like(noise)), posterior.mean)
+    assert torch.equal(posterior.sample(torch.zeros(2, 3, 4, 4)), posterior.mean)
 
 
 def test_moments_are_mean_then_log_variance_kept_in_range() -> None:

@@ -98,8 +98,8 @@ def test_it_learns_tokens_of_few_dimensions() -> None:
     first = last = None
     for _ in range(40):
         noise = torch.randn(16, 3, 4, 4, generator=generator)
-        reconstruction, posterior = vae(tokens, noise)
-        loss = semantic_vae_loss(reconstruction, tokens, posterior, kl_weight=1e-6)["loss"]
+        posterior = vae.encode(tokens)
+        loss = semantic_vae_loss(vae.decode(posterior.sample(noise)), tokens, posterior, kl_weight=1e-6)["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

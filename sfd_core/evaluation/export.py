@@ -40,7 +40,7 @@ def write_pngs(folder: Path, batches: Iterable[Images]) -> None:
         for images in batches:
             pixels = images.transpose(0, 2, 3, 1)
             files = [temporary / f"{first + index:06d}.png" for index in range(len(pixels))]
-            list(pool.map(_write_png, files, pixels))
+            list(pool.map(lambda file, image: Image.fromarray(image).save(file), files, pixels))
             first += len(pixels)
 
 
@@ -48,7 +48,3 @@ def require_new_folder(folder: Path) -> None:
     """Raise `ConfigError` if `folder` is not empty: writing images would replace it."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and would be replaced; name a new or empty folder for the images")
-
-
-def _write_png(file: Path, pixels: Images) -> None:
-    Image.fromarray(pixels).save(file)

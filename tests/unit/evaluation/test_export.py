@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfd_core.data.store.export import require_new_folder, write_npz, write_pngs
+from sfd_core.evaluation.export import require_new_folder, write_npz, write_pngs
 from sfd_core.host.errors import ConfigError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 5), dtype=np.uint8)
