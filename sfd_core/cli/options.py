@@ -102,7 +102,9 @@ class Drawing:
         sampler, given = params.evaluate.sampler.model_dump(mode="json"), self.given()
         if self.delta_t is not None or self.path is not None:
             sampler["delta_t"] = sampler["path"] = None  # either replaces both
-        if self.guidance is not None and self.guide is None and self.guidance != "autoguidance":
+        if self.guide is not None:
+            sampler["guide_step"] = None  # that of another guide
+        elif self.guidance not in (None, "autoguidance"):
             sampler["guide"] = sampler["guide_step"] = None
         if self.guidance == "none":
             sampler["texture"]["scale"] = sampler["semantic"]["scale"] = 1.0

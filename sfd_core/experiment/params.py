@@ -475,11 +475,11 @@ class VariantParams(Group):
             )
         if self.mask_clamped and self.times.kind != "global":
             raise ValueError(f"mask_clamped has no meaning with times of kind {self.times.kind}; set it to false")
-        others = self.repa.weight > 0 or self.inner is not None or self.prediction != "velocity"
+        others = self.repa.weight > 0 or self.cosine_weight > 0 or self.inner is not None or self.prediction != "velocity"
         if self.model == "dit" and (self.semantic != "none" or others):
             raise ValueError(
-                "model dit is the texture-only DiT baseline: set semantic to none, repa.weight to 0, and leave out inner and "
-                "prediction"
+                "model dit is the texture-only DiT baseline: set semantic to none, repa.weight and cosine_weight to 0, "
+                "and leave out inner and prediction"
             )
         depth = MODEL_SIZES[self.size].depth
         if self.inner is not None and self.inner.block >= depth:
@@ -795,6 +795,11 @@ class Params(Group):
             variant = self.variants[name]
             if variant.found_path and self.schedule is None:
                 raise ValueError(f"variants.{name}.found_path is true, but schedule is null, so none is found; set schedule")
+            if variant.found_path and self.schedule is not None and self.schedule.semantic != variant.semantic:
+                raise ValueError(
+                    f"variants.{name}.found_path is true, but schedule.semantic is {self.schedule.semantic} and the variant's "
+                    f"semantic {variant.semantic}, so the path found would be that of other latents; set both to one"
+                )
             own = "delta_t" if variant.path is None else "path"
             self.check_budget(f"variants.{name}.{own}", getattr(variant, own))
             if self.evaluate.oracle and variant.times.kind == "independent":

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import EncoderParams
@@ -180,6 +181,13 @@ def open_tokens(folder: Path, images: Path | ShardReader, device: torch.device, 
             f"{encoder.identity}; restore its weights or run `dvc repro features`"
         )
     return ComputedTokens(encoder.to(device), shard, recipe.batch_size, hashlib.sha256(text).hexdigest())
+
+
+def target_flops(targets: RepaTargets) -> int:
+    """Return the floating-point operations that the tokens of one image take, counted as by `flops_per_image`, but done."""
+    with FlopCounterMode(display=False) as counter:
+        targets.tokens(targets.read([0], torch.tensor([False])))
+    return int(counter.get_total_flops())
 
 
 def rounded(tokens: Tensor, what: str = "tokens") -> Tensor:

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-from sfd_core.experiment.params import Params, SamplerParams
+from sfd_core.experiment.params import Params, SamplerParams, VariantParams
 from sfd_core.reporting.tables import Cell, Row, Table
 
 FOLDER = files("sfd_core.reporting") / "published"
@@ -17,6 +17,10 @@ RESOLUTION, CLASSES, SAMPLES = 256, 1000, 50_000
 NUMBER = "fid"
 BATCH = 256
 """Images a step in all of these trainings."""
+TEXTURE_VAE, ENCODER, LEARNING_RATE = "sd-vae-f16d32-50ep", "vit_base_patch14_reg4_dinov2.lvd142m", 1e-4
+"""Of the published curves of LightningDiT and SFD, their long recipe."""
+EVALUATIONS = 100
+"""So many and more give the same FID."""
 TABLE = "table"
 """The exactness of a number that stands in a paper's table."""
 
@@ -33,7 +37,21 @@ def sampled_otherwise(sampler: SamplerParams) -> str:
         return f"guidance is {sampler.guidance}, the published curve has none"
     if sampler.delta_t is not None or sampler.path is not None:
         return "evaluate.sampler sets another order than the trained one, in which the published samples are drawn"
+    if sampler.evaluations < EVALUATIONS and sampler.solver != "dopri5":
+        return f"evaluations are {sampler.evaluations}, and fewer than {EVALUATIONS} raise FID (arXiv 2512.04926: 60 by 5 %)"
     return ""
+
+
+def trained_otherwise(params: Params, variant: VariantParams) -> str:
+    """Say what a variant's network or latents have in other ways than those of the published curves; empty if nothing."""
+    semantics = variant.semantic != "none" or variant.repa.weight > 0
+    found = {
+        "texture_vae.name": (getattr(params.texture_vae, "name", params.texture_vae.kind), TEXTURE_VAE),
+        "features.encoder": (params.features.encoder if semantics else ENCODER, ENCODER),
+        "train.optimisation.optimizer": (params.train.optimisation.optimizer, "adamw"),
+        "prediction": (variant.prediction, "velocity"),
+    }
+    return ", ".join(f"{key} is {own}, there {theirs}" for key, (own, theirs) in found.items() if own != theirs)
 
 
 def comparable(params: Params, classes: int, samples: int) -> bool:

@@ -102,8 +102,14 @@ def compare(here: pd.DataFrame, reference: pd.DataFrame, params: Params, variant
         return Compared([], [f"no reference of {name!r}; there are {', '.join(dict.fromkeys(reference['variant']))}"])
     rows, notes = [], []
     if published:
-        reason = published_numbers.sampled_otherwise(params.evaluate.sampler)
+        trained = published_numbers.trained_otherwise(params, group)
+        reason = published_numbers.sampled_otherwise(params.evaluate.sampler) or trained
         notes += [f"FID not compared: {reason}"] if reason else []
+        notes += ["the published DiT has latents of 8 times downsampling in patches of 2"] if group.model == "dit" else []
+        if group.learning_rate != published_numbers.LEARNING_RATE:
+            notes.append(
+                f"the reference has another recipe: learning rate {published_numbers.LEARNING_RATE}, here {group.learning_rate}"
+            )
         here = here[:0] if reason else here[here["number"] == published_numbers.NUMBER]
     else:
         same = {key: (here[key] == theirs[key].iloc[0]).all() for key in PROTOCOL}

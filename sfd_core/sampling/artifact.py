@@ -37,7 +37,7 @@ class SnapshotRecord:
 
 
 SNAPSHOT_FIELDS = tuple(column.name for column in fields(SnapshotRecord))
-PLAIN = ("variant_name", "classes", "parameters", "flops_per_image", "knows_null_class")
+PLAIN = ("variant_name", "classes", "parameters", "flops_per_image", "target_flops_per_image", "knows_null_class")
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,17 @@ class DenoiserManifest:
     flops_per_image: int
     """Of one forward pass."""
     snapshots: Sequence[SnapshotRecord]
+    target_flops_per_image: int = 0
+    """Of what computes an image's REPA targets in every step; 0 where they are stored."""
     files: Mapping[str, str] = field(default_factory=dict)
     """The sha256 of the statistics and of every snapshot; artifacts of earlier versions have none."""
     knows_null_class: bool = True
     """See `Denoiser`; artifacts of earlier versions do not say it."""
+
+    @property
+    def training_flops_per_image(self) -> int:
+        """Of a forward pass and, backwards, twice as many, and of the REPA targets."""
+        return 3 * self.flops_per_image + self.target_flops_per_image
 
     def write(self, folder: Path) -> None:
         """Write `model.json` into `folder`, with the hashes of the files that lie there."""
@@ -104,6 +111,7 @@ class DenoiserManifest:
                 identity=LatentIdentity(**plain["identity"]),
                 parameters=plain["parameters"],
                 flops_per_image=plain["flops_per_image"],
+                target_flops_per_image=plain.get("target_flops_per_image", 0),
                 knows_null_class=plain.get("knows_null_class", True),
                 snapshots=[SnapshotRecord(*(snapshot[name] for name in SNAPSHOT_FIELDS)) for snapshot in plain["snapshots"]],
                 files=plain.get("files", {}),

@@ -30,6 +30,7 @@ from sfd_core.models.denoisers.lightningdit import LightningDiT
 from sfd_core.models.vaes.image_vae import ImageVAE
 from sfd_core.models.vaes.loader import load_texture_vae
 from sfd_core.sampling.artifact import Denoiser, load_denoiser
+from sfd_core.sampling.guides import require_same_order
 
 DEFAULT_SAMPLER = SamplerParams(
     solver="euler",
@@ -247,6 +248,8 @@ class Pipeline:
                         f"{name} has one time embedder, so it would take the time of texture for that of semantics; sample "
                         "with delta_t 0"
                     )
+            if self.guide is not None:
+                require_same_order(self.guide.variant, variant, sampler)
         else:
             GaussianProcess().respaced(sampler.evaluations)
 
@@ -256,11 +259,12 @@ class Pipeline:
             raise ConfigError(
                 "guidance is cfg, but this denoiser was trained without labels; choose autoguidance, internal, semantic or none"
             )
-        if not self.denoiser.knows_null_class and (sampler.guidance == "cfg" or len(classes) in labels):
-            raise ConfigError(
-                "this denoiser was never trained without a label, so it draws no images without one and cfg cannot guide it; "
-                "train it with train.class_dropout above 0, or choose labels and another guidance"
-            )
+        for name, network in (("this denoiser", self.denoiser), ("its guide", self.guide)):
+            if network is not None and not network.knows_null_class and (sampler.guidance == "cfg" or len(classes) in labels):
+                raise ConfigError(
+                    f"{name} was never trained without a label, so it draws no images without one and cfg cannot guide it; "
+                    "train it with train.class_dropout above 0, or choose labels and another guidance"
+                )
         find_labels(labels, classes)
 
     def _schedule(self, sampler: SamplerParams) -> Schedule:

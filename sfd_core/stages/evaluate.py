@@ -44,8 +44,6 @@ from sfd_core.sampling.pipeline import Pipeline, Samples
 from sfd_core.sampling.trajectory import record_trajectory
 from sfd_core.stages.start import begin_stage
 
-TRAINING_PASSES = 3
-"""A training step costs a forward and, in the backward pass, twice its operations."""
 NEIGHBOURS_SHOWN = 4
 GRID_COLUMNS = 8
 SPARE_BYTES = 64 << 20
@@ -120,7 +118,7 @@ class Evaluation:
         return {
             "step": snapshot.step,
             "images_seen": snapshot.images_seen,
-            "flops": TRAINING_PASSES * self.manifest.flops_per_image * snapshot.images_seen,
+            "flops": self.manifest.training_flops_per_image * snapshot.images_seen,
             "samples": samples,
             **scores,
         }

@@ -29,10 +29,11 @@ from sfd_core.latents.composite import Composite, LatentStatistics, load_statist
 from sfd_core.latents.decoded_tokens import open_decoded_tokens
 from sfd_core.latents.identity import STATISTICS_FILE, LatentIdentity, open_training_latents
 from sfd_core.latents.stored import SEMANTIC_LATENTS, StoredLatent
-from sfd_core.latents.tokens import RepaTargets, TokenSource, open_tokens
+from sfd_core.latents.tokens import RepaTargets, TokenSource, open_tokens, target_flops
 from sfd_core.models.denoisers.dit import DiT
 from sfd_core.models.denoisers.factory import LatentSpec, build_denoiser, flops_per_image, parameter_count
-from sfd_core.sampling.artifact import DenoiserManifest, SnapshotRecord
+from sfd_core.sampling.artifact import MODEL_FILE, DenoiserManifest, SnapshotRecord
+from sfd_core.sampling.guides import require_same_order
 from sfd_core.stages.outlook import require_room
 from sfd_core.stages.start import begin_stage
 from sfd_core.stages.training import Origin, run_training
@@ -157,6 +158,7 @@ def train_variant(  # noqa: PLR0913 (what is trained, how, on what, and where)
         identity=inputs.identity,
         parameters=parameters,
         flops_per_image=flops,
+        target_flops_per_image=0 if inputs.tokens is None else target_flops(inputs.tokens),
         knows_null_class=not classes or train.class_dropout > 0,
         snapshots=[
             SnapshotRecord(kept.step, kept.step * train.optimisation.batch_size, f"snapshots/{kept.path.name}")
@@ -233,6 +235,9 @@ def main() -> None:
             params.check_budget(f"variants.{name}.path", variant.path)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+    sampler = params.evaluate.sampler
+    if sampler.guide is not None and (Path(sampler.guide) / MODEL_FILE).is_file():
+        require_same_order(DenoiserManifest.read(Path(sampler.guide)).variant, variant, sampler)
     folders = TrainFolders(*(stage_dir(stage) for stage in ("encode", "features", "prepare", "semantic_vae")))
     spread(PREEMPTED_EXIT_CODE)
     processes = Processes.join()

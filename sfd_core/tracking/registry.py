@@ -68,6 +68,7 @@ def _card(store: Store, candidate: Candidate, run_id: str) -> str:
         "licence of the data": run.tags.get(LICENCE_TAG, "unknown"),
         "measured": f"{candidate.number} {candidate.value:.6g} ({candidate.measure})",
         "protocol": f"`{run.tags.get('sfd.protocol', 'unknown')}`",
+        "draws": "Euler in the trained order, without guidance but for the table's: `sfd evaluate` draws by the protocol",
         "use": f'`mlflow.pyfunc.load_model("models:/{MODEL}@{candidate.sweep}")` or `mlflow models serve`',
         "more": f"[run]({page}) with curves, [samples]({page}/artifacts/images) by training step",
         "remake": f"`git checkout {candidate.commit}`, then `dvc pull && dvc repro`",

@@ -13,10 +13,13 @@ from PIL import Image
 from sfd_core.diffusion.schedule import Schedule
 from sfd_core.evaluation.metrics import number_name
 from sfd_core.experiment.params import Params, StudyParams, parse_params
+from sfd_core.experiment.presets import load_preset
 from sfd_core.host.paths import write_json
 from sfd_core.reporting.protocol import measured_with, recipe
+from sfd_core.reporting.published_numbers import ENCODER
 from sfd_core.reporting.sources import TABLES, VARIED
 
+PRESETS = Path(__file__).parents[2] / "presets"
 RESOLUTION, GRID = 32, 8
 FRAMES, SAMPLES = 27, 6
 SNAPSHOTS = 5
@@ -43,9 +46,13 @@ def imagenet_like(params: Params) -> Params:
     values = params.model_dump(mode="json")
     values["prepare"] |= {"source": "folder", "path": "images", "labels": "folder", "resolution": 256}
     values["prepare"] |= {"styles": None, "per_style": None}
+    values["texture_vae"] = load_preset("imagenet256-xl", PRESETS).values["texture_vae"]
+    values["features"]["encoder"] = ENCODER
     values["features"]["grid"] = 256 // values["texture_vae"]["downsampling"]
     values["reference"] |= {"extractors": ["inception", "dinov2"], "adm_npz": "data/reference.npz"}
     values["evaluate"] |= {"snapshot_samples": 50_000, "final_samples": 50_000}
+    values["evaluate"]["sampler"]["evaluations"] = 100
+    values["train"]["optimisation"]["optimizer"] = "adamw"
     return parse_params(values)
 
 

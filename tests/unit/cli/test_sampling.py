@@ -91,6 +91,14 @@ def test_a_budget_too_small_for_another_variant_is_no_matter() -> None:
     assert sampler_of("--evaluations", "2").evaluations == 2
 
 
+def test_another_guide_is_taken_at_its_last_step() -> None:
+    sampler = PARAMS.evaluate.sampler.model_copy(update={"guidance": "autoguidance", "guide": "weak", "guide_step": 200})
+    params = PARAMS.model_copy(update={"evaluate": PARAMS.evaluate.model_copy(update={"sampler": sampler})})
+    assert Drawing(seed=1).sampler(params).guide_step == 200
+    assert Drawing(guide="other").sampler(params).guide_step is None
+    assert Drawing(guide="other", guide_step=7).sampler(params).guide_step == 7
+
+
 def test_guidance_none_switches_scales_off() -> None:
     guided = sampler_of("--guidance", "cfg", "--texture-scale", "1.5")
     params = PARAMS.model_copy(update={"evaluate": PARAMS.evaluate.model_copy(update={"sampler": guided})})

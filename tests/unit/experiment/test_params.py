@@ -106,6 +106,7 @@ PROBE |= {"semantic_weight": 1.0, "knots": 4, "kinetic": 0.1}
         ("variants.sfd.inner", {"block": 4, "weight": 1.0}, r"inner\.block 4 is not inside the 4 blocks of size tiny"),
         ("variants.dit.inner", {"block": 2, "weight": 1.0}, "texture-only DiT baseline"),
         ("variants.dit.prediction", "data", "texture-only DiT baseline"),
+        ("variants.dit.cosine_weight", 1.0, "texture-only DiT baseline: .*cosine_weight to 0"),
         ("variants.sfd.prediction", "noise", r"variants\.sfd\.prediction: Input should be 'velocity' or 'data'"),
         ("evaluate.sampler.path", [[0, 0], [1, 1]], "but active variant dit has no semantics that could lead"),
         ("evaluate.sampler.delta_t", 0.1, r"delta_t is 0\.1, but active variant dit has no semantics"),
@@ -144,7 +145,10 @@ def test_a_learned_path_fits_the_evaluations() -> None:
     values["variants"]["sync"]["found_path"] = True
     values["evaluate"]["sampler"]["evaluations"] = 20
     assert parse_params(values).schedule is not None
-    values["schedule"]["knots"] = 21
+    values["schedule"]["semantic"] = "pca"
+    with pytest.raises(ConfigError, match=r"schedule\.semantic is pca and the variant's semantic vae"):
+        parse_params(values)
+    values["schedule"] |= {"semantic": "vae", "knots": 21}
     with pytest.raises(ConfigError, match=r"evaluations is 20, but schedule\.knots 21 needs at least 21 \(one per phase\)"):
         parse_params(values)
 

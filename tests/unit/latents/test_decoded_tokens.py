@@ -18,7 +18,7 @@ from sfd_core.latents.decoded_tokens import DecodedTokens, open_decoded_tokens
 from sfd_core.latents.identity import read_latent_identity
 from sfd_core.latents.tokens import RepaTargets
 from sfd_core.models.vaes.semantic_vae import SemanticVAE
-from sfd_core.sampling.artifact import load_denoiser
+from sfd_core.sampling.artifact import DenoiserManifest
 from sfd_core.stages.train import TrainFolders, TrainInputs, train_variant
 from sfd_core.training.history import read_history
 
@@ -73,7 +73,11 @@ def test_a_variant_trains_on_them_without_encoder_features_and_images(stages: St
     inputs = TrainInputs.open(chosen, folders)
     assert inputs.spec.token_channels == 64
     train_variant("v", chosen, TRAIN, inputs, tmp_path / "out")
-    assert load_denoiser(tmp_path / "out").variant.repa.targets == "semantic"
+    manifest = DenoiserManifest.read(tmp_path / "out")
+    assert manifest.variant.repa.targets == "semantic"
+    grid, width, channels = 16, 16, 64
+    assert manifest.target_flops_per_image > 2 * grid * width * channels, "decoding ends in a matrix product of this size"
+    assert manifest.training_flops_per_image == 3 * manifest.flops_per_image + manifest.target_flops_per_image
     assert read_history(tmp_path / "out" / "history.csv")[-1]["repa"] > 0
     aligned = chosen.model_copy(update={"repa": REPA.model_copy(update={"targets": "encoder"})})
     with pytest.raises(DataError, match="nowhere"):

@@ -10,12 +10,13 @@ import timm
 import torch
 from denoisers import variant
 from small_stages import ROWS, TRAIN, Stages, lay_out
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfd_core.data.store.shards import ShardReader
 from sfd_core.experiment.params import RepaParams
 from sfd_core.host.errors import DataError, IdentityError
 from sfd_core.latents.composite import load_statistics
-from sfd_core.latents.tokens import ComputedTokens, StoredTokens, open_tokens
+from sfd_core.latents.tokens import ComputedTokens, StoredTokens, open_tokens, target_flops
 from sfd_core.stages.train import TrainInputs, train_variant
 from sfd_core.training.history import read_history
 
@@ -43,6 +44,15 @@ def test_both_sources_give_the_same_tokens(project: Stages) -> None:
         torch.testing.assert_close(source.tokens(source.read(rows, mirrored)), expected, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(stored.pairs(rows), computed.pairs(rows), rtol=2e-3, atol=2e-3)
     assert (stored.pairs([0])[:, 0] != stored.pairs([0])[:, 1]).any()
+
+
+def test_stored_tokens_cost_a_training_nothing_and_computed_ones_a_pass_of_the_encoder(project: Stages) -> None:
+    computed = project.tokens(False)
+    image = computed.read([0], torch.tensor([False]))
+    with FlopCounterMode(display=False) as counter:
+        computed.tokens(torch.cat([image] * 2))
+    assert 2 * target_flops(computed) == counter.get_total_flops() > 0
+    assert target_flops(project.tokens(True)) == 0
 
 
 def test_stored_tokens_are_read_as_they_are(project: Stages) -> None:

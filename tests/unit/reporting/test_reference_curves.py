@@ -11,13 +11,23 @@ import yaml
 from synthetic_outputs import FINAL, imagenet_like, train_again
 
 from sfd_core.cli.main import app
-from sfd_core.experiment.params import Params
+from sfd_core.experiment.params import Params, parse_params
 from sfd_core.experiment.presets import load_preset
+from sfd_core.experiment.values import set_value
 from sfd_core.host.errors import ConfigError, DataError
 from sfd_core.host.paths import write_json
 from sfd_core.host.resume import held
 from sfd_core.reporting.protocol import PROTOCOL, protocol
-from sfd_core.reporting.reference_curves import HEADINGS, Compared, compare, measured, published_model, read_reference, record
+from sfd_core.reporting.reference_curves import (
+    COLUMNS,
+    HEADINGS,
+    Compared,
+    compare,
+    measured,
+    published_model,
+    read_reference,
+    record,
+)
 from sfd_core.training.history import History, Record
 
 ROOT = Path(__file__).parents[3]
@@ -129,7 +139,7 @@ def test_a_training_in_work_is_compared_by_its_losses(project: Path, params: Par
 
 def test_fid_stands_beside_the_published_curve_of_its_model(params: Params, tmp_path: Path) -> None:
     values = imagenet_like(params)
-    sfd = values.variants["sfd"].model_copy(update={"size": "XL", "patch": 1})
+    sfd = values.variants["sfd"].model_copy(update={"size": "XL", "patch": 1, "learning_rate": 1e-4})
     imagenet = values.model_copy(update={"variants": values.variants | {"sfd": sfd}})
     assert published_model(sfd) == "LightningDiT-XL/1 + SFD"
     assert published_model(sfd.model_copy(update={"patch": 2})) == "LightningDiT-XL/2 + SFD"
@@ -140,10 +150,36 @@ def test_fid_stands_beside_the_published_curve_of_its_model(params: Params, tmp_
     compared = compare(here, read_reference(imagenet, 1000, tmp_path / "none.csv"), imagenet, "sfd")
     assert [row[-1] for row in compared.rows] == ["as expected"]
     assert compared.notes == ["fid of 10,000 samples not compared: the reference has 50,000 samples"]
-    sampler = imagenet.evaluate.sampler.model_copy(update={"guidance": "cfg"})
-    guided = imagenet.model_copy(update={"evaluate": imagenet.evaluate.model_copy(update={"sampler": sampler})})
-    refused = compare(here, read_reference(guided, 1000, tmp_path / "none.csv"), guided, "sfd")
-    assert (refused.rows, refused.notes) == ([], ["FID not compared: guidance is cfg, the published curve has none"])
+    faster = imagenet.model_dump(mode="json")
+    faster["variants"]["sfd"]["learning_rate"] = 2e-4
+    noted = compare(here, read_reference(imagenet, 1000, tmp_path / "none.csv"), parse_params(faster), "sfd")
+    assert [row[-1] for row in noted.rows] == ["as expected"]
+    assert "the reference has another recipe: learning rate 0.0001, here 0.0002" in noted.notes
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("evaluate.sampler.guidance", "cfg", "guidance is cfg, the published curve has none"),
+        ("evaluate.sampler.evaluations", 60, "evaluations are 60, and fewer than 100 raise FID"),
+        ("texture_vae.name", "vavae-f16d32-dinov2", "texture_vae.name is vavae-f16d32-dinov2, there sd-vae-f16d32-50ep"),
+        ("features.encoder", "vit_large_patch14_dinov2", "features.encoder is vit_large_patch14_dinov2, there vit_base"),
+        ("train.optimisation.optimizer", "muon", "train.optimisation.optimizer is muon, there adamw"),
+        ("variants.sfd.prediction", "data", "prediction is data, there velocity"),
+    ],
+)
+def test_fid_of_another_protocol_is_not_compared_with_the_published(
+    key: str, value: object, said: str, params: Params, tmp_path: Path
+) -> None:
+    values = imagenet_like(params).model_dump(mode="json")
+    values["variants"]["sfd"] |= {"size": "XL", "patch": 1}
+    values["train"] |= {"conditional": True, "class_dropout": 0.1}
+    set_value(values, key, value)
+    other = parse_params(values)
+    here = pd.DataFrame([("sfd", 100_000, 80_000 * 256, "fid", 50_000, 8.2)], columns=list(COLUMNS))
+    refused = compare(here, read_reference(other, 1000, tmp_path / "none.csv"), other, "sfd")
+    assert not refused.rows
+    assert refused.notes[0].startswith(f"FID not compared: {said}")
 
 
 def test_the_reference_of_other_images_is_no_published_curve(params: Params) -> None:

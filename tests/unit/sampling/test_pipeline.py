@@ -1,7 +1,9 @@
 """Image i depends on the seed and i; guidance and identities hold."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +27,9 @@ KINDS = {
     "sfd": {},
     "sync": {"delta_t": 0.0},
     "texture": {"semantic": "none", "delta_t": 0.0},
-    "dit": {"model": "dit", "semantic": "none", "delta_t": 0.0},
+    "dit": {"model": "dit", "semantic": "none", "delta_t": 0.0, "cosine_weight": 0.0},
 }
+AUTO = {"guidance": "autoguidance", "guide": "weak", "texture": {"scale": 2.0, "interval": [0.0, 1.0]}}
 SAMPLER = DEFAULT_SAMPLER.model_copy(update={"evaluations": 6})
 
 
@@ -249,8 +252,38 @@ def test_a_null_class_that_was_never_trained_is_neither_drawn_nor_a_guide(tmp_pa
     pipe, null = Pipeline.from_artifact(folder, vae), len(manifest.classes)
     assert len(pipe([0], sampler=SAMPLER).images) == 1
     for labels, guidance in (([0], "cfg"), ([0, null], "none")):
-        with pytest.raises(ConfigError, match="never trained without a label"):
+        with pytest.raises(ConfigError, match="this denoiser was never trained without a label"):
             pipe(labels, sampler=SAMPLER, guidance=guidance)
+    guided = Pipeline.from_artifact(artifact(tmp_path / "main", vae, variant(), seed=1), vae, guide=folder)
+    assert len(guided([0], sampler=SAMPLER, **AUTO).images) == 1
+    with pytest.raises(ConfigError, match="its guide was never trained without a label"):
+        guided([0, null], sampler=SAMPLER, **AUTO)
+
+
+ANY_ORDER = {"times": {"kind": "independent", "absent": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("main", "guide", "sampled", "fits"),
+    [
+        ({}, {}, None, True),
+        ({}, {"delta_t": 0.0}, None, False),
+        ({}, ANY_ORDER, None, True),
+        ({}, {}, 0.0, True),
+        (ANY_ORDER, {}, None, True),
+        (ANY_ORDER, {}, 0.5, False),
+        ({"delta_t": 0.0, "path": [[0, 0], [0, 0.3], [0.7, 1], [1, 1]]}, {}, None, True),
+    ],
+    ids=["alike", "another offset", "guide of any order", "both elsewhere", "order of the guide", "order of neither", "path"],
+)
+def test_a_guide_must_know_the_order_that_is_sampled(
+    main: dict[str, Any], guide: dict[str, Any], sampled: float | None, fits: bool, tmp_path: Path
+) -> None:
+    vae = texture_vae(tmp_path / "vae")
+    folders = [artifact(tmp_path / name, vae, variant(**kind)) for name, kind in (("main", main), ("guide", guide))]
+    pipe = Pipeline.from_artifact(folders[0], vae, guide=folders[1])
+    with nullcontext() if fits else pytest.raises(ConfigError, match=r"trained along the path .* samples are drawn along"):
+        pipe([0], sampler=SAMPLER, **AUTO, delta_t=sampled)
 
 
 def test_a_snapshot_of_the_guide_can_be_chosen(tmp_path: Path) -> None:

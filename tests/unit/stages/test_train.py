@@ -64,7 +64,7 @@ def tokens(folder: Path, prepare: str = "p") -> Path:
         {"mask_clamped": True},
         {"semantic": "pca"},
         {"semantic": "none", "delta_t": 0.0},
-        {"model": "dit", "semantic": "none", "delta_t": 0.0},
+        {"model": "dit", "semantic": "none", "delta_t": 0.0, "cosine_weight": 0.0},
         {"repa": RepaParams(weight=0.5, mode="cosine+mse", targets="encoder", block=2, width=16)},
     ],
     ids=["sfd", "sync", "masked", "redi", "texture", "dit", "repa"],

@@ -140,7 +140,7 @@ def task_of(kind: str, shard: ShardReader, images: Path) -> TrainingTask:
     if kind == "flow":
         return flow_task(shard, variant(repa=REPA, mask_clamped=True))
     if kind == "dit":
-        params = variant(model="dit", semantic="none", delta_t=0.0)
+        params = variant(model="dit", semantic="none", delta_t=0.0, cosine_weight=0.0)
         composite = Composite(LatentStatistics(ChannelStatistics(torch.zeros(2), torch.ones(2)), None))
         return GaussianTask(nn.Identity(), LatentBatches(shard, composite, params, TRAIN, NULL))  # type: ignore[arg-type]
     if kind == "semantic vae":

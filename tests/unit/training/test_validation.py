@@ -26,7 +26,7 @@ IMAGES, GRID = 70, 4
 KINDS = {
     "sfd": {},
     "texture": {"semantic": "none", "delta_t": 0.0},
-    "dit": {"model": "dit", "semantic": "none", "delta_t": 0.0},
+    "dit": {"model": "dit", "semantic": "none", "delta_t": 0.0, "cosine_weight": 0.0},
 }
 
 
