@@ -144,9 +144,9 @@ class Pipeline:
     def latents(self, first: int, labels: Sequence[int], sampler: SamplerParams, semantics: Tensor | None = None) -> Solution:
         """Return the normalised latents (N, C, g, g) that `draw` decodes."""
         self.require_possible(labels, sampler)
-        if semantics is not None and not self._schedule(sampler).finishes_semantics:
+        if semantics is not None and not (schedule := self._schedule(sampler)).finishes_semantics:
             raise ConfigError(
-                f"semantics are given, but the path {self._schedule(sampler).corners} begins texture before semantics are "
+                f"semantics are given, but the path {schedule.corners} begins texture before semantics are "
                 "finished, so texture would not follow them; sample with delta_t 1"
             )
         # dopri5 chooses its steps from the error of the whole batch, but an image must not depend on its batch.

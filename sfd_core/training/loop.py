@@ -112,7 +112,7 @@ def run(
     """Train to the end, from where an earlier, killed run stood; every process of a training calls it.
 
     The curve is in `resume.history_path`, what went wrong in `resume.incidents_path`, and snapshots are in the result; all lie
-    in the resume folder, to be copied into the stage's output before `resume.delete()`. `ema` must already lie on
+    in the resume folder, to be copied into the stage's output before `resume.finish`. `ema` must already lie on
     `training_device()`. `on_snapshot` gets (step, averaged weights if there is an `ema`, else the model's); it may
     hear of a step twice if a kill falls between a snapshot and the next checkpoint, with equal weights. `require_claim` is
     called before every checkpoint and may raise if this training is no longer ours. The first process alone writes and calls.
