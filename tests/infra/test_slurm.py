@@ -27,6 +27,15 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)}
 
 
+@pytest.fixture
+def encoded(tmp_path: Path) -> Path:
+    """A project in which a training can begin."""
+    for file in ("encode/identity.json", "schedule/path.json"):
+        (tmp_path / "outputs" / file).parent.mkdir(parents=True)
+        (tmp_path / "outputs" / file).touch()
+    return tmp_path
+
+
 def test_a_job_whose_time_is_up_saves_and_is_put_back(tmp_path: Path, environment: dict[str, str]) -> None:
     """A stage and its supervisor in sessions of their own, whose caller dies at once, as `sfd` does."""
     (tmp_path / "stage").write_text(STAGE)
@@ -53,14 +62,28 @@ def test_a_script_without_its_argument_says_what_to_give(environment: dict[str, 
     assert f"sbatch infra/slurm/{script}" in ended.stderr or "sbatch --nodes" in ended.stderr or "train.sbatch" in ended.stderr
 
 
+@pytest.mark.parametrize("missing", ["encode/identity.json", "schedule/path.json"])
+def test_a_training_whose_result_dvc_could_not_record_does_not_begin(
+    encoded: Path, environment: dict[str, str], missing: str
+) -> None:
+    (encoded / "outputs" / missing).unlink()
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(encoded)}
+    ended = subprocess.run(
+        ["bash", SLURM / "train.sbatch", "sfd"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (
+        2, f"error: outputs/{missing} is missing; dvc repro encode schedule makes it",
+    )  # fmt: skip
+
+
 def test_a_training_over_machines_is_started_once_a_machine_and_its_outputs_are_recorded(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, encoded: Path, environment: dict[str, str]
 ) -> None:
     for name in ("srun", "dvc"):
         stand_in = tmp_path / "bin" / name
         stand_in.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/ran\n')
         stand_in.chmod(0o755)
-    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(encoded)}
     subprocess.run(["bash", SLURM / "train.sbatch", "sfd"], env=environment, check=True)
     training, recorded = (tmp_path / "ran").read_text().splitlines()
     assert "torchrun --nnodes=2 --nproc-per-node=gpu --shutdown-timeout=110" in training
@@ -71,7 +94,7 @@ def test_a_training_over_machines_is_started_once_a_machine_and_its_outputs_are_
 
 @pytest.mark.parametrize(("code", "then"), [(0, "dvc --wait-for-lock commit --force train@sfd"), (1, "scontrol requeue 7")])
 def test_a_training_that_ends_as_its_time_is_up_is_put_back_only_if_it_is_not_done(
-    tmp_path: Path, environment: dict[str, str], code: int, then: str
+    tmp_path: Path, encoded: Path, environment: dict[str, str], code: int, then: str
 ) -> None:
     stand_ins = {
         "srun": f"trap 'sleep 1; exit {code}' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.05; done",
@@ -83,7 +106,7 @@ def test_a_training_that_ends_as_its_time_is_up_is_put_back_only_if_it_is_not_do
         stand_in = tmp_path / "bin" / name
         stand_in.write_text(f"#!/bin/sh\n{text}\n")
         stand_in.chmod(0o755)
-    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_SUBMIT_DIR": str(encoded)}
     job = subprocess.Popen(["bash", SLURM / "train.sbatch", "sfd"], env=environment)
     wait_until((tmp_path / "pid").exists, "the start of the training", 20)
     time.sleep(0.5)
